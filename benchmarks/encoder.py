@@ -1,0 +1,149 @@
+"""Measure the HuBERT encoder: loading a full-size file, and packed against padded batches.
+
+    python benchmarks/encoder.py [--threads 1] [--repeats 5] [--device cpu]
+
+Loading is measured in fresh processes (seconds and peak resident memory), on a random file of
+HuBERT Base's size with an optimizer state, as published files have. Timings are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from s3prl_mtl.upstreams.fairseq import make_header
+from s3prl_mtl.upstreams.hubert import Hubert
+from s3prl_mtl.upstreams.hubert_config import HubertConfig
+from s3prl_mtl.upstreams.inert import NamingPickle, from_plain
+
+LOAD = """
+import json, resource, sys, time
+import torch
+from s3prl_mtl.upstreams.fairseq import load_hubert
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+model = load_hubert(sys.argv[1])
+seconds = time.perf_counter() - start
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+parameters = sum(parameter.numel() for parameter in model.parameters())
+print(json.dumps(dict(seconds=seconds, before=before, peak=peak, parameters=parameters)))
+"""
+UTTERANCE_SECONDS = [1.0, 2.3, 14.2, 3.1, 15.6, 4.0, 1.0, 2.2, 9.8, 6.4, 2.0, 3.5]
+
+
+def base_config() -> HubertConfig:
+    """HuBERT Base as published: 504 label embeddings of width 256, convolutions at 0.1."""
+    return HubertConfig(
+        final_proj_dim=256,
+        label_embeddings=(504, 256),
+        feature_grad_mult=0.1,
+        dropout_input=0.1,
+        encoder_layerdrop=0.05,
+    )
+
+
+def measure_loading(repeats: int) -> None:
+    model = Hubert(base_config())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "base.pt"
+        moments = {
+            index: {"exp_avg": torch.randn_like(value), "exp_avg_sq": torch.rand_like(value)}
+            for index, value in enumerate(model.parameters())
+        }
+        content = {
+            **{key: from_plain(value) for key, value in make_header(model.config).items()},
+            "model": model.state_dict(),
+            "last_optimizer_state": {"state": moments},
+        }
+        torch.save(content, path, pickle_module=NamingPickle)
+        del model, moments, content
+        runs = []
+        for _ in range(repeats):
+            answer = subprocess.run(
+                [sys.executable, "-c", LOAD, str(path)], capture_output=True, text=True, check=True
+            )
+            runs.append(json.loads(answer.stdout))
+        size = path.stat().st_size / 1e6
+    print(
+        f"load: {size:.0f} MB file, {runs[0]['parameters'] / 1e6:.1f} M parameters: "
+        f"{statistics.median(run['seconds'] for run in runs):.2f} s, "
+        f"peak {max(run['peak'] for run in runs) / 1e6:.2f} GB "
+        f"({max(run['before'] for run in runs) / 1e6:.2f} GB of it before loading)"
+    )
+
+
+def median_seconds(action: Callable[[], object], repeats: int, device: str) -> float:
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        action()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+def measure_batches(repeats: int, device: str) -> None:
+    model = Hubert(base_config()).to(device).eval()
+    wavs = [0.1 * torch.randn(int(16_000 * s), device=device) for s in UTTERANCE_SECONDS]
+    longest = max(len(wav) for wav in wavs)
+    padded = [torch.nn.functional.pad(wav, (0, longest - len(wav))) for wav in wavs]
+
+    def step(batches: list[list[Tensor]]) -> None:
+        model.zero_grad()
+        for batch in batches:
+            model(batch).states.mean().backward()
+
+    modes = {
+        "packed": [wavs],
+        "one by one": [[wav] for wav in wavs],
+        "padded to the longest": [padded],
+    }
+    results = {}
+    for name, batches in modes.items():
+
+        def forward(batches: list[list[Tensor]] = batches) -> None:
+            with torch.no_grad():
+                for batch in batches:
+                    model(batch)
+
+        def train(batches: list[list[Tensor]] = batches) -> None:
+            step(batches)
+
+        results[name] = (
+            median_seconds(forward, repeats, device),
+            median_seconds(train, repeats, device),
+        )
+    reference = results["packed"]
+    print(f"{len(wavs)} utterances, {sum(UTTERANCE_SECONDS):.0f} s of speech, {device}")
+    for name, (forward_seconds, train_seconds) in results.items():
+        print(
+            f"{name:>22}: forward {forward_seconds:6.2f} s ({forward_seconds / reference[0]:.2f}x)"
+            f", with gradients {train_seconds:6.2f} s ({train_seconds / reference[1]:.2f}x)"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    measure_loading(arguments.repeats)
+    measure_batches(arguments.repeats, arguments.device)
+
+
+if __name__ == "__main__":
+    main()

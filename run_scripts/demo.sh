@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The whole project in ten minutes on two cores: a spoken corpus is synthesised in the layouts of
+# nine real ones, a fairseq HuBERT checkpoint is loaded, unfrozen and trained on nine tasks at once.
+#
+#   bash run_scripts/demo.sh [FOLDER]      # default: .demo; run it again to resume or to see the table
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source run_scripts/setup.sh demo
+
+folder=${1:-.demo}
+python -m s3prl_mtl make-corpus "$folder/corpus" --size mini
+python run_mtl.py -u hubert_tiny -d all --data "$folder/corpus" --cache_dir "$folder/cache" \
+    -c run_scripts/demo.yaml -p "$folder/run" -a

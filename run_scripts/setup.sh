@@ -1,0 +1,33 @@
+# Sourced by the other scripts: makes sure that `python` can run the project.
+#
+#   source run_scripts/setup.sh "demo"     # the extras to install
+#
+# Where no virtual environment is active, .venv is made and used. Everything is installed under
+# constraints.txt, and only when setup.py, constraints.txt or the extras have changed.
+set -euo pipefail
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+extras=$1
+
+if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; then
+    if [ ! -x "$project/.venv/bin/python" ]; then
+        interpreter=${PYTHON:-python3}
+        "$interpreter" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || {
+            echo "s3prl-mtl needs Python 3.10 to 3.13; $interpreter is $("$interpreter" -V 2>&1)." \
+                 "Set PYTHON to another one." >&2
+            exit 2
+        }
+        echo "Making a virtual environment in .venv"
+        "$interpreter" -m venv "$project/.venv"
+    fi
+    # shellcheck disable=SC1091
+    source "$project/.venv/bin/activate"
+fi
+
+stamp="$(python -c 'import sys; print(sys.prefix)')/s3prl-mtl-$extras.installed"
+wanted=$(cat "$project/setup.py" "$project/constraints.txt" <(echo "$project") | cksum)
+if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
+    echo "Installing s3prl-mtl and what it needs (extras: $extras)"
+    python -m pip install --quiet --upgrade pip
+    python -m pip install --quiet -c "$project/constraints.txt" -e "$project[$extras]"
+    echo "$wanted" > "$stamp"
+fi

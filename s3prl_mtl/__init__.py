@@ -1,0 +1,54 @@
+"""One self-supervised speech encoder, tuned on many tasks at once."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from s3prl_mtl.expert import Metric, TaskExpert
+    from s3prl_mtl.plugins import discover_tasks, load_task
+    from s3prl_mtl.runner import MultiTaskRunner
+    from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream, load_upstream
+
+__all__ = [
+    "Featurizer",
+    "HiddenStates",
+    "Metric",
+    "MultiTaskRunner",
+    "TaskExpert",
+    "Upstream",
+    "discover_tasks",
+    "load_task",
+    "load_upstream",
+]
+
+try:
+    __version__ = version("s3prl-mtl")
+except PackageNotFoundError:
+    __version__ = "0+unknown"
+
+_HOMES = {
+    "Featurizer": "upstreams",
+    "HiddenStates": "upstreams",
+    "Metric": "expert",
+    "MultiTaskRunner": "runner",
+    "TaskExpert": "expert",
+    "Upstream": "upstreams",
+    "discover_tasks": "plugins",
+    "load_task": "plugins",
+    "load_upstream": "upstreams",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Public names are imported when they are used: `s3prl-mtl --help` need not wait for torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

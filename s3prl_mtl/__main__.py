@@ -1,0 +1,5 @@
+"""`python -m s3prl_mtl <command>`."""
+
+from s3prl_mtl.cli import main
+
+raise SystemExit(main())

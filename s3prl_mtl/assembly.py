@@ -1,0 +1,191 @@
+"""The parts of a run, built from its config or from one of its checkpoints."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.config import Config
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.plugins import find_upstream, load_task
+from s3prl_mtl.upstreams import Featurizer, Upstream, load_upstream, rebuild_upstream
+
+logger = logging.getLogger(__name__)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of `--device`; `auto` is the GPU where there is one.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as cause:
+        reason = str(cause).splitlines()[0]
+        raise UserError(
+            f"The device {name!r} cannot be used: {reason}.",
+            where="--device",
+            fix="auto, cpu, cuda or cuda:<number>.",
+        ) from cause
+    return device
+
+
+def build_upstream(config: Config, saved: checkpoints.Checkpoint | None = None) -> Upstream:
+    """The encoder that the config names, or the one that a checkpoint holds."""
+    if saved is not None and saved["UpstreamInfo"] is not None:
+        return rebuild_upstream(saved["UpstreamInfo"])
+    settings = config["upstream"]
+    offered = {
+        "cache_dir": config["cache_dir"],
+        "model_config": _read_upstream_config(settings["config"]),
+    }
+    options = {name: value for name, value in offered.items() if value is not None}
+    factory = find_upstream(settings["name"])
+    if factory is not None:
+        # The cache is offered to those that download; the rest need not know of it.
+        parameters = inspect.signature(factory).parameters
+        if "cache_dir" not in parameters:
+            options.pop("cache_dir", None)
+        if "model_config" in options and "model_config" not in parameters:
+            raise UserError(f"The upstream {settings['name']!r} takes no config file.", where="-g")
+    return load_upstream(settings["name"], settings["ckpt"], **options)
+
+
+def build_experts(
+    config: Config,
+    featurizer: Featurizer,
+    folder: Path,
+    saved: checkpoints.Checkpoint | None = None,
+) -> dict[str, Any]:
+    """The expert of every task, with the label spaces of a checkpoint where there is one.
+
+    Raises:
+        UserError: one report of all that keeps the corpora of the tasks from being read.
+    """
+    classes = {name: load_task(name) for name in config["downstream"]}
+    if saved is None:
+        check_corpora(config, classes)
+    experts = {}
+    for name, expert_class in classes.items():
+        logger.info("Building task %s.", name)
+        arguments: dict[str, Any] = {
+            "upstream_dim": featurizer.output_dim,
+            "upstream_rate": featurizer.downsample_rate,
+            "downstream_expert": config[name]["downstream_expert"],
+            "expdir": str(folder / name),
+            "cache_dir": config["cache_dir"],
+            "seed": config["seed"],
+        }
+        if saved is not None:
+            if name not in saved["Tasks"]:
+                raise UserError(
+                    f"The checkpoint holds no task {name!r}.",
+                    where="-d",
+                    fix="It holds: " + ", ".join(saved["Tasks"]) + ".",
+                )
+            if saved["Tasks"][name]["Labels"] is not None:
+                arguments["labels"] = saved["Tasks"][name]["Labels"]
+        experts[name] = expert_class(**arguments)
+    return experts
+
+
+def check_corpora(config: Config, classes: Mapping[str, type]) -> None:
+    """Report in one error everything that is wrong with the data folders of the tasks."""
+    found = []
+    for name, expert_class in classes.items():
+        check = getattr(expert_class, "problems", None)
+        if check is not None:
+            found += [f"{name}: {line}" for line in check(config[name]["downstream_expert"])]
+    if found:
+        raise UserError("The data of some tasks is not there.\n  " + "\n  ".join(found))
+
+
+def load_initial_weights(
+    config: Config, upstream: Upstream, featurizer: Featurizer, experts: Mapping[str, nn.Module]
+) -> None:
+    """Start from other runs: `--init_upstream_ckpt` for the encoder, `-i` for the rest.
+
+    `-i` names a checkpoint of a run (encoder, featurizer and the heads that it holds), or a folder
+    of heads trained singly: `<task>/<upstream>_<task>.ckpt`, each with `Downstream`.
+    """
+    if config["init_ckpt"]:
+        path = Path(config["init_ckpt"])
+        if path.is_dir() and not checkpoints.states_files(path):
+            _load_single_heads(path, config["upstream"]["name"], experts)
+        else:
+            _load_from_run(
+                checkpoints.load(checkpoints.locate(path)), upstream, featurizer, experts
+            )
+    if config["init_upstream_ckpt"]:
+        saved = checkpoints.load(checkpoints.locate(Path(config["init_upstream_ckpt"])))
+        _load_encoder(saved, upstream, "--init_upstream_ckpt")
+
+
+def _load_from_run(
+    saved: checkpoints.Checkpoint,
+    upstream: Upstream,
+    featurizer: Featurizer,
+    experts: Mapping[str, nn.Module],
+) -> None:
+    _load_encoder(saved, upstream, "-i")
+    _load_strictly(featurizer, saved["Featurizer"], "the featurizer", "-i")
+    for name, expert in experts.items():
+        if name in saved["Tasks"]:
+            _load_strictly(expert, saved["Tasks"][name]["Downstream"], f"the head of {name}", "-i")
+        else:
+            logger.info("-i holds no head of %s: it starts from random weights.", name)
+
+
+def _load_single_heads(folder: Path, upstream_name: str, experts: Mapping[str, nn.Module]) -> None:
+    for name, expert in experts.items():
+        path = folder / name / f"{upstream_name}_{name}.ckpt"
+        if not path.is_file():
+            raise UserError(
+                f"There is no head of {name} to start from: {path} does not exist.",
+                where="-i",
+                fix=f"Expected {folder}/<task>/{upstream_name}_<task>.ckpt for every task of -d.",
+            )
+        saved = checkpoints.read_tensors(path)
+        if "Downstream" not in saved:
+            raise UserError(f"{path} holds no `Downstream`.", where="-i")
+        _load_strictly(expert, saved["Downstream"], f"the head of {name}", str(path))
+
+
+def _load_encoder(saved: checkpoints.Checkpoint, upstream: Upstream, where: str) -> None:
+    weights = {key.removeprefix("model."): value for key, value in saved["Upstream"].items()}
+    _load_strictly(upstream, weights, "the encoder", where)
+
+
+def _load_strictly(module: nn.Module, weights: Mapping[str, Any], what: str, where: str) -> None:
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as cause:
+        raise UserError(
+            f"The weights do not fit {what}: {cause}",
+            where=where,
+            fix="The upstream, its size and the task's settings must be as when they were saved.",
+        ) from cause
+
+
+def _read_upstream_config(path: str | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as cause:
+        raise UserError(f"The upstream's config cannot be read: {cause}.", where="-g") from cause
+    if not isinstance(settings, dict):
+        raise UserError("The upstream's config is not a mapping.", where=f"-g {path}")
+    return settings

@@ -1,0 +1,304 @@
+"""From defaults, config files and overrides to one checked config.
+
+The layers, each over the one before: `default.yaml`, the `config.yaml` of every task, the files
+of `-c`, the flags of the command line, `-o`. A key that no default has, or a value of another
+type than the default's, is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.optim import optimizer_settings, scheduler_settings
+from s3prl_mtl.plugins import canonical_task_name, task_defaults
+
+Config = dict[str, Any]
+"""A merged, checked and resolved config: plain mappings, lists and scalars."""
+
+DEFAULT_PATH = Path(__file__).with_name("default.yaml")
+
+TASK_SETTINGS: Config = {
+    "train_split": "train",
+    "dev_splits": None,
+    "test_splits": None,
+    "downstream_expert": {},
+}
+"""What a task's block may hold beside the settings of its own `config.yaml`."""
+
+# The arguments of the command line that `-o args.NAME=...` may set, and their keys.
+ARGUMENT_KEYS = {
+    "upstream": "upstream.name",
+    "upstream_ckpt": "upstream.ckpt",
+    "upstream_model_config": "upstream.config",
+    "upstream_feature_selection": "upstream.feature_selection",
+    "freeze_upstream": "upstream.freeze",
+    "downstream": "downstream",
+    "data": "data",
+    "cache_dir": "cache_dir",
+    "seed": "seed",
+    "device": "device",
+    "precision": "precision",
+    "init_ckpt": "init_ckpt",
+    "init_upstream_ckpt": "init_upstream_ckpt",
+    "steps": "runner.total_steps",
+}
+
+# Sections whose keys depend on another value in them, with the rule that lists them.
+OPEN_SECTIONS = {"optimizer": optimizer_settings, "scheduler": scheduler_settings}
+# Sections that null switches off.
+OPTIONAL_SECTIONS = ("scheduler", "specaug")
+
+
+def parse_tasks(text: str) -> list[str]:
+    """The task names of `-d`: separated by commas; `all` is every task of this distribution."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    tasks: list[str] = []
+    for word in words:
+        names = list(BUILT_IN_TASKS) if word == "all" else [canonical_task_name(word)]
+        tasks.extend(name for name in names if name not in tasks)
+    if not tasks:
+        raise UserError("No task is named.", where="-d", fix="For example: -d asr,ks or -d all.")
+    return tasks
+
+
+BUILT_IN_TASKS = ("asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd")
+
+
+def build_config(
+    files: Sequence[str | Path] = (),
+    flags: Mapping[str, Any] | None = None,
+    overrides: str | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> Config:
+    """The config of a run.
+
+    Args:
+        files: YAML files, the later over the earlier.
+        flags: values by dotted key, such as `{"runner.total_steps": 40}`; the last layer that
+            has `downstream` says which tasks are trained.
+        overrides: the text of `-o`: `key=value` pairs separated by `,,`.
+        base: the config of an earlier run, which takes the place of the defaults' values.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong type, a file that is not there, a path
+            that needs `--data` while it is not set.
+    """
+    layers: list[tuple[Config, str]] = []
+    if base is not None:
+        layers.append((dict(base), "the config of the run"))
+    layers += [(read_yaml(path), str(path)) for path in files]
+    for key, value in (flags or {}).items():
+        layers.append((_nested(key, value), f"the command line ({key})"))
+    layers += _parse_overrides(overrides)
+
+    chosen: list[str] = []
+    for layer, origin in layers:
+        chosen = _tasks_of(layer, origin) or chosen
+    if not chosen:
+        raise UserError("No task is named.", where="-d", fix="For example: -d asr,ks or -d all.")
+
+    # A file may hold the blocks of tasks that this run leaves out: they are checked all the same.
+    blocks = [*chosen, *({key for layer, _ in layers for key in layer} & set(BUILT_IN_TASKS))]
+    defaults = read_yaml(DEFAULT_PATH)
+    for task in blocks:
+        defaults[task] = {**TASK_SETTINGS, **task_defaults(task)}
+    merged: Any = OmegaConf.create(defaults)
+    for layer, origin in layers:
+        for section, settings_of in OPEN_SECTIONS.items():
+            merged = _rename(merged, layer, section)
+            if isinstance(layer.get(section), dict):
+                name = str(layer[section].get("name", (merged[section] or {}).get("name")))
+                _check_section(layer[section], section, name, settings_of(name), origin)
+        _check(layer, defaults, "", origin)
+        merged = OmegaConf.merge(merged, layer)
+    for task in set(blocks) - set(chosen):
+        del merged[task]
+    merged["downstream"] = chosen
+    _require_data_folder(merged, chosen)
+    try:
+        resolved = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as cause:
+        raise UserError(f"The config does not resolve: {cause}.") from cause
+    assert isinstance(resolved, dict)
+    config: Config = {str(key): value for key, value in resolved.items()}
+    _check_choices(config)
+    return config
+
+
+def read_yaml(path: str | Path) -> Config:
+    """A YAML file whose top level is a mapping."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise UserError(f"The config file {path} does not exist.", where="-c") from None
+    except (OSError, yaml.YAMLError, OmegaConfBaseException) as cause:
+        raise UserError(f"{path} cannot be read as YAML: {cause}.", where="-c") from cause
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no mapping at its top level.", where="-c")
+    return {str(key): value for key, value in content.items()}
+
+
+def _tasks_of(layer: Mapping[str, Any], origin: str) -> list[str]:
+    tasks = layer.get("downstream") or []
+    if isinstance(tasks, str):
+        return parse_tasks(tasks)
+    if not isinstance(tasks, list):
+        raise UserError("`downstream` is a list of tasks.", where=origin)
+    return parse_tasks(",".join(str(task) for task in tasks)) if tasks else []
+
+
+def _parse_overrides(text: str | None) -> list[tuple[Config, str]]:
+    layers = []
+    for pair in (text or "").split(",,"):
+        if not pair.strip():
+            continue
+        key, equals, value = pair.strip().partition("=")
+        if not equals:
+            raise UserError(
+                f"{pair!r} is not of the form key=value.",
+                where="-o",
+                fix='For example: -o "config.optimizer.lr=1e-4,,args.seed=1".',
+            )
+        if key.startswith("args."):
+            argument = key.removeprefix("args.")
+            if argument not in ARGUMENT_KEYS:
+                raise UserError(
+                    f"There is no argument {argument!r}.",
+                    where=f"-o {pair}",
+                    fix=nearest(argument, list(ARGUMENT_KEYS)),
+                )
+            key = ARGUMENT_KEYS[argument]
+        try:
+            parsed = OmegaConf.to_container(
+                OmegaConf.from_dotlist([f"{key.removeprefix('config.')}={value}"])
+            )
+        except (yaml.YAMLError, OmegaConfBaseException) as cause:
+            raise UserError(f"{pair!r} cannot be read: {cause}.", where="-o") from cause
+        assert isinstance(parsed, dict)
+        layers.append(({str(name): entry for name, entry in parsed.items()}, f"-o {pair}"))
+    return layers
+
+
+def _nested(dotted: str, value: Any) -> Config:
+    for key in reversed(dotted.split(".")):
+        value = {key: value}
+    return value
+
+
+def _rename(merged: Any, layer: Config, section: str) -> Any:
+    """Empty a section whose `name` the layer changes, but for its rate.
+
+    Another optimizer or scheduler takes other settings than the one before it.
+    """
+    values = layer.get(section)
+    if not isinstance(values, dict) or "name" not in values:
+        return merged
+    current = merged.get(section) or {}
+    if values["name"] != current.get("name"):
+        merged[section] = {"lr": current["lr"]} if "lr" in current else {}
+    return merged
+
+
+def _check_section(
+    values: Mapping[str, Any], section: str, name: str, allowed: list[str], origin: str
+) -> None:
+    """A section whose settings are those of the class that it names."""
+    for key in values:
+        if key not in ("name", *allowed):
+            raise UserError(
+                f"{name} has no setting {key!r}.",
+                where=f"{section}.{key} in {origin}",
+                fix=nearest(str(key), allowed),
+            )
+
+
+def _check(values: Mapping[str, Any], defaults: Config, path: str, origin: str) -> None:
+    for key, value in values.items():
+        full = f"{path}.{key}" if path else str(key)
+        if path in OPEN_SECTIONS and key not in defaults:
+            continue
+        if key not in defaults:
+            raise UserError(
+                f"Unknown key {full!r}.",
+                where=origin,
+                fix=_suggest(str(key), path, list(defaults)),
+            )
+        default = defaults[key]
+        if value is None and (default is None or full in OPTIONAL_SECTIONS):
+            continue
+        if isinstance(default, dict) and isinstance(value, Mapping):
+            # An empty mapping among the defaults is open: the task itself checks what it gets.
+            if default:
+                _check(value, default, full, origin)
+        elif not _same_type(value, default):
+            raise UserError(
+                f"{full} must be {_type_name(default)}, not {value!r}.",
+                where=origin,
+                fix=f"The default is {default!r}.",
+            )
+
+
+def _suggest(key: str, path: str, allowed: list[str]) -> str:
+    hint = nearest(key, allowed)
+    return hint if path else f"{hint} (The blocks of tasks stand at the top level, by task name.)"
+
+
+def _same_type(value: Any, default: Any) -> bool:
+    if default is None or (isinstance(default, str) and default.startswith("${")):
+        return True
+    if isinstance(value, str) and value.startswith("${"):
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    return isinstance(value, type(default))
+
+
+def _type_name(value: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    return names.get(type(value), "a list" if isinstance(value, list) else "a mapping")
+
+
+def _require_data_folder(merged: Any, tasks: Sequence[str]) -> None:
+    if merged.get("data"):
+        return
+    needing = [task for task in tasks if _mentions_data(OmegaConf.to_container(merged[task]))]
+    if needing:
+        raise UserError(
+            f"No data folder is set, and the corpora of {', '.join(needing)} are looked for there.",
+            fix="Pass --data DIR or set SUPERB_DATA, or give each task its path "
+            "(`downstream_expert.datarc` in its block of the config).",
+        )
+
+
+def _mentions_data(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_mentions_data(entry) for entry in value.values())
+    if isinstance(value, list):
+        return any(_mentions_data(entry) for entry in value)
+    return isinstance(value, str) and "${data}" in value
+
+
+def _check_choices(config: Config) -> None:
+    if config["precision"] not in ("fp32", "bf16"):
+        raise UserError(
+            f"precision is fp32 or bf16, not {config['precision']!r}.", where="--precision"
+        )
+    runner = config["runner"]
+    for key in ("total_steps", "log_step", "eval_step", "save_step", "max_keep"):
+        if runner[key] < 1:
+            raise UserError(f"runner.{key} must be at least 1, not {runner[key]}.", where="config")
+    if runner["gradient_accumulate_steps"] < 1 or runner["gradient_clipping"] <= 0:
+        raise UserError(
+            "runner.gradient_accumulate_steps must be at least 1 and runner.gradient_clipping "
+            "above 0.",
+            where="config",
+        )

@@ -1,0 +1,35 @@
+"""The terminal of the user: one console, so that progress bars and log lines do not collide."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+OUTPUT = Console()
+MESSAGES = Console(stderr=True)
+
+
+def show_log(verbose: bool) -> None:
+    """Log to the terminal: with colours on one, plain lines elsewhere."""
+    root = logging.getLogger()
+    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    if MESSAGES.is_terminal:
+        handler: logging.Handler = RichHandler(console=MESSAGES, show_path=False, markup=False)
+        handler.setFormatter(logging.Formatter("%(message)s", datefmt="[%X]"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root.handlers = [handler]
+    for chatty in ("matplotlib", "urllib3", "filelock", "fsspec", "numba"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def log_to_file(path: Path) -> logging.FileHandler:
+    """Append the log to a file as well; remove the handler from the root logger to stop."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    return handler

@@ -1,0 +1,234 @@
+"""The contract of a task, and the base class that the built-in tasks share."""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from s3prl_mtl.data import Corpus, default_cache_dir, load_cuts, load_waveform, make_loader
+
+logger = logging.getLogger(__name__)
+
+Records = dict[str, list[Any]]
+"""What `forward` notes during a split, by name; the runner hands a `defaultdict(list)`."""
+
+
+class ScalarLogger(Protocol):
+    """What an expert reports its metrics to: TensorBoard's `SummaryWriter` is one."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that an expert reports, and which direction is better.
+
+    Args:
+        name: as it appears in `results.json`, such as `"wer"`.
+        better: `"lower"` or `"higher"`.
+        title: how tables show it, such as `"WER"`.
+        headline: shown in the short table of a run; the first metric of a task always is.
+    """
+
+    name: str
+    better: str
+    title: str
+    headline: bool = False
+
+    def improves(self, value: float, best: float) -> bool:
+        return value < best if self.better == "lower" else value > best
+
+
+class TaskExpert(nn.Module, ABC):
+    """One task of a multi-task run: its corpus, its head, its loss and its metrics.
+
+    The public methods are s3prl's `DownstreamExpert`, unchanged: the runner knows nothing else of
+    a task, and any class that has them can be trained. This base class leaves to a task only what
+    is its own: `corpus_type`, `build_head`, `read`, `forward` and `measure`.
+
+    Args:
+        upstream_dim: width D of the features.
+        upstream_rate: samples (at 16 kHz) between two frames of the features; 320 for HuBERT.
+        downstream_expert: the task's settings: `datarc` says where the corpus is and how it is
+            batched, `modelrc` (`model` for `pr` and `sf`) describes the head.
+        expdir: folder for what the task writes besides its metrics.
+        labels: the label space (see `docs/architecture.md`), which stands in for the corpus. By
+            default it is read from the corpus.
+        cache_dir: where scanned manifests are kept.
+        seed: of the order of training utterances and of random crops.
+        runner_arguments: whatever else the runner passes to every expert. s3prl's contract has
+            them; no setting of the task is among them.
+
+    Raises:
+        UserError: the settings or the corpus are not usable.
+    """
+
+    name: ClassVar[str]
+    """The task's word after `-d`."""
+    corpus_type: ClassVar[type[Corpus]]
+    train_split: ClassVar[str] = "train"
+    dev_split: ClassVar[str] = "dev"
+    """The split whose metric selects the checkpoint that is kept as best."""
+    test_split: ClassVar[str] = "test"
+    metrics: ClassVar[tuple[Metric, ...]]
+    """The first one is what tables show."""
+    selected_by: ClassVar[str | None] = None
+    """The metric that selects the best checkpoint, when it is not the first one."""
+    worst_score: ClassVar[float] = 0.0
+    """Where the buffer `best_score` starts, as in s3prl."""
+
+    best_score: Tensor
+
+    def __init__(
+        self,
+        upstream_dim: int,
+        upstream_rate: int,
+        downstream_expert: Mapping[str, Any],
+        expdir: str | os.PathLike[str],
+        *,
+        labels: Mapping[str, Any] | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        seed: int = 0,
+        **runner_arguments: object,
+    ) -> None:
+        super().__init__()
+        self.upstream_dim = upstream_dim
+        self.upstream_rate = upstream_rate
+        self.settings = dict(downstream_expert)
+        self.datarc: dict[str, Any] = dict(downstream_expert.get("datarc") or {})
+        self.expdir = Path(expdir)
+        self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
+        self.seed = seed
+        self.labels: dict[str, Any] = dict(labels if labels is not None else self.read_labels())
+        self.decision: dict[str, float] = {}
+        """What the head chose on its dev split, such as a threshold; saved with it."""
+        self.register_buffer("best_score", torch.full((1,), self.worst_score))
+        self.build_head()
+
+    # ------------------------------------------------------------- a task writes these
+
+    @classmethod
+    @abstractmethod
+    def make_corpus(cls, datarc: Mapping[str, Any]) -> Corpus:
+        """The corpus that the settings name, without reading anything of it."""
+
+    @abstractmethod
+    def build_head(self) -> None:
+        """Create the head's modules from `self.settings` and `self.labels`."""
+
+    @abstractmethod
+    def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+        """The split's metrics (fractions, not percent) from what `forward` recorded."""
+
+    def target(self, labels: Mapping[str, Any]) -> Any:
+        """What the loss needs of one utterance's labels. Runs in a loader worker."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither `target` nor `read`")
+
+    def waveform(self, cut: Any, split: str, generator: torch.Generator) -> Tensor:
+        """The utterance's samples, float32 (samples,). Tasks that crop or trim override it."""
+        return load_waveform(cut)
+
+    def read(self, cut: Any, split: str, generator: torch.Generator) -> tuple[Any, ...]:
+        """One utterance as `forward` gets it: its waveform, then one value for each label."""
+        return self.waveform(cut, split, generator), self.target(cut.custom["labels"])
+
+    def draw_weights(self, cuts: Any) -> list[float] | None:
+        """How often each training utterance is drawn, relative to the others; None: all once."""
+        return None
+
+    # ---------------------------------------------------------------- s3prl's contract
+
+    def get_dataloader(
+        self, split: str, epoch: int = 0, skip_batches: int = 0
+    ) -> Iterable[tuple[Any, ...]]:
+        """The batches of a split, each `(wavs, *labels)`, every one a list with an entry each.
+
+        Args:
+            split: a name that the task's corpus knows.
+            epoch: with the seed it settles the order and every random crop.
+            skip_batches: how many of the epoch's first batches to leave out, unread.
+        """
+        cuts = load_cuts(self.corpus, split, self.cache_dir)
+        training = split == self.train_split
+        batch_size = self.datarc.get("train_batch_size" if training else "eval_batch_size", 1)
+        return make_loader(
+            cuts,
+            _Reader(self, split),
+            batch_size=batch_size,
+            shuffle=training,
+            epoch=epoch,
+            seed=self.seed,
+            weights=self.draw_weights(cuts) if training else None,
+            bucketed=training and bool(self.datarc.get("bucketed", False)),
+            num_workers=self.datarc.get("num_workers", 0),
+            skip_batches=skip_batches,
+        )
+
+    def log_records(
+        self,
+        split: str,
+        records: Mapping[str, Sequence[Any]],
+        logger: ScalarLogger,
+        global_step: int,
+        batch_ids: Sequence[int] = (),
+        total_batch_num: int = 0,
+    ) -> list[str]:
+        """Report the metrics of a split, and the names of the checkpoints that they earn."""
+        values = self.measure(split, records)
+        losses = records.get("loss") or []
+        if losses:
+            values["loss"] = sum(losses) / len(losses)
+        for metric, value in values.items():
+            logger.add_scalar(f"{self.name}/{split}-{metric}", value, global_step=global_step)
+        chosen = self.selecting_metric
+        if split != self.dev_split or chosen.name not in values:
+            return []
+        if not chosen.improves(values[chosen.name], self.best_score.item()):
+            return []
+        self.best_score.fill_(values[chosen.name])
+        return [f"{split}-best.ckpt"]
+
+    # ------------------------------------------------------------------------ the rest
+
+    @property
+    def selecting_metric(self) -> Metric:
+        """The metric that decides which checkpoint is the task's best."""
+        name = self.selected_by or self.metrics[0].name
+        return next(metric for metric in self.metrics if metric.name == name)
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        return self.make_corpus(self.datarc)
+
+    @classmethod
+    def problems(cls, downstream_expert: Mapping[str, Any]) -> list[str]:
+        """What keeps the task's corpus from being read, one sentence each; empty if nothing."""
+        return cls.make_corpus(downstream_expert.get("datarc") or {}).problems()
+
+    def read_labels(self) -> dict[str, Any]:
+        """The label space of the corpus."""
+        return self.corpus.label_space()
+
+
+class _Reader:
+    """Reads a batch of cuts for an expert, inside a loader worker."""
+
+    def __init__(self, expert: TaskExpert, split: str) -> None:
+        self.expert = expert
+        self.split = split
+
+    def __call__(self, cuts: Sequence[Any], generators: Sequence[torch.Generator]) -> tuple:
+        items = [
+            self.expert.read(cut, self.split, generator)
+            for cut, generator in zip(cuts, generators, strict=True)
+        ]
+        return tuple(list(column) for column in zip(*items, strict=True))

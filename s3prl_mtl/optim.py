@@ -1,0 +1,127 @@
+"""Optimizers and learning-rate schedules of torch, by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from s3prl_mtl.errors import UserError, nearest
+
+# The arguments that the runner itself supplies, and one that torch refuses beside `foreach`.
+_SUPPLIED = {"self", "params", "optimizer", "last_epoch", "verbose"}
+
+
+def linear_schedule_with_warmup(
+    optimizer: Optimizer, total_steps: int, num_warmup_steps: int = 0
+) -> LambdaLR:
+    """From 0 to the full rate over the warm-up, then linearly to 0 at `total_steps`."""
+    return LambdaLR(optimizer, partial(_linear_factor, num_warmup_steps, total_steps))
+
+
+def _linear_factor(warmup_steps: int, total_steps: int, step: int) -> float:
+    if step < warmup_steps:
+        return step / warmup_steps
+    return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+
+def _optimizers() -> dict[str, type[Optimizer]]:
+    return {
+        name: entry
+        for name, entry in vars(torch.optim).items()
+        # LBFGS evaluates the loss several times in a step, which a step of sampled batches cannot.
+        if inspect.isclass(entry)
+        and issubclass(entry, Optimizer)
+        and entry is not Optimizer
+        and name != "LBFGS"
+    }
+
+
+def _schedulers() -> dict[str, Any]:
+    by_name: dict[str, Any] = {
+        name: entry
+        for name, entry in vars(lr_scheduler).items()
+        if inspect.isclass(entry)
+        and issubclass(entry, LRScheduler)
+        # These need a metric, a function or other schedules, which a config cannot hold.
+        and name
+        not in {
+            "LRScheduler",
+            "ReduceLROnPlateau",
+            "LambdaLR",
+            "MultiplicativeLR",
+            "SequentialLR",
+            "ChainedScheduler",
+        }
+        and not name.startswith("_")
+    }
+    by_name["linear_schedule_with_warmup"] = linear_schedule_with_warmup
+    return by_name
+
+
+def optimizer_settings(name: str) -> list[str]:
+    """The settings that an optimizer takes.
+
+    Raises:
+        UserError: torch has no optimizer of that name.
+    """
+    return _settings(_look_up(name, _optimizers(), "optimizer"))
+
+
+def scheduler_settings(name: str) -> list[str]:
+    """The settings that a schedule takes.
+
+    Raises:
+        UserError: there is no schedule of that name.
+    """
+    return _settings(_look_up(name, _schedulers(), "scheduler"))
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any]) -> Optimizer:
+    """The optimizer that a config's `optimizer` section describes."""
+    kind = _look_up(settings["name"], _optimizers(), "optimizer")
+    return _call(kind, "optimizer", settings, params=list(parameters))
+
+
+def make_scheduler(
+    optimizer: Optimizer, settings: Mapping[str, Any] | None, total_steps: int
+) -> LRScheduler | None:
+    """The schedule that a config's `scheduler` section describes; None for a constant rate."""
+    if not settings:
+        return None
+    kind = _look_up(settings["name"], _schedulers(), "scheduler")
+    supplied: dict[str, Any] = {"optimizer": optimizer}
+    parameters = inspect.signature(kind).parameters
+    if "total_steps" in parameters and "total_steps" not in settings:
+        supplied["total_steps"] = total_steps
+    return _call(kind, "scheduler", settings, **supplied)
+
+
+def _look_up(name: str, known: Mapping[str, Any], section: str) -> Any:
+    if name not in known:
+        raise UserError(
+            f"There is no {section} named {name!r}.",
+            where=f"{section}.name",
+            fix=nearest(name, list(known)),
+        )
+    return known[name]
+
+
+def _settings(kind: Any) -> list[str]:
+    return [name for name in inspect.signature(kind).parameters if name not in _SUPPLIED]
+
+
+def _call(kind: Any, section: str, settings: Mapping[str, Any], **supplied: Any) -> Any:
+    chosen = {key: value for key, value in settings.items() if key != "name"}
+    try:
+        return kind(**supplied, **chosen)
+    except (TypeError, ValueError) as cause:
+        raise UserError(
+            f"{settings['name']} does not take these settings: {cause}.", where=section
+        ) from cause

@@ -1,0 +1,379 @@
+"""MultiTaskRunner: one encoder, several experts, one step for all of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.assembly import build_experts, build_upstream, load_initial_weights, pick_device
+from s3prl_mtl.balancing import sum_of_losses
+from s3prl_mtl.config import Config
+from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.nn import SpecAugment
+from s3prl_mtl.optim import make_optimizer, make_scheduler
+from s3prl_mtl.progress import StepProgress
+from s3prl_mtl.randomness import random_state, seed_all, set_random_state
+from s3prl_mtl.streams import TaskStream
+from s3prl_mtl.tracking import FEATURIZER, Results, Tracker
+from s3prl_mtl.upstreams import Featurizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Task:
+    """One expert in a run, its training batches, and its records since the last log."""
+
+    name: str
+    expert: Any
+    stream: TaskStream
+    train_split: str
+    dev_splits: list[str]
+    test_splits: list[str]
+    records: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    batch_ids: list[int] = field(default_factory=list)
+
+
+class MultiTaskRunner:
+    """Trains and evaluates one upstream on several tasks at once.
+
+    Args:
+        config: what `s3prl_mtl.config.build_config` gives.
+        folder: the run directory; created.
+        resume: a checkpoint of the same run to continue from.
+
+    Raises:
+        UserError: the upstream, a task, its corpus or the checkpoint is not usable.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: str | Path,
+        resume: checkpoints.Checkpoint | None = None,
+    ) -> None:
+        self.config = config
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.device = pick_device(config["device"])
+        self.step = 0
+        self.skipped_steps = 0
+        self._resumed = resume
+        seed_all(config["seed"])
+
+        self.upstream = build_upstream(config, resume).to(self.device)
+        self.freeze = bool(config["upstream"]["freeze"])
+        if self.freeze:
+            self.upstream.requires_grad_(False)
+        self.featurizer = Featurizer(self.upstream, config["upstream"]["feature_selection"]).to(
+            self.device
+        )
+        experts = build_experts(config, self.featurizer, self.folder, resume)
+        self.tasks = {name: self._make_task(name, expert) for name, expert in experts.items()}
+        self.specaug = SpecAugment(**config["specaug"]) if config["specaug"] else None
+
+        load_initial_weights(config, self.upstream, self.featurizer, experts)
+        self.optimizer = make_optimizer(self._trainable(), config["optimizer"])
+        self.scheduler = make_scheduler(
+            self.optimizer, config["scheduler"], config["runner"]["total_steps"]
+        )
+        if resume is not None:
+            self.load_state(resume)
+
+    # ------------------------------------------------------------------------- training
+
+    def train(self) -> Results:
+        """Train to the last step, evaluating, logging and saving on the way.
+
+        Returns:
+            the results of the last evaluation of every split.
+        """
+        runner = self.config["runner"]
+        total = runner["total_steps"]
+        if self._resumed is not None:
+            self.continue_streams(self._resumed)
+            self._resumed = None
+        with Tracker(self.folder, resumed_at=self.step) as tracker:
+            if runner["test_first"] and self.step == 0:
+                self.evaluate(self.splits("test_splits"), tracker)
+            with StepProgress(self.step, total) as progress:
+                while self.step < total:
+                    losses = self.train_step()
+                    progress.advance(self.step, losses)
+                    if self.step % runner["log_step"] == 0 or self.step == total:
+                        self._log_training(tracker, losses)
+                    if self.step % runner["eval_step"] == 0 or self.step == total:
+                        self.evaluate(self.splits("dev_splits"), tracker, keep_best=True)
+                    if self.step % runner["save_step"] == 0 or self.step == total:
+                        self.save()
+            if runner["test_last"]:
+                self.evaluate(self.splits("test_splits"), tracker)
+            return tracker.results
+
+    def train_step(self) -> dict[str, float]:
+        """One update from one batch of every task (or several, where gradients accumulate).
+
+        Returns:
+            the loss of each task, averaged over the accumulated batches.
+        """
+        self._set_training(True)
+        pieces = self.config["runner"]["gradient_accumulate_steps"]
+        totals = dict.fromkeys(self.tasks, 0.0)
+        for _ in range(pieces):
+            losses = self._forward_all(self._draw_all())
+            (sum_of_losses(losses) / pieces).backward()
+            for name, loss in losses.items():
+                totals[name] += loss.item() / pieces
+        self._update()
+        self.step += 1
+        return totals
+
+    def try_out(self) -> None:
+        """One batch of every training and evaluation split, through everything but the update."""
+        self._set_training(True)
+        sum_of_losses(self._forward_all(self._draw_all())).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._set_training(False)
+        with torch.no_grad():
+            for name, split in self.splits("dev_splits") + self.splits("test_splits"):
+                expert = self.tasks[name].expert
+                wavs, *others = next(iter(expert.get_dataloader(split)))
+                expert(split, self._features(wavs), *others, records=defaultdict(list))
+                logger.info("%s %s: in order", name, split)
+
+    def _draw_all(self) -> dict[str, tuple[list[Any], list[Any]]]:
+        """The next batch of every task: its waveforms, and what else the loader gives."""
+        batches = {}
+        for name, task in self.tasks.items():
+            task.batch_ids.append(task.stream.batch)
+            batches[name] = task.stream.next_batch()
+        return batches
+
+    def _forward_all(self, batches: Mapping[str, tuple[list[Any], list[Any]]]) -> dict[str, Tensor]:
+        """One pass of the encoder for all tasks, then each head on its own utterances."""
+        wavs = [wav for task_wavs, _ in batches.values() for wav in task_wavs]
+        features = self._features(wavs)
+        if self.specaug is not None:
+            features = self.specaug(features)
+        losses = {}
+        first = 0
+        for name, (task_wavs, others) in batches.items():
+            own = features[first : first + len(task_wavs)]
+            first += len(task_wavs)
+            task = self.tasks[name]
+            losses[name] = task.expert(task.train_split, own, *others, records=task.records)
+        return losses
+
+    def _features(self, wavs: Sequence[Any]) -> list[Tensor]:
+        """The features of utterances of any tasks, float32 (frames_i, D) each."""
+        waveforms = [torch.as_tensor(wav, dtype=torch.float32).to(self.device) for wav in wavs]
+        trains_encoder = torch.is_grad_enabled() and not self.freeze
+        with self._autocast():
+            with torch.set_grad_enabled(trains_encoder):
+                hidden_states = self.upstream(waveforms)
+            # The heads run in float32: CTC and AM-softmax lose too much below it.
+            return [feature.float() for feature in self.featurizer(hidden_states)]
+
+    def _update(self) -> None:
+        norm = nn.utils.clip_grad_norm_(
+            self._trainable(), self.config["runner"]["gradient_clipping"]
+        )
+        if math.isfinite(norm):
+            self.optimizer.step()
+        else:
+            self.skipped_steps += 1
+            logger.warning(
+                "The gradient norm of step %d is %s: the step is skipped (%d so far).",
+                self.step + 1,
+                norm.item(),
+                self.skipped_steps,
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    def _log_training(self, tracker: Tracker, losses: Mapping[str, float]) -> None:
+        for task in self.tasks.values():
+            self._log(tracker, task, task.train_split, task.records, task.batch_ids)
+            task.records = defaultdict(list)
+            task.batch_ids = []
+        tracker.record("run", "train", "loss", sum(losses.values()), self.step)
+        tracker.record("run", "train", "lr", self.optimizer.param_groups[0]["lr"], self.step)
+        self._log_layer_weights(tracker)
+        shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+        logger.info("step %d  loss %.3f  (%s)", self.step, sum(losses.values()), shown)
+
+    # ----------------------------------------------------------------------- evaluation
+
+    def evaluate(
+        self, splits: Iterable[tuple[str, str]], tracker: Tracker, keep_best: bool = False
+    ) -> None:
+        """Evaluate splits of tasks with the weights as they are.
+
+        Args:
+            splits: pairs of task and split.
+            tracker: takes the metrics; `results.json` then holds them.
+            keep_best: write `<task>/<split>-best.ckpt` where the expert asks for it.
+
+        Raises:
+            UserError: the run has no such task.
+        """
+        self._log_layer_weights(tracker)
+        for name, split in splits:
+            if name not in self.tasks:
+                raise UserError(
+                    f"The run has no task {name!r}.",
+                    where="-t",
+                    fix=nearest(name, list(self.tasks)),
+                )
+            task = self.tasks[name]
+            records = self._records_of(task, split)
+            values, save_names = self._log(tracker, task, split, records, [])
+            tracker.keep(name, split, values)
+            shown = "  ".join(f"{metric} {value:.4f}" for metric, value in values.items())
+            logger.info("step %d  %s %s  %s", self.step, name, split, shown)
+            for file in save_names if keep_best else []:
+                checkpoints.save(self.task_state(task), self.folder / name / file)
+
+    @torch.no_grad()
+    def _records_of(self, task: Task, split: str) -> dict[str, list[Any]]:
+        self._set_training(False)
+        records: dict[str, list[Any]] = defaultdict(list)
+        batches = 0
+        for wavs, *others in task.expert.get_dataloader(split):
+            task.expert(split, self._features(wavs), *others, records=records)
+            batches += 1
+        if batches == 0:
+            raise UserError(f"{task.name}: the split {split!r} has no utterances.")
+        return records
+
+    def _log(
+        self,
+        tracker: Tracker,
+        task: Task,
+        split: str,
+        records: Mapping[str, list[Any]],
+        batch_ids: Sequence[int],
+    ) -> tuple[dict[str, float], list[str]]:
+        split_logger = tracker.for_split(task.name, split)
+        save_names = task.expert.log_records(
+            split,
+            records=records,
+            logger=split_logger,
+            global_step=self.step,
+            batch_ids=batch_ids,
+            total_batch_num=len(batch_ids),
+        )
+        return split_logger.values, list(save_names or [])
+
+    def _log_layer_weights(self, tracker: Tracker) -> None:
+        weights = {f"layer_{i}": w for i, w in enumerate(self.featurizer.layer_weights())}
+        for layer, weight in weights.items():
+            tracker.record(FEATURIZER, "layer_weights", layer, weight, self.step)
+        tracker.keep(FEATURIZER, "layer_weights", weights)
+
+    # ---------------------------------------------------------------------- checkpoints
+
+    def save(self) -> Path:
+        """Write `states-<step>.ckpt`, and only then delete the ones that are too many."""
+        path = self.folder / f"states-{self.step}.ckpt"
+        checkpoints.save(self.state(), path)
+        checkpoints.keep_newest(self.folder, self.config["runner"]["max_keep"])
+        return path
+
+    def state(self) -> checkpoints.Checkpoint:
+        """All that the run needs to go on as if it had not been interrupted."""
+        state = self._weights(self.tasks.values())
+        state["Optimizer"] = self.optimizer.state_dict()
+        state["Scheduler"] = self.scheduler.state_dict() if self.scheduler else None
+        state["Random"] = random_state()
+        for name, task in self.tasks.items():
+            state["Tasks"][name]["Stream"] = task.stream.state_dict()
+        return state
+
+    def task_state(self, task: Task) -> checkpoints.Checkpoint:
+        """The weights that evaluate one task: the encoder's and its head's."""
+        return self._weights([task])
+
+    def _weights(self, tasks: Iterable[Task]) -> checkpoints.Checkpoint:
+        return {
+            "Format": 1,
+            "Step": self.step,
+            "Config": self.config,
+            "Upstream": {f"model.{k}": v for k, v in self.upstream.state_dict().items()},
+            "UpstreamInfo": self.upstream.checkpoint_info,
+            "Featurizer": self.featurizer.state_dict(),
+            "SkippedSteps": self.skipped_steps,
+            "Tasks": {
+                task.name: {
+                    "Downstream": task.expert.state_dict(),
+                    "Labels": getattr(task.expert, "labels", None),
+                    "Decision": getattr(task.expert, "decision", {}),
+                }
+                for task in tasks
+            },
+        }
+
+    def load_state(self, state: checkpoints.Checkpoint) -> None:
+        """Take over weights, and where the checkpoint has them optimizer, position and chance."""
+        self.step = state["Step"]
+        self.skipped_steps = state["SkippedSteps"]
+        encoder = {k.removeprefix("model."): v for k, v in state["Upstream"].items()}
+        self.upstream.load_state_dict(encoder)
+        self.featurizer.load_state_dict(state["Featurizer"])
+        for name, task in self.tasks.items():
+            task.expert.load_state_dict(state["Tasks"][name]["Downstream"])
+            task.expert.decision = dict(state["Tasks"][name]["Decision"])
+        if "Optimizer" not in state:
+            return
+        self.optimizer.load_state_dict(state["Optimizer"])
+        if self.scheduler is not None and state["Scheduler"] is not None:
+            self.scheduler.load_state_dict(state["Scheduler"])
+
+    def continue_streams(self, state: checkpoints.Checkpoint) -> None:
+        """Put every task's batches and all random generators where the checkpoint left them."""
+        for name, task in self.tasks.items():
+            task.stream.load_state_dict(state["Tasks"][name]["Stream"])
+        set_random_state(state["Random"])
+
+    # ------------------------------------------------------------------------- the rest
+
+    def _make_task(self, name: str, expert: Any) -> Task:
+        block = self.config[name]
+        return Task(
+            name=name,
+            expert=expert.to(self.device),
+            stream=TaskStream(name, expert, block["train_split"]),
+            train_split=block["train_split"],
+            dev_splits=list(block["dev_splits"] or [getattr(expert, "dev_split", "dev")]),
+            test_splits=list(block["test_splits"] or [getattr(expert, "test_split", "test")]),
+        )
+
+    def splits(self, kind: str) -> list[tuple[str, str]]:
+        """Pairs of task and split: those of `dev_splits` or `test_splits` of every task."""
+        return [(name, split) for name, task in self.tasks.items() for split in getattr(task, kind)]
+
+    def _trainable(self) -> list[nn.Parameter]:
+        modules = [self.upstream, self.featurizer, *(task.expert for task in self.tasks.values())]
+        return [p for module in modules for p in module.parameters() if p.requires_grad]
+
+    def _set_training(self, training: bool) -> None:
+        self.upstream.train(training and not self.freeze)
+        self.featurizer.train(training)
+        for task in self.tasks.values():
+            task.expert.train(training)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.config["precision"] == "bf16"
+        )

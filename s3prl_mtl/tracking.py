@@ -1,0 +1,126 @@
+"""Where the numbers of a run go: `metrics.jsonl`, TensorBoard, `results.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from s3prl_mtl.errors import UserError
+
+Results = dict[str, dict[str, dict[str, float]]]
+"""{task: {split: {metric: value}}}, fractions."""
+
+FEATURIZER = "featurizer"
+"""The entry of the learned layer weights, beside the tasks: {featurizer: {layer_weights: {...}}}"""
+
+
+class Tracker:
+    """Writes every number of a run where people and programs look for it.
+
+    Args:
+        folder: the run directory.
+        resumed_at: the step from which a training run goes on. What an interrupted run noted after
+            it is dropped, since those steps are taken again. None: only add, as evaluation does.
+    """
+
+    def __init__(self, folder: Path, resumed_at: int | None = None) -> None:
+        self.folder = folder
+        self.results = read_results(folder)
+        path = folder / "metrics.jsonl"
+        purge_step = None
+        if resumed_at is not None and path.is_file():
+            purge_step = resumed_at + 1
+            kept = [entry for entry in read_metrics(folder) if entry["step"] <= resumed_at]
+            _replace(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        self._lines = path.open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(folder), purge_step=purge_step)
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._lines.close()
+        self._tensorboard.close()
+
+    def record(self, task: str, split: str, metric: str, value: float, step: int) -> None:
+        """Note one number: a line of `metrics.jsonl`, a point of TensorBoard's curve."""
+        # JSON has no NaN: a number that is none is null there.
+        stored = value if math.isfinite(value) else None
+        entry = {"step": step, "task": task, "split": split, "metric": metric, "value": stored}
+        self._lines.write(json.dumps(entry) + "\n")
+        self._lines.flush()
+        self._tensorboard.add_scalar(f"{task}/{split}-{metric}", value, global_step=step)
+
+    def for_split(self, task: str, split: str) -> SplitLogger:
+        """The logger that an expert gets for a split of its task."""
+        return SplitLogger(self, task, split)
+
+    def keep(self, task: str, split: str, values: dict[str, float]) -> None:
+        """Make these the results of the last evaluation of a split."""
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self.results.setdefault(task, {})[split] = finite
+        _replace(self.folder / "results.json", json.dumps(self.results, indent=2) + "\n")
+
+
+class SplitLogger:
+    """What `log_records` of an expert writes to: it looks like a `SummaryWriter`.
+
+    Scalars are named `<prefix>/<split>-<metric>` by s3prl's contract; only the metric is news.
+    """
+
+    def __init__(self, tracker: Tracker, task: str, split: str) -> None:
+        self.tracker = tracker
+        self.task = task
+        self.split = split
+        self.values: dict[str, float] = {}
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        metric = tag.rpartition("/")[2].removeprefix(f"{self.split}-")
+        value = float(scalar_value)
+        self.values[metric] = value
+        self.tracker.record(self.task, self.split, metric, value, int(global_step))
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_results(folder: Path) -> Results:
+    """The `results.json` of a run; empty where it has none yet."""
+    path = folder / "results.json"
+    if not path.is_file():
+        return {}
+    try:
+        results: Results = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as cause:
+        raise UserError(f"The results are not JSON: {cause}.", where=str(path)) from cause
+    return results
+
+
+def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
+    """The records of `metrics.jsonl`, oldest first: step, task, split, metric, value."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"{folder} is not the folder of a run: it has no metrics.jsonl.")
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            # A run that was killed while writing leaves at most one incomplete last line.
+            if line.endswith("\n"):
+                yield json.loads(line)

@@ -1,0 +1,68 @@
+"""Metadata, dependencies and entry points of s3prl-mtl."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NINE_TASKS = {
+    "asr": "SpeechRecognition",
+    "pr": "PhonemeRecognition",
+    "sf": "SlotFilling",
+    "ks": "KeywordSpotting",
+    "ic": "IntentClassification",
+    "sid": "SpeakerIdentification",
+    "er": "EmotionRecognition",
+    "sv": "SpeakerVerification",
+    "sd": "SpeakerDiarization",
+}
+TASKS = [f"{name} = downstream_plugins.{name}:{expert}" for name, expert in NINE_TASKS.items()]
+
+UPSTREAMS = [
+    "hubert = s3prl_mtl.upstreams.builtin:hubert",
+    "hubert_base = s3prl_mtl.upstreams.builtin:hubert",
+    "hubert_large_ll60k = s3prl_mtl.upstreams.builtin:hubert_large_ll60k",
+    "hubert_tiny = s3prl_mtl.upstreams.builtin:hubert_tiny",
+]
+
+DEMO = ["espeakng-loader>=0.2.4"]
+S3PRL = ["s3prl>=0.4.18", "torchaudio>=2.11"]
+DEV = ["mypy", "pytest", "ruff", "setuptools>=77", "types-PyYAML"]
+
+setup(
+    name="s3prl-mtl",
+    version="0.1.0",
+    description="One self-supervised speech encoder, tuned on many tasks at once",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["s3prl_mtl*", "downstream_plugins*"]),
+    package_data={
+        "s3prl_mtl": ["*.yaml", "py.typed", "upstreams/weights/*"],
+        "downstream_plugins": ["*/*.yaml"],
+    },
+    install_requires=[
+        "torch>=2.11",
+        "numpy",
+        "scipy",
+        "editdistance",
+        "lhotse>=1.33",
+        "omegaconf>=2.3",
+        "pyannote.metrics>=4",
+        "pyyaml",
+        "rich",
+        "soundfile",
+        "tensorboard",
+    ],
+    extras_require={
+        "demo": DEMO,
+        "s3prl": S3PRL,
+        "dev": [*DEV, *DEMO, *S3PRL],
+    },
+    entry_points={
+        "console_scripts": ["s3prl-mtl = s3prl_mtl.cli:main"],
+        "s3prl_mtl.tasks": [*TASKS, "asv = downstream_plugins.sv:SpeakerVerification"],
+        "s3prl_mtl.upstreams": UPSTREAMS,
+    },
+)

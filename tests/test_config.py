@@ -1,0 +1,126 @@
+"""The layers of a config, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from s3prl_mtl.config import build_config, parse_tasks
+from s3prl_mtl.errors import UserError
+
+
+def config_of(tmp_path: Path, text: str, tasks: str = "ks", **arguments):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    flags = {"downstream": parse_tasks(tasks), "data": "/corpora"} | arguments.pop("flags", {})
+    return build_config(files=[path], flags=flags, **arguments)
+
+
+def test_each_layer_overrides_the_one_before(tmp_path: Path):
+    text = "seed: 5\nrunner: {total_steps: 10, log_step: 7}\n"
+    config = config_of(
+        tmp_path, text, flags={"runner.total_steps": 20}, overrides="config.runner.log_step=9"
+    )
+    assert config["seed"] == 5
+    assert config["runner"]["total_steps"] == 20
+    assert config["runner"]["log_step"] == 9
+    assert config["runner"]["eval_step"] == 5000
+
+
+def test_a_task_brings_its_defaults_and_the_data_folder_is_filled_in(tmp_path: Path):
+    config = config_of(tmp_path, "ks: {downstream_expert: {datarc: {num_workers: 0}}}")
+    datarc = config["ks"]["downstream_expert"]["datarc"]
+    assert datarc["num_workers"] == 0
+    assert datarc["speech_commands_root"] == "/corpora/speech_commands_v0.01"
+
+
+def test_a_written_config_builds_the_same_config(tmp_path: Path):
+    first = config_of(tmp_path, "optimizer: {name: SGD, lr: 0.1, momentum: 0.9}", tasks="ks,asr")
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml.safe_dump(first))
+    assert build_config(files=[again]) == first
+
+
+def test_the_arguments_of_the_branch_can_be_overridden(tmp_path: Path):
+    config = config_of(tmp_path, "", overrides="config.optimizer.lr=1e-4,,args.seed=1")
+    assert config["optimizer"]["lr"] == pytest.approx(1e-4)
+    assert config["seed"] == 1
+
+
+def test_all_is_the_nine_tasks():
+    assert parse_tasks("all") == ["asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd"]
+    assert parse_tasks("ks, asv,ks") == ["ks", "sv"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("runer: {total_steps: 3}", "Unknown key 'runer'.*'runner'"),
+        ("runner: {total_step: 3}", r"Unknown key 'runner\.total_step'.*'total_steps'"),
+        ("optimizer: {learning_rate: 3}", "AdamW has no setting 'learning_rate'"),
+        ("optimizer: {name: Adan}", "no optimizer named 'Adan'.*'Adam'"),
+        ("runner: {total_steps: many}", "total_steps must be a whole number, not 'many'"),
+        ("runner: {total_steps: 1.5}", "total_steps must be a whole number"),
+        ("seed: true", "seed must be a whole number"),
+        ("precision: fp16", "fp32 or bf16"),
+        ("runner: 3", "runner must be a mapping"),
+        ("ks: {downstream_expert: {modelrc: {projector_dmi: 3}}}", "'projector_dim'"),
+        ("kws: {downstream_expert: {}}", "Unknown key 'kws'.*'ks'"),
+        ("runner: {log_step: 0}", "log_step must be at least 1"),
+        ("- a\n- b\n", "no mapping at its top level"),
+        ("a: [1,\n", "cannot be read as YAML"),
+    ],
+)
+def test_mistakes_in_a_file_are_refused_with_a_way_out(tmp_path: Path, text: str, message: str):
+    with pytest.raises(UserError, match=message):
+        config_of(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr", "not of the form key=value"),
+        ("args.sede=1", "no argument 'sede'.*'seed'"),
+        ("config.optimzer.lr=1", "Unknown key 'optimzer'.*'optimizer'"),
+    ],
+)
+def test_mistakes_in_an_override_are_refused(tmp_path: Path, override: str, message: str):
+    with pytest.raises(UserError, match=message):
+        config_of(tmp_path, "", overrides=override)
+
+
+def test_another_optimizer_does_not_inherit_the_settings_of_the_first(tmp_path: Path):
+    text = "optimizer: {name: SGD, momentum: 0.9}"
+    config = config_of(tmp_path, text, overrides="optimizer.name=Adam,,optimizer.amsgrad=true")
+    assert config["optimizer"] == {"name": "Adam", "lr": pytest.approx(1e-5), "amsgrad": True}
+
+
+def test_a_schedule_and_specaugment_can_be_switched_off(tmp_path: Path):
+    config = config_of(tmp_path, "scheduler: null\nspecaug: null\n")
+    assert config["scheduler"] is None
+    assert config["specaug"] is None
+
+
+def test_a_missing_data_folder_names_the_tasks_that_need_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("SUPERB_DATA", raising=False)
+    with pytest.raises(UserError, match=r"ks, asr.*--data DIR or set SUPERB_DATA"):
+        build_config(flags={"downstream": ["ks", "asr"]})
+
+
+def test_the_data_folder_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SUPERB_DATA", "/from/environment")
+    config = build_config(flags={"downstream": ["ks"]})
+    assert config["data"] == "/from/environment"
+
+
+def test_a_file_may_hold_blocks_of_tasks_that_are_not_trained(tmp_path: Path):
+    config = config_of(tmp_path, "asr: {downstream_expert: {datarc: {num_workers: 0}}}")
+    assert "asr" not in config
+    assert config["downstream"] == ["ks"]
+
+
+def test_no_task_at_all_is_refused():
+    with pytest.raises(UserError, match="No task is named"):
+        build_config(flags={"data": "/corpora"})

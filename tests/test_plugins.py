@@ -1,0 +1,99 @@
+"""Discovery of plugins, with real distributions installed beside ours."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.plugins import (
+    canonical_task_name,
+    discover_tasks,
+    discover_upstreams,
+    find_upstream,
+    load_task,
+    task_defaults,
+)
+
+NINE = {"asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd"}
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Install a distribution with one task into a folder of its own on the path."""
+
+    def _install(package: str, task: str, source: str, config: str | None = None) -> None:
+        folder = tmp_path / package
+        module = folder / f"{package}_module"
+        module.mkdir(parents=True)
+        (module / "__init__.py").write_text(source)
+        if config is not None:
+            (module / "config.yaml").write_text(config)
+        metadata = folder / f"{package}-1.2.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.2\n"
+        )
+        (metadata / "entry_points.txt").write_text(
+            f"[s3prl_mtl.tasks]\n{task} = {package}_module:Expert\n"
+        )
+        monkeypatch.syspath_prepend(str(folder))
+
+    yield _install
+    for name in [name for name in sys.modules if name.endswith("_module")]:
+        del sys.modules[name]
+
+
+def test_the_nine_tasks_and_the_upstreams_are_found():
+    assert set(discover_tasks()) >= NINE | {"asv"}
+    assert set(discover_upstreams()) >= {
+        "hubert",
+        "hubert_base",
+        "hubert_large_ll60k",
+        "hubert_tiny",
+    }
+
+
+def test_asv_is_another_name_of_sv():
+    assert canonical_task_name("asv") == "sv"
+    assert load_task("asv") is load_task("sv")
+
+
+def test_a_third_party_task_is_found_and_loaded(install):
+    install("nice", "langid", "class Expert:\n    pass\n", "downstream_expert: {size: 3}\n")
+    assert discover_tasks()["langid"].package == "nice"
+    assert load_task("langid").__name__ == "Expert"
+    assert task_defaults("langid") == {"downstream_expert": {"size": 3}}
+
+
+def test_a_broken_plugin_is_named_and_breaks_no_other(install):
+    install("broken", "oops", "import a_module_that_is_not_there\n")
+    assert set(discover_tasks()) >= NINE | {"oops"}
+    assert load_task("ks").__name__ == "KeywordSpotting"
+    with pytest.raises(UserError, match=r"'oops' of package broken 1\.2.*a_module_that_is_not"):
+        load_task("oops")
+
+
+def test_an_unknown_task_is_refused_with_the_nearest_name():
+    with pytest.raises(UserError, match=r"no task named 'ars'.*'asr'"):
+        load_task("ars")
+
+
+def test_two_packages_with_one_name_are_both_named_and_can_be_chosen(install):
+    install("first", "clash", "class Expert:\n    who = 'first'\n")
+    install("second", "clash", "class Expert:\n    who = 'second'\n")
+    with pytest.raises(UserError, match=r"first 1\.2 and second 1\.2|second 1\.2 and first 1\.2"):
+        load_task("clash")
+    assert load_task("second:clash").who == "second"
+
+
+def test_defaults_that_are_not_yaml_are_reported_with_their_file(install):
+    install("bad", "badtask", "class Expert:\n    pass\n", "a: [1,\n")
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        task_defaults("badtask")
+
+
+def test_an_upstream_that_no_plugin_has_is_none():
+    assert find_upstream("nobody_has_this") is None

@@ -1,0 +1,70 @@
+"""What a run leaves behind of its numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from s3prl_mtl.tracking import Tracker, read_metrics, read_results
+
+
+def test_a_number_reaches_all_three_places(tmp_path: Path):
+    with Tracker(tmp_path) as tracker:
+        logger = tracker.for_split("asr", "dev-clean")
+        logger.add_scalar("asr/dev-clean-wer", 0.25, global_step=3)
+        tracker.keep("asr", "dev-clean", logger.values)
+    assert list(read_metrics(tmp_path)) == [
+        {"step": 3, "task": "asr", "split": "dev-clean", "metric": "wer", "value": 0.25}
+    ]
+    assert read_results(tmp_path) == {"asr": {"dev-clean": {"wer": 0.25}}}
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("asr/dev-clean-wer")] == [(3, 0.25)]
+
+
+def test_a_strangers_prefix_does_not_matter(tmp_path: Path):
+    with Tracker(tmp_path) as tracker:
+        logger = tracker.for_split("er", "dev")
+        logger.add_scalar("emotion-fold1/dev-acc", 0.5, global_step=1)
+    assert logger.values == {"acc": 0.5}
+
+
+def test_the_results_are_those_of_the_last_evaluation(tmp_path: Path):
+    with Tracker(tmp_path) as tracker:
+        tracker.keep("ks", "test", {"acc": 0.1})
+        tracker.keep("ks", "test", {"acc": 0.2})
+        tracker.keep("ks", "dev", {"acc": 0.3})
+    with Tracker(tmp_path) as tracker:
+        tracker.keep("er", "dev", {"acc": 0.4})
+    assert read_results(tmp_path) == {
+        "ks": {"test": {"acc": 0.2}, "dev": {"acc": 0.3}},
+        "er": {"dev": {"acc": 0.4}},
+    }
+
+
+def test_a_resumed_run_drops_the_steps_that_it_takes_again(tmp_path: Path):
+    with Tracker(tmp_path, resumed_at=0) as tracker:
+        for step in (1, 2, 3):
+            tracker.record("ks", "train", "loss", float(step), step)
+    with Tracker(tmp_path, resumed_at=2) as tracker:
+        tracker.record("ks", "train", "loss", 30.0, 3)
+    values = [(entry["step"], entry["value"]) for entry in read_metrics(tmp_path)]
+    assert values == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_a_line_cut_off_by_a_crash_is_passed_over(tmp_path: Path):
+    with Tracker(tmp_path) as tracker:
+        tracker.record("ks", "train", "loss", 1.0, 1)
+    with (tmp_path / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 2, "task"')
+    assert [entry["step"] for entry in read_metrics(tmp_path)] == [1]
+
+
+def test_a_value_that_is_no_number_is_valid_json(tmp_path: Path):
+    with Tracker(tmp_path) as tracker:
+        tracker.record("ks", "train", "loss", float("nan"), 1)
+        tracker.keep("ks", "train", {"loss": float("inf"), "acc": 0.5})
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=lambda text: 1 / 0)["value"] is None
+    assert read_results(tmp_path) == {"ks": {"train": {"acc": 0.5}}}
