@@ -47,6 +47,7 @@ setup(
         "numpy",
         "scipy",
         "editdistance",
+        "filelock",
         "lhotse>=1.33",
         "omegaconf>=2.3",
         "pyannote.metrics>=4",

@@ -6,17 +6,21 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from s3prl_mtl.classification import ClassificationExpert
     from s3prl_mtl.expert import Metric, TaskExpert
     from s3prl_mtl.plugins import discover_tasks, load_task
     from s3prl_mtl.runner import MultiTaskRunner
+    from s3prl_mtl.transcription import TranscriptionExpert
     from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream, load_upstream
 
 __all__ = [
+    "ClassificationExpert",
     "Featurizer",
     "HiddenStates",
     "Metric",
     "MultiTaskRunner",
     "TaskExpert",
+    "TranscriptionExpert",
     "Upstream",
     "discover_tasks",
     "load_task",
@@ -29,11 +33,13 @@ except PackageNotFoundError:
     __version__ = "0+unknown"
 
 _HOMES = {
+    "ClassificationExpert": "classification",
     "Featurizer": "upstreams",
     "HiddenStates": "upstreams",
     "Metric": "expert",
     "MultiTaskRunner": "runner",
     "TaskExpert": "expert",
+    "TranscriptionExpert": "transcription",
     "Upstream": "upstreams",
     "discover_tasks": "plugins",
     "load_task": "plugins",

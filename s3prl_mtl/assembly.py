@@ -164,8 +164,12 @@ def _load_single_heads(folder: Path, upstream_name: str, experts: Mapping[str, n
 
 
 def _load_encoder(saved: checkpoints.Checkpoint, upstream: Upstream, where: str) -> None:
-    weights = {key.removeprefix("model."): value for key, value in saved["Upstream"].items()}
-    _load_strictly(upstream, weights, "the encoder", where)
+    _load_strictly(upstream, encoder_weights(saved), "the encoder", where)
+
+
+def encoder_weights(saved: checkpoints.Checkpoint) -> dict[str, Any]:
+    """The encoder's parameters by their own names, without s3prl's prefix."""
+    return {key.removeprefix("model."): value for key, value in saved["Upstream"].items()}
 
 
 def _load_strictly(module: nn.Module, weights: Mapping[str, Any], what: str, where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
+from lhotse import CutSet
 from torch import Tensor, nn
 
 from s3prl_mtl.data import Corpus, default_cache_dir, load_cuts, load_waveform, make_loader
+from s3prl_mtl.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -116,11 +119,6 @@ class TaskExpert(nn.Module, ABC):
 
     # ------------------------------------------------------------- a task writes these
 
-    @classmethod
-    @abstractmethod
-    def make_corpus(cls, datarc: Mapping[str, Any]) -> Corpus:
-        """The corpus that the settings name, without reading anything of it."""
-
     @abstractmethod
     def build_head(self) -> None:
         """Create the head's modules from `self.settings` and `self.labels`."""
@@ -141,8 +139,12 @@ class TaskExpert(nn.Module, ABC):
         """One utterance as `forward` gets it: its waveform, then one value for each label."""
         return self.waveform(cut, split, generator), self.target(cut.custom["labels"])
 
-    def draw_weights(self, cuts: Any) -> list[float] | None:
-        """How often each training utterance is drawn, relative to the others; None: all once."""
+    def cuts(self, split: str) -> CutSet:
+        """The utterances of a split. Tasks that check or change them override it."""
+        return load_cuts(self.corpus, split, self.cache_dir)
+
+    def draw_weights(self, split: str, cuts: CutSet) -> list[float] | None:
+        """How often each utterance is drawn, relative to the others; None: all once."""
         return None
 
     # ---------------------------------------------------------------- s3prl's contract
@@ -157,7 +159,7 @@ class TaskExpert(nn.Module, ABC):
             epoch: with the seed it settles the order and every random crop.
             skip_batches: how many of the epoch's first batches to leave out, unread.
         """
-        cuts = load_cuts(self.corpus, split, self.cache_dir)
+        cuts = self.cuts(split)
         training = split == self.train_split
         batch_size = self.datarc.get("train_batch_size" if training else "eval_batch_size", 1)
         return make_loader(
@@ -167,7 +169,7 @@ class TaskExpert(nn.Module, ABC):
             shuffle=training,
             epoch=epoch,
             seed=self.seed,
-            weights=self.draw_weights(cuts) if training else None,
+            weights=self.draw_weights(split, cuts),
             bucketed=training and bool(self.datarc.get("bucketed", False)),
             num_workers=self.datarc.get("num_workers", 0),
             skip_batches=skip_batches,
@@ -208,6 +210,91 @@ class TaskExpert(nn.Module, ABC):
     @cached_property
     def corpus(self) -> Corpus:
         return self.make_corpus(self.datarc)
+
+    @classmethod
+    def make_corpus(cls, datarc: Mapping[str, Any]) -> Corpus:
+        """The corpus that the settings name, without reading anything of it.
+
+        The arguments of `corpus_type` are the settings of the same names; those without a default
+        must be set.
+
+        Raises:
+            UserError: one of these is not set.
+        """
+        arguments = {}
+        for key, parameter in inspect.signature(cls.corpus_type).parameters.items():
+            if key in datarc and (datarc[key] is not None or parameter.default is None):
+                arguments[key] = datarc[key]
+            elif parameter.default is parameter.empty:
+                raise UserError(
+                    f"Where the corpus of {cls.name} lies is not set.",
+                    where=f"{cls.name}.downstream_expert.datarc.{key}",
+                    fix="Set the path there, or pass --data DIR.",
+                )
+        return cls.corpus_type(**arguments)
+
+    def setting(self, *keys: str) -> Any:
+        """What the settings hold under keys, such as `setting("modelrc", "projector_dim")`.
+
+        Raises:
+            UserError: it is not there.
+        """
+        value: Any = self.settings
+        for depth, key in enumerate(keys, 1):
+            if not isinstance(value, Mapping) or value.get(key) is None:
+                raise UserError(
+                    f"A setting of {self.name} is missing.", where=self.key_path(*keys[:depth])
+                )
+            value = value[key]
+        return value
+
+    def size_setting(self, *keys: str) -> int:
+        """A setting that is a whole number above 0.
+
+        Raises:
+            UserError: it is not there, or something else.
+        """
+        value = self.setting(*keys)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(
+                f"A size of {self.name} must be a whole number above 0, not {value!r}.",
+                where=self.key_path(*keys),
+            )
+        return value
+
+    def choice_setting(self, *keys: str, choices: Sequence[str]) -> str:
+        """A setting that is one of a few names.
+
+        Raises:
+            UserError: it is not there, or another name.
+        """
+        value = self.setting(*keys)
+        if value not in choices:
+            raise UserError(
+                f"{self.name} cannot have {value!r} here.",
+                where=self.key_path(*keys),
+                fix=f"It is {' or '.join(choices)}.",
+            )
+        return str(value)
+
+    def key_path(self, *keys: str) -> str:
+        """What the config calls a setting of this task."""
+        return ".".join((self.name, "downstream_expert", *keys))
+
+    def label_list(self, key: str) -> list[str]:
+        """A list of the label space.
+
+        Raises:
+            UserError: the label space lacks it, or it is empty.
+        """
+        names = self.labels.get(key)
+        if not isinstance(names, list | tuple) or not names:
+            raise UserError(
+                f"The label space of {self.name} has no {key!r}.",
+                where="the checkpoint's labels, or the corpus they were read from",
+                fix=f"`{key}` is a list of strings that is not empty.",
+            )
+        return list(names)
 
     @classmethod
     def problems(cls, downstream_expert: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_mtl import checkpoint as checkpoints
-from s3prl_mtl.assembly import build_experts, build_upstream, load_initial_weights, pick_device
+from s3prl_mtl.assembly import (
+    build_experts,
+    build_upstream,
+    encoder_weights,
+    load_initial_weights,
+    pick_device,
+)
 from s3prl_mtl.balancing import sum_of_losses
 from s3prl_mtl.config import Config
 from s3prl_mtl.errors import UserError, nearest
@@ -328,8 +334,7 @@ class MultiTaskRunner:
         """Take over weights, and where the checkpoint has them optimizer, position and chance."""
         self.step = state["Step"]
         self.skipped_steps = state["SkippedSteps"]
-        encoder = {k.removeprefix("model."): v for k, v in state["Upstream"].items()}
-        self.upstream.load_state_dict(encoder)
+        self.upstream.load_state_dict(encoder_weights(state))
         self.featurizer.load_state_dict(state["Featurizer"])
         for name, task in self.tasks.items():
             task.expert.load_state_dict(state["Tasks"][name]["Downstream"])

@@ -1,0 +1,46 @@
+"""Speech recognition: the words of an utterance of LibriSpeech, letter by letter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from downstream_plugins.asr.corpus import WORD_BOUNDARY, LibriSpeech, spell
+from s3prl_mtl import Metric, TranscriptionExpert
+from s3prl_mtl.metrics import token_error_rate
+
+
+class SpeechRecognition(TranscriptionExpert):
+    """SUPERB's `asr`: letters by CTC, decoded greedily, no language model."""
+
+    name = "asr"
+    corpus_type = LibriSpeech
+    dev_split = "dev-clean"
+    test_split = "test-clean"
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("wer", "lower", "WER"),
+        Metric("uer", "lower", "UER"),
+    )
+    worst_score = 100.0
+    head_section = "modelrc"
+    loss_section = "datarc"
+    end_symbol = "</s>"
+
+    def make_vocabulary(self) -> list[str]:
+        return self.label_list("symbols")
+
+    def symbols_of(self, labels: Mapping[str, Any]) -> Iterable[str]:
+        return spell(labels["text"])
+
+    def write(self, symbols: Sequence[str]) -> str:
+        return " ".join(symbols)
+
+    def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+        units = [[text.split() for text in records[side]] for side in ("reference", "hypothesis")]
+        words = [[words_of(text) for text in records[side]] for side in ("reference", "hypothesis")]
+        return {"wer": token_error_rate(*words), "uer": token_error_rate(*units)}
+
+
+def words_of(spelled: str) -> list[str]:
+    """The words of `H I | Y O U |`."""
+    return spelled.replace(" ", "").replace(WORD_BOUNDARY, " ").split()

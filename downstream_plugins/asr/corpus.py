@@ -1,0 +1,97 @@
+"""LibriSpeech for speech recognition.
+
+Layout: `<libri_root>/<set>/<speaker>/<chapter>/`, with a flac file for each utterance and a
+`*.trans.txt` for each chapter, as the archives of OpenSLR 12 unpack.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+from downstream_plugins.librispeech import layout_problems, read_set
+from s3prl_mtl.data import Corpus, Utterance, absolute
+
+SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
+WORD_BOUNDARY = "|"
+EVALUATION_SETS = ("dev-clean", "dev-other", "test-clean", "test-other")
+
+
+class LibriSpeech(Corpus):
+    """LibriSpeech: read English books, 1000 hours, each utterance with its words.
+
+    SUPERB trains on train-clean-100 and evaluates on dev-clean and test-clean; dev-other and
+    test-other are splits too where they are unpacked. Labels: `text`, upper-case words.
+
+    Args:
+        libri_root: the folder that holds the sets.
+        train: sets that make up the split `train`.
+        dev, test: sets that are evaluated, each under its own name.
+    """
+
+    title: ClassVar[str] = "LibriSpeech"
+    task: ClassVar[str] = "asr"
+
+    def __init__(
+        self,
+        *,
+        libri_root: str | os.PathLike[str],
+        train: Sequence[str] = ("train-clean-100",),
+        dev: Sequence[str] = ("dev-clean",),
+        test: Sequence[str] = ("test-clean",),
+    ) -> None:
+        self.root = absolute(libri_root)
+        self.sets = {"train": tuple(train), "dev": tuple(dev), "test": tuple(test)}
+        super().__init__({"libri_root": self.root, **self.sets})
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """`train`, the sets of `dev` and `test`, and what else of SUPERB's is unpacked."""
+        asked = ("train", *self.sets["dev"], *self.sets["test"])
+        unpacked = (name for name in EVALUATION_SETS if (self.root / name).is_dir())
+        return tuple(dict.fromkeys((*asked, *unpacked)))
+
+    def problems(self) -> list[str]:
+        return layout_problems(self, self.root, self.sets)
+
+    def split_sets(self, split: str) -> tuple[str, ...]:
+        """SUPERB's rule: `train` is the sets of the setting, any other split is a set's name."""
+        return self.sets["train"] if split == "train" else (split,)
+
+    def utterances(self, split: str) -> list[Utterance]:
+        self.check_split(split)
+        return [
+            Utterance(transcript.id, transcript.path, {"text": transcript.text})
+            for name in self.split_sets(split)
+            for transcript in read_set(self.root / name)
+        ]
+
+    def label_space(self) -> dict[str, Any]:
+        texts = (utterance.labels["text"] for utterance in self.utterances("train"))
+        return {"symbols": build_symbols(texts)}
+
+
+def spell(text: str) -> list[str]:
+    """The symbols of a text: characters, with `|` between words and at the end.
+
+    `"HI YOU"` gives `H I | Y O U |`, each an entry.
+    """
+    return [*text.upper().replace(" ", WORD_BOUNDARY), WORD_BOUNDARY]
+
+
+def build_symbols(texts: Iterable[str], multiple: int = 8) -> list[str]:
+    """The dictionary that fairseq builds from transcripts.
+
+    Special symbols, then symbols by falling count (equal counts in order of code points), then
+    `madeupword0000`, ... up to a multiple of `multiple`.
+
+    Args:
+        texts: upper-case transcripts.
+        multiple: what the number of symbols is padded to.
+    """
+    counts = Counter(symbol for text in texts for symbol in spell(text))
+    symbols = [*SPECIAL_SYMBOLS, *sorted(counts, key=lambda symbol: (-counts[symbol], symbol))]
+    fillers = -len(symbols) % multiple
+    return symbols + [f"madeupword{number:04d}" for number in range(fillers)]

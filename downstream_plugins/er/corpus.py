@@ -1,0 +1,159 @@
+"""IEMOCAP for emotion recognition.
+
+Layout::
+
+    Session<1-5>/dialog/EmoEvaluation/<dialogue>.txt          lines of interest begin with `[`
+    Session<1-5>/sentences/wav/<dialogue>/<utterance>.wav
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+import torch
+
+from downstream_plugins.er.dialogue_order import DIALOGUES
+from s3prl_mtl.data import Corpus, Utterance, absolute, list_audio, read_lines
+from s3prl_mtl.errors import UserError
+
+CLASSES = ("neu", "hap", "ang", "sad")
+MERGED = {"exc": "hap"}
+SESSIONS = (1, 2, 3, 4, 5)
+SPLIT_SEED = 0
+
+
+class IEMOCAP(Corpus):
+    """IEMOCAP: twelve hours of acted dialogues, ten actors in five sessions.
+
+    Four emotions are kept, excitement counted as happiness. Test is the held-out session; dev is
+    a fifth of the other four, drawn as SUPERB draws it (:func:`draw_dev`). Labels: `class`.
+
+    Args:
+        root: the folder with `Session1` to `Session5`.
+        test_fold: `fold1` to `fold5`, the session that is held out.
+        valid_ratio: the fraction of the training sessions that is dev.
+    """
+
+    title: ClassVar[str] = "IEMOCAP"
+    task: ClassVar[str] = "er"
+    splits: tuple[str, ...] = ("train", "dev", "test")
+
+    def __init__(
+        self,
+        *,
+        root: str | os.PathLike[str],
+        test_fold: str = "fold1",
+        valid_ratio: float = 0.2,
+    ) -> None:
+        folds = {f"fold{session}": session for session in SESSIONS}
+        if test_fold not in folds:
+            raise UserError(
+                f"er: there is no fold {test_fold!r}.",
+                where="er's `datarc.test_fold`",
+                fix=f"Take one of {', '.join(folds)}.",
+            )
+        if not 0 < valid_ratio < 1:
+            raise UserError(
+                f"er: {valid_ratio} is not a fraction of the training data.",
+                where="er's `datarc.valid_ratio`",
+                fix="Set a number between 0 and 1, such as 0.2.",
+            )
+        self.root = absolute(root)
+        self.test_session = folds[test_fold]
+        self.valid_ratio = valid_ratio
+        super().__init__({"root": self.root, "test_fold": test_fold, "valid_ratio": valid_ratio})
+
+    def problems(self) -> list[str]:
+        expected = f"the unpacked {self.title} (Session1/ to Session5/)"
+        problems = self.missing_folder(self.root, expected, "root")
+        if problems:
+            return problems
+        for session in SESSIONS:
+            for folder, content in (
+                (self._label_folder(session), "the emotion labels"),
+                (self._audio_folder(session), "the utterances' audio"),
+            ):
+                problems += self.missing_folder(folder, content, "root")
+        return problems
+
+    def utterances(self, split: str) -> list[Utterance]:
+        """The utterances of a split, in the order of SUPERB's lists.
+
+        Raises:
+            UserError: as :meth:`Corpus.utterances`.
+        """
+        self.check_split(split)
+        if split == "test":
+            return self._session(self.test_session)
+        others = [session for session in SESSIONS if session != self.test_session]
+        candidates = [utterance for session in others for utterance in self._session(session)]
+        train, dev = draw_dev(len(candidates), self.valid_ratio)
+        return [candidates[index] for index in (train if split == "train" else dev)]
+
+    def label_space(self) -> dict[str, Any]:
+        return {"classes": list(CLASSES)}
+
+    def _label_folder(self, session: int) -> Path:
+        return self.root / f"Session{session}" / "dialog" / "EmoEvaluation"
+
+    def _audio_folder(self, session: int) -> Path:
+        return self.root / f"Session{session}" / "sentences" / "wav"
+
+    def _session(self, session: int) -> list[Utterance]:
+        folder = self._audio_folder(session)
+        audio = {PurePosixPath(name).stem: folder / name for name in list_audio(folder)}
+        found: list[Utterance] = []
+        for file in self._label_files(session):
+            for number, line in read_lines(file):
+                if not line.startswith("["):
+                    continue
+                fields = [field for field in line.split("\t") if field.strip()]
+                if len(fields) < 3:
+                    raise UserError(
+                        "er: a line of labels has too few fields.",
+                        where=f"{file}, line {number}",
+                        fix="It is `[start - end]<TAB>utterance<TAB>emotion<TAB>[v, a, d]`.",
+                    )
+                name, emotion = fields[1].strip(), fields[2].strip()
+                label = MERGED.get(emotion, emotion)
+                if label in CLASSES:
+                    path = audio.get(name, folder / file.stem / f"{name}.wav")
+                    found.append(Utterance(name, path, {"class": label}))
+        return found
+
+    def _label_files(self, session: int) -> list[Path]:
+        """The label files of a session: SUPERB's order, other dialogues after it by name."""
+        folder = self._label_folder(session)
+        try:
+            names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
+        except OSError as error:
+            raise UserError(
+                f"er: {folder} cannot be listed: {error.strerror or error}.",
+                where="er's `datarc.root`",
+                fix="Name the folder with Session1 to Session5.",
+            ) from error
+        # Hidden names are macOS's companions of the files, not labels.
+        files = [folder / n for n in names if n.endswith(".txt") and not n.startswith(".")]
+        rank = {dialogue: place for place, dialogue in enumerate(DIALOGUES)}
+        return sorted(files, key=lambda file: (rank.get(file.stem, len(rank)), file.stem))
+
+
+def draw_dev(utterances: int, valid_ratio: float) -> tuple[list[int], list[int]]:
+    """SUPERB's rule: which of the training sessions' utterances are train, and which dev.
+
+    It splits them by `torch.random_split` after `torch.manual_seed(0)`. A generator of our own
+    with that seed gives the same permutation and leaves the global random state alone. With the
+    dialogues in the order of SUPERB's lists the split is SUPERB's.
+
+    Args:
+        utterances: how many there are.
+        valid_ratio: the fraction that is dev.
+
+    Returns:
+        Indices of train, and of dev.
+    """
+    order = torch.randperm(utterances, generator=torch.Generator().manual_seed(SPLIT_SEED))
+    boundary = int((1 - valid_ratio) * utterances)
+    return order[:boundary].tolist(), order[boundary:].tolist()

@@ -1,0 +1,32 @@
+"""Keyword spotting: which of ten words of Speech Commands is said, another one, or none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lhotse import CutSet
+from torch import Tensor
+
+from downstream_plugins.ks.corpus import SpeechCommands
+from s3prl_mtl import ClassificationExpert
+from s3prl_mtl.data import SAMPLE_RATE, inverse_class_weights, random_crop
+
+
+class KeywordSpotting(ClassificationExpert):
+    """SUPERB's `ks`: twelve classes, drawn equally often in training and in dev."""
+
+    name = "ks"
+    corpus_type = SpeechCommands
+    gain_decibels = -3.0
+
+    def waveform(self, cut: Any, split: str, generator: torch.Generator) -> Tensor:
+        waveform = super().waveform(cut, split, generator)
+        if cut.custom["labels"].get("random_second"):
+            waveform = random_crop(waveform, SAMPLE_RATE, generator)
+        return waveform
+
+    def draw_weights(self, split: str, cuts: CutSet) -> list[float] | None:
+        if split == self.test_split:
+            return None
+        return inverse_class_weights([cut.custom["labels"]["class"] for cut in cuts])

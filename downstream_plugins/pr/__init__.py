@@ -1,0 +1,33 @@
+"""Phoneme recognition: the phones of an utterance of LibriSpeech."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from downstream_plugins.pr.corpus import LibriSpeechPhones
+from s3prl_mtl import Metric, TranscriptionExpert
+from s3prl_mtl.metrics import word_error_rate
+
+
+class PhonemeRecognition(TranscriptionExpert):
+    """SUPERB's `pr`: phones by CTC from a linear layer over each frame."""
+
+    name = "pr"
+    corpus_type = LibriSpeechPhones
+    metrics: ClassVar[tuple[Metric, ...]] = (Metric("per", "lower", "PER"),)
+    worst_score = float(2**31)
+    decoding = "merged"  # of s3prl's branch, whose settings have no such key
+
+    def make_vocabulary(self) -> list[str]:
+        return self.label_list("vocabulary")
+
+    def symbols_of(self, labels: Mapping[str, Any]) -> Iterable[str]:
+        return labels["phones"]
+
+    def write(self, symbols: Sequence[str]) -> str:
+        return " ".join(symbols)
+
+    def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+        references, hypotheses = records["reference"], records["hypothesis"]
+        return {"per": word_error_rate(references, hypotheses, separator=" ")}

@@ -1,0 +1,169 @@
+"""Speaker diarization: who of the two speakers of a Libri2Mix recording speaks when."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from downstream_plugins.sd.corpus import Libri2Mix, frame_labels
+from s3prl_mtl import Metric, TaskExpert
+from s3prl_mtl.data import SAMPLE_RATE
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.metrics import (
+    best_decision,
+    decide_speech,
+    diarization_error_rate,
+    frame_accuracy,
+    frame_diarization_errors,
+)
+from s3prl_mtl.nn import DiarizationHead, match_length, pad_features, permutation_invariant_bce
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_THRESHOLD = 0.5
+DEFAULT_MEDIAN_FILTER = 11
+"""Label frames. Both are used only as long as nothing was chosen on dev."""
+
+
+class SpeakerDiarization(TaskExpert):
+    """SUPERB's `sd`: an LSTM over the features says for each frame and speaker: speaks, or not.
+
+    Training is on chunks. Dev and test are whole recordings, scored by NIST's rules with the
+    threshold and the median filter that gave the lowest error rate on dev (`decision`).
+    """
+
+    name = "sd"
+    corpus_type = Libri2Mix
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("der", "lower", "DER"),
+        Metric("acc", "higher", "frame accuracy"),
+    )
+    selected_by = "acc"
+
+    def build_head(self) -> None:
+        speakers = self.labels.get("speakers_per_recording")
+        if isinstance(speakers, bool) or not isinstance(speakers, int) or speakers < 1:
+            raise UserError(
+                f"`speakers_per_recording` is a whole number above 0, not {speakers!r}.",
+                where="the label space of sd",
+            )
+        self.speakers = speakers
+        if self.datarc.get("num_speakers", speakers) != speakers:
+            raise UserError(
+                f"The head of sd is for {speakers} speakers in a recording, the settings say "
+                f"{self.datarc['num_speakers']}.",
+                where=self.key_path("datarc", "num_speakers"),
+                fix=f"Set it to {speakers}.",
+            )
+        layers = self.setting("modelrc", "rnn_layers")
+        if isinstance(layers, bool) or not isinstance(layers, int) or layers < 0:
+            raise UserError(
+                f"A number of layers is a whole number, 0 or above, not {layers!r}.",
+                where=self.key_path("modelrc", "rnn_layers"),
+            )
+        hidden_size = self.size_setting("modelrc", "hidden_size")
+        self.frame_shift = self.size_setting("datarc", "frame_shift")
+        self.model = DiarizationHead(self.upstream_dim, speakers, layers, hidden_size)
+
+    def read(self, cut: Any, split: str, generator: torch.Generator) -> tuple[Any, ...]:
+        """The waveform, the labels (frames, speakers), their number of frames, the recording."""
+        facts = cut.custom["labels"]
+        labels = frame_labels(
+            facts["segments"],
+            facts["start_frame"],
+            facts["frames"],
+            self.frame_shift,
+            SAMPLE_RATE,
+            self.speakers,
+        )
+        return self.waveform(cut, split, generator), labels, len(labels), facts["recording"]
+
+    def forward(
+        self,
+        split: str,
+        features: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        lengths: Sequence[int] | Tensor,
+        recordings: Sequence[str] | None,
+        *,
+        records: dict[str, list[Any]],
+    ) -> Tensor:
+        """The loss of a batch, a scalar.
+
+        Args:
+            split: the batch's split.
+            features: B tensors (T_i, D).
+            labels: B tensors (frames_i, speakers), 1 where a speaker speaks, else 0.
+            lengths: frames_i (B,).
+            recordings: names of whole recordings; None, as for s3prl, where they are chunks.
+                Those of training are always chunks.
+            records: takes `loss` and `acc`; for chunks `der`, of the batch; for recordings
+                `recordings`, triples of name, labels, and probabilities (frames_i, speakers).
+        """
+        names = None if split == self.train_split else recordings
+        lengths = torch.as_tensor(lengths)
+        frames = lengths.tolist()
+        references = pad_sequence([torch.as_tensor(label) for label in labels], batch_first=True)
+        if names is None:
+            # As s3prl does: a chunk that is a frame short of its labels ends in padding, instead
+            # of in its own last frame.
+            features = list(pad_features(features)[0])
+            matched = [match_length(feature, references.shape[1]) for feature in features]
+        else:
+            matched = [match_length(f, n) for f, n in zip(features, frames, strict=True)]
+        logits = self.model(pad_features(matched)[0])
+        loss, orders = permutation_invariant_bce(logits, references.to(logits.device), lengths)
+        records["loss"].append(loss.item())
+
+        scores = logits.detach().float().cpu()
+        expected, found = [], []
+        for score, reference, order, length in zip(scores, references, orders, frames, strict=True):
+            expected.append(reference[:length, order].numpy())
+            found.append((score[:length] > 0).numpy())
+        records["acc"].append(frame_accuracy(np.concatenate(expected), np.concatenate(found)))
+        if names is not None:
+            probabilities = scores.sigmoid()
+            for row, (name, length) in enumerate(zip(names, frames, strict=True)):
+                reference = references[row, :length].to(torch.bool).numpy()
+                records["recordings"].append((name, reference, probabilities[row, :length].numpy()))
+        else:
+            errors = frame_diarization_errors(np.concatenate(expected), np.concatenate(found))
+            if errors.speech:  # the rate of a silent batch is undefined
+                records["der"].append(errors.error_rate)
+        return loss
+
+    def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+        values = {"acc": _mean(records["acc"])}
+        if records.get("recordings"):
+            values["der"] = self._score(split, records["recordings"])
+        elif records.get("der"):
+            values["der"] = _mean(records["der"])
+        return values
+
+    def _score(self, split: str, recordings: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> float:
+        """The diarization error rate of recordings; on dev, choose how to decide first."""
+        if split == self.dev_split:
+            best = best_decision([(reference, found) for _, reference, found in recordings])
+            self.decision = {"threshold": best.threshold, "median_filter": best.median_filter}
+        if not self.decision:
+            logger.warning(
+                "sd: no threshold was chosen on dev yet; %s is scored with %g, median filter %d",
+                *(split, DEFAULT_THRESHOLD, DEFAULT_MEDIAN_FILTER),
+            )
+        threshold = self.decision.get("threshold", DEFAULT_THRESHOLD)
+        median_filter = int(self.decision.get("median_filter", DEFAULT_MEDIAN_FILTER))
+        decided = (
+            (reference, decide_speech(found, threshold, median_filter))
+            for _, reference, found in recordings
+        )
+        return diarization_error_rate(decided, self.frame_shift / SAMPLE_RATE)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,94 @@
+"""Slot filling: what a command of Audio SNIPS says, and which of its words fill which slot."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from downstream_plugins.sf.corpus import AudioSnips, slot_target
+from s3prl_mtl import Metric, TranscriptionExpert
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.metrics import (
+    character_error_rate,
+    slot_edit_f1_full,
+    slot_edit_f1_part,
+    slot_type_f1,
+    slot_value_cer,
+    slot_value_wer,
+    word_error_rate,
+)
+
+logger = logging.getLogger(__name__)
+
+BEGIN, END = "B-", "E-"
+SPACE = " "
+
+Score = Callable[[Sequence[str], Sequence[str]], float]
+
+
+class SlotFilling(TranscriptionExpert):
+    """SUPERB's `sf`: letters by CTC, with a symbol where a slot begins and one where it ends."""
+
+    name = "sf"
+    corpus_type = AudioSnips
+    dev_split = "valid"
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("slot_type_f1", "higher", "slot type F1"),
+        Metric("slot_value_cer", "lower", "slot value CER"),
+        Metric("slot_value_wer", "lower", "slot value WER"),
+        Metric("slot_edit_f1_full", "higher", "slot edit F1, full"),
+        Metric("slot_edit_f1_part", "higher", "slot edit F1, part"),
+        Metric("wer", "lower", "WER"),
+        Metric("cer", "lower", "CER"),
+    )
+    decoding = "merged"  # of s3prl's branch, whose settings have no such key
+
+    def make_vocabulary(self) -> list[str]:
+        slots = self.label_list("slots")
+        self.slot_symbols = frozenset(side + slot for slot in slots for side in (BEGIN, END))
+        brackets = [side + slot for slot in slots for side in (BEGIN, END)]
+        return [*self.label_list("vocabulary"), *brackets]
+
+    def symbols_of(self, labels: Mapping[str, Any]) -> Iterator[str]:
+        """Letters; a space between words, but none beside a slot's own symbol within the slot."""
+        last = None
+        for word in slot_target(labels["iob_words"], labels["iob_slots"]).split():
+            closes = word in self.slot_symbols and word.startswith(END)
+            opened = last in self.slot_symbols and str(last).startswith(BEGIN)
+            if last is not None and not closes and not opened:
+                yield SPACE
+            if word in self.slot_symbols:
+                yield word
+            else:
+                yield from word
+            last = word
+
+    def write(self, symbols: Sequence[str]) -> str:
+        return "".join(self._written(symbol) for symbol in symbols)
+
+    def _written(self, symbol: str) -> str:
+        if symbol not in self.slot_symbols:
+            return symbol
+        return symbol + SPACE if symbol.startswith(BEGIN) else SPACE + symbol
+
+    def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+        scores: dict[str, Score] = {
+            "slot_type_f1": slot_type_f1,
+            "slot_value_cer": slot_value_cer,
+            "slot_value_wer": slot_value_wer,
+            "slot_edit_f1_full": slot_edit_f1_full,
+            "slot_edit_f1_part": slot_edit_f1_part,
+            "wer": lambda r, h: word_error_rate(r, h, separator=SPACE),
+            "cer": character_error_rate,
+        }
+        values = {}
+        for metric, score in scores.items():
+            try:
+                values[metric] = score(records["reference"], records["hypothesis"])
+            except UserError:
+                # A few training batches may well hold no slot; a whole split may not.
+                if split != self.train_split:
+                    raise
+                logger.debug("sf: %s is undefined for these training batches", metric)
+        return values

@@ -1,0 +1,185 @@
+"""Audio SNIPS for slot filling.
+
+Layout::
+
+    all.iob.snips.txt    <utterance> BOS WORDS EOS<TAB>O slots intent, one line an utterance
+    slots.txt            the slots' names after a first line `O`
+    train/ valid/ test/  <speaker>-snips-<split>-<number>.wav, anywhere below
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any, ClassVar
+
+from s3prl_mtl.data import Corpus, Utterance, absolute, list_audio, read_lines
+from s3prl_mtl.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+VOCABULARY = ("<pad>", "<eos>", "<unk>", " ", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ", "'")
+TRAIN_SPEAKERS = ["Ivy", "Joanna", "Joey", "Justin", "Kendra", "Kimberly", "Matthew", "Salli"]
+VALID_SPEAKERS = ["Aditi", "Amy", "Geraint", "Nicole"]
+TEST_SPEAKERS = ["Brian", "Emma", "Raveena", "Russell"]
+
+IOB_FILE = "all.iob.snips.txt"
+SLOTS_FILE = "slots.txt"
+OUTSIDE = "O"
+_DROPPED_WORDS = frozenset("?!.,;-")
+
+
+class AudioSnips(Corpus):
+    """Audio SNIPS: commands to a voice assistant, synthesised in sixteen voices.
+
+    SUPERB's splits are the folders, narrowed to the speakers of each. Labels: `iob_words` and
+    `iob_slots`, one slot name (or `O`) a word.
+
+    Args:
+        snips_root: the folder with `all.iob.snips.txt`.
+        train_speakers, valid_speakers, test_speakers: speakers of each split.
+    """
+
+    title: ClassVar[str] = "Audio SNIPS"
+    task: ClassVar[str] = "sf"
+    splits: tuple[str, ...] = ("train", "valid", "test")
+
+    def __init__(
+        self,
+        *,
+        snips_root: str | os.PathLike[str],
+        train_speakers: Sequence[str] = tuple(TRAIN_SPEAKERS),
+        valid_speakers: Sequence[str] = tuple(VALID_SPEAKERS),
+        test_speakers: Sequence[str] = tuple(TEST_SPEAKERS),
+    ) -> None:
+        self.root = absolute(snips_root)
+        self.speakers = {
+            "train": frozenset(train_speakers),
+            "valid": frozenset(valid_speakers),
+            "test": frozenset(test_speakers),
+        }
+        super().__init__(
+            {"snips_root": self.root, **{k: sorted(v) for k, v in self.speakers.items()}}
+        )
+
+    def problems(self) -> list[str]:
+        problems = self.missing_folder(self.root, f"the unpacked {self.title}", "snips_root")
+        if problems:
+            return problems
+        for name, content in ((IOB_FILE, "words and slots"), (SLOTS_FILE, "the slots' names")):
+            problems += self.missing_file(
+                self.root / name, f"{content} of {self.title}", "snips_root"
+            )
+        for split in self.splits:
+            problems += self.missing_folder(
+                self.root / split, f"audio of the split {split}", "snips_root"
+            )
+        return problems
+
+    def utterances(self, split: str) -> list[Utterance]:
+        """The utterances of a split, sorted by id.
+
+        Raises:
+            UserError: as :meth:`Corpus.utterances`.
+        """
+        self.check_split(split)
+        annotations = self._read_annotations()
+        slots = set(self.label_space()["slots"])
+        found: list[Utterance] = []
+        unlabelled = 0
+        for name in list_audio(self.root / split):
+            identifier = PurePosixPath(name).stem
+            if not self._belongs(identifier, split):
+                continue
+            if identifier not in annotations:
+                unlabelled += 1
+                continue
+            number, words, word_slots = annotations[identifier]
+            for slot in word_slots:
+                if slot != OUTSIDE and slot not in slots:
+                    raise UserError(
+                        f"The slot {slot!r} of {identifier} is not in {SLOTS_FILE}.",
+                        where=f"{self.root / IOB_FILE}, line {number}",
+                        fix=f"Add it to {self.root / SLOTS_FILE}.",
+                    )
+            labels = {"iob_words": words, "iob_slots": word_slots}
+            found.append(Utterance(identifier, self.root / split / name, labels))
+        if unlabelled:
+            logger.warning("sf %s: %d audio files are not in %s", split, unlabelled, IOB_FILE)
+        return sorted(found, key=lambda utterance: utterance.id)
+
+    def _belongs(self, identifier: str, split: str) -> bool:
+        """SUPERB's rule: the folder is the split, and only its speakers count."""
+        return identifier.split("-")[0] in self.speakers[split]
+
+    def label_space(self) -> dict[str, Any]:
+        lines = [line.strip() for _, line in read_lines(self.root / SLOTS_FILE)]
+        return {"vocabulary": list(VOCABULARY), "slots": lines[1:]}
+
+    def _read_annotations(self) -> dict[str, tuple[int, list[str], list[str]]]:
+        path = self.root / IOB_FILE
+        annotations: dict[str, tuple[int, list[str], list[str]]] = {}
+        for number, line in read_lines(path):
+            identifier, _, annotation = line.strip().partition(" ")
+            try:
+                words, slots = parse_iob(annotation)
+            except ValueError as error:
+                raise UserError(
+                    f"The annotation of {identifier} is malformed: {error}.",
+                    where=f"{path}, line {number}",
+                    fix="Each line is `<utterance> BOS WORDS EOS<TAB>O slots intent`, "
+                    "as many slots as words.",
+                ) from error
+            annotations[identifier] = (number, words, slots)
+        return annotations
+
+
+def parse_iob(annotation: str) -> tuple[list[str], list[str]]:
+    """The words and their slots in `BOS WORDS EOS<TAB>O slots intent`.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    sentence, tab, tags = annotation.partition("\t")
+    if not tab:
+        raise ValueError("there is no tab between words and slots")
+    words, slots = sentence.split(), tags.split()
+    if len(words) < 2 or words[0] != "BOS" or words[-1] != "EOS":
+        raise ValueError("the words are not between BOS and EOS")
+    if len(words) != len(slots):
+        raise ValueError(f"{len(words)} words have {len(slots)} slots (BOS and EOS counted)")
+    return words[1:-1], slots[1:-1]
+
+
+def slot_target(words: Sequence[str], slots: Sequence[str]) -> str:
+    """The text that slot filling is to recognise, as SUPERB writes it.
+
+    `B-<slot>` stands before and `E-<slot>` after each run of words of one slot. Words that are
+    punctuation are left out, `&` is read `AND`, letters are upper case::
+
+        PLAY MILES DAVIS .      O artist artist O
+        PLAY B-artist MILES DAVIS E-artist
+
+    Args:
+        words: the words of an utterance.
+        slots: the slot of each, `O` for none.
+    """
+    written: list[str] = []
+    open_slot = OUTSIDE
+    previous = OUTSIDE
+    for word, slot in zip(words, slots, strict=True):
+        if slot != previous and open_slot != OUTSIDE:
+            written.append(f"E-{open_slot}")
+            open_slot = OUTSIDE
+        previous = slot
+        if word in _DROPPED_WORDS:
+            continue
+        if slot != OUTSIDE and open_slot == OUTSIDE:
+            written.append(f"B-{slot}")
+            open_slot = slot
+        written.append("AND" if word == "&" else word.upper())
+    if open_slot != OUTSIDE:
+        written.append(f"E-{open_slot}")
+    return " ".join(written)

@@ -1,0 +1,13 @@
+"""Speaker identification: which of the speakers of VoxCeleb1 is heard."""
+
+from __future__ import annotations
+
+from downstream_plugins.sid.corpus import VoxCeleb1Identification
+from s3prl_mtl import ClassificationExpert
+
+
+class SpeakerIdentification(ClassificationExpert):
+    """SUPERB's `sid`: one class for each of the 1251 speakers."""
+
+    name = "sid"
+    corpus_type = VoxCeleb1Identification

@@ -1,0 +1,176 @@
+"""Speaker verification: whether two utterances of VoxCeleb1 have one speaker."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from lhotse import CutSet
+from torch import Tensor, nn
+
+from downstream_plugins.sv.corpus import Trial, VoxCeleb1Verification, preprocess
+from s3prl_mtl import Metric, TaskExpert
+from s3prl_mtl.data import MINIMUM_SAMPLES, load_waveform, random_crop
+from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.metrics import equal_error_rate
+from s3prl_mtl.nn import AMSoftmaxLoss, XVector, pad_features
+
+logger = logging.getLogger(__name__)
+
+ONLY_CHOICES = {
+    "module": "XVector",
+    "agg_module": "SP",
+    "utter_module": "UtteranceExtractor",
+    "ObjectiveLoss": "AMSoftmaxLoss",
+}
+"""Settings of s3prl that name a part of the head; SUPERB has one of each."""
+
+
+class SpeakerVerification(TaskExpert):
+    """SUPERB's `sv`: x-vectors trained to tell the training speakers apart, compared by cosine.
+
+    The loader of dev and test gives every utterance of the trials once; :meth:`measure` scores
+    the corpus's trials from their embeddings.
+    """
+
+    name = "sv"
+    corpus_type = VoxCeleb1Verification
+    corpus: VoxCeleb1Verification
+    metrics: ClassVar[tuple[Metric, ...]] = (Metric("eer", "lower", "EER"),)
+    worst_score = 100.0
+
+    def build_head(self) -> None:
+        for key, choice in ONLY_CHOICES.items():
+            self.choice_setting("modelrc", key, choices=(choice,))
+        speakers = self.label_list("speakers")
+        self.speaker_numbers = {speaker: number for number, speaker in enumerate(speakers)}
+        self.trials: dict[str, list[Trial]] = {}
+        width = self.size_setting("modelrc", "input_dim")
+        layers = ("modelrc", "module_config", "XVector")
+        margin = ("modelrc", "LossConfig", "AMSoftmaxLoss")
+        self.connector = nn.Linear(self.upstream_dim, width)
+        self.model = XVector(
+            width,
+            agg_dim=self.size_setting(*layers, "agg_dim"),
+            dropout_p=float(self.setting(*layers, "dropout_p")),
+            batch_norm=bool(self.setting(*layers, "batch_norm")),
+        )
+        self.objective = AMSoftmaxLoss(
+            width,
+            len(speakers),
+            s=float(self.setting(*margin, "s")),
+            m=float(self.setting(*margin, "m")),
+        )
+
+    # -------------------------------------------------------------------------- reading
+
+    def cuts(self, split: str) -> CutSet:
+        """The utterances of a split.
+
+        Raises:
+            UserError: a training utterance is of a speaker that the head has no output for.
+        """
+        cuts = super().cuts(split)
+        if split == self.train_split:
+            for cut in cuts:
+                self.target(cut.custom["labels"])
+        return cuts
+
+    def target(self, labels: Mapping[str, Any]) -> int:
+        """The number of the speaker among the training speakers."""
+        speaker = labels["speaker"]
+        if speaker not in self.speaker_numbers:
+            raise UserError(
+                f"sv: the head has no output for the speaker {speaker!r}: it is not among the "
+                f"{len(self.speaker_numbers)} that it was built for.",
+                where="the label space's 'speakers'",
+                fix=nearest(str(speaker), list(self.speaker_numbers)),
+            )
+        return self.speaker_numbers[speaker]
+
+    def waveform(self, cut: Any, split: str, generator: torch.Generator) -> Tensor:
+        """Softer by 3 dB, without silences; in training a random stretch of 8 s.
+
+        An evaluated utterance that trimming leaves too short for the x-vector is used untrimmed,
+        and one that is too short even so is repeated until it is long enough.
+        """
+        untrimmed = load_waveform(cut)
+        waveform = preprocess(untrimmed)
+        longest = self.datarc.get("max_timestep")
+        if split == self.train_split and longest is not None:
+            waveform = random_crop(waveform, longest, generator)
+        needed = XVector.min_frames * self.upstream_rate + MINIMUM_SAMPLES
+        if len(waveform) < needed:
+            waveform = untrimmed.repeat(math.ceil(needed / len(untrimmed)))
+        return waveform
+
+    def read(self, cut: Any, split: str, generator: torch.Generator) -> tuple[Any, ...]:
+        training = split == self.train_split
+        speaker = self.target(cut.custom["labels"]) if training else None
+        return self.waveform(cut, split, generator), cut.id, speaker
+
+    # -------------------------------------------------------------------------- scoring
+
+    def forward(
+        self,
+        split: str,
+        features: Sequence[Tensor],
+        utterance_ids: Sequence[str] | None,
+        labels: Sequence[Any],
+        *,
+        records: dict[str, list[Any]],
+    ) -> Tensor:
+        """The loss of a training batch, a scalar; 0 for other splits.
+
+        Args:
+            split: the batch's split.
+            features: B tensors (T_i, D).
+            utterance_ids: names of the utterances. None on an evaluated split: the first half of
+                the batch is one side of the trials and the second half the other.
+            labels: numbers of the speakers in training; of B / 2 trials, 1 or 0, without ids.
+            records: takes `loss`; `embeddings`, pairs of id and (width,); `scores`, `labels`.
+        """
+        padded, lengths = pad_features(features)
+        hidden = self.connector(padded)
+        if split == self.train_split:
+            speakers = torch.as_tensor(labels, device=hidden.device)
+            loss: Tensor = self.objective(self.model(hidden, lengths), speakers)
+            records["loss"].append(loss.item())
+            return loss
+        # Without names it is s3prl's form, and pooled as s3prl pools.
+        pool_padding = utterance_ids is None
+        vectors = self.model.embed(hidden, lengths, pool_padding_frame=pool_padding)
+        embeddings = F.normalize(vectors.detach(), dim=-1).cpu()
+        if utterance_ids is not None:
+            records["embeddings"] += zip(utterance_ids, embeddings, strict=True)
+        else:
+            first, second = embeddings.chunk(2)
+            records["scores"] += (first * second).sum(dim=-1).tolist()
+            records["labels"] += [int(label) for label in labels]
+        return torch.tensor(0.0)
+
+    def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+        if split == self.train_split:
+            return {}
+        if records.get("scores"):
+            return {"eer": equal_error_rate(records["labels"], records["scores"]).rate}
+        names = [name for name, _ in records["embeddings"]]
+        embeddings = torch.stack([embedding for _, embedding in records["embeddings"]])
+        rows = {name: row for row, name in enumerate(names)}
+        if split not in self.trials:
+            self.trials[split] = self.corpus.trials(split)
+        trials = self.trials[split]
+        scored = [t for t in trials if t.first_id in rows and t.second_id in rows]
+        if len(scored) < len(trials):
+            logger.warning(
+                "sv %s: %d of %d trials are left out, as an utterance of theirs could not be read",
+                *(split, len(trials) - len(scored), len(trials)),
+            )
+        first = embeddings[[rows[trial.first_id] for trial in scored]]
+        second = embeddings[[rows[trial.second_id] for trial in scored]]
+        scores = (first * second).sum(dim=-1)
+        return {"eer": equal_error_rate([trial.label for trial in scored], scores).rate}

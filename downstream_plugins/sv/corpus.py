@@ -1,0 +1,229 @@
+"""VoxCeleb1 for speaker verification.
+
+Layout: `dev/wav` and `test/wav`, each `<speaker>/<video>/<number>.wav`; and `veri_test2.txt`, one
+line a trial: `<0|1> <speaker>/<video>/<number>.wav <speaker>/<video>/<number>.wav`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from downstream_plugins.voxceleb1 import (
+    layout_problems,
+    locate_audio,
+    missing_audio_path,
+    speaker_of,
+    wav_folder,
+)
+from s3prl_mtl.data import (
+    SAMPLE_RATE,
+    Corpus,
+    Utterance,
+    absolute,
+    apply_gain,
+    list_audio,
+    read_lines,
+    trim_silence,
+)
+from s3prl_mtl.errors import UserError
+
+TEST_SPEAKERS = frozenset(f"id{number}" for number in range(10270, 10310))
+GAIN_DECIBELS = -3.0
+MINIMUM_TRIMMED_SAMPLES = 2 * SAMPLE_RATE
+DEV_TRIALS = 20_000
+DEV_SPEAKERS = 40
+DEV_SEED = 0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Two utterances, and whether one speaker says both (label 1) or not (0)."""
+
+    label: int
+    first_id: str
+    second_id: str
+
+
+class VoxCeleb1Verification(Corpus):
+    """VoxCeleb1: interviews of 1251 celebrities; do two utterances have one speaker?
+
+    SUPERB trains on the speakers of `dev/wav`, the 40 test speakers id10270 to id10309 excepted,
+    without utterances of at most 2 s after trimming. Test is the 37 720 cleaned trials. Dev is
+    20 000 trials of 40 training speakers: SUPERB's own list where `dev_trials` names it
+    (`dev_meta_data.txt` of s3prl), otherwise a list drawn by :func:`draw_trials`. The splits dev
+    and test hold each utterance of their trials once; :meth:`trials` gives the trials.
+    Labels: `speaker`.
+
+    Args:
+        file_path: the folder with `dev/wav` and `test/wav`.
+        test_trials: file of test trials (`veri_test2.txt`).
+        dev_trials: file of dev trials, or None.
+    """
+
+    title: ClassVar[str] = "VoxCeleb1"
+    task: ClassVar[str] = "sv"
+    splits: tuple[str, ...] = ("train", "dev", "test")
+
+    def __init__(
+        self,
+        *,
+        file_path: str | os.PathLike[str],
+        test_trials: str | os.PathLike[str],
+        dev_trials: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.root = absolute(file_path)
+        self.test_trials = absolute(test_trials)
+        self.dev_trials = None if dev_trials is None else absolute(dev_trials)
+        super().__init__(
+            {
+                "file_path": self.root,
+                "test_trials": self.test_trials,
+                "dev_trials": self.dev_trials,
+            }
+        )
+
+    def problems(self) -> list[str]:
+        problems = layout_problems(self, self.root)
+        expected = "a list of trials (`<0|1> <wav> <wav>` a line)"
+        problems += self.missing_file(self.test_trials, expected, "test_trials")
+        if self.dev_trials is not None:
+            problems += self.missing_file(self.dev_trials, expected, "dev_trials")
+        return problems
+
+    def utterances(self, split: str) -> list[Utterance]:
+        """The utterances of a split: by path (train), or by first appearance in the trials.
+
+        Raises:
+            UserError: as :meth:`Corpus.utterances`.
+        """
+        self.check_split(split)
+        if split == "train":
+            folder = wav_folder(self.root, "dev")
+            located = {name: folder / name for name in self._train_names()}
+            names = list(located)
+        else:
+            located = locate_audio(self.root)
+            trials = self.trials(split)
+            names = list(dict.fromkeys(n for t in trials for n in (t.first_id, t.second_id)))
+        return [
+            Utterance(
+                name,
+                located.get(name) or missing_audio_path(self.root, name),
+                {"speaker": speaker_of(name)},
+            )
+            for name in names
+        ]
+
+    def _train_names(self) -> list[str]:
+        """SUPERB's rule: everybody in `dev/wav` but the 40 test speakers."""
+        names = list_audio(wav_folder(self.root, "dev"))
+        return [name for name in names if speaker_of(name) not in TEST_SPEAKERS]
+
+    def content_check(self, split: str) -> Callable[[Tensor], bool] | None:
+        return long_enough_trimmed if split == "train" else None
+
+    def label_space(self) -> dict[str, Any]:
+        """The training speakers, sorted; short utterances do not change who is among them."""
+        return {"speakers": sorted({speaker_of(name) for name in self._train_names()})}
+
+    def trials(self, split: str) -> list[Trial]:
+        """The trials of dev or test.
+
+        Raises:
+            UserError: the split has no trials, or the file is malformed.
+        """
+        if split == "test":
+            return read_trials(self.test_trials)
+        if split != "dev":
+            raise UserError(f"sv: the split {split!r} has no trials.", fix="Take dev or test.")
+        if self.dev_trials is not None:
+            return read_trials(self.dev_trials)
+        return draw_trials(self._train_names())
+
+
+def preprocess(waveform: Tensor) -> Tensor:
+    """SUPERB's effects on every utterance: softer by 3 dB, silences cut out.
+
+    Args:
+        waveform: (samples,) at 16 kHz.
+
+    Returns:
+        Waveform (kept_samples,); empty where there is only silence.
+    """
+    return trim_silence(apply_gain(waveform, GAIN_DECIBELS))
+
+
+def long_enough_trimmed(waveform: Tensor) -> bool:
+    """Whether more than 2 s of an utterance remain after trimming, as training asks."""
+    return preprocess(waveform).shape[0] > MINIMUM_TRIMMED_SAMPLES
+
+
+def read_trials(path: Path) -> list[Trial]:
+    """The trials of a file.
+
+    Raises:
+        UserError: a line has another form.
+    """
+    trials: list[Trial] = []
+    for number, line in read_lines(path):
+        fields = line.split()
+        if len(fields) != 3 or fields[0] not in ("0", "1"):
+            raise UserError(
+                f"sv: {line.strip()!r} is not a trial.",
+                where=f"{path}, line {number}",
+                fix="Each line is `<0|1> <speaker>/<video>/<number>.wav <...>.wav`.",
+            )
+        trials.append(Trial(int(fields[0]), fields[1], fields[2]))
+    return trials
+
+
+def draw_trials(
+    names: Sequence[str],
+    trials: int = DEV_TRIALS,
+    speakers: int = DEV_SPEAKERS,
+    seed: int = DEV_SEED,
+) -> list[Trial]:
+    """Different trials among some speakers, one half with one speaker and one half with two.
+
+    Args:
+        names: utterances to draw from.
+        trials: how many; fewer, still half and half, where there are not so many pairs.
+        speakers: how many speakers to draw first; all where there are fewer.
+        seed: of the draw.
+
+    Raises:
+        UserError: there is no pair of one speaker, or only one speaker.
+    """
+    generator = random.Random(seed)
+    everybody = sorted({speaker_of(name) for name in names})
+    chosen = set(generator.sample(everybody, min(speakers, len(everybody))))
+    by_speaker: dict[str, list[str]] = defaultdict(list)
+    pool = sorted(name for name in names if speaker_of(name) in chosen)
+    for name in pool:
+        by_speaker[speaker_of(name)].append(name)
+
+    same = [pair for group in by_speaker.values() for pair in combinations(group, 2)]
+    different_count = len(pool) * (len(pool) - 1) // 2 - len(same)
+    half = min(trials // 2, len(same), different_count)
+    if half == 0:
+        raise UserError(
+            "sv: no dev trials can be drawn: they take two speakers, one with two utterances.",
+            fix="Check the corpus, or name a file of trials in sv's `datarc.dev_trials`.",
+        )
+    drawn = [Trial(1, *pair) for pair in generator.sample(same, half)]
+    different: set[tuple[str, str]] = set()
+    while len(different) < half:
+        first, second = sorted(generator.sample(pool, 2))
+        if speaker_of(first) != speaker_of(second) and (first, second) not in different:
+            different.add((first, second))
+            drawn.append(Trial(0, first, second))
+    return drawn

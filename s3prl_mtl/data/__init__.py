@@ -1,0 +1,49 @@
+"""Audio, corpora and batches: what the author of a task needs to feed an expert."""
+
+from s3prl_mtl.data.audio import (
+    MINIMUM_SAMPLES,
+    SAMPLE_RATE,
+    UnreadableAudio,
+    apply_gain,
+    load_waveform,
+    random_crop,
+    resample,
+)
+from s3prl_mtl.data.batching import item_generator, make_loader
+from s3prl_mtl.data.corpus import Corpus
+from s3prl_mtl.data.folders import (
+    absolute,
+    is_audio,
+    list_audio,
+    list_folders,
+    read_lines,
+    walk_files,
+)
+from s3prl_mtl.data.manifests import default_cache_dir, load_cuts
+from s3prl_mtl.data.sampling import inverse_class_weights
+from s3prl_mtl.data.silence import trim_silence
+from s3prl_mtl.data.utterance import Utterance
+
+__all__ = [
+    "MINIMUM_SAMPLES",
+    "SAMPLE_RATE",
+    "Corpus",
+    "UnreadableAudio",
+    "Utterance",
+    "absolute",
+    "apply_gain",
+    "default_cache_dir",
+    "inverse_class_weights",
+    "is_audio",
+    "item_generator",
+    "list_audio",
+    "list_folders",
+    "load_cuts",
+    "load_waveform",
+    "make_loader",
+    "random_crop",
+    "read_lines",
+    "resample",
+    "trim_silence",
+    "walk_files",
+]

@@ -1,0 +1,130 @@
+"""Waveforms: any audio file in, 16 kHz mono out; and the effects that SUPERB applies."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import soundfile
+import torch
+from lhotse.augmentation import get_or_create_resampler
+from lhotse.cut import Cut
+from lhotse.cut.data import DataCut
+from torch import Tensor
+
+from s3prl_mtl.errors import UserError
+
+SAMPLE_RATE = 16_000
+"""Samples a second of every waveform in the program."""
+
+MINIMUM_SAMPLES = 400
+"""The receptive field of the encoder's convolutions: anything shorter gives no frame."""
+
+
+# The length in the header of an mp3 file may be off by two of its frames.
+_LOSSY_SLACK_SAMPLES = 2 * 1152
+
+
+class UnreadableAudio(UserError):
+    """An audio file that cannot be decoded; `utterance_id` says which utterance needed it."""
+
+    utterance_id: str | None = None
+
+
+def load_waveform(cut: Cut) -> Tensor:
+    """The audio of a cut: channels averaged, resampled to 16 kHz.
+
+    Args:
+        cut: a lhotse cut, its recording in any format that libsndfile reads (wav, flac, ogg,
+            opus, mp3, aiff, ...), of any sample rate and number of channels.
+
+    Returns:
+        Waveform (samples,), float32, within [-1, 1].
+
+    Raises:
+        UnreadableAudio: the file is gone, damaged, or holds values that are not finite.
+    """
+    path = _plain_file(cut)
+    try:
+        channels = cut.load_audio() if path is None else _read_file(path, cut)
+    except soundfile.LibsndfileError as error:
+        gone = path is not None and not os.path.exists(path)
+        raise _unreadable(cut, "it does not exist" if gone else error.error_string) from error
+    except Exception as error:  # lhotse's backends raise whatever theirs do
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise _unreadable(cut, reason) from error
+    waveform = torch.from_numpy(np.asarray(channels, dtype=np.float32)).mean(dim=0)
+    if not torch.isfinite(waveform).all():
+        raise _unreadable(cut, "it holds values that are not finite")
+    return resample(waveform, int(cut.sampling_rate)).clamp_(-1.0, 1.0)
+
+
+def _plain_file(cut: Cut) -> str | None:
+    """The file of a cut that is an untouched stretch of one, or None."""
+    if not isinstance(cut, DataCut) or not cut.has_recording or cut.recording.transforms:
+        return None
+    sources = cut.recording.sources
+    return str(sources[0].source) if len(sources) == 1 and sources[0].type == "file" else None
+
+
+def _read_file(path: str, cut: DataCut) -> np.ndarray:
+    """(channels, samples) of a cut, read by libsndfile.
+
+    lhotse would try one backend after another on a damaged file and report the last one's
+    failure: that torchaudio is not installed properly, say, instead of what ails the file.
+    """
+    with soundfile.SoundFile(path) as file:
+        file.seek(round(cut.start * file.samplerate))
+        asked = round(cut.duration * file.samplerate)
+        samples: np.ndarray = file.read(asked, dtype="float32", always_2d=True)
+        if len(samples) < asked - _LOSSY_SLACK_SAMPLES:
+            raise ValueError(f"it ends after {len(samples)} of {asked} samples")
+    channels = [cut.channel] if isinstance(cut.channel, int) else cut.channel
+    return samples.T[channels]
+
+
+def resample(waveform: Tensor, sample_rate: int) -> Tensor:
+    """A waveform (samples,) brought from `sample_rate` (samples a second) to 16 kHz.
+
+    Windowed-sinc interpolation with the settings of `torchaudio.transforms.Resample`, which
+    SUPERB uses; lhotse carries it in plain PyTorch.
+    """
+    if sample_rate == SAMPLE_RATE:
+        return waveform
+    resampled: Tensor = get_or_create_resampler(sample_rate, SAMPLE_RATE)(waveform)
+    return resampled
+
+
+def apply_gain(waveform: Tensor, decibels: float) -> Tensor:
+    """A waveform (samples,) made louder (or softer) by `decibels`, clipped to [-1, 1]."""
+    return (waveform * 10.0 ** (decibels / 20.0)).clamp(-1.0, 1.0)
+
+
+def random_crop(waveform: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+    """A random stretch of a waveform; shorter waveforms come back whole.
+
+    Args:
+        waveform: (all_samples,).
+        samples: length of the stretch.
+        generator: source of the random start, every start equally likely.
+
+    Returns:
+        Waveform (min(all_samples, samples),).
+    """
+    spare = waveform.shape[0] - samples
+    if spare <= 0:
+        return waveform
+    start = int(torch.randint(spare + 1, (), generator=generator))
+    return waveform[start : start + samples]
+
+
+def _unreadable(cut: Cut, reason: str) -> UnreadableAudio:
+    sources = [] if not cut.has_recording else getattr(cut.recording, "sources", [])
+    where = ", ".join(str(source.source) for source in sources if source.type == "file")
+    error = UnreadableAudio(
+        f"The audio of utterance {cut.id} cannot be read: {reason.rstrip('.')}.",
+        where=where or None,
+        fix="Unpack or convert this file again, or take it out of the corpus.",
+    )
+    error.utterance_id = cut.id
+    return error

@@ -1,0 +1,158 @@
+"""From cuts to batches: a data loader whose every batch follows from seed and epoch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lhotse import CutSet
+from lhotse.cut import Cut
+from torch.utils.data import DataLoader, Dataset
+
+from s3prl_mtl.data.audio import UnreadableAudio
+from s3prl_mtl.data.sampling import Draw, derived_seed, plan_batches
+from s3prl_mtl.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Collate = Callable[[list[Cut], list[torch.Generator]], tuple[Any, ...]]
+"""Turns the cuts of a batch, and a source of random choices for each, into (waveforms, *others)."""
+
+
+def make_loader(
+    cuts: CutSet,
+    collate: Collate,
+    *,
+    batch_size: int,
+    shuffle: bool,
+    epoch: int = 0,
+    seed: int = 0,
+    weights: Sequence[float] | None = None,
+    bucketed: bool = False,
+    max_batch_seconds: float | None = None,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    skip_batches: int = 0,
+) -> DataLoader[Any]:
+    """A loader of one epoch's batches on one rank.
+
+    The order is a pure function of `seed` and `epoch` (:func:`plan_batches`), and so is every
+    random choice that `collate` makes with the generators it is given (:func:`item_generator`),
+    whatever `num_workers` is. The global random state is neither read nor changed.
+
+    A file that turns out damaged while it is decoded is left out of its batch with a warning. A
+    training batch that would be empty without it takes the next utterance of the set instead.
+
+    Args:
+        cuts: the split.
+        collate: runs in the worker, gets the batch's cuts and a generator for each, returns
+            (waveforms, *others).
+        shuffle: training: random order, equally many batches on every rank. Otherwise
+            evaluation: every utterance exactly once over all ranks, in order.
+        skip_batches: leave out so many batches of this rank's epoch, to go on from a checkpoint.
+        batch_size, epoch, seed, weights, bucketed, max_batch_seconds, rank, world_size: as in
+            :func:`plan_batches`.
+        num_workers: processes that load; 0 loads in this one.
+
+    Returns:
+        Iterable over `collate`'s results; its length is the number of batches that it yields.
+
+    Raises:
+        UserError: no utterances, or a setting out of range, or more batches to skip than the
+            epoch has.
+    """
+    chosen = list(cuts)
+    if not chosen:
+        raise UserError("There are no utterances to make batches of.")
+    plan = plan_batches(
+        [cut.duration for cut in chosen],
+        batch_size=batch_size,
+        shuffle=shuffle,
+        epoch=epoch,
+        seed=seed,
+        weights=weights,
+        bucketed=bucketed,
+        max_batch_seconds=max_batch_seconds,
+        rank=rank,
+        world_size=world_size,
+    )
+    if not 0 <= skip_batches <= len(plan):
+        raise UserError(
+            f"Batch {skip_batches} of epoch {epoch} does not exist: it has {len(plan)} batches.",
+            fix="The corpus or the batch size changed since the checkpoint; train from its start.",
+        )
+    return DataLoader(
+        _Batches(chosen, collate, seed, epoch, training=shuffle),
+        sampler=plan[skip_batches:],
+        batch_size=None,
+        num_workers=num_workers,
+        # DataLoader draws a seed for its workers; from the global state that would make training
+        # depend on how often loaders were made.
+        generator=torch.Generator().manual_seed(derived_seed("workers", seed, epoch)),
+    )
+
+
+def item_generator(seed: int, epoch: int, position: int, cut_id: str) -> torch.Generator:
+    """The source of random choices for one drawn utterance, a pure function of the arguments.
+
+    The same draw gives the same crop whichever worker makes it and wherever training was resumed;
+    an utterance drawn twice in an epoch gives two crops.
+
+    Args:
+        seed: of the run.
+        epoch: of the task.
+        position: of the draw in the epoch, over all ranks.
+        cut_id: of the utterance.
+    """
+    return torch.Generator().manual_seed(derived_seed("item", seed, epoch, position, cut_id))
+
+
+class _Batches(Dataset[Any]):
+    """Batches addressed by their plan: `dataset[batch]` loads and collates it."""
+
+    def __init__(
+        self, cuts: list[Cut], collate: Collate, seed: int, epoch: int, training: bool
+    ) -> None:
+        self.cuts = cuts
+        self.collate = collate
+        self.seed = seed
+        self.epoch = epoch
+        self.training = training
+
+    def __getitem__(self, batch: Sequence[Draw]) -> tuple[Any, ...]:
+        draws = list(batch)
+        while True:
+            try:
+                return self._load(draws)
+            except UnreadableAudio as error:
+                readable = [d for d in draws if self.cuts[d[1]].id != error.utterance_id]
+                if len(readable) == len(draws):
+                    raise
+                logger.warning("%s It is left out of this batch.", error)
+                if not readable and self.training:
+                    readable = self._substitute(*draws[-1])
+                if not readable:
+                    raise
+                draws = readable
+
+    def _load(self, draws: Sequence[Draw]) -> tuple[Any, ...]:
+        cuts = [self.cuts[index] for _, index in draws]
+        generators = [
+            item_generator(self.seed, self.epoch, position, cut.id)
+            for (position, _), cut in zip(draws, cuts, strict=True)
+        ]
+        return self.collate(cuts, generators)
+
+    def _substitute(self, position: int, index: int) -> list[Draw]:
+        """The first utterance after `index` that can be loaded, in a list; empty if none can."""
+        for offset in range(1, len(self.cuts)):
+            draw = (position, (index + offset) % len(self.cuts))
+            try:
+                self._load([draw])
+            except UnreadableAudio:
+                continue
+            return [draw]
+        return []

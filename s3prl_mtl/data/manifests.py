@@ -1,0 +1,204 @@
+"""Manifests: a split scanned once, kept in the cache, made again when its folder changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from lhotse import CutSet
+
+from s3prl_mtl.data.corpus import Corpus
+from s3prl_mtl.data.folders import absolute
+from s3prl_mtl.data.scanning import Scan, scan
+from s3prl_mtl.data.utterance import Utterance
+from s3prl_mtl.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+MAXIMUM_SKIPPED = 0.01
+"""The fraction of a split that may be unusable before that is an error."""
+
+_FORMAT = 1  # raise it when what is written changes: older caches are then made again
+_LISTED = 10
+
+
+def default_cache_dir() -> Path:
+    """Where manifests are kept: `$S3PRL_MTL_CACHE`, or `~/.cache/s3prl_mtl`."""
+    return absolute(os.environ.get("S3PRL_MTL_CACHE") or "~/.cache/s3prl_mtl")
+
+
+def load_cuts(
+    corpus: Corpus,
+    split: str,
+    cache_dir: str | os.PathLike[str] | None = None,
+    jobs: int | None = None,
+) -> CutSet:
+    """The usable utterances of a split as lhotse cuts.
+
+    The first call opens every audio file (:func:`scan`) and writes
+    `<cache_dir>/manifests/<corpus>-<hash of its settings>/<split>.jsonl.gz`; later calls read
+    that, until :meth:`Corpus.fingerprint` changes. Beside it, `source.json` says which folder the
+    manifests describe and what was skipped; the whole folder may be deleted at any time. Several
+    processes may call this at once: the first scans, the others wait and read.
+
+    Args:
+        corpus: where to look.
+        split: one of `corpus.splits`.
+        cache_dir: None takes :func:`default_cache_dir`.
+        jobs: threads that scan; None takes the number of cores.
+
+    Returns:
+        Cuts in the corpus's order: `cut.id` is the utterance's id, `cut.custom["labels"]` its
+        labels. Files that are missing, unreadable, empty or too short for the encoder are left
+        out, each with a warning.
+
+    Raises:
+        UserError: the corpus is not usable, more than 1 % of the split is not, or the cache
+            cannot be written.
+    """
+    corpus.check_split(split)
+    utterances = corpus.utterances(split)
+    _check_utterances(corpus, split, utterances)
+    fingerprint = f"{_FORMAT}-{corpus.fingerprint(split, utterances)}"
+    root = default_cache_dir() if cache_dir is None else absolute(cache_dir)
+    folder = root / "manifests" / _folder_name(corpus)
+    manifest = folder / f"{split}.jsonl.gz"
+    try:
+        entry = _current_entry(manifest, split, fingerprint)
+        if entry is None:  # a cache that is up to date may be read-only: the lock is a file
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(str(folder / ".lock")):
+                entry = _current_entry(manifest, split, fingerprint)
+                if entry is None:
+                    return _build(corpus, split, utterances, fingerprint, manifest, jobs)
+    except OSError as error:
+        raise UserError(
+            f"The manifests of {corpus.title} cannot be written: {error.strerror or error}.",
+            where=str(folder),
+            fix="Free space there, or name another folder by `--cache_dir` or $S3PRL_MTL_CACHE.",
+        ) from error
+    if entry["skipped"]:
+        logger.warning(
+            "%s %s: %d of %d utterances are skipped; %s lists them.",
+            *(corpus.task, split, len(entry["skipped"]), len(utterances), folder / "source.json"),
+        )
+    try:
+        return CutSet.from_file(manifest).to_eager()
+    except Exception as error:  # a damaged file: disk faults raise gzip, JSON and key errors
+        logger.warning("%s is damaged (%s) and is made again.", manifest, error)
+        manifest.unlink(missing_ok=True)
+        return load_cuts(corpus, split, cache_dir, jobs)
+
+
+def _build(
+    corpus: Corpus,
+    split: str,
+    utterances: Sequence[Utterance],
+    fingerprint: str,
+    manifest: Path,
+    jobs: int | None,
+) -> CutSet:
+    found = scan(utterances, corpus.content_check(split), jobs, f"Scanning {corpus.title}, {split}")
+    _report(corpus, split, len(utterances), found)
+    cuts = CutSet.from_cuts(found.cuts)
+
+    source = _read_source(manifest.parent)
+    source["title"] = corpus.title
+    source["settings"] = corpus.settings
+    # A crash between the next two steps must not leave a new manifest under an old fingerprint.
+    source["splits"].pop(split, None)
+    _write_source(manifest.parent, source)
+    temporary = manifest.with_name(f".{os.getpid()}.{manifest.name}")
+    try:
+        cuts.to_file(temporary)
+        os.replace(temporary, manifest)
+    finally:
+        temporary.unlink(missing_ok=True)
+    source["splits"][split] = {
+        "fingerprint": fingerprint,
+        "utterances": len(found.cuts),
+        "hours": round(sum(cut.duration for cut in found.cuts) / 3600, 4),
+        "skipped": [f"{path}: {reason}" for path, reason in found.skipped],
+        "left_out_by_rule": len(found.left_out),
+    }
+    _write_source(manifest.parent, source)
+    return cuts
+
+
+def _report(corpus: Corpus, split: str, total: int, found: Scan) -> None:
+    for path, reason in found.skipped:
+        logger.warning("%s %s: skipped %s: %s", corpus.task, split, path, reason)
+    if found.left_out:
+        logger.info(
+            "%s %s: %d utterances are left out by the task's own rule.",
+            *(corpus.task, split, len(found.left_out)),
+        )
+    if len(found.skipped) > MAXIMUM_SKIPPED * total:
+        listed = "; ".join(f"{path}: {reason}" for path, reason in found.skipped[:_LISTED])
+        more = len(found.skipped) - _LISTED
+        raise UserError(
+            f"{corpus.task}: {len(found.skipped)} of the {total} utterances of split {split!r} of "
+            f"{corpus.title} cannot be used, more than {MAXIMUM_SKIPPED:.0%}: {listed}"
+            + (f"; and {more} more." if more > 0 else "."),
+            fix="Unpack the corpus again, or take these files out of it.",
+        )
+    if not found.cuts:
+        raise UserError(f"{corpus.task}: split {split!r} of {corpus.title} has no utterances left.")
+
+
+def _check_utterances(corpus: Corpus, split: str, utterances: Sequence[Utterance]) -> None:
+    if not utterances:
+        raise UserError(
+            f"{corpus.task}: split {split!r} of {corpus.title} has no utterances.",
+            where=json.dumps(corpus.settings),
+            fix=" ".join(corpus.problems()) or "Check that the corpus is complete.",
+        )
+    counts = Counter(utterance.id for utterance in utterances)
+    twice = [identifier for identifier, count in counts.items() if count > 1]
+    if twice:
+        paths = [str(u.path) for u in utterances if u.id == twice[0]]
+        raise UserError(
+            f"{corpus.task}: {len(twice)} utterances of split {split!r} occur more than once, "
+            f"first {twice[0]}.",
+            where=", ".join(dict.fromkeys(paths)),
+            fix="Keep one file, or one line of the list, for each utterance.",
+        )
+
+
+def _current_entry(manifest: Path, split: str, fingerprint: str) -> dict[str, Any] | None:
+    """What `source.json` says about a split if its manifest is up to date, otherwise None."""
+    entry: dict[str, Any] = _read_source(manifest.parent)["splits"].get(split, {})
+    current = entry.get("fingerprint") == fingerprint and manifest.is_file()
+    return entry if current else None
+
+
+def _folder_name(corpus: Corpus) -> str:
+    identity = json.dumps([type(corpus).__qualname__, corpus.settings], sort_keys=True)
+    name = "".join(c if c.isalnum() or c in "._" else "-" for c in corpus.title.lower())
+    return f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def _read_source(folder: Path) -> dict[str, Any]:
+    try:
+        source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
+        if isinstance(source["splits"], dict):
+            return dict(source)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # no manifests yet, or a damaged record of them: every split is scanned anew
+    return {"about": "Manifests of one corpus. This folder may be deleted.", "splits": {}}
+
+
+def _write_source(folder: Path, source: dict[str, Any]) -> None:
+    temporary = folder / f".{os.getpid()}.source.json"
+    try:
+        temporary.write_text(json.dumps(source, indent=2, ensure_ascii=False), encoding="utf-8")
+        os.replace(temporary, folder / "source.json")
+    finally:
+        temporary.unlink(missing_ok=True)

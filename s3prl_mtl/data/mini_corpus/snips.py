@@ -1,0 +1,81 @@
+"""Audio SNIPS: requests with slots, told apart into splits by speaker.
+
+    SNIPS/
+      {train,valid,test}/<speaker>/<speaker>-snips-<split>-<n>.wav
+      all.iob.snips.txt     <utterance> BOS WORDS... EOS<TAB>O slots... intent
+      slots.txt             O, then one slot a line
+
+As in the original, every speaker reads something in every folder; SUPERB takes from each folder
+only the speakers of that split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from s3prl_mtl.data.mini_corpus.recording import (
+    Phrase,
+    Plan,
+    Recording,
+    Renderings,
+    generator,
+    write_lines,
+)
+from s3prl_mtl.data.mini_corpus.speakers import READERS, draw_speakers
+from s3prl_mtl.data.mini_corpus.vocabulary import SLOT_VALUES, draw_slot_sentence
+
+ROOT = "SNIPS"
+SPEAKERS = {
+    "train": ("Ivy", "Joanna", "Joey", "Justin", "Kendra", "Kimberly", "Matthew", "Salli"),
+    "valid": ("Aditi", "Amy", "Geraint", "Nicole"),
+    "test": ("Brian", "Emma", "Raveena", "Russell"),
+}
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """Requests of each speaker in the folder of their split, and of one stranger to each folder."""
+
+    own: dict[str, int]
+    strangers: int
+
+
+AMOUNTS = {
+    "tiny": Amounts({"train": 2, "valid": 1, "test": 1}, strangers=1),
+    "mini": Amounts({"train": 60, "valid": 15, "test": 20}, strangers=1),
+}
+
+
+def plan(size: str, seed: int) -> Plan:
+    """The recordings, transcripts and slots of Audio SNIPS."""
+    rng = generator(seed, ROOT)
+    amounts = AMOUNTS[size]
+    names = [name for group in SPEAKERS.values() for name in group]
+    voices = dict(zip(names, draw_speakers(len(names), READERS, rng), strict=True))
+    recordings: list[Recording] = []
+    lines: list[str] = []
+    for split, own_speakers in SPEAKERS.items():
+        stranger = next(name for name in names if name not in own_speakers)
+        for name in (*own_speakers, stranger):
+            count = amounts.own[split] if name in own_speakers else amounts.strangers
+            for number in range(count):
+                words, slots, intent = draw_slot_sentence(rng)
+                utterance = f"{name}-snips-{split}-{number}"
+                lines.append(
+                    " ".join([utterance, "BOS", *words, "EOS"])
+                    + "\t"
+                    + " ".join(["O", *slots, intent])
+                )
+                recordings.append(
+                    Recording(
+                        path=f"{ROOT}/{split}/{name}/{utterance}.wav",
+                        tracks=((Phrase(" ".join(words).lower(), voices[name]),),),
+                    )
+                )
+
+    def write_side_files(root: Path, _renderings: Renderings) -> None:
+        write_lines(root / ROOT / "all.iob.snips.txt", lines)
+        write_lines(root / ROOT / "slots.txt", ["O", *SLOT_VALUES])
+
+    return Plan(recordings, write_side_files)

@@ -1,0 +1,34 @@
+"""Heads of the nine SUPERB tasks, their losses, and SpecAugment.
+
+Heads take a padded batch (B, T, D) and the lengths (B,) that `pad_features` makes.
+"""
+
+from s3prl_mtl.nn.am_softmax import AMSoftmaxLoss
+from s3prl_mtl.nn.ctc import ctc_loss
+from s3prl_mtl.nn.diarization import DiarizationHead, match_length
+from s3prl_mtl.nn.frame_level import FrameLevel
+from s3prl_mtl.nn.head_settings import head_from_settings
+from s3prl_mtl.nn.padding import frame_mask, pad_features
+from s3prl_mtl.nn.permutation_invariant import permutation_invariant_bce
+from s3prl_mtl.nn.recurrent import RNNs
+from s3prl_mtl.nn.spec_augment import SpecAugment
+from s3prl_mtl.nn.utterance_level import MeanPooling, UtteranceLevel
+from s3prl_mtl.nn.xvector import XVector, statistics_pooling
+
+__all__ = [
+    "AMSoftmaxLoss",
+    "DiarizationHead",
+    "FrameLevel",
+    "MeanPooling",
+    "RNNs",
+    "SpecAugment",
+    "UtteranceLevel",
+    "XVector",
+    "ctc_loss",
+    "frame_mask",
+    "head_from_settings",
+    "match_length",
+    "pad_features",
+    "permutation_invariant_bce",
+    "statistics_pooling",
+]

@@ -1,0 +1,48 @@
+"""The loss of sequences that are shorter than their frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+def ctc_loss(
+    logits: Tensor,
+    logit_lengths: Tensor,
+    targets: Sequence[Tensor],
+    *,
+    blank: int = 0,
+    zero_infinity: bool = True,
+) -> Tensor:
+    """Connectionist temporal classification: SUPERB's ASR, phone recognition and slot filling.
+
+    Each utterance's loss is divided by the length of its target; then the mean over utterances.
+
+    Args:
+        logits: (B, T, V), not normalised.
+        logit_lengths: frames of each utterance (B,).
+        targets: B tensors of token numbers, without the blank.
+        blank: the token number of the blank.
+        zero_infinity: an utterance with too few frames for its target counts as 0, with no
+            gradient, instead of infinity.
+
+    Returns:
+        A scalar, in single precision at least.
+
+    Reference: Graves et al., "Connectionist temporal classification", ICML 2006.
+    """
+    log_probs = logits.float().log_softmax(dim=-1).transpose(0, 1)
+    tokens = [torch.as_tensor(target, dtype=torch.long) for target in targets]
+    target_lengths = torch.tensor([len(target) for target in tokens], dtype=torch.long)
+    return F.ctc_loss(
+        log_probs,
+        pad_sequence(tokens, batch_first=True).to(logits.device),
+        logit_lengths.to("cpu", torch.long),
+        target_lengths,
+        blank=blank,
+        zero_infinity=zero_infinity,
+    )

@@ -1,0 +1,60 @@
+"""The head that labels every frame by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from s3prl_mtl.errors import UserError, nearest
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "ReLU": nn.ReLU,
+    "GELU": nn.GELU,
+    "Tanh": nn.Tanh,
+    "Sigmoid": nn.Sigmoid,
+}
+
+
+class FrameLevel(nn.Module):
+    """A linear layer over each frame: SUPERB's phone recognition.
+
+    Parameters are named as in s3prl: `linear`, and `hiddens.N` for hidden layers.
+
+    Args:
+        input_dim: width of the features.
+        output_dim: number of outputs per frame.
+        hiddens: widths of hidden layers before `linear`; none in SUPERB.
+        activation: after each hidden layer: ReLU, GELU, Tanh or Sigmoid.
+
+    Raises:
+        UserError: the activation is unknown.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        hiddens: Sequence[int] | None = None,
+        activation: str = "ReLU",
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise UserError(
+                f"The head has no activation named {activation!r}.",
+                where="FrameLevel.activation",
+                fix=nearest(str(activation), list(ACTIVATIONS)),
+            )
+        layers: list[nn.Module] = []
+        for width in hiddens or ():
+            layers += [nn.Linear(input_dim, width), ACTIVATIONS[activation]()]
+            input_dim = width
+        self.hiddens = nn.Sequential(*layers)
+        self.linear = nn.Linear(input_dim, output_dim)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, T, output_dim) of features (B, T, input_dim), and the lengths unchanged.
+
+        Padded frames get logits too, those of the vector they are padded with.
+        """
+        return self.linear(self.hiddens(features)), lengths

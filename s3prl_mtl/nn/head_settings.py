@@ -1,0 +1,78 @@
+"""The head that the settings of a task ask for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.nn.frame_level import FrameLevel
+from s3prl_mtl.nn.recurrent import RNNs
+from s3prl_mtl.nn.utterance_level import UtteranceLevel
+
+HEADS: dict[str, type[nn.Module]] = {
+    "FrameLevel": FrameLevel,
+    "UtteranceLevel": UtteranceLevel,
+    "RNNs": RNNs,
+}
+
+
+def head_from_settings(
+    input_dim: int,
+    output_dim: int,
+    settings: Mapping[str, Any],
+    upstream_rate: int = 320,
+    where: str = "modelrc",
+) -> nn.Module:
+    """Builds the head named `settings["select"]` with the options in `settings[that name]`.
+
+    These are the keys of s3prl's task configs, for example
+    `{"select": "UtteranceLevel", "UtteranceLevel": {"pooling": "MeanPooling"}}`; other keys of
+    the block (`project_dim`, the options of heads not selected, ...) are left alone.
+
+    Args:
+        input_dim: width of the features.
+        output_dim: number of outputs per frame, or per utterance.
+        settings: the block of the config.
+        upstream_rate: samples per frame of the features; only RNNs needs it.
+        where: what errors call the block.
+
+    Returns:
+        A module called with features (B, T, input_dim) and lengths (B,): `FrameLevel` and `RNNs`
+        return logits (B, T', output_dim) with their lengths, `UtteranceLevel` logits
+        (B, output_dim).
+
+    Raises:
+        UserError: the head or one of its options is unknown, or an option is missing.
+    """
+    name = str(settings.get("select"))
+    if name not in HEADS:
+        raise UserError(
+            f"There is no head named {name!r}.",
+            where=f"{where}.select",
+            fix=nearest(name, list(HEADS)),
+        )
+    options = dict(settings.get(name) or {})
+    signature = inspect.signature(HEADS[name])
+    fixed = {"self", "input_dim", "output_dim", "upstream_rate"}
+    parameters = {key: p for key, p in signature.parameters.items() if key not in fixed}
+    for key in options:
+        if key not in parameters:
+            raise UserError(
+                f"{name} has no option {key!r}.",
+                where=f"{where}.{name}.{key}",
+                fix=nearest(str(key), list(parameters)),
+            )
+    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in options]
+    if missing:
+        raise UserError(
+            f"{name} lacks the options {', '.join(missing)}.",
+            where=f"{where}.{name}",
+            fix="set them.",
+        )
+    if "upstream_rate" in signature.parameters:
+        options["upstream_rate"] = upstream_rate
+    return HEADS[name](input_dim, output_dim, **options)

@@ -1,0 +1,170 @@
+"""The head that reads an utterance with recurrent layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from s3prl_mtl.errors import UserError, nearest
+
+CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {
+    "LSTM": nn.LSTM,
+    "GRU": nn.GRU,
+    "RNN": nn.RNN,
+}
+SAMPLE_STYLES = ("drop", "concat")
+
+
+def _subsample(features: Tensor, lengths: Tensor, rate: int, style: str) -> tuple[Tensor, Tensor]:
+    """Keeps every rate-th frame (`drop`), or puts rate frames side by side (`concat`)."""
+    lengths = torch.div(lengths, rate, rounding_mode="floor")
+    if style == "drop":
+        return features[:, ::rate], lengths
+    batch, frames, width = features.shape
+    whole = features[:, : frames - frames % rate]
+    return whole.reshape(batch, frames // rate, width * rate), lengths
+
+
+class RNNLayer(nn.Module):
+    """A recurrent layer (`layer`), then norm (`ln`), dropout, subsampling, projection (`pj`)."""
+
+    def __init__(
+        self,
+        input_dim: int,
+        *,
+        module: str,
+        bidirection: bool,
+        dim: int,
+        dropout: float,
+        layer_norm: bool,
+        sample_rate: int,
+        proj: bool,
+    ) -> None:
+        super().__init__()
+        self.output_dim = 2 * dim if bidirection else dim
+        self.sample_rate = sample_rate
+        self.layer = CELLS[module](input_dim, dim, bidirectional=bidirection, batch_first=True)
+        self.ln = nn.LayerNorm(self.output_dim) if layer_norm else None
+        self.dropout = nn.Dropout(dropout)
+        self.pj = nn.Linear(self.output_dim, self.output_dim) if proj else None
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        # Packed, so that the backward direction of a short utterance does not begin in padding.
+        packed = pack_padded_sequence(features, lengths, batch_first=True, enforce_sorted=False)
+        hidden, lengths = pad_packed_sequence(self.layer(packed)[0], batch_first=True)
+        if self.ln is not None:
+            hidden = self.ln(hidden)
+        hidden = self.dropout(hidden)
+        if self.sample_rate > 1:
+            hidden, lengths = _subsample(hidden, lengths, self.sample_rate, "drop")
+        if self.pj is not None:
+            hidden = torch.tanh(self.pj(hidden))
+        return hidden, lengths
+
+
+class RNNs(nn.Module):
+    """Recurrent layers, then a linear layer over each frame: SUPERB's ASR and slot filling.
+
+    An utterance's logits do not depend on what it is batched with. Parameters are named as in
+    s3prl: `rnns.N.layer`, `rnns.N.ln`, `rnns.N.pj`, `linear`.
+
+    Args:
+        input_dim: width of the features.
+        output_dim: number of outputs per frame.
+        module: LSTM, GRU or RNN, in upper or lower case.
+        bidirection: read in both directions; the layer's output is then twice `dim` wide.
+        dim: width of each layer; its length is the number of layers.
+        dropout: after each layer.
+        layer_norm: for each layer, whether a norm follows it.
+        proj: for each layer, whether a linear layer with tanh closes it.
+        sample_rate: for each layer, keep every n-th frame of its output.
+        sample_style: how the input reaches `total_rate`: `drop` frames, or `concat` them.
+        total_rate: samples per frame that the first layer reads, -1 for those of the features.
+        upstream_rate: samples per frame of the features; 320 are 20 ms.
+
+    Raises:
+        UserError: a name is unknown, or the lists differ in length.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        *,
+        module: str,
+        bidirection: bool,
+        dim: Sequence[int],
+        dropout: Sequence[float],
+        layer_norm: Sequence[bool],
+        proj: Sequence[bool],
+        sample_rate: Sequence[int],
+        sample_style: str,
+        total_rate: int = 320,
+        upstream_rate: int = 320,
+    ) -> None:
+        super().__init__()
+        for key, name, known in (
+            ("module", str(module).upper(), list(CELLS)),
+            ("sample_style", sample_style, list(SAMPLE_STYLES)),
+        ):
+            if name not in known:
+                raise UserError(
+                    f"A recurrent head has no {key} {name!r}.",
+                    where=f"RNNs.{key}",
+                    fix=nearest(str(name), known),
+                )
+        per_layer = {
+            "dim": dim,
+            "dropout": dropout,
+            "layer_norm": layer_norm,
+            "proj": proj,
+            "sample_rate": sample_rate,
+        }
+        counts = {key: len(values) for key, values in per_layer.items()}
+        if len(set(counts.values())) > 1 or not dim:
+            listed = ", ".join(f"{key} has {count}" for key, count in counts.items())
+            raise UserError(
+                f"A recurrent head needs one value per layer in each of its lists: {listed}.",
+                where="RNNs",
+                fix="give all five lists the same length, at least 1.",
+            )
+        self.sample_rate = 1 if total_rate == -1 else round(total_rate / upstream_rate)
+        self.sample_style = sample_style
+        if self.sample_rate > 1 and sample_style == "concat":
+            input_dim *= self.sample_rate
+        self.rnns = nn.ModuleList()
+        for index, width in enumerate(dim):
+            layer = RNNLayer(
+                input_dim,
+                module=module.upper(),
+                bidirection=bidirection,
+                dim=width,
+                dropout=dropout[index],
+                layer_norm=layer_norm[index],
+                sample_rate=sample_rate[index],
+                proj=proj[index],
+            )
+            self.rnns.append(layer)
+            input_dim = layer.output_dim
+        self.linear = nn.Linear(input_dim, output_dim)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, T', output_dim) of features (B, T, input_dim), and their lengths (B,).
+
+        Without subsampling T' = T. Each subsampling by n keeps `length // n` frames of an
+        utterance. Padded frames get logits too, those of a zero vector.
+
+        Raises:
+            ValueError: an utterance has no frame left after subsampling.
+        """
+        lengths = lengths.cpu()
+        if self.sample_rate > 1:
+            features, lengths = _subsample(features, lengths, self.sample_rate, self.sample_style)
+        for layer in self.rnns:
+            if int(lengths.min()) < 1:
+                raise ValueError("an utterance is too short: subsampling leaves no frame of it")
+            features, lengths = layer(features[:, : int(lengths.max())], lengths)
+        return self.linear(features), lengths

@@ -1,0 +1,154 @@
+"""SpecAugment on features: a warp of time, and masks over time and over channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from s3prl_mtl.errors import UserError
+
+
+def _draw(low: int, high: int, generator: Generator | None) -> int:
+    """A whole number from low to high - 1."""
+    return int(torch.randint(low, max(high, low + 1), (), generator=generator))
+
+
+def _width_range(width: int | Sequence[int], key: str) -> tuple[int, int]:
+    """The least width and the bound that widths stay below."""
+    bounds = (0, width) if isinstance(width, int) else tuple(width)
+    if len(bounds) != 2 or not 0 <= bounds[0] < bounds[1]:
+        raise UserError(
+            f"{key} is {width!r}, which is no range of widths.",
+            where=f"specaug.{key}",
+            fix="give two whole numbers, the second greater than the first, such as [0, 40].",
+        )
+    return bounds[0], bounds[1]
+
+
+class SpecAugment(nn.Module):
+    """Hides parts of the features while training, so that heads do not lean on any of them.
+
+    Each utterance is drawn for by itself: first the time warp, then masks over channels, then
+    masks over time, both filled with zeros. In evaluation mode the features come back as they
+    are. Random numbers come from the CPU, whatever device the features are on.
+
+    Defaults are those of the multi-task branch; the names are those of s3prl's `specaug` block.
+
+    Args:
+        apply_time_warp: whether to warp time.
+        time_warp_window: how far, in frames, the warp moves a frame; utterances of at most twice
+            as many frames are not warped.
+        time_warp_mode: `bicubic` or `bilinear` interpolation.
+        apply_freq_mask: whether to mask channels.
+        freq_mask_width_range: (least, bound): a mask is at least the one and below the other wide.
+        num_freq_mask: masks over channels in each utterance.
+        apply_time_mask: whether to mask frames.
+        time_mask_width_range: the same as `freq_mask_width_range`, in frames.
+        num_time_mask: masks over time in each utterance.
+        adaptive_number_ratio: if adaptive, masks over time per frame of the utterance.
+        adaptive_size_ratio: if adaptive, the bound of a mask's width per frame of the utterance.
+        max_n_time_masks: if adaptive, the most masks over time.
+        adaptive: let the number and width of the masks over time grow with the utterance.
+
+    Raises:
+        UserError: a range of widths or the interpolation is impossible.
+
+    Reference: Park et al., "SpecAugment", Interspeech 2019; adaptive masks: Park et al.,
+    "SpecAugment on large scale datasets", ICASSP 2020.
+    """
+
+    def __init__(
+        self,
+        apply_time_warp: bool = True,
+        time_warp_window: int = 5,
+        time_warp_mode: str = "bicubic",
+        apply_freq_mask: bool = True,
+        freq_mask_width_range: int | Sequence[int] = (0, 50),
+        num_freq_mask: int = 4,
+        apply_time_mask: bool = True,
+        time_mask_width_range: int | Sequence[int] = (0, 40),
+        num_time_mask: int = 2,
+        adaptive_number_ratio: float = 0.04,
+        adaptive_size_ratio: float = 0.04,
+        max_n_time_masks: int = 20,
+        adaptive: bool = False,
+    ) -> None:
+        super().__init__()
+        if time_warp_mode not in ("bicubic", "bilinear"):
+            raise UserError(
+                f"time_warp_mode is {time_warp_mode!r}.",
+                where="specaug.time_warp_mode",
+                fix="use 'bicubic' or 'bilinear'.",
+            )
+        self.apply_time_warp = apply_time_warp
+        self.time_warp_window = time_warp_window
+        self.time_warp_mode = time_warp_mode
+        self.apply_freq_mask = apply_freq_mask
+        self.freq_mask_width_range = _width_range(freq_mask_width_range, "freq_mask_width_range")
+        self.num_freq_mask = num_freq_mask
+        self.apply_time_mask = apply_time_mask
+        self.time_mask_width_range = _width_range(time_mask_width_range, "time_mask_width_range")
+        self.num_time_mask = num_time_mask
+        self.adaptive_number_ratio = adaptive_number_ratio
+        self.adaptive_size_ratio = adaptive_size_ratio
+        self.max_n_time_masks = max_n_time_masks
+        self.adaptive = adaptive
+
+    def forward(
+        self, features: Sequence[Tensor], generator: Generator | None = None
+    ) -> list[Tensor]:
+        """New features (T_i, D) of the same shapes; the given ones are never changed.
+
+        Args:
+            features: B tensors (T_i, D).
+            generator: a CPU generator of random numbers; by default torch's global one.
+        """
+        if not self.training:
+            return list(features)
+        return [self._augment(utterance, generator) for utterance in features]
+
+    def _augment(self, utterance: Tensor, generator: Generator | None) -> Tensor:
+        frames, channels = utterance.shape
+        if self.apply_time_warp and frames > 2 * self.time_warp_window > 0:
+            utterance = self._warp(utterance, generator)
+        if self.apply_freq_mask:
+            low, high = self.freq_mask_width_range
+            hidden = self._spans(channels, self.num_freq_mask, low, high, generator)
+            utterance = utterance.masked_fill(hidden.to(utterance.device), 0.0)
+        if self.apply_time_mask:
+            number, (low, high) = self.num_time_mask, self.time_mask_width_range
+            if self.adaptive and self.adaptive_number_ratio > 0:
+                number = min(int(self.adaptive_number_ratio * frames), self.max_n_time_masks)
+            if self.adaptive and self.adaptive_size_ratio > 0:
+                high = min(high, int(self.adaptive_size_ratio * frames))
+            hidden = self._spans(frames, number, low, high, generator)
+            utterance = utterance.masked_fill(hidden.to(utterance.device).unsqueeze(1), 0.0)
+        return utterance
+
+    def _warp(self, utterance: Tensor, generator: Generator | None) -> Tensor:
+        """Stretches what lies before a random frame and squeezes the rest, or the reverse."""
+        frames, channels = utterance.shape
+        window = self.time_warp_window
+        center = _draw(window, frames - window, generator)
+        warped = _draw(center - window, center + window, generator) + 1
+        parts = []
+        for part, length in ((utterance[:center], warped), (utterance[center:], frames - warped)):
+            image = part[None, None]
+            resized = F.interpolate(
+                image, (length, channels), mode=self.time_warp_mode, align_corners=False
+            )
+            parts.append(resized[0, 0])
+        return torch.cat(parts)
+
+    @staticmethod
+    def _spans(size: int, number: int, low: int, high: int, generator: Generator | None) -> Tensor:
+        """True inside `number` random spans of positions: (size,), bool."""
+        inside = torch.zeros(size, dtype=torch.bool)
+        for _ in range(number):
+            width = min(_draw(low, high, generator), size)
+            start = _draw(0, size - width, generator)
+            inside[start : start + width] = True
+        return inside

@@ -1,0 +1,53 @@
+"""The head that gives one answer for a whole utterance."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.nn.frame_level import FrameLevel
+from s3prl_mtl.nn.padding import frame_mask
+
+
+class MeanPooling(nn.Module):
+    """The mean over an utterance's own frames: (B, T, D) and lengths (B,) to (B, D)."""
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        padded = ~frame_mask(lengths, features.shape[1], features.device)
+        total = features.masked_fill(padded.unsqueeze(-1), 0.0).sum(dim=1)
+        return total / lengths.to(total).unsqueeze(-1)
+
+
+POOLINGS: dict[str, type[nn.Module]] = {"MeanPooling": MeanPooling}
+
+
+class UtteranceLevel(nn.Module):
+    """Pooling over the frames, then a linear layer: SUPERB's classification head.
+
+    Used by keyword spotting, intent classification, speaker identification and emotion
+    recognition. Its one layer is named `post_net.linear`, as in s3prl.
+
+    Args:
+        input_dim: width of the features.
+        output_dim: number of outputs per utterance.
+        pooling: `MeanPooling`.
+
+    Raises:
+        UserError: the pooling is unknown.
+    """
+
+    def __init__(self, input_dim: int, output_dim: int, pooling: str = "MeanPooling") -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise UserError(
+                f"The head has no pooling named {pooling!r}.",
+                where="UtteranceLevel.pooling",
+                fix=nearest(str(pooling), list(POOLINGS)),
+            )
+        self.pooling = POOLINGS[pooling]()
+        self.post_net = FrameLevel(input_dim, output_dim)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """Logits (B, output_dim) of features (B, T, input_dim) with lengths (B,)."""
+        logits, _ = self.post_net(self.pooling(features, lengths), lengths)
+        return logits

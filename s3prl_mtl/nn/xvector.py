@@ -1,0 +1,164 @@
+"""The x-vector: one embedding of the speaker for an utterance of any length."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CONTEXTS_AND_DILATIONS = ((5, 1), (3, 2), (3, 3), (1, 1), (1, 1))
+
+
+class TDNN(nn.Module):
+    """A time-delay layer: a linear layer (`kernel`) over `context_size` frames, `dilation` apart.
+
+    Reference: Peddinti et al., "A time delay neural network architecture for efficient modeling
+    of long temporal contexts", Interspeech 2015.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        context_size: int,
+        dilation: int,
+        dropout_p: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.context_size = context_size
+        self.dilation = dilation
+        self.kernel = nn.Linear(input_dim * context_size, output_dim)
+        self.drop = nn.Dropout(dropout_p)
+        self.bn = nn.BatchNorm1d(output_dim) if batch_norm else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, T, input_dim) to (B, T - (context_size - 1) * dilation, output_dim)."""
+        # The linear layer over stacked frames is a convolution whose kernel is laid out (out,
+        # frame, channel); as a convolution the stacked frames need not be built.
+        weight = self.kernel.weight.unflatten(1, (self.context_size, -1)).transpose(1, 2)
+        hidden = F.conv1d(
+            features.transpose(1, 2), weight, self.kernel.bias, dilation=self.dilation
+        )
+        hidden = self.drop(F.relu(hidden))
+        if self.bn is not None:
+            hidden = self.bn(hidden)
+        return hidden.transpose(1, 2)
+
+
+class FrameFeatures(nn.Module):
+    """The five time-delay layers, `module.0` to `module.4`."""
+
+    def __init__(self, input_dim: int, agg_dim: int, dropout_p: float, batch_norm: bool) -> None:
+        super().__init__()
+        widths = [input_dim] * (len(CONTEXTS_AND_DILATIONS) - 1) + [agg_dim]
+        self.module = nn.Sequential(
+            *(
+                TDNN(input_dim, width, context, dilation, dropout_p, batch_norm)
+                for width, (context, dilation) in zip(widths, CONTEXTS_AND_DILATIONS, strict=True)
+            )
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.module(features)
+
+
+class UtteranceFeatures(nn.Module):
+    """From the pooled statistics to the embedding (`linear1`), and to the loss (`linear2`)."""
+
+    def __init__(self, input_dim: int, output_dim: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(input_dim, output_dim)
+        self.linear2 = nn.Linear(output_dim, output_dim)
+
+    def embed(self, statistics: Tensor) -> Tensor:
+        return F.relu(self.linear1(statistics))
+
+    def forward(self, statistics: Tensor) -> Tensor:
+        return F.relu(self.linear2(self.embed(statistics)))
+
+
+def statistics_pooling(features: Tensor, lengths: Tensor) -> Tensor:
+    """Mean and (unbiased) standard deviation over the first `lengths` frames: (B, 2 D)."""
+    rows = []
+    for utterance, length in zip(features, lengths.tolist(), strict=True):
+        own = utterance[:length]
+        # torch.std has a zero gradient where the deviation is zero, which channels that ReLU
+        # shuts off reach; the square root of a variance would give NaN there.
+        rows.append(torch.cat([own.mean(dim=0), own.std(dim=0)]))
+    return torch.stack(rows)
+
+
+class XVector(nn.Module):
+    """SUPERB's speaker verification head, between `connector` and the loss.
+
+    Parameters are named as in s3prl: `framelevel_feature_extractor.module.N.kernel`,
+    `utterancelevel_feature_extractor.linear1` and `.linear2`.
+
+    .. note::
+        s3prl pools one frame too many of every utterance that is shorter than the longest of its
+        batch: its first padded frame, whose context ends in padding. `pool_padding_frame=True`
+        does the same, so that losses and gradients are SUPERB's; it expects the features to be
+        padded with zeros *before* the connector. With False an utterance's result does not
+        depend on what it is batched with. An utterance alone gives the same either way.
+
+    Args:
+        input_dim: width of the features, of the embedding and of the output (512 in SUPERB).
+        agg_dim: width of the pooled frames (1500 in SUPERB).
+        dropout_p: dropout after each time-delay layer.
+        batch_norm: batch normalisation after each time-delay layer.
+
+    Reference: Snyder et al., "X-vectors: robust DNN embeddings for speaker recognition", 2018.
+    """
+
+    context_frames = 1 + sum((c - 1) * d for c, d in CONTEXTS_AND_DILATIONS)
+    """Frames that one output of the time-delay layers sees: 15."""
+
+    min_frames = context_frames + 1
+    """The shortest utterance that has a standard deviation: 16 frames."""
+
+    def __init__(
+        self,
+        input_dim: int,
+        agg_dim: int = 1500,
+        dropout_p: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.framelevel_feature_extractor = FrameFeatures(input_dim, agg_dim, dropout_p, batch_norm)
+        self.utterancelevel_feature_extractor = UtteranceFeatures(2 * agg_dim, input_dim)
+
+    def forward(self, features: Tensor, lengths: Tensor, pool_padding_frame: bool = True) -> Tensor:
+        """The vectors (B, input_dim) that the training loss reads, after `linear2` and ReLU.
+
+        Args:
+            features: (B, T, input_dim), padded.
+            lengths: frames of each utterance (B,).
+            pool_padding_frame: see the note of the class.
+
+        Raises:
+            ValueError: an utterance has fewer than `min_frames` frames.
+        """
+        statistics = self._pool(features, lengths, pool_padding_frame)
+        return self.utterancelevel_feature_extractor(statistics)
+
+    def embed(self, features: Tensor, lengths: Tensor, pool_padding_frame: bool = True) -> Tensor:
+        """The embeddings (B, input_dim) that trials compare, after `linear1` and ReLU.
+
+        Arguments and errors are those of `forward`. SUPERB scores a trial by the cosine of two
+        embeddings.
+        """
+        statistics = self._pool(features, lengths, pool_padding_frame)
+        return self.utterancelevel_feature_extractor.embed(statistics)
+
+    def _pool(self, features: Tensor, lengths: Tensor, pool_padding_frame: bool) -> Tensor:
+        shortest = int(lengths.min())
+        if shortest < self.min_frames:
+            raise ValueError(
+                f"an x-vector needs {self.min_frames} frames, an utterance has {shortest}"
+            )
+        hidden = self.framelevel_feature_extractor(features)
+        lengths = lengths - (self.context_frames - 1)
+        if pool_padding_frame:
+            lengths = (lengths + 1).clamp(max=hidden.shape[1])
+        return statistics_pooling(hidden, lengths)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from downstream_plugins.sf.corpus import AudioSnips, parse_iob, slot_target
+from s3prl_mtl.errors import UserError
+
+
+@pytest.fixture
+def snips(tmp_path, write_audio, write_text):
+    root = tmp_path / "SNIPS"
+    lines = []
+    for split, speakers in [
+        ("train", ["Ivy", "Brian"]),
+        ("valid", ["Amy"]),
+        ("test", ["Emma", "Ivy"]),
+    ]:
+        for speaker in speakers:
+            name = f"{speaker}-snips-{split}-0"
+            # Both layouts occur: flat, and a folder a speaker.
+            folder = root / split / speaker if speaker != "Amy" else root / split
+            write_audio(folder / f"{name}.wav")
+            lines.append(f"{name} BOS PLAY MILES DAVIS EOS\tO O artist artist PlayMusic")
+    write_text(root / "all.iob.snips.txt", "\n".join(lines) + "\n")
+    write_text(root / "slots.txt", "O\nartist\ncity\n")
+    return root
+
+
+def test_splits_are_folders_narrowed_to_superbs_speakers(snips):
+    corpus = AudioSnips(snips_root=snips)
+    assert corpus.problems() == []
+    found = {split: [u.id for u in corpus.utterances(split)] for split in corpus.splits}
+    assert found == {
+        "train": ["Ivy-snips-train-0"],
+        "valid": ["Amy-snips-valid-0"],
+        "test": ["Emma-snips-test-0"],
+    }
+
+
+def test_labels_are_words_and_slots(snips):
+    (utterance,) = AudioSnips(snips_root=snips).utterances("valid")
+    assert utterance.labels == {
+        "iob_words": ["PLAY", "MILES", "DAVIS"],
+        "iob_slots": ["O", "artist", "artist"],
+    }
+    assert utterance.path == snips / "valid" / "Amy-snips-valid-0.wav"
+
+
+def test_label_space_has_superbs_characters_and_the_slots_of_the_file(snips, golden):
+    assert AudioSnips(snips_root=snips).label_space() == {
+        "vocabulary": golden("sf")["labels"]["vocabulary"],
+        "slots": ["artist", "city"],
+    }
+
+
+def test_targets_are_the_original_programs(golden):
+    reference = golden("sf")
+    tokens = [*reference["vocabulary"], *reference["slots"]]
+    for line, expected, target in zip(
+        reference["iob"],
+        reference["records"]["groundtruth"],
+        reference["others"][0],
+        strict=True,
+    ):
+        text = slot_target(*parse_iob(line))
+        assert text == expected
+        # The tokens spell the same, without the spaces inside slot marks that decoding adds.
+        spelt = "".join(tokens[index] for index in target[:-1])
+        assert re.sub(r"(B-\w+) ", r"\1", re.sub(r" (E-\w+)", r"\1", text)) == spelt
+
+
+@pytest.mark.parametrize(
+    ("words", "slots", "target"),
+    [
+        ("PLAY MILES DAVIS .", "O artist artist O", "PLAY B-artist MILES DAVIS E-artist"),
+        ("ROCK & ROLL", "O O O", "ROCK AND ROLL"),
+        (
+            "IN PARIS , FRANCE",
+            "O city O country",
+            "IN B-city PARIS E-city B-country FRANCE E-country",
+        ),
+        ("A B C", "x y x", "B-x A E-x B-y B E-y B-x C E-x"),
+        ("A , B", "x O x", "B-x A E-x B-x B E-x"),
+        ("A , B", "x x x", "B-x A B E-x"),
+        ("PLAY , A", "O x x", "PLAY B-x A E-x"),
+        ("A - ;", "x x O", "B-x A E-x"),
+        ("HI ;", "O x", "HI"),
+    ],
+)
+def test_slots_open_and_close_around_runs_and_punctuation_goes(words, slots, target):
+    assert slot_target(words.split(), slots.split()) == target
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("BOS PLAY EOS O O PlayMusic", "no tab"),
+        ("BOS PLAY EOS\tO O", "3 words have 2 slots"),
+        ("PLAY EOS\tO PlayMusic", "BOS and EOS"),
+    ],
+)
+def test_a_malformed_annotation_is_named_with_its_line(snips, write_text, line, fault):
+    path = write_text(snips / "all.iob.snips.txt", f"Amy-snips-valid-0 {line}\n")
+    with pytest.raises(UserError, match=fault) as caught:
+        AudioSnips(snips_root=snips).utterances("valid")
+    assert f"{path}, line 1" in str(caught.value)
+
+
+def test_an_unknown_slot_is_named(snips, write_text):
+    write_text(snips / "slots.txt", "O\ncity\n")
+    with pytest.raises(UserError, match="'artist'"):
+        AudioSnips(snips_root=snips).utterances("train")
+
+
+def test_problems_name_what_is_missing(snips, tmp_path):
+    (snips / "slots.txt").unlink()
+    (snips / "valid").rename(snips / "dev")
+    problems = AudioSnips(snips_root=snips).problems()
+    assert len(problems) == 2 and "slots.txt" in problems[0] and "valid" in problems[1]
+    assert len(AudioSnips(snips_root=tmp_path / "nowhere").problems()) == 1

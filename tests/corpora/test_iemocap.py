@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from downstream_plugins.er.corpus import IEMOCAP
+from downstream_plugins.er.dialogue_order import DIALOGUES
+from s3prl_mtl.errors import UserError
+
+EMOTIONS = ["neu", "hap", "exc", "ang", "sad", "fru", "xxx", "sur"]
+KEPT = ["neu", "hap", "exc", "ang", "sad"]
+
+
+@pytest.fixture
+def iemocap(tmp_path, write_audio, write_text):
+    root = tmp_path / "IEMOCAP_full_release"
+    for session in range(1, 6):
+        for dialogue in (f"Ses{session:02d}F_impro01", f"Ses{session:02d}M_script01_1"):
+            lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
+            for number, emotion in enumerate(EMOTIONS):
+                name = f"{dialogue}_F{number:03d}"
+                lines.append(f"[6.29 - 8.23]\t{name}\t{emotion}\t[2.5, 2.5, 2.5]")
+                lines.append("C-E2:\tNeutral;\t()")
+                folder = root / f"Session{session}"
+                write_audio(folder / "sentences" / "wav" / dialogue / f"{name}.wav")
+            labels = root / f"Session{session}" / "dialog" / "EmoEvaluation"
+            write_text(labels / f"{dialogue}.txt", "\n".join(lines) + "\n")
+            (labels / f"._{dialogue}.txt").write_bytes(b"\x00\x05\x16\x07 not text \xff")
+            write_text(labels / "Categorical" / f"{dialogue}_cat.txt", "[ignored]\tx\tneu\t[]\n")
+    return root
+
+
+def test_test_is_the_held_out_session_and_excitement_is_happiness(iemocap):
+    corpus = IEMOCAP(root=iemocap, test_fold="fold3")
+    assert corpus.problems() == []
+    found = corpus.utterances("test")
+    assert all("Session3" in str(u.path) and u.path.is_file() for u in found)
+    counts = Counter(u.labels["class"] for u in found)
+    assert counts == {"neu": 2, "hap": 4, "ang": 2, "sad": 2}
+
+
+def test_train_and_dev_share_the_other_sessions_as_random_split_deals_them(iemocap):
+    corpus = IEMOCAP(root=iemocap)
+    everything = [
+        f"{dialogue}_F{EMOTIONS.index(emotion):03d}"
+        for session in range(2, 6)
+        for dialogue in sorted(
+            (f"Ses{session:02d}F_impro01", f"Ses{session:02d}M_script01_1"), key=DIALOGUES.index
+        )
+        for emotion in sorted(KEPT, key=EMOTIONS.index)
+    ]
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    lengths = [int((1 - 0.2) * len(everything)), len(everything) - int((1 - 0.2) * len(everything))]
+    train, dev = torch.utils.data.random_split(everything, lengths)
+    torch.set_rng_state(state)
+    assert [u.id for u in corpus.utterances("train")] == list(train)
+    assert [u.id for u in corpus.utterances("dev")] == list(dev)
+    assert len(dev) == 8
+
+
+def test_drawing_dev_leaves_the_global_random_state_alone(iemocap):
+    state = torch.get_rng_state()
+    IEMOCAP(root=iemocap).utterances("dev")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_dialogues_are_in_the_order_of_superbs_lists():
+    assert len(DIALOGUES) == len(set(DIALOGUES)) == 151
+    by_session = Counter(name[:5] for name in DIALOGUES)
+    assert list(by_session.values()) == [28, 30, 32, 30, 31]
+    # The first utterance of each of SUPERB's test lists is of these dialogues.
+    firsts = [next(d for d in DIALOGUES if d.startswith(f"Ses{s:02d}")) for s in range(1, 6)]
+    assert firsts == [
+        "Ses01F_script02_2",
+        "Ses02F_impro03",
+        "Ses03F_script02_1",
+        "Ses04F_script03_1",
+        "Ses05M_script01_3",
+    ]
+
+
+def test_classes_are_in_superbs_order(iemocap):
+    assert IEMOCAP(root=iemocap).label_space() == {"classes": ["neu", "hap", "ang", "sad"]}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("test_fold", "fold6"), ("valid_ratio", 0.0), ("valid_ratio", 20)]
+)
+def test_settings_out_of_range_are_errors(tmp_path, setting, value):
+    with pytest.raises(UserError, match=f"datarc.{setting}"):
+        IEMOCAP(root=tmp_path, **{setting: value})
+
+
+def test_problems_name_missing_sessions(iemocap):
+    (iemocap / "Session4").rename(iemocap / "Sitzung4")
+    problems = IEMOCAP(root=iemocap).problems()
+    assert len(problems) == 2 and all("Session4" in problem for problem in problems)

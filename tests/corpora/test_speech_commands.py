@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+
+import pytest
+
+from downstream_plugins.ks.corpus import CLASSES, SpeechCommands, hashed_split
+from s3prl_mtl.errors import UserError
+
+SPEAKERS = [f"{i:08x}" for i in range(60)]
+
+
+@pytest.fixture
+def speech_commands(tmp_path, write_audio):
+    root, test_root = tmp_path / "sc", tmp_path / "sc_test"
+    for word in ("yes", "no", "bed"):
+        for speaker in SPEAKERS:
+            write_audio(root / word / f"{speaker}_nohash_0.wav")
+    for i in range(6):
+        write_audio(root / "_background_noise_" / f"noise{i}.wav", seconds=2.0)
+    (root / "_background_noise_" / "README.md").write_text("noise")
+    for name in ("yes", "_unknown_", "_silence_"):
+        write_audio(test_root / name / "a.wav")
+    return SpeechCommands(speech_commands_root=root, speech_commands_test_root=test_root)
+
+
+def percentage(speaker):
+    """The rule as the data set's README writes it."""
+    number = int(hashlib.sha1(speaker.encode("utf-8")).hexdigest(), 16)
+    return (number % 134217728) * (100.0 / 134217727)
+
+
+def test_the_split_is_the_hash_of_the_speaker():
+    for speaker in SPEAKERS:
+        expected = "dev" if percentage(speaker) < 10 else "train"
+        if 10 <= percentage(speaker) < 20:
+            expected = None
+        for take in range(3):
+            assert hashed_split(f"{speaker}_nohash_{take}.wav") == expected
+
+
+@pytest.mark.parametrize(
+    ("speaker", "split"),
+    [
+        *[(speaker, "dev") for speaker in ("026290a7", "060cd039", "099d52ad")],
+        *[(speaker, None) for speaker in ("0c40e715", "0ea0e2f4", "105a0eea")],
+    ],
+)
+def test_first_speakers_of_the_published_lists_are_where_these_say(speaker, split):
+    """From validation_list.txt and testing_list.txt, which come with the data set."""
+    assert hashed_split(f"{speaker}_nohash_0.wav") == split
+
+
+def test_words_beyond_the_ten_are_unknown_and_noise_is_silence(speech_commands):
+    assert speech_commands.problems() == []
+    shares = {"train": range(20, 101), "dev": range(10)}
+    for split, wanted in shares.items():
+        speakers = [s for s in SPEAKERS if int(percentage(s)) in wanted]
+        assert speakers
+        found = speech_commands.utterances(split)
+        assert Counter(u.labels["class"] for u in found) == {
+            "yes": len(speakers),
+            "no": len(speakers),
+            "_unknown_": len(speakers),
+            "_silence_": 6,
+        }
+        assert {u.id for u in found if u.labels["class"] == "yes"} == {
+            f"yes-{s}_nohash_0" for s in speakers
+        }
+        for utterance in found:
+            silence = utterance.labels["class"] == "_silence_"
+            assert utterance.labels.get("random_second", False) is silence
+            assert (utterance.path.parent.name == "_background_noise_") is silence
+
+
+def test_no_speaker_is_in_train_and_dev(speech_commands):
+    train, dev = (
+        {u.path.name for u in speech_commands.utterances(split) if "nohash" in u.path.name}
+        for split in ("train", "dev")
+    )
+    assert train and dev and not train & dev
+
+
+def test_test_classes_are_the_folders_of_the_test_set(speech_commands):
+    found = speech_commands.utterances("test")
+    assert [u.labels for u in found] == [
+        {"class": "_silence_"},
+        {"class": "_unknown_"},
+        {"class": "yes"},
+    ]
+
+
+def test_an_unknown_folder_in_the_test_set_is_an_error(speech_commands, write_audio):
+    write_audio(speech_commands.test_root / "bed" / "a.wav")
+    with pytest.raises(UserError, match="'bed'"):
+        speech_commands.utterances("test")
+
+
+def test_classes_are_in_superbs_order(speech_commands):
+    classes = speech_commands.label_space()["classes"]
+    assert " ".join(classes) == "yes no up down left right on off stop go _unknown_ _silence_"
+    assert classes == list(CLASSES)
+
+
+def test_problems_name_path_expectation_and_setting(tmp_path):
+    corpus = SpeechCommands(speech_commands_root=tmp_path / "a", speech_commands_test_root=tmp_path)
+    assert corpus.problems() == [
+        f"ks: {tmp_path / 'a'} does not exist; expected the unpacked Speech Commands v0.01 "
+        "(one folder a word); set `--data` or ks's `datarc.speech_commands_root`.",
+        f"ks: {tmp_path} has none of the folders yes, no, up, down, left, right, on, off, stop, "
+        "go; expected the unpacked test set of Speech Commands v0.01 (one folder a class); set "
+        "`--data` or ks's `datarc.speech_commands_test_root`.",
+    ]

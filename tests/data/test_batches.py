@@ -1,0 +1,224 @@
+"""Batches: order, shares of ranks, resumption, random choices, damaged files."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+import torch
+from lhotse import CutSet, MonoCut
+
+from s3prl_mtl.data import (
+    UnreadableAudio,
+    inverse_class_weights,
+    item_generator,
+    load_cuts,
+    load_waveform,
+    make_loader,
+    random_crop,
+)
+from s3prl_mtl.errors import UserError
+
+
+def cuts_of(count, seconds=lambda i: 1.0):
+    return CutSet.from_cuts(
+        MonoCut(id=f"u{i}", start=0, duration=seconds(i), channel=0) for i in range(count)
+    )
+
+
+def ids_and_numbers(cuts, generators):
+    draws = [int(torch.randint(1 << 30, (), generator=g)) for g in generators]
+    return [cut.id for cut in cuts], draws
+
+
+def read_first_500(cuts, generators):
+    pairs = zip(cuts, generators, strict=True)
+    return [random_crop(load_waveform(cut), 500, g) for cut, g in pairs], [c.id for c in cuts]
+
+
+def batches(cuts, **settings):
+    return list(
+        make_loader(cuts, ids_and_numbers, **{"batch_size": 4, "shuffle": True, **settings})
+    )
+
+
+def ids(found):
+    return [identifier for batch, _ in found for identifier in batch]
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    cuts = cuts_of(30)
+    torch.manual_seed(1)
+    first = batches(cuts, seed=3, epoch=5)
+    torch.manual_seed(2)
+    assert batches(cuts, seed=3, epoch=5) == first
+    assert ids(batches(cuts, seed=3, epoch=6)) != ids(first)
+    assert ids(batches(cuts, seed=4, epoch=5)) != ids(first)
+
+
+def test_loading_leaves_the_global_random_state_alone():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    batches(cuts_of(30), weights=[1.0] * 30)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("settings", [{}, {"bucketed": True}, {"max_batch_seconds": 3.0}])
+def test_an_epoch_has_every_utterance_once_and_its_last_batch(settings):
+    found = batches(cuts_of(30, lambda i: 0.5 + i / 20), **settings)
+    assert sorted(ids(found)) == sorted(f"u{i}" for i in range(30))
+
+
+def test_evaluation_keeps_the_order_and_the_last_partial_batch():
+    found = batches(cuts_of(10), shuffle=False)
+    assert ids(found) == [f"u{i}" for i in range(10)]
+    assert [len(batch) for batch, _ in found] == [4, 4, 2]
+
+
+@pytest.mark.parametrize("skip", [0, 1, 5, 8])
+def test_skipping_continues_an_epoch_exactly_where_it_was_left(skip):
+    cuts = cuts_of(30, lambda i: 0.5 + i / 20)
+    whole = batches(cuts, bucketed=True, seed=1, epoch=2)
+    rest = make_loader(
+        cuts,
+        ids_and_numbers,
+        batch_size=4,
+        shuffle=True,
+        bucketed=True,
+        seed=1,
+        epoch=2,
+        skip_batches=skip,
+    )
+    assert len(rest) == len(whole) - skip == 8 - skip
+    assert list(rest) == whole[skip:]
+
+
+def test_skipping_more_batches_than_there_are_is_an_error():
+    with pytest.raises(UserError, match="has 8 batches"):
+        batches(cuts_of(30), skip_batches=9)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+@pytest.mark.parametrize("count", [28, 29, 31, 40, 57])
+@pytest.mark.parametrize("bucketed", [False, True])
+def test_training_ranks_have_disjoint_shares_of_equal_length(world_size, count, bucketed):
+    cuts = cuts_of(count, lambda i: 0.5 + i / 20)
+    shares = [
+        batches(cuts, rank=rank, world_size=world_size, bucketed=bucketed)
+        for rank in range(world_size)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    seen = Counter(identifier for share in shares for identifier in ids(share))
+    assert max(seen.values()) == 1
+    # At most one utterance fewer than there are ranks waits for the next epoch.
+    assert count - len(seen) < world_size
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+@pytest.mark.parametrize("count", [1, 5, 29])
+def test_evaluation_ranks_have_every_utterance_exactly_once(world_size, count):
+    cuts = cuts_of(count)
+    shares = [
+        ids(batches(cuts, shuffle=False, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    assert sorted(i for share in shares for i in share) == sorted(f"u{i}" for i in range(count))
+
+
+def test_fewer_utterances_than_ranks_cannot_be_trained_on():
+    with pytest.raises(UserError, match="3 training utterances"):
+        batches(cuts_of(3), rank=0, world_size=4)
+
+
+def test_no_utterances_are_an_error():
+    with pytest.raises(UserError, match="no utterances"):
+        batches(cuts_of(0))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_buckets_put_similar_durations_together(shuffle):
+    durations = {f"u{i}": 1.0 + (i * 37 % 200) / 10 for i in range(200)}
+    cuts = cuts_of(200, lambda i: durations[f"u{i}"])
+
+    def spread(found):
+        return sum(
+            max(durations[i] for i in batch) - min(durations[i] for i in batch)
+            for batch, _ in found
+        )
+
+    bucketed = batches(cuts, bucketed=True, shuffle=shuffle)
+    assert spread(bucketed) < 0.2 * spread(batches(cuts))
+    if shuffle:
+        means = [sum(durations[i] for i in batch) for batch, _ in bucketed]
+        assert any(a > b for a, b in pairwise(means)) and any(a < b for a, b in pairwise(means))
+
+
+def test_a_batch_has_at_most_so_many_seconds_and_longer_utterances_stand_alone():
+    durations = [1.0, 2.0, 9.0, 1.0, 1.0, 1.0]
+    found = batches(cuts_of(6, durations.__getitem__), shuffle=False, max_batch_seconds=3.0)
+    assert [batch for batch, _ in found] == [["u0", "u1"], ["u2"], ["u3", "u4", "u5"]]
+
+
+def test_inverse_class_weights_make_every_class_as_likely():
+    labels = ["a"] * 80 + ["b"] * 15 + ["c"] * 5
+    weights = inverse_class_weights(labels)
+    assert weights[0] == 100 / 80 and weights[-1] == 100 / 5
+    classes = {f"u{i}": label for i, label in enumerate(labels)}
+    drawn = Counter()
+    for epoch in range(60):
+        drawn.update(classes[i] for i in ids(batches(cuts_of(100), weights=weights, epoch=epoch)))
+    assert sum(drawn.values()) == 6000
+    # Three equal chances: 2000 each, standard deviation 36.5.
+    assert all(abs(drawn[label] - 2000) < 150 for label in "abc")
+
+
+def test_an_utterance_drawn_twice_gets_two_random_choices():
+    found = batches(cuts_of(20), weights=[1.0] + [1e-9] * 19)
+    assert set(ids(found)) == {"u0"}
+    numbers = [number for _, draws in found for number in draws]
+    assert len(set(numbers)) == 20
+
+
+def test_random_choices_are_a_function_of_the_draw():
+    def number(*draw):
+        return int(torch.randint(1 << 30, (), generator=item_generator(*draw)))
+
+    draws = [(0, 0, 0, "a"), (1, 0, 0, "a"), (0, 1, 0, "a"), (0, 0, 1, "a"), (0, 0, 0, "b")]
+    assert len({number(*draw) for draw in draws}) == len(draws)
+    assert [number(*draw) for draw in draws] == [number(*draw) for draw in draws]
+
+
+def test_crops_do_not_depend_on_the_number_of_workers(listed_corpus, tmp_path):
+    cuts = load_cuts(listed_corpus(9), "train", tmp_path / "cache")
+    settings = {"batch_size": 2, "shuffle": True, "seed": 1}
+    alone = list(make_loader(cuts, read_first_500, **settings))
+    helped = list(make_loader(cuts, read_first_500, **settings, num_workers=2))
+    assert [names for _, names in alone] == [names for _, names in helped]
+    for (ours, _), (theirs, _) in zip(alone, helped, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_file_damaged_after_the_scan_is_left_out_of_its_batch(listed_corpus, tmp_path, caplog):
+    corpus = listed_corpus(6)
+    cuts = load_cuts(corpus, "train", tmp_path / "cache")
+    (corpus.root / "u003.wav").write_bytes(b"not audio")
+    with caplog.at_level(logging.WARNING):
+        found = list(make_loader(cuts, read_first_500, batch_size=3, shuffle=False))
+    assert [names for _, names in found] == [
+        ["u000.wav", "u001.wav", "u002.wav"],
+        ["u004.wav", "u005.wav"],
+    ]
+    assert str(corpus.root / "u003.wav") in caplog.text
+
+
+def test_a_training_batch_of_one_damaged_file_takes_another_utterance(listed_corpus, tmp_path):
+    corpus = listed_corpus(4)
+    cuts = load_cuts(corpus, "train", tmp_path / "cache")
+    (corpus.root / "u002.wav").write_bytes(b"not audio")
+    found = list(make_loader(cuts, read_first_500, batch_size=1, shuffle=True))
+    names = sorted(name for _, batch in found for name in batch)
+    assert names == ["u000.wav", "u001.wav", "u003.wav", "u003.wav"]
+    with pytest.raises(UnreadableAudio, match=r"u002\.wav"):
+        list(make_loader(cuts, read_first_500, batch_size=1, shuffle=False))

@@ -1,0 +1,17 @@
+"""Goldens of SUPERB's metrics: inputs and what the original programs gave for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+HEADS = Path(__file__).parents[1] / "fixtures" / "heads"
+
+
+@pytest.fixture
+def golden() -> Callable[[str], dict[str, Any]]:
+    return lambda name: torch.load(HEADS / f"{name}.pt", weights_only=True)

@@ -1,0 +1,36 @@
+"""What the tests of the nine tasks share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+HEADS = Path(__file__).parents[1] / "fixtures" / "heads"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Any:
+    """Reads what s3prl's expert of a task gave on fixed inputs."""
+
+    def read(name: str) -> dict[str, Any]:
+        return torch.load(HEADS / f"{name}.pt", weights_only=True)
+
+    return read
+
+
+class RecordingLogger:
+    """Keeps the scalars that an expert reports."""
+
+    def __init__(self) -> None:
+        self.scalars: dict[str, float] = {}
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        self.scalars[tag] = scalar_value
+
+
+@pytest.fixture
+def scalars() -> RecordingLogger:
+    return RecordingLogger()

@@ -1,0 +1,144 @@
+"""Diarization: labels, the decision made on dev, NIST's error rate."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from downstream_plugins.sd import SpeakerDiarization
+from s3prl_mtl.errors import UserError
+
+
+def build(folder: Path, labels: dict[str, Any] | None = None, **datarc: Any) -> SpeakerDiarization:
+    settings = {
+        "datarc": {"frame_shift": 160, **datarc},
+        "modelrc": {"rnn_layers": 1, "hidden_size": 4},
+    }
+    torch.manual_seed(0)
+    return SpeakerDiarization(
+        8, 320, settings, folder, labels=labels or {"speakers_per_recording": 2}
+    )
+
+
+def recording(name: str = "a", level: float = 0.65) -> tuple[str, np.ndarray, np.ndarray]:
+    """One speaker for 200 frames, then the other; probabilities of `level` where they speak."""
+    reference = np.zeros((400, 2), dtype=bool)
+    reference[:200, 0] = True
+    reference[200:, 1] = True
+    probabilities = np.where(reference, level, 0.1).astype(np.float32)
+    return name, reference, probabilities
+
+
+def test_the_threshold_that_dev_prefers_is_used_on_test(tmp_path: Path) -> None:
+    expert = build(tmp_path)
+    # Speech reaches 0.35, silence 0.1: of the thresholds from 0.3 to 0.7 only 0.3 parts them.
+    dev = {"acc": [0.5], "recordings": [recording(level=0.35)]}
+    assert expert.measure("dev", dev) == {"acc": 0.5, "der": 0.0}
+    assert expert.decision == {"threshold": 0.3, "median_filter": 1}
+    assert {type(value) for value in expert.decision.values()} == {float, int}
+    assert expert.measure("test", dev)["der"] == 0.0
+    other = build(tmp_path)
+    other.decision = {"threshold": 0.5, "median_filter": 1}
+    assert other.measure("test", dev)["der"] == 1.0
+
+
+def test_the_median_filter_that_dev_prefers_removes_flickers(tmp_path: Path) -> None:
+    expert = build(tmp_path)
+    name, reference, probabilities = recording()
+    probabilities[50::40, 0] = 0.9
+    probabilities[20:180:40, 0] = 0.1
+    values = expert.measure("dev", {"acc": [1.0], "recordings": [(name, reference, probabilities)]})
+    assert expert.decision["median_filter"] == 11
+    assert values["der"] < 0.02
+
+
+def test_without_dev_the_decision_is_the_default_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expert = build(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        values = expert.measure("test", {"acc": [1.0], "recordings": [recording()]})
+    assert "no threshold was chosen on dev" in caplog.text
+    assert expert.decision == {}
+    # The median of 11 frames sees silence beyond both ends, and so loses nothing but edges.
+    assert values["der"] <= 0.05
+
+
+def test_recordings_are_scored_under_the_best_order_of_their_speakers(tmp_path: Path) -> None:
+    expert = build(tmp_path)
+    name, reference, probabilities = recording()
+    swapped = (name, reference, probabilities[:, ::-1].copy())
+    values = expert.measure("dev", {"acc": [1.0], "recordings": [recording("a"), swapped]})
+    assert values["der"] == 0.0
+
+
+def test_whole_recordings_keep_probabilities_and_chunks_their_error_rate(tmp_path: Path) -> None:
+    expert = build(tmp_path)
+    features = [torch.randn(49, 8), torch.randn(30, 8)]
+    labels = [torch.ones(100, 2), torch.zeros(61, 2)]
+    lengths = [100, 61]
+    whole: dict[str, list[Any]] = defaultdict(list)
+    expert("dev", features, labels, lengths, ["a", "b"], records=whole)
+    assert [name for name, *_ in whole["recordings"]] == ["a", "b"]
+    for (_, reference, probabilities), length in zip(whole["recordings"], lengths, strict=True):
+        assert reference.shape == probabilities.shape == (length, 2)
+        assert ((probabilities > 0) & (probabilities < 1)).all()
+    assert "der" not in whole
+
+    alone: dict[str, list[Any]] = defaultdict(list)
+    expert("dev", features[1:], labels[1:], lengths[1:], ["b"], records=alone)
+    np.testing.assert_allclose(alone["recordings"][0][2], whole["recordings"][1][2], rtol=1e-5)
+
+    chunks: dict[str, list[Any]] = defaultdict(list)
+    expert("train", features, labels, lengths, ["a", "b"], records=chunks)
+    assert len(chunks["der"]) == 1 and "recordings" not in chunks
+
+
+def test_a_silent_batch_has_an_accuracy_but_no_error_rate(tmp_path: Path) -> None:
+    expert = build(tmp_path)
+    records: dict[str, list[Any]] = defaultdict(list)
+    expert("train", [torch.randn(50, 8)], [torch.zeros(100, 2)], [100], None, records=records)
+    assert expert.measure("train", records).keys() == {"acc"}
+
+
+def test_dev_and_test_are_whole_recordings_and_training_is_chunks(
+    tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+) -> None:
+    settings = {
+        "datarc": {
+            "data_dir": tiny_corpus / "Libri2Mix",
+            "frame_shift": 160,
+            "chunk_size": 150,
+            "train_batch_size": 4,
+        },
+        "modelrc": {"rnn_layers": 1, "hidden_size": 4},
+    }
+    expert = SpeakerDiarization(8, 320, settings, tmp_path, cache_dir=manifest_cache)
+    longest = 0
+    for wavs, labels, lengths, _ in expert.get_dataloader("train"):
+        for wav, label, length in zip(wavs, labels, lengths, strict=True):
+            assert len(label) == length <= 150
+            assert abs(len(wav) - 160 * length) <= 1
+            longest = max(longest, length)
+    assert longest == 150
+    names = []
+    for wavs, labels, lengths, recordings in expert.get_dataloader("test"):
+        names += recordings
+        assert lengths[0] > 150
+        assert 0 <= len(wavs[0]) - 160 * lengths[0] < 160 + 1
+        assert labels[0].sum(dim=0).min() > 0
+    folder = tiny_corpus / "Libri2Mix" / "test"
+    assert names == [line.split()[0] for line in (folder / "wav.scp").read_text().splitlines()]
+
+
+def test_another_number_of_speakers_than_the_head_has_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="for 2 speakers"):
+        build(tmp_path, num_speakers=3)
+    with pytest.raises(UserError, match="speakers_per_recording"):
+        build(tmp_path, labels={"speakers_per_recording": 0})

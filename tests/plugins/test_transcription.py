@@ -1,0 +1,141 @@
+"""Symbols of asr, pr and sf, and their decoding."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from downstream_plugins.asr import SpeechRecognition
+from downstream_plugins.pr import PhonemeRecognition
+from downstream_plugins.sf import SlotFilling
+from downstream_plugins.sf.corpus import parse_iob
+from s3prl_mtl import TranscriptionExpert
+from s3prl_mtl.errors import UserError
+
+CLASSES = {"asr": SpeechRecognition, "pr": PhonemeRecognition, "sf": SlotFilling}
+
+
+@pytest.fixture
+def build(golden: Any, tmp_path: Path) -> Any:
+    def build(task: str, **head: Any) -> TranscriptionExpert:
+        reference = golden(task)
+        settings = dict(reference["downstream_expert"])
+        section = CLASSES[task].head_section
+        settings[section] = {**settings[section], **head}
+        expert = CLASSES[task](32, 320, settings, tmp_path, labels=reference["labels"])
+        expert.load_state_dict(reference["state_dict"])
+        return expert.eval()
+
+    return build
+
+
+def test_transcripts_become_the_targets_of_s3prl(build: Any, golden: Any) -> None:
+    for transcript, target in zip(
+        golden("asr")["transcripts"], golden("asr")["others"][0], strict=True
+    ):
+        assert torch.equal(build("asr").target({"text": transcript}), target)
+
+
+def test_phones_become_the_targets_of_s3prl(build: Any, golden: Any) -> None:
+    for phones, target in zip(golden("pr")["phones"], golden("pr")["others"][0], strict=True):
+        assert torch.equal(build("pr").target({"phones": phones.split()}), target)
+
+
+def test_slots_become_the_targets_of_s3prl_and_are_written_back(build: Any, golden: Any) -> None:
+    expert, reference = build("sf"), golden("sf")
+    for annotation, target, text in zip(
+        reference["iob"], reference["others"][0], reference["records"]["groundtruth"], strict=True
+    ):
+        words, slots = parse_iob(annotation)
+        found = expert.target({"iob_words": words, "iob_slots": slots})
+        assert torch.equal(found, target)
+        assert expert.text(found.tolist()) == text
+
+
+def test_words_after_and_between_slots_are_parted_by_one_space(build: Any) -> None:
+    expert = build("sf")
+    labels = {
+        "iob_words": ["FLY", "ROME", "MILES", "NOW"],
+        "iob_slots": ["O", "city", "artist", "O"],
+    }
+    symbols = list(expert.symbols_of(labels))
+    expected = [*"FLY", " ", "B-city", *"ROME", "E-city", " ", "B-artist", *"MILES", "E-artist"]
+    assert symbols == [*expected, " ", *"NOW"]
+    assert expert.write(symbols) == "FLY B-city ROME E-city B-artist MILES E-artist NOW"
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "unknown"),
+    [
+        ("asr", {"text": "THÉ CAT"}, 1),
+        ("sf", {"iob_words": ["7-UP"], "iob_slots": ["O"]}, 2),
+    ],
+)
+def test_symbols_outside_the_vocabulary_are_unknown(
+    build: Any, task: str, labels: dict[str, Any], unknown: int
+) -> None:
+    expert = build(task)
+    found = expert.target(labels).tolist()
+    assert found.count(expert.vocabulary.index("<unk>")) == unknown
+    assert "<unk>" in expert.text(found)
+
+
+def frames(expert: TranscriptionExpert, *symbols: str) -> torch.Tensor:
+    return torch.tensor([expert.vocabulary.index(symbol) for symbol in symbols])
+
+
+def test_ctc_decoding_keeps_letters_that_a_blank_parts_and_ends_with_the_utterance(
+    build: Any,
+) -> None:
+    expert = build("sf", decoding="ctc")
+    spoken = frames(expert, "L", "L", "<pad>", "L", "<eos>", "O", "X", "X")
+    assert expert.text(expert.decode(spoken, 6)) == "LLO"
+
+
+def test_merged_decoding_is_that_of_the_branch(build: Any) -> None:
+    expert = build("sf")  # as s3prl's own settings have it
+    spoken = frames(expert, "L", "L", "<pad>", "L", "<eos>", "O", "X", "X")
+    assert expert.text(expert.decode(spoken, 6)) == "LOX"
+
+
+def test_a_hypothesis_does_not_depend_on_its_batch(build: Any, golden: Any) -> None:
+    for task in CLASSES:
+        expert = build(task, decoding="ctc")
+        features, targets = golden(task)["features"], golden(task)["others"][0]
+        together: dict[str, list[Any]] = defaultdict(list)
+        expert("dev", features, targets, records=together)
+        alone: dict[str, list[Any]] = defaultdict(list)
+        for feature, target in zip(features, targets, strict=True):
+            expert("dev", [feature], [target], records=alone)
+        assert together["hypothesis"] == alone["hypothesis"]
+
+
+def test_training_batches_without_slots_leave_slot_scores_out(build: Any) -> None:
+    expert = build("sf")
+    records = {"reference": ["PLAY ON"], "hypothesis": [""]}
+    values = expert.measure("train", records)
+    assert {"slot_value_cer", "slot_edit_f1_full"}.isdisjoint(values)
+    assert values["wer"] == 1 and values["slot_type_f1"] == 1
+    with pytest.raises(UserError, match="no slot"):
+        expert.measure("valid", records)
+
+
+@pytest.mark.parametrize(
+    ("head", "key"),
+    [
+        ({"decoding": "beam"}, "decoding"),
+        ({"select": "UtteranceLevel"}, "select"),
+        ({"project_dim": "wide"}, "project_dim"),
+        ({"zero_infinity": None}, "zero_infinity"),
+    ],
+)
+def test_settings_that_cannot_be_are_named_with_their_key(
+    build: Any, head: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        build("pr", **head)
+    assert error.value.where == f"pr.downstream_expert.model.{key}"
