@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,10 @@ def build_experts(
                 )
             if saved["Tasks"][name]["Labels"] is not None:
                 arguments["labels"] = saved["Tasks"][name]["Labels"]
-        experts[name] = expert_class(**arguments)
+        # A head starts from the same weights whatever other tasks the run has.
+        with torch.random.fork_rng():
+            torch.manual_seed(config["seed"] + zlib.crc32(name.encode()))
+            experts[name] = expert_class(**arguments)
     return experts
 
 
@@ -107,7 +111,9 @@ def check_corpora(config: Config, classes: Mapping[str, type]) -> None:
     for name, expert_class in classes.items():
         check = getattr(expert_class, "problems", None)
         if check is not None:
-            found += [f"{name}: {line}" for line in check(config[name]["downstream_expert"])]
+            lines = check(config[name]["downstream_expert"])
+            # Our corpora name their task; a stranger's need not.
+            found += [line if line.startswith(name) else f"{name}: {line}" for line in lines]
     if found:
         raise UserError("The data of some tasks is not there.\n  " + "\n  ".join(found))
 
@@ -177,7 +183,7 @@ def _load_strictly(module: nn.Module, weights: Mapping[str, Any], what: str, whe
         module.load_state_dict(weights)
     except RuntimeError as cause:
         raise UserError(
-            f"The weights do not fit {what}: {cause}",
+            f"The weights do not fit {what}: {' '.join(str(cause).split())}",
             where=where,
             fix="The upstream, its size and the task's settings must be as when they were saved.",
         ) from cause

@@ -78,10 +78,10 @@ class TaskExpert(nn.Module, ABC):
     name: ClassVar[str]
     """The task's word after `-d`."""
     corpus_type: ClassVar[type[Corpus]]
-    train_split: ClassVar[str] = "train"
-    dev_split: ClassVar[str] = "dev"
+    train_split: str = "train"
+    dev_split: str = "dev"
     """The split whose metric selects the checkpoint that is kept as best."""
-    test_split: ClassVar[str] = "test"
+    test_split: str = "test"
     metrics: ClassVar[tuple[Metric, ...]]
     """The first one is what tables show."""
     selected_by: ClassVar[str | None] = None
@@ -114,6 +114,7 @@ class TaskExpert(nn.Module, ABC):
         self.labels: dict[str, Any] = dict(labels if labels is not None else self.read_labels())
         self.decision: dict[str, float] = {}
         """What the head chose on its dev split, such as a threshold; saved with it."""
+        self._split_cuts: dict[str, CutSet] = {}
         self.register_buffer("best_score", torch.full((1,), self.worst_score))
         self.build_head()
 
@@ -159,7 +160,10 @@ class TaskExpert(nn.Module, ABC):
             epoch: with the seed it settles the order and every random crop.
             skip_batches: how many of the epoch's first batches to leave out, unread.
         """
-        cuts = self.cuts(split)
+        if split not in self._split_cuts:
+            # Listing the folder of a large corpus takes seconds: once a run is enough.
+            self._split_cuts[split] = self.cuts(split)
+        cuts = self._split_cuts[split]
         training = split == self.train_split
         batch_size = self.datarc.get("train_batch_size" if training else "eval_batch_size", 1)
         return make_loader(
@@ -194,9 +198,11 @@ class TaskExpert(nn.Module, ABC):
         chosen = self.selecting_metric
         if split != self.dev_split or chosen.name not in values:
             return []
-        if not chosen.improves(values[chosen.name], self.best_score.item()):
+        # As the buffer will hold it: the same value again is no improvement by a rounding error.
+        score = torch.tensor(values[chosen.name], dtype=torch.float32).item()
+        if not chosen.improves(score, self.best_score.item()):
             return []
-        self.best_score.fill_(values[chosen.name])
+        self.best_score.fill_(score)
         return [f"{split}-best.ckpt"]
 
     # ------------------------------------------------------------------------ the rest

@@ -25,6 +25,7 @@ from s3prl_mtl.assembly import (
 from s3prl_mtl.balancing import sum_of_losses
 from s3prl_mtl.config import Config
 from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.expert import TaskExpert
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.optim import make_optimizer, make_scheduler
 from s3prl_mtl.progress import StepProgress
@@ -355,12 +356,16 @@ class MultiTaskRunner:
 
     def _make_task(self, name: str, expert: Any) -> Task:
         block = self.config[name]
+        dev_splits = list(block["dev_splits"] or [getattr(expert, "dev_split", "dev")])
+        if isinstance(expert, TaskExpert):
+            # The first of the dev splits selects the best checkpoint.
+            expert.train_split, expert.dev_split = block["train_split"], dev_splits[0]
         return Task(
             name=name,
             expert=expert.to(self.device),
             stream=TaskStream(name, expert, block["train_split"]),
             train_split=block["train_split"],
-            dev_splits=list(block["dev_splits"] or [getattr(expert, "dev_split", "dev")]),
+            dev_splits=dev_splits,
             test_splits=list(block["test_splits"] or [getattr(expert, "test_split", "test")]),
         )
 

@@ -35,7 +35,7 @@ class SlotFilling(TranscriptionExpert):
     dev_split = "valid"
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("slot_type_f1", "higher", "slot type F1"),
-        Metric("slot_value_cer", "lower", "slot value CER"),
+        Metric("slot_value_cer", "lower", "slot value CER", headline=True),
         Metric("slot_value_wer", "lower", "slot value WER"),
         Metric("slot_edit_f1_full", "higher", "slot edit F1, full"),
         Metric("slot_edit_f1_part", "higher", "slot edit F1, part"),

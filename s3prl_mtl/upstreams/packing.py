@@ -1,0 +1,84 @@
+"""Packed frames of several utterances, as padded groups of similar length and back.
+
+Everything in the encoder that sees one frame at a time works on packed frames ``(sum T, D)``.
+Only what looks across frames (attention, the positional convolution) needs utterances side by
+side; it gets them in groups whose lengths differ little:
+
+    packed   aaaaaaa bbbbbbb cccccc | dd dd
+    groups   aaaaaaa                  dd
+             bbbbbbb                  dd
+             cccccc0
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class LengthGroup:
+    """Consecutive utterances of the packed frames, to be padded to the longest.
+
+    Args:
+        start: first row of the group in the packed frames.
+        lengths: frames of its utterances, falling.
+        slots: where each frame lies in the padded group, flattened to ``(B * T_max,)``; None if
+            all lengths are equal, so that padding and unpadding are views.
+        mask: ``(B, T_max)``, True at frames, None as above.
+    """
+
+    start: int
+    lengths: list[int]
+    slots: Tensor | None
+    mask: Tensor | None
+
+    @property
+    def frames(self) -> int:
+        return sum(self.lengths)
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """``(sum T, D)`` of the whole batch -> ``(B, T_max, D)`` of this group, zeros between."""
+        rows = packed[self.start : self.start + self.frames]
+        size = (len(self.lengths), self.lengths[0], packed.shape[1])
+        if self.slots is None:
+            return rows.view(size)
+        padded = rows.new_zeros(size[0] * size[1], size[2])
+        return padded.index_copy(0, self.slots, rows).view(size)
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """``(B, T_max, D)`` -> ``(frames, D)``, padding dropped."""
+        rows = padded.reshape(-1, padded.shape[-1])
+        return rows if self.slots is None else rows.index_select(0, self.slots)
+
+
+def group_by_length(
+    lengths: list[int], max_padding: float, device: torch.device
+) -> list[LengthGroup]:
+    """Cut utterances, longest first, into groups in which each is nearly as long as the longest.
+
+    Args:
+        lengths: frames of each utterance in packed order, falling.
+        max_padding: share of the group's longest length by which any other may fall short.
+        device: where the index tensors go.
+    """
+    groups: list[LengthGroup] = []
+    first = start = 0
+    while first < len(lengths):
+        longest = lengths[first]
+        after = first + 1
+        while after < len(lengths) and lengths[after] >= longest * (1.0 - max_padding):
+            after += 1
+        group_lengths = lengths[first:after]
+        slots = mask = None
+        if group_lengths[-1] != longest:
+            frame_counts = torch.tensor(group_lengths)
+            mask = torch.arange(longest) < frame_counts[:, None]
+            slots = mask.flatten().nonzero()[:, 0].to(device, non_blocking=True)
+            mask = mask.to(device, non_blocking=True)
+        groups.append(LengthGroup(start, group_lengths, slots, mask))
+        start += sum(group_lengths)
+        first = after
+    return groups

@@ -1,0 +1,176 @@
+"""The command line as a user types it: real processes, exit codes, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from s3prl_mtl import checkpoint as checkpoints
+
+ROOT = Path(__file__).parents[1]
+SMALL_HEADS = ROOT / "run_scripts" / "demo.yaml"
+
+
+@pytest.fixture
+def run_mtl(tiny_corpus: Path, manifest_cache: Path, tmp_path: Path):
+    """Run `run_mtl.py` in a folder of its own, with the tiny corpus as $SUPERB_DATA."""
+
+    def _run_mtl(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "run_mtl.py"), *words],
+            cwd=tmp_path,
+            env=environment(tiny_corpus, manifest_cache, **variables),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return _run_mtl
+
+
+def environment(corpus: Path, cache: Path, **variables: str) -> dict[str, str]:
+    added = {"SUPERB_DATA": str(corpus), "S3PRL_MTL_CACHE": str(cache), "COLUMNS": "120"}
+    return {**os.environ, **added, **variables}
+
+
+def module(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "s3prl_mtl", *words],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "160"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_train_evaluate_and_results(run_mtl, tmp_path: Path):
+    words = ["-u", "hubert_tiny", "-d", "ks,asr", "-c", str(SMALL_HEADS), "-n", "first"]
+    trained = run_mtl(*words, "--steps", "3", "-o", "config.optimizer.lr=1e-4,,args.seed=1")
+    assert trained.returncode == 0, trained.stderr
+    folder = tmp_path / "result" / "downstream" / "first"
+    assert "WER" in trained.stdout and "accuracy" in trained.stdout
+    assert {p.name for p in folder.iterdir()} >= {
+        "config.yaml",
+        "log.txt",
+        "metrics.jsonl",
+        "results.json",
+        "states-3.ckpt",
+    }
+    assert any(path.name.startswith("events.out.tfevents") for path in folder.iterdir())
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["seed"] == 1
+    assert config["optimizer"]["lr"] == pytest.approx(1e-4)
+
+    evaluated = run_mtl("-m", "evaluate", "-e", str(folder), "-t", "asr:test-other,ks:test")
+    assert evaluated.returncode == 0, evaluated.stderr
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results["asr"]) == {"dev-clean", "test-clean", "test-other"}
+
+    table = module("results", str(folder), "--all", cwd=tmp_path)
+    assert table.returncode == 0, table.stderr
+    assert "UER" in table.stdout and "test-other" in table.stdout
+
+    again = run_mtl("-c", str(folder / "config.yaml"), "-n", "again")
+    assert again.returncode == 0, again.stderr
+    first = checkpoints.load(folder / "states-3.ckpt")["Upstream"]
+    second = checkpoints.load(tmp_path / "result/downstream/again/states-3.ckpt")["Upstream"]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
+    run_mtl, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    words = ["-u", "hubert_tiny", "-d", "ks,er", "-c", str(SMALL_HEADS), "--steps", "8"]
+    words += ["-o", "runner.save_step=1,,runner.test_first=false,,runner.test_last=false"]
+    whole = run_mtl(*words, "-n", "whole")
+    assert whole.returncode == 0, whole.stderr
+
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run_mtl.py"), *words, "-n", "killed"],
+        cwd=tmp_path,
+        env=environment(tiny_corpus, manifest_cache),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    folder = tmp_path / "result" / "downstream" / "killed"
+    while process.poll() is None and not checkpoints.states_files(folder):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert checkpoints.states_files(folder), "it was killed before it had saved anything"
+    assert process.returncode == -signal.SIGKILL, "it was over before it could be killed"
+
+    resumed = run_mtl(*words, "-n", "killed", "-a")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Resuming" in resumed.stderr
+    one = checkpoints.load(tmp_path / "result/downstream/whole/states-8.ckpt")
+    two = checkpoints.load(folder / "states-8.ckpt")
+    assert all(torch.equal(one["Upstream"][n], two["Upstream"][n]) for n in one["Upstream"])
+
+
+def test_a_dry_run_checks_all_and_trains_nothing(run_mtl, tmp_path: Path):
+    done = run_mtl("-u", "hubert_tiny", "-d", "all", "-c", str(SMALL_HEADS), "-n", "x", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "nothing was trained" in done.stdout
+    assert not checkpoints.states_files(tmp_path / "result" / "downstream" / "x")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-d", "ars"], "no task named 'ars'"),
+        (["-u", "hubert_tny", "-d", "ks"], "hubert_tny"),
+        (["-u", "hubert_tiny", "-d", "ks", "-k", "nowhere.pt"], "nowhere.pt"),
+        (["-u", "hubert_tiny", "-d", "ks", "-o", "runner.total_step=3"], "'total_steps'"),
+        (["-u", "hubert_tiny", "-d", "ks", "-c", "nowhere.yaml"], "nowhere.yaml"),
+        (["-u", "hubert_tiny", "-d", "ks", "--data", "/nowhere"], "/nowhere/speech_commands_v0.01"),
+        (["-u", "hubert_tiny", "-d", "ks", "--device", "cuda:99"], "cuda:99"),
+        (["-m", "evaluate", "-e", "nowhere"], "nowhere does not exist"),
+        (["-m", "evaluate"], "Nothing to evaluate"),
+    ],
+)
+def test_a_mistake_is_one_paragraph_and_exit_code_2(run_mtl, words: list[str], message: str):
+    done = run_mtl(*words)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert message in done.stderr.replace("\n", " ").replace("  ", " ") or message in "".join(
+        done.stderr.split("\n")
+    )
+
+
+def test_a_run_is_not_overwritten_by_accident(run_mtl):
+    words = ["-u", "hubert_tiny", "-d", "ks", "-c", str(SMALL_HEADS), "--steps", "1", "-n", "one"]
+    assert run_mtl(*words).returncode == 0
+    second = run_mtl(*words)
+    assert second.returncode == 2
+    assert "already holds a run" in second.stderr
+
+
+def test_torchrun_is_refused_rather_than_training_apart(run_mtl):
+    done = run_mtl("-u", "hubert_tiny", "-d", "ks", WORLD_SIZE="2")
+    assert done.returncode == 2
+    assert "several processes" in done.stderr
+
+
+def test_the_lists_of_plugins(tmp_path: Path):
+    tasks = module("tasks", cwd=tmp_path)
+    assert tasks.returncode == 0, tasks.stderr
+    assert "LibriSpeech" in tasks.stdout and "asv" in tasks.stdout
+    upstreams = module("upstreams", cwd=tmp_path)
+    assert "hubert_large_ll60k" in upstreams.stdout
+
+
+def test_the_results_of_no_run_are_refused(tmp_path: Path):
+    done = module("results", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "not the folder of a run" in done.stderr
