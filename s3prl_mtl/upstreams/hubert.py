@@ -16,8 +16,8 @@ from s3prl_mtl.upstreams.hubert_config import HubertConfig
 from s3prl_mtl.upstreams.packing import group_by_length
 from s3prl_mtl.upstreams.transformer import TransformerEncoder
 
-# Share of padding allowed in a group that attends together. On a CPU launching is free, so
-# padding never pays; on a GPU a group costs a dozen launches a layer.
+# Share of padding allowed in a group that attends together. On a CPU an extra group costs little,
+# so that there is none. The share for a GPU, where each group is more launches, is not measured.
 MAX_PADDING = {"cpu": 0.0, "cuda": 0.2}
 
 
