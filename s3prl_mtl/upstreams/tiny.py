@@ -34,7 +34,7 @@ CONFIG = HubertConfig(
     conv_pos=32,
     conv_pos_groups=8,
     dropout=0.05,
-    attention_dropout=0.05,
+    attention_dropout=0.0,
     final_proj_dim=32,
     label_embeddings=(104, 32),
 )
