@@ -17,6 +17,7 @@ from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl.config import Config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.plugins import find_upstream, load_task
+from s3prl_mtl.snapshot import encoder_weights
 from s3prl_mtl.upstreams import Featurizer, Upstream, load_upstream, rebuild_upstream
 
 logger = logging.getLogger(__name__)
@@ -171,11 +172,6 @@ def _load_single_heads(folder: Path, upstream_name: str, experts: Mapping[str, n
 
 def _load_encoder(saved: checkpoints.Checkpoint, upstream: Upstream, where: str) -> None:
     _load_strictly(upstream, encoder_weights(saved), "the encoder", where)
-
-
-def encoder_weights(saved: checkpoints.Checkpoint) -> dict[str, Any]:
-    """The encoder's parameters by their own names, without s3prl's prefix."""
-    return {key.removeprefix("model."): value for key, value in saved["Upstream"].items()}
 
 
 def _load_strictly(module: nn.Module, weights: Mapping[str, Any], what: str, where: str) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from s3prl_mtl.data import Corpus, default_cache_dir, load_cuts, load_waveform, make_loader
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.task_settings import CheckedSettings
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Metric:
         return value < best if self.better == "lower" else value > best
 
 
-class TaskExpert(nn.Module, ABC):
+class TaskExpert(CheckedSettings, nn.Module, ABC):
     """One task of a multi-task run: its corpus, its head, its loss and its metrics.
 
     The public methods are s3prl's `DownstreamExpert`, unchanged: the runner knows nothing else of
@@ -238,69 +239,6 @@ class TaskExpert(nn.Module, ABC):
                     fix="Set the path there, or pass --data DIR.",
                 )
         return cls.corpus_type(**arguments)
-
-    def setting(self, *keys: str) -> Any:
-        """What the settings hold under keys, such as `setting("modelrc", "projector_dim")`.
-
-        Raises:
-            UserError: it is not there.
-        """
-        value: Any = self.settings
-        for depth, key in enumerate(keys, 1):
-            if not isinstance(value, Mapping) or value.get(key) is None:
-                raise UserError(
-                    f"A setting of {self.name} is missing.", where=self.key_path(*keys[:depth])
-                )
-            value = value[key]
-        return value
-
-    def size_setting(self, *keys: str) -> int:
-        """A setting that is a whole number above 0.
-
-        Raises:
-            UserError: it is not there, or something else.
-        """
-        value = self.setting(*keys)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(
-                f"A size of {self.name} must be a whole number above 0, not {value!r}.",
-                where=self.key_path(*keys),
-            )
-        return value
-
-    def choice_setting(self, *keys: str, choices: Sequence[str]) -> str:
-        """A setting that is one of a few names.
-
-        Raises:
-            UserError: it is not there, or another name.
-        """
-        value = self.setting(*keys)
-        if value not in choices:
-            raise UserError(
-                f"{self.name} cannot have {value!r} here.",
-                where=self.key_path(*keys),
-                fix=f"It is {' or '.join(choices)}.",
-            )
-        return str(value)
-
-    def key_path(self, *keys: str) -> str:
-        """What the config calls a setting of this task."""
-        return ".".join((self.name, "downstream_expert", *keys))
-
-    def label_list(self, key: str) -> list[str]:
-        """A list of the label space.
-
-        Raises:
-            UserError: the label space lacks it, or it is empty.
-        """
-        names = self.labels.get(key)
-        if not isinstance(names, list | tuple) or not names:
-            raise UserError(
-                f"The label space of {self.name} has no {key!r}.",
-                where="the checkpoint's labels, or the corpus they were read from",
-                fix=f"`{key}` is a list of strings that is not empty.",
-            )
-        return list(names)
 
     @classmethod
     def problems(cls, downstream_expert: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +14,25 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl import snapshot
 from s3prl_mtl.assembly import (
     build_experts,
     build_upstream,
-    encoder_weights,
     load_initial_weights,
     pick_device,
 )
 from s3prl_mtl.balancing import sum_of_losses
 from s3prl_mtl.config import Config
 from s3prl_mtl.errors import UserError, nearest
-from s3prl_mtl.expert import TaskExpert
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.optim import make_optimizer, make_scheduler
 from s3prl_mtl.progress import StepProgress
 from s3prl_mtl.randomness import random_state, seed_all, set_random_state
-from s3prl_mtl.streams import TaskStream
+from s3prl_mtl.task import Task
 from s3prl_mtl.tracking import FEATURIZER, Results, Tracker
 from s3prl_mtl.upstreams import Featurizer
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Task:
-    """One expert in a run, its training batches, and its records since the last log."""
-
-    name: str
-    expert: Any
-    stream: TaskStream
-    train_split: str
-    dev_splits: list[str]
-    test_splits: list[str]
-    records: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
-    batch_ids: list[int] = field(default_factory=list)
 
 
 class MultiTaskRunner:
@@ -86,7 +70,10 @@ class MultiTaskRunner:
             self.device
         )
         experts = build_experts(config, self.featurizer, self.folder, resume)
-        self.tasks = {name: self._make_task(name, expert) for name, expert in experts.items()}
+        self.tasks = {
+            name: Task.from_settings(name, expert.to(self.device), config[name])
+            for name, expert in experts.items()
+        }
         self.specaug = SpecAugment(**config["specaug"]) if config["specaug"] else None
 
         load_initial_weights(config, self.upstream, self.featurizer, experts)
@@ -313,38 +300,19 @@ class MultiTaskRunner:
         return self._weights([task])
 
     def _weights(self, tasks: Iterable[Task]) -> checkpoints.Checkpoint:
-        return {
-            "Format": 1,
-            "Step": self.step,
-            "Config": self.config,
-            "Upstream": {f"model.{k}": v for k, v in self.upstream.state_dict().items()},
-            "UpstreamInfo": self.upstream.checkpoint_info,
-            "Featurizer": self.featurizer.state_dict(),
-            "SkippedSteps": self.skipped_steps,
-            "Tasks": {
-                task.name: {
-                    "Downstream": task.expert.state_dict(),
-                    "Labels": getattr(task.expert, "labels", None),
-                    "Decision": getattr(task.expert, "decision", {}),
-                }
-                for task in tasks
-            },
-        }
+        return snapshot.weights(
+            self.config, self.step, self.skipped_steps, self.upstream, self.featurizer, tasks
+        )
 
     def load_state(self, state: checkpoints.Checkpoint) -> None:
-        """Take over weights, and where the checkpoint has them optimizer, position and chance."""
+        """Take over weights and, where the checkpoint has them, optimizer and schedule."""
         self.step = state["Step"]
         self.skipped_steps = state["SkippedSteps"]
-        self.upstream.load_state_dict(encoder_weights(state))
-        self.featurizer.load_state_dict(state["Featurizer"])
-        for name, task in self.tasks.items():
-            task.expert.load_state_dict(state["Tasks"][name]["Downstream"])
-            task.expert.decision = dict(state["Tasks"][name]["Decision"])
-        if "Optimizer" not in state:
-            return
-        self.optimizer.load_state_dict(state["Optimizer"])
-        if self.scheduler is not None and state["Scheduler"] is not None:
-            self.scheduler.load_state_dict(state["Scheduler"])
+        snapshot.restore_weights(state, self.upstream, self.featurizer, self.tasks.values())
+        if "Optimizer" in state:
+            self.optimizer.load_state_dict(state["Optimizer"])
+            if self.scheduler is not None and state["Scheduler"] is not None:
+                self.scheduler.load_state_dict(state["Scheduler"])
 
     def continue_streams(self, state: checkpoints.Checkpoint) -> None:
         """Put every task's batches and all random generators where the checkpoint left them."""
@@ -353,21 +321,6 @@ class MultiTaskRunner:
         set_random_state(state["Random"])
 
     # ------------------------------------------------------------------------- the rest
-
-    def _make_task(self, name: str, expert: Any) -> Task:
-        block = self.config[name]
-        dev_splits = list(block["dev_splits"] or [getattr(expert, "dev_split", "dev")])
-        if isinstance(expert, TaskExpert):
-            # The first of the dev splits selects the best checkpoint.
-            expert.train_split, expert.dev_split = block["train_split"], dev_splits[0]
-        return Task(
-            name=name,
-            expert=expert.to(self.device),
-            stream=TaskStream(name, expert, block["train_split"]),
-            train_split=block["train_split"],
-            dev_splits=dev_splits,
-            test_splits=list(block["test_splits"] or [getattr(expert, "test_split", "test")]),
-        )
 
     def splits(self, kind: str) -> list[tuple[str, str]]:
         """Pairs of task and split: those of `dev_splits` or `test_splits` of every task."""

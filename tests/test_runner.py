@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from s3prl_mtl import checkpoint as checkpoints
-from s3prl_mtl.assembly import encoder_weights
 from s3prl_mtl.config import Config, build_config, parse_tasks
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.runner import MultiTaskRunner
+from s3prl_mtl.snapshot import encoder_weights
 from s3prl_mtl.tracking import Tracker, read_metrics, read_results
 
 SMALL_HEADS = Path(__file__).parents[1] / "run_scripts" / "demo.yaml"
