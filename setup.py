@@ -55,6 +55,7 @@ setup(
         "rich",
         "soundfile",
         "tensorboard",
+        "urllib3",  # lhotse imports it without declaring it
     ],
     extras_require={
         "demo": DEMO,
