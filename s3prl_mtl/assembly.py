@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import zlib
 from collections.abc import Mapping
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from s3prl_mtl import checkpoint as checkpoints
@@ -19,6 +19,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.plugins import find_upstream, load_task
 from s3prl_mtl.snapshot import encoder_weights
 from s3prl_mtl.upstreams import Featurizer, Upstream, load_upstream, rebuild_upstream
+from s3prl_mtl.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ def build_experts(
     experts = {}
     for name, expert_class in classes.items():
         logger.info("Building task %s.", name)
+        # s3prl's experts write into their folder without making it.
+        (folder / name).mkdir(parents=True, exist_ok=True)
         arguments: dict[str, Any] = {
             "upstream_dim": featurizer.output_dim,
             "upstream_rate": featurizer.downsample_rate,
@@ -103,7 +106,21 @@ def build_experts(
         with torch.random.fork_rng():
             torch.manual_seed(config["seed"] + zlib.crc32(name.encode()))
             experts[name] = expert_class(**arguments)
+        _check_plain(name, experts[name])
     return experts
+
+
+def _check_plain(task: str, expert: Any) -> None:
+    """Refuse, before training, what a checkpoint could hold but never give back."""
+    for attribute in ("labels", "decision"):
+        try:
+            json.dumps(getattr(expert, attribute, None))
+        except (TypeError, ValueError) as cause:
+            raise UserError(
+                f"The expert of {task} keeps in `{attribute}` what is not plain JSON: {cause}.",
+                where=f"{type(expert).__module__}.{type(expert).__qualname__}",
+                fix="Use lists, dictionaries, texts and Python's own numbers.",
+            ) from cause
 
 
 def check_corpora(config: Config, classes: Mapping[str, type]) -> None:
@@ -188,10 +205,4 @@ def _load_strictly(module: nn.Module, weights: Mapping[str, Any], what: str, whe
 def _read_upstream_config(path: str | None) -> dict[str, Any] | None:
     if path is None:
         return None
-    try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as cause:
-        raise UserError(f"The upstream's config cannot be read: {cause}.", where="-g") from cause
-    if not isinstance(settings, dict):
-        raise UserError("The upstream's config is not a mapping.", where=f"-g {path}")
-    return settings
+    return read_yaml(path, "-g")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.table import Table
 
 from s3prl_mtl import checkpoint as checkpoints
@@ -29,6 +27,8 @@ logger = logging.getLogger(__name__)
 def run(arguments: argparse.Namespace) -> None:
     """Train or evaluate, as `run_mtl.py` is told."""
     _refuse_several_processes()
+    if arguments.backend:
+        logger.info("--backend %s: one process needs none.", arguments.backend)
     if arguments.mode == "evaluate":
         _evaluate(arguments)
     else:
@@ -36,23 +36,24 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    past = Path(arguments.past_exp) if arguments.past_exp else None
-    if past is None and arguments.auto_resume:
-        folder = _run_folder(arguments, _early_tasks(arguments))
-        past = folder if checkpoints.states_files(folder) else None
-    saved = checkpoints.load(checkpoints.locate(past)) if past else None
-    if saved is not None and "Optimizer" not in saved:
-        raise UserError(
-            "A best checkpoint holds weights only, training cannot go on from it.",
-            where=f"-e {past}",
-            fix="Resume from a states-*.ckpt, or start a new run from these weights with -i.",
-        )
-    config = _config(arguments, saved)
-    if past is not None:
-        folder = past if past.is_dir() else past.parent
+    past: Path | None
+    if arguments.past_exp:
+        past = checkpoints.locate(Path(arguments.past_exp))
+        folder = past.parent
     else:
-        folder = _run_folder(arguments, config["downstream"], config["upstream"]["name"])
-        _refuse_other_run(folder)
+        folder = _run_folder(arguments, _config(arguments, None))
+        files = checkpoints.states_files(folder)
+        if files and not arguments.auto_resume:
+            raise UserError(
+                f"{folder} already holds a run, up to {files[-1].name}.",
+                where="-n or -p",
+                fix="Resume it with -a, or choose another name.",
+            )
+        past = files[-1] if files else None
+    saved = checkpoints.load(past) if past else None
+    config = _config(arguments, saved)
+    if saved is not None:
+        config["downstream"] = _tasks_to_resume(saved, config, past)
     folder.mkdir(parents=True, exist_ok=True)
     handler = log_to_file(folder / "log.txt")
     try:
@@ -61,7 +62,6 @@ def _train(arguments: argparse.Namespace) -> None:
             runner.try_out()
             OUTPUT.print("Everything is in order; nothing was trained.")
             return
-        _write_config(config, folder)
         if saved is not None:
             logger.info("Resuming %s at step %d.", folder, runner.step)
         runner.train()
@@ -153,17 +153,29 @@ def _config(arguments: argparse.Namespace, saved: Mapping[str, Any] | None) -> C
     )
 
 
-def _early_tasks(arguments: argparse.Namespace) -> list[str]:
-    """The tasks of the command line alone, which `-a` needs to find the folder of the run."""
-    return parse_tasks(arguments.downstream) if arguments.downstream else []
+def _tasks_to_resume(saved: checkpoints.Checkpoint, config: Config, past: Path | None) -> list[str]:
+    """The tasks of a run in their own order, by which the optimizer's state is matched."""
+    if "Optimizer" not in saved:
+        raise UserError(
+            "A best checkpoint holds weights only, training cannot go on from it.",
+            where=f"-e {past}",
+            fix="Resume from a states-*.ckpt, or start a new run from these weights with -i.",
+        )
+    tasks = list(saved["Tasks"])
+    if set(tasks) != set(config["downstream"]):
+        raise UserError(
+            f"The run trains {','.join(tasks)}, and cannot go on with "
+            f"{','.join(config['downstream'])}.",
+            where="-d",
+            fix="Leave out -d, or start a new run from these weights with -i.",
+        )
+    return tasks
 
 
-def _run_folder(
-    arguments: argparse.Namespace, tasks: list[str], upstream: str | None = None
-) -> Path:
+def _run_folder(arguments: argparse.Namespace, config: Config) -> Path:
     if arguments.expdir:
         return Path(arguments.expdir)
-    name = arguments.expname or "-".join([arguments.upstream or upstream or "hubert", *tasks])
+    name = arguments.expname or "-".join([config["upstream"]["name"], *config["downstream"]])
     return Path("result") / "downstream" / name
 
 
@@ -172,16 +184,6 @@ def _folder_of(past: Path) -> Path:
     folder = past if past.is_dir() else past.parent
     inside_a_run = not past.is_dir() and (folder.parent / "metrics.jsonl").is_file()
     return folder.parent if inside_a_run else folder
-
-
-def _refuse_other_run(folder: Path) -> None:
-    files = checkpoints.states_files(folder)
-    if files:
-        raise UserError(
-            f"{folder} already holds a run, up to {files[-1].name}.",
-            where="-n or -p",
-            fix="Resume it with -a, or choose another name.",
-        )
 
 
 def _refuse_several_processes() -> None:
@@ -205,8 +207,3 @@ def _parse_splits(text: str | None) -> list[tuple[str, str]]:
             )
         targets.append((parse_tasks(task)[0], split))
     return targets
-
-
-def _write_config(config: Config, folder: Path) -> None:
-    text = yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False, allow_unicode=True)
-    (folder / "config.yaml").write_text(text, encoding="utf-8")

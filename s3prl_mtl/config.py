@@ -17,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.optim import optimizer_settings, scheduler_settings
-from s3prl_mtl.plugins import canonical_task_name, task_defaults
+from s3prl_mtl.plugins import canonical_task_name, discover_tasks, task_defaults
+from s3prl_mtl.yaml_files import read_yaml
 
 Config = dict[str, Any]
 """A merged, checked and resolved config: plain mappings, lists and scalars."""
@@ -93,7 +94,7 @@ def build_config(
     layers: list[tuple[Config, str]] = []
     if base is not None:
         layers.append((dict(base), "the config of the run"))
-    layers += [(read_yaml(path), str(path)) for path in files]
+    layers += [(read_yaml(path, "-c"), str(path)) for path in files]
     for key, value in (flags or {}).items():
         layers.append((_nested(key, value), f"the command line ({key})"))
     layers += _parse_overrides(overrides)
@@ -105,8 +106,9 @@ def build_config(
         raise UserError("No task is named.", where="-d", fix="For example: -d asr,ks or -d all.")
 
     # A file may hold the blocks of tasks that this run leaves out: they are checked all the same.
-    blocks = [*chosen, *({key for layer, _ in layers for key in layer} & set(BUILT_IN_TASKS))]
-    defaults = read_yaml(DEFAULT_PATH)
+    named = {key for layer, _ in layers for key in layer}
+    blocks = [*chosen, *(named & set(BUILT_IN_TASKS) & set(discover_tasks()))]
+    defaults = read_yaml(DEFAULT_PATH, "defaults")
     for task in blocks:
         defaults[task] = {**TASK_SETTINGS, **task_defaults(task)}
     merged: Any = OmegaConf.create(defaults)
@@ -130,19 +132,6 @@ def build_config(
     config: Config = {str(key): value for key, value in resolved.items()}
     _check_choices(config)
     return config
-
-
-def read_yaml(path: str | Path) -> Config:
-    """A YAML file whose top level is a mapping."""
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except FileNotFoundError:
-        raise UserError(f"The config file {path} does not exist.", where="-c") from None
-    except (OSError, yaml.YAMLError, OmegaConfBaseException) as cause:
-        raise UserError(f"{path} cannot be read as YAML: {cause}.", where="-c") from cause
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no mapping at its top level.", where="-c")
-    return {str(key): value for key, value in content.items()}
 
 
 def _tasks_of(layer: Mapping[str, Any], origin: str) -> list[str]:

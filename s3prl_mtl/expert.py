@@ -22,9 +22,6 @@ from s3prl_mtl.task_settings import CheckedSettings
 
 logger = logging.getLogger(__name__)
 
-Records = dict[str, list[Any]]
-"""What `forward` notes during a split, by name; the runner hands a `defaultdict(list)`."""
-
 
 class ScalarLogger(Protocol):
     """What an expert reports its metrics to: TensorBoard's `SummaryWriter` is one."""

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from s3prl_mtl.errors import UserError, nearest
 
-# The arguments that the runner itself supplies, and one that torch refuses beside `foreach`.
+# The arguments that the runner itself supplies, or that torch no longer has a use for.
 _SUPPLIED = {"self", "params", "optimizer", "last_epoch", "verbose"}
 
 

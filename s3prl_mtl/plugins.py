@@ -12,9 +12,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.yaml_files import read_yaml
 
 TASK_GROUP = "s3prl_mtl.tasks"
 UPSTREAM_GROUP = "s3prl_mtl.upstreams"
@@ -104,7 +103,7 @@ def canonical_task_name(word: str) -> str:
     stated = getattr(load_task(word), "name", None)
     if isinstance(stated, str) and stated in discover_tasks():
         return stated
-    return word.replace(":", ".")
+    return word
 
 
 def task_defaults(name: str) -> dict[str, Any]:
@@ -115,15 +114,7 @@ def task_defaults(name: str) -> dict[str, Any]:
     path = Path(module.__file__).parent / "config.yaml"
     if not path.is_file():
         return {}
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as cause:
-        raise UserError(
-            f"The defaults of task {name!r} are not YAML: {cause}.", where=str(path)
-        ) from cause
-    if not isinstance(settings, dict):
-        raise UserError(f"The defaults of task {name!r} are not a mapping.", where=str(path))
-    return settings
+    return read_yaml(path, f"the defaults of task {name}")
 
 
 def _discover(group: str) -> dict[str, Plugin]:

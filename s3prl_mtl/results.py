@@ -12,8 +12,11 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.expert import Metric
 from s3prl_mtl.plugins import load_task
 from s3prl_mtl.tracking import FEATURIZER, read_metrics
+from s3prl_mtl.yaml_files import read_yaml
 
 Key = tuple[str, str, str]
+
+_ARROWS = {"lower": "↓", "higher": "↑"}
 
 
 def results_table(run: Path, everything: bool = False) -> Table:
@@ -39,9 +42,10 @@ def results_table(run: Path, everything: bool = False) -> Table:
     for heading in ("before", "at step", "after", "at step"):
         table.add_column(heading, justify="right")
     for task in dict.fromkeys(task for task, _, _ in last):
-        metrics = _metrics_of(task)
-        splits = dict.fromkeys(split for name, split, _ in last if name == task)
-        for split in splits if everything else _test_splits(task, list(splits)):
+        names = dict.fromkeys(name for owner, _, name in last if owner == task)
+        metrics = _metrics_of(task, [name for name in names if name != "loss"])
+        splits = list(dict.fromkeys(split for owner, split, _ in last if owner == task))
+        for split in splits if everything else _test_splits(run, task, splits):
             for metric in metrics:
                 key = (task, split, metric.name)
                 if key not in last or not (everything or metric.headline or metric is metrics[0]):
@@ -50,7 +54,7 @@ def results_table(run: Path, everything: bool = False) -> Table:
                 table.add_row(
                     task,
                     split,
-                    f"{metric.title} {'↓' if metric.better == 'lower' else '↑'}",
+                    f"{metric.title} {_ARROWS.get(metric.better, '')}".rstrip(),
                     _percent(before["value"]) if before else "",
                     str(before["step"]) if before else "",
                     _percent(last[key]["value"]),
@@ -59,20 +63,24 @@ def results_table(run: Path, everything: bool = False) -> Table:
     return table
 
 
-def _metrics_of(task: str) -> Sequence[Metric]:
+def _metrics_of(task: str, logged: Sequence[str]) -> Sequence[Metric]:
+    """The metrics that an expert declares; a stranger's are the names that it logged."""
+    unknown = tuple(Metric(name, better="", title=name, headline=True) for name in logged)
     try:
-        metrics: Sequence[Metric] = getattr(load_task(task), "metrics", ())
+        return getattr(load_task(task), "metrics", unknown)
     except UserError:
         # The plugin may have been uninstalled since; its numbers are still in the run's files.
-        return ()
-    return metrics
+        return unknown
 
 
-def _test_splits(task: str, evaluated: list[str]) -> list[str]:
-    expert = load_task(task)
-    train, dev = getattr(expert, "train_split", "train"), getattr(expert, "dev_split", "dev")
+def _test_splits(run: Path, task: str, evaluated: list[str]) -> list[str]:
+    """The evaluated splits that are neither trained on nor used to select checkpoints."""
+    path = run / "config.yaml"
+    settings = read_yaml(path, "results").get(task, {}) if path.is_file() else {}
+    train = settings.get("train_split", "train")
+    dev = settings.get("dev_splits") or ["dev"]
     others = [split for split in evaluated if split != train]
-    return [split for split in others if split != dev] or others
+    return [split for split in others if split not in dev] or others
 
 
 def _percent(value: float | None) -> str:

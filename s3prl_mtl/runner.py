@@ -31,6 +31,7 @@ from s3prl_mtl.randomness import random_state, seed_all, set_random_state
 from s3prl_mtl.task import Task
 from s3prl_mtl.tracking import FEATURIZER, Results, Tracker
 from s3prl_mtl.upstreams import Featurizer
+from s3prl_mtl.yaml_files import write_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +95,9 @@ class MultiTaskRunner:
         """
         runner = self.config["runner"]
         total = runner["total_steps"]
+        write_yaml(self.config, self.folder / "config.yaml")
         if self._resumed is not None:
-            self.continue_streams(self._resumed)
+            self.continue_training(self._resumed)
             self._resumed = None
         with Tracker(self.folder, resumed_at=self.step) as tracker:
             if runner["test_first"] and self.step == 0:
@@ -149,8 +151,8 @@ class MultiTaskRunner:
         """The next batch of every task: its waveforms, and what else the loader gives."""
         batches = {}
         for name, task in self.tasks.items():
-            task.batch_ids.append(task.stream.batch)
             batches[name] = task.stream.next_batch()
+            task.batch_ids.append(task.stream.batch - 1)
         return batches
 
     def _forward_all(self, batches: Mapping[str, tuple[list[Any], list[Any]]]) -> dict[str, Tensor]:
@@ -198,7 +200,14 @@ class MultiTaskRunner:
 
     def _log_training(self, tracker: Tracker, losses: Mapping[str, float]) -> None:
         for task in self.tasks.values():
-            self._log(tracker, task, task.train_split, task.records, task.batch_ids)
+            self._log(
+                tracker,
+                task,
+                task.train_split,
+                task.records,
+                task.batch_ids,
+                task.stream.epoch_batches,
+            )
             task.records = defaultdict(list)
             task.batch_ids = []
         tracker.record("run", "train", "loss", sum(losses.values()), self.step)
@@ -231,8 +240,10 @@ class MultiTaskRunner:
                     fix=nearest(name, list(self.tasks)),
                 )
             task = self.tasks[name]
-            records = self._records_of(task, split)
-            values, save_names = self._log(tracker, task, split, records, [])
+            records, batches = self._records_of(task, split)
+            values, save_names = self._log(
+                tracker, task, split, records, list(range(batches)), batches
+            )
             tracker.keep(name, split, values)
             shown = "  ".join(f"{metric} {value:.4f}" for metric, value in values.items())
             logger.info("step %d  %s %s  %s", self.step, name, split, shown)
@@ -240,16 +251,20 @@ class MultiTaskRunner:
                 checkpoints.save(self.task_state(task), self.folder / name / file)
 
     @torch.no_grad()
-    def _records_of(self, task: Task, split: str) -> dict[str, list[Any]]:
+    def _records_of(self, task: Task, split: str) -> tuple[dict[str, list[Any]], int]:
+        """What an expert recorded over a split, and of how many batches."""
         self._set_training(False)
         records: dict[str, list[Any]] = defaultdict(list)
         batches = 0
         for wavs, *others in task.expert.get_dataloader(split):
-            task.expert(split, self._features(wavs), *others, records=records)
+            features = self._features(wavs)
+            # s3prl numbers the batches of an evaluation for experts that want it.
+            number = {"batch_id": batches} if task.takes_batch_id else {}
+            task.expert(split, features, *others, records=records, **number)
             batches += 1
         if batches == 0:
             raise UserError(f"{task.name}: the split {split!r} has no utterances.")
-        return records
+        return records, batches
 
     def _log(
         self,
@@ -258,6 +273,7 @@ class MultiTaskRunner:
         split: str,
         records: Mapping[str, list[Any]],
         batch_ids: Sequence[int],
+        total_batches: int,
     ) -> tuple[dict[str, float], list[str]]:
         split_logger = tracker.for_split(task.name, split)
         save_names = task.expert.log_records(
@@ -266,12 +282,15 @@ class MultiTaskRunner:
             logger=split_logger,
             global_step=self.step,
             batch_ids=batch_ids,
-            total_batch_num=len(batch_ids),
+            total_batch_num=total_batches,
         )
         return split_logger.values, list(save_names or [])
 
     def _log_layer_weights(self, tracker: Tracker) -> None:
-        weights = {f"layer_{i}": w for i, w in enumerate(self.featurizer.layer_weights())}
+        values = self.featurizer.layer_weights()
+        # Named by their place among the hidden states, of which a selection leaves out the first.
+        first = self.upstream.num_hidden_states - len(values)
+        weights = {f"layer_{first + i}": value for i, value in enumerate(values)}
         for layer, weight in weights.items():
             tracker.record(FEATURIZER, "layer_weights", layer, weight, self.step)
         tracker.keep(FEATURIZER, "layer_weights", weights)
@@ -305,17 +324,16 @@ class MultiTaskRunner:
         )
 
     def load_state(self, state: checkpoints.Checkpoint) -> None:
-        """Take over weights and, where the checkpoint has them, optimizer and schedule."""
+        """Take over the step and the weights."""
         self.step = state["Step"]
         self.skipped_steps = state["SkippedSteps"]
         snapshot.restore_weights(state, self.upstream, self.featurizer, self.tasks.values())
-        if "Optimizer" in state:
-            self.optimizer.load_state_dict(state["Optimizer"])
-            if self.scheduler is not None and state["Scheduler"] is not None:
-                self.scheduler.load_state_dict(state["Scheduler"])
 
-    def continue_streams(self, state: checkpoints.Checkpoint) -> None:
-        """Put every task's batches and all random generators where the checkpoint left them."""
+    def continue_training(self, state: checkpoints.Checkpoint) -> None:
+        """Put optimizer, schedule, batches and all chance where the checkpoint left them."""
+        self.optimizer.load_state_dict(state["Optimizer"])
+        if self.scheduler is not None and state["Scheduler"] is not None:
+            self.scheduler.load_state_dict(state["Scheduler"])
         for name, task in self.tasks.items():
             task.stream.load_state_dict(state["Tasks"][name]["Stream"])
         set_random_state(state["Random"])

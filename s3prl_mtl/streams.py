@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import torch
@@ -32,12 +32,12 @@ class TaskStream:
         self.split = split
         self.epoch = 0
         self.batch = 0
+        self.epoch_batches = 0
+        """Batches of the current epoch; 0 where the loader does not say."""
         self._epoch_random = torch.get_rng_state()
         self._iterator: Iterator[Any] | None = None
-        parameters = inspect.signature(expert.get_dataloader).parameters
-        swallows = any(entry.kind is entry.VAR_KEYWORD for entry in parameters.values())
-        self._takes_epoch = swallows or "epoch" in parameters
-        self._takes_skip = "skip_batches" in parameters
+        self._takes_epoch = accepts_argument(expert.get_dataloader, "epoch")
+        self._takes_skip = "skip_batches" in inspect.signature(expert.get_dataloader).parameters
 
     def next_batch(self) -> tuple[list[Any], list[Any]]:
         """The waveforms of the next batch, and what else its loader gives.
@@ -81,8 +81,16 @@ class TaskStream:
             arguments["skip_batches"] = skip
         loader = self.expert.get_dataloader(self.split, **arguments)
         iterator = iter(loader)
+        left = len(loader) if isinstance(loader, Sized) else 0
+        self.epoch_batches = left + skip if self._takes_skip else left
         if not self._takes_skip:
             # Now and not when the next batch is drawn: the loader draws from torch's generator.
             for _ in itertools.islice(iterator, skip):
                 pass
         self._iterator = iterator
+
+
+def accepts_argument(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function can be called with a keyword argument of that name."""
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from s3prl_mtl.expert import TaskExpert
-from s3prl_mtl.streams import TaskStream
+from s3prl_mtl.streams import TaskStream, accepts_argument
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Task:
     test_splits: list[str]
     records: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     batch_ids: list[int] = field(default_factory=list)
+    takes_batch_id: bool = False
 
     @classmethod
     def from_settings(cls, name: str, expert: Any, settings: Mapping[str, Any]) -> Task:
@@ -40,5 +41,6 @@ class Task:
             stream=TaskStream(name, expert, train_split),
             train_split=train_split,
             dev_splits=dev_splits,
+            takes_batch_id=accepts_argument(expert.forward, "batch_id"),
             test_splits=list(settings["test_splits"] or [getattr(expert, "test_split", "test")]),
         )

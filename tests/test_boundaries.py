@@ -57,6 +57,18 @@ def test_the_package_never_imports_its_plugins(path: Path) -> None:
     assert "downstream_plugins" not in modules
 
 
+INDEPENDENT = ("nn", "metrics", "balancing", "data")
+
+
+@pytest.mark.parametrize("part", INDEPENDENT)
+def test_the_parts_know_nothing_of_each_other_or_of_the_run(part: str) -> None:
+    allowed = (f"s3prl_mtl.{part}", "s3prl_mtl.errors")
+    for path in python_files(f"s3prl_mtl/{part}"):
+        ours = {module for module, _ in imports(path) if module.split(".")[0] == "s3prl_mtl"}
+        strangers = {module for module in ours if not module.startswith(allowed)}
+        assert not strangers, f"{relative(path)} imports {strangers}"
+
+
 def test_every_public_name_can_be_imported() -> None:
     for name in s3prl_mtl.__all__:
         assert getattr(s3prl_mtl, name) is not None

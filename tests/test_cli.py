@@ -70,8 +70,9 @@ def test_train_evaluate_and_results(run_mtl, tmp_path: Path):
     assert config["seed"] == 1
     assert config["optimizer"]["lr"] == pytest.approx(1e-4)
 
-    evaluated = run_mtl("-m", "evaluate", "-e", str(folder), "-t", "asr:test-other,ks:test")
-    assert evaluated.returncode == 0, evaluated.stderr
+    for targets in ("asr:test-other", "asr:test-clean,ks:test"):
+        evaluated = run_mtl("-m", "evaluate", "-e", str(folder), "-t", targets)
+        assert evaluated.returncode == 0, evaluated.stderr
     results = json.loads((folder / "results.json").read_text())
     assert set(results["asr"]) == {"dev-clean", "test-clean", "test-other"}
 
@@ -89,11 +90,13 @@ def test_train_evaluate_and_results(run_mtl, tmp_path: Path):
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
     run_mtl, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ):
-    words = ["-u", "hubert_tiny", "-d", "ks,er", "-c", str(SMALL_HEADS), "--steps", "8"]
-    words += ["-o", "runner.save_step=1,,runner.test_first=false,,runner.test_last=false"]
-    whole = run_mtl(*words, "-n", "whole")
+    words = ["-u", "hubert_tiny", "-d", "ks,er", "-c", str(SMALL_HEADS), "--steps", "20"]
+    settings = "runner.save_step=1,,runner.test_first=false,,runner.test_last=false"
+    whole = run_mtl(*words, "-o", settings, "-n", "whole")
     assert whole.returncode == 0, whole.stderr
 
+    # A line for every step: the run is killed when it has said that it took the third.
+    words += ["-o", settings + ",,runner.log_step=1"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "run_mtl.py"), *words, "-n", "killed"],
         cwd=tmp_path,
@@ -103,18 +106,19 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
         text=True,
     )
     folder = tmp_path / "result" / "downstream" / "killed"
-    while process.poll() is None and not checkpoints.states_files(folder):
-        pass
-    process.send_signal(signal.SIGKILL)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "step 3 " in line:
+            process.send_signal(signal.SIGKILL)
+            break
     process.communicate()
-    assert checkpoints.states_files(folder), "it was killed before it had saved anything"
     assert process.returncode == -signal.SIGKILL, "it was over before it could be killed"
 
     resumed = run_mtl(*words, "-n", "killed", "-a")
     assert resumed.returncode == 0, resumed.stderr
     assert "Resuming" in resumed.stderr
-    one = checkpoints.load(tmp_path / "result/downstream/whole/states-8.ckpt")
-    two = checkpoints.load(folder / "states-8.ckpt")
+    one = checkpoints.load(tmp_path / "result/downstream/whole/states-20.ckpt")
+    two = checkpoints.load(folder / "states-20.ckpt")
     assert all(torch.equal(one["Upstream"][n], two["Upstream"][n]) for n in one["Upstream"])
 
 
@@ -154,6 +158,30 @@ def test_a_run_is_not_overwritten_by_accident(run_mtl):
     second = run_mtl(*words)
     assert second.returncode == 2
     assert "already holds a run" in second.stderr
+
+
+def test_a_run_described_by_a_file_alone_resumes(run_mtl, tmp_path: Path):
+    settings = yaml.safe_load(SMALL_HEADS.read_text())
+    settings["upstream"] = {"name": "hubert_tiny"}
+    settings["downstream"] = ["er"]
+    settings["runner"]["total_steps"] = 1
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    assert run_mtl("-c", "run.yaml").returncode == 0
+    assert (tmp_path / "result/downstream/hubert_tiny-er/states-1.ckpt").is_file()
+    resumed = run_mtl("-c", "run.yaml", "-a", "--steps", "2")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "at step 1" in resumed.stderr
+
+
+def test_a_run_goes_on_with_its_own_tasks_only(run_mtl, tmp_path: Path):
+    words = ["-u", "hubert_tiny", "-c", str(SMALL_HEADS)]
+    assert run_mtl(*words, "-d", "er,ks", "--steps", "1", "-p", "run").returncode == 0
+    fewer = run_mtl("-e", "run", "-d", "ks", "--steps", "2")
+    assert fewer.returncode == 2
+    assert "cannot go on with ks" in fewer.stderr.replace("\n", " ")
+    reordered = run_mtl("-e", "run", "-d", "ks,er", "--steps", "2")
+    assert reordered.returncode == 0, reordered.stderr
+    assert list(checkpoints.load(tmp_path / "run" / "states-2.ckpt")["Tasks"]) == ["er", "ks"]
 
 
 def test_torchrun_is_refused_rather_than_training_apart(run_mtl):

@@ -39,7 +39,6 @@ LAYOUTS = (
     snips,
     libri2mix,
 )
-FORMAT = "s3prl_mtl mini corpus"
 IDENTITY_FILE = "mini_corpus.json"
 Identity = dict[str, str | int]
 VERSION = 1  # to be raised whenever the same size and seed come to give other bytes
