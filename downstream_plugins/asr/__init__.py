@@ -7,11 +7,18 @@ from typing import Any, ClassVar
 
 from downstream_plugins.asr.corpus import WORD_BOUNDARY, LibriSpeech, spell
 from s3prl_mtl import Metric, TranscriptionExpert
-from s3prl_mtl.metrics import token_error_rate
+from s3prl_mtl.metrics import character_error_rate, token_error_rate
+
+SCORINGS = ("reference", "branch")
 
 
 class SpeechRecognition(TranscriptionExpert):
-    """SUPERB's `asr`: letters by CTC, decoded greedily, no language model."""
+    """SUPERB's `asr`: letters by CTC, decoded greedily, no language model.
+
+    `modelrc.scoring` says whether rates are SUPERB's, over the length of the reference, or those of
+    the multi-task branch, which has reference and hypothesis in each other's place. A head built
+    from the branch's own settings, which have no such key, reports the branch's.
+    """
 
     name = "asr"
     corpus_type = LibriSpeech
@@ -35,7 +42,18 @@ class SpeechRecognition(TranscriptionExpert):
     def write(self, symbols: Sequence[str]) -> str:
         return " ".join(symbols)
 
+    def build_head(self) -> None:
+        super().build_head()
+        self.scoring = "branch"
+        if "scoring" in self.setting("modelrc"):
+            self.scoring = self.choice_setting("modelrc", "scoring", choices=SCORINGS)
+
     def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+        if self.scoring == "branch":
+            # The sides are exchanged on purpose.
+            sides = [records["hypothesis"], records["reference"]]
+            words = [[words_of(text) for text in side] for side in sides]
+            return {"wer": token_error_rate(*words), "uer": character_error_rate(*sides)}
         units = [[text.split() for text in records[side]] for side in ("reference", "hypothesis")]
         words = [[words_of(text) for text in records[side]] for side in ("reference", "hypothesis")]
         return {"wer": token_error_rate(*words), "uer": token_error_rate(*units)}
