@@ -28,8 +28,9 @@ from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.optim import make_optimizer, make_scheduler
 from s3prl_mtl.progress import StepProgress
 from s3prl_mtl.randomness import random_state, seed_all, set_random_state
+from s3prl_mtl.reporting import report_layer_weights, report_split
 from s3prl_mtl.task import Task
-from s3prl_mtl.tracking import FEATURIZER, Results, Tracker
+from s3prl_mtl.tracking import Results, Tracker
 from s3prl_mtl.upstreams import Featurizer
 from s3prl_mtl.yaml_files import write_yaml
 
@@ -200,19 +201,12 @@ class MultiTaskRunner:
 
     def _log_training(self, tracker: Tracker, losses: Mapping[str, float]) -> None:
         for task in self.tasks.values():
-            self._log(
-                tracker,
-                task,
-                task.train_split,
-                task.records,
-                task.batch_ids,
-                task.stream.epoch_batches,
-            )
-            task.records = defaultdict(list)
-            task.batch_ids = []
+            records, batch_ids = task.take_records()
+            batches = task.stream.epoch_batches
+            report_split(tracker, task, task.train_split, records, self.step, batch_ids, batches)
         tracker.record("run", "train", "loss", sum(losses.values()), self.step)
         tracker.record("run", "train", "lr", self.optimizer.param_groups[0]["lr"], self.step)
-        self._log_layer_weights(tracker)
+        report_layer_weights(tracker, self.featurizer, self.upstream.num_hidden_states, self.step)
         shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
         logger.info("step %d  loss %.3f  (%s)", self.step, sum(losses.values()), shown)
 
@@ -231,7 +225,7 @@ class MultiTaskRunner:
         Raises:
             UserError: the run has no such task.
         """
-        self._log_layer_weights(tracker)
+        report_layer_weights(tracker, self.featurizer, self.upstream.num_hidden_states, self.step)
         for name, split in splits:
             if name not in self.tasks:
                 raise UserError(
@@ -241,8 +235,8 @@ class MultiTaskRunner:
                 )
             task = self.tasks[name]
             records, batches = self._records_of(task, split)
-            values, save_names = self._log(
-                tracker, task, split, records, list(range(batches)), batches
+            values, save_names = report_split(
+                tracker, task, split, records, self.step, list(range(batches)), batches
             )
             tracker.keep(name, split, values)
             shown = "  ".join(f"{metric} {value:.4f}" for metric, value in values.items())
@@ -265,35 +259,6 @@ class MultiTaskRunner:
         if batches == 0:
             raise UserError(f"{task.name}: the split {split!r} has no utterances.")
         return records, batches
-
-    def _log(
-        self,
-        tracker: Tracker,
-        task: Task,
-        split: str,
-        records: Mapping[str, list[Any]],
-        batch_ids: Sequence[int],
-        total_batches: int,
-    ) -> tuple[dict[str, float], list[str]]:
-        split_logger = tracker.for_split(task.name, split)
-        save_names = task.expert.log_records(
-            split,
-            records=records,
-            logger=split_logger,
-            global_step=self.step,
-            batch_ids=batch_ids,
-            total_batch_num=total_batches,
-        )
-        return split_logger.values, list(save_names or [])
-
-    def _log_layer_weights(self, tracker: Tracker) -> None:
-        values = self.featurizer.layer_weights()
-        # Named by their place among the hidden states, of which a selection leaves out the first.
-        first = self.upstream.num_hidden_states - len(values)
-        weights = {f"layer_{first + i}": value for i, value in enumerate(values)}
-        for layer, weight in weights.items():
-            tracker.record(FEATURIZER, "layer_weights", layer, weight, self.step)
-        tracker.keep(FEATURIZER, "layer_weights", weights)
 
     # ---------------------------------------------------------------------- checkpoints
 

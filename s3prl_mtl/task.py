@@ -25,6 +25,12 @@ class Task:
     batch_ids: list[int] = field(default_factory=list)
     takes_batch_id: bool = False
 
+    def take_records(self) -> tuple[dict[str, list[Any]], list[int]]:
+        """The records since this was last called, and the numbers of the batches they are of."""
+        taken = self.records, self.batch_ids
+        self.records, self.batch_ids = defaultdict(list), []
+        return taken
+
     @classmethod
     def from_settings(cls, name: str, expert: Any, settings: Mapping[str, Any]) -> Task:
         """The task of an expert, with the splits that its block of the config names.
