@@ -6,7 +6,7 @@ import inspect
 import json
 import logging
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from torch import nn
 from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl.config import Config
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.plugins import find_upstream, load_task
-from s3prl_mtl.snapshot import encoder_weights
+from s3prl_mtl.plugins import OUR_PACKAGE, discover_tasks, find_upstream, load_task
+from s3prl_mtl.snapshot import encoder_weights, load_strictly
 from s3prl_mtl.upstreams import Featurizer, Upstream, load_upstream, rebuild_upstream
 from s3prl_mtl.yaml_files import read_yaml
 
@@ -35,7 +35,9 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as cause:
+        if device.type == "meta":
+            raise RuntimeError("it holds no data")
+    except (RuntimeError, AssertionError, NotImplementedError) as cause:
         reason = str(cause).splitlines()[0]
         raise UserError(
             f"The device {name!r} cannot be used: {reason}.",
@@ -81,6 +83,7 @@ def build_experts(
     if saved is None:
         check_corpora(config, classes)
     experts = {}
+    mistakes = []
     for name, expert_class in classes.items():
         logger.info("Building task %s.", name)
         # s3prl's experts write into their folder without making it.
@@ -105,9 +108,39 @@ def build_experts(
         # A head starts from the same weights whatever other tasks the run has.
         with torch.random.fork_rng():
             torch.manual_seed(config["seed"] + zlib.crc32(name.encode()))
-            experts[name] = expert_class(**arguments)
-        _check_plain(name, experts[name])
+            try:
+                experts[name] = expert_class(**arguments)
+                _check_plain(name, experts[name])
+            except UserError as mistake:
+                mistakes.append(str(mistake))
+            except Exception as cause:
+                _blame_plugin(name, cause)
+                raise
+    raise_together(mistakes)
     return experts
+
+
+def _blame_plugin(task: str, cause: Exception) -> None:
+    """An expert of another package failed: say whose it is. Ours is our own failure."""
+    plugin = discover_tasks().get(task)
+    if plugin is not None and plugin.package != OUR_PACKAGE:
+        raise UserError(
+            f"The expert of task {task!r} cannot be built: {type(cause).__name__}: {cause}.",
+            where=f"{plugin.entry_point.value} of package {plugin.package} {plugin.version}",
+            fix="Its settings are the task's block of the config; --verbose shows where it failed.",
+        ) from cause
+
+
+def raise_together(mistakes: Sequence[str]) -> None:
+    """Raise what is wrong with several tasks as one report; nothing if nothing is.
+
+    Raises:
+        UserError: all of it.
+    """
+    if len(mistakes) == 1:
+        raise UserError(mistakes[0])
+    if mistakes:
+        raise UserError("Several tasks cannot be run.\n  " + "\n  ".join(mistakes))
 
 
 def _check_plain(task: str, expert: Any) -> None:
@@ -153,7 +186,9 @@ def load_initial_weights(
                 checkpoints.load(checkpoints.locate(path)), upstream, featurizer, experts
             )
     if config["init_upstream_ckpt"]:
-        saved = checkpoints.load(checkpoints.locate(Path(config["init_upstream_ckpt"])))
+        saved = checkpoints.load(
+            checkpoints.locate(Path(config["init_upstream_ckpt"]), "--init_upstream_ckpt")
+        )
         _load_encoder(saved, upstream, "--init_upstream_ckpt")
 
 
@@ -164,10 +199,10 @@ def _load_from_run(
     experts: Mapping[str, nn.Module],
 ) -> None:
     _load_encoder(saved, upstream, "-i")
-    _load_strictly(featurizer, saved["Featurizer"], "the featurizer", "-i")
+    load_strictly(featurizer, saved["Featurizer"], "the featurizer", "-i")
     for name, expert in experts.items():
         if name in saved["Tasks"]:
-            _load_strictly(expert, saved["Tasks"][name]["Downstream"], f"the head of {name}", "-i")
+            load_strictly(expert, saved["Tasks"][name]["Downstream"], f"the head of {name}", "-i")
         else:
             logger.info("-i holds no head of %s: it starts from random weights.", name)
 
@@ -184,22 +219,11 @@ def _load_single_heads(folder: Path, upstream_name: str, experts: Mapping[str, n
         saved = checkpoints.read_tensors(path)
         if "Downstream" not in saved:
             raise UserError(f"{path} holds no `Downstream`.", where="-i")
-        _load_strictly(expert, saved["Downstream"], f"the head of {name}", str(path))
+        load_strictly(expert, saved["Downstream"], f"the head of {name}", str(path))
 
 
 def _load_encoder(saved: checkpoints.Checkpoint, upstream: Upstream, where: str) -> None:
-    _load_strictly(upstream, encoder_weights(saved), "the encoder", where)
-
-
-def _load_strictly(module: nn.Module, weights: Mapping[str, Any], what: str, where: str) -> None:
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as cause:
-        raise UserError(
-            f"The weights do not fit {what}: {' '.join(str(cause).split())}",
-            where=where,
-            fix="The upstream, its size and the task's settings must be as when they were saved.",
-        ) from cause
+    load_strictly(upstream, encoder_weights(saved), "the encoder", where)
 
 
 def _read_upstream_config(path: str | None) -> dict[str, Any] | None:

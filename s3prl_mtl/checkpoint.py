@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
-import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.upstreams.inert import load_inert
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +25,9 @@ them) · `UpstreamInfo` (what rebuilds the encoder without its original file) ·
 `Tasks` {task: `Downstream` (the expert's state dict), `Labels`, `Decision`, `Stream`} · and in
 `states-*.ckpt` also `Optimizer`, `Scheduler`, `Random`.
 """
+
+
+REQUIRED = ("Step", "SkippedSteps", "Config", "Upstream", "UpstreamInfo", "Featurizer", "Tasks")
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
@@ -50,19 +51,23 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
             raise
         _discard(partial)
         raise UserError(
-            f"The checkpoint could not be saved: {cause}. Earlier checkpoints are intact.",
+            f"The checkpoint could not be saved: {_write_reason(cause)}. "
+            "Earlier checkpoints are intact.",
             where=str(path),
-            fix="Free space on that disk or make the folder writable, then resume with -a.",
+            fix="Free space on that disk or make the folder writable, then start again with -a.",
         ) from cause
 
 
-def load(path: Path, map_location: str | torch.device = "cpu") -> Checkpoint:
+def load(path: Path) -> Checkpoint:
     """Read a checkpoint; nothing in it is ever executed.
 
     Raises:
         UserError: the file is missing, damaged, holds foreign classes, or is no checkpoint of ours.
     """
-    checkpoint = read_tensors(path, map_location)
+    checkpoint = read_tensors(path)
+    missing = [key for key in REQUIRED if key not in checkpoint]
+    if checkpoint.get("Format") == 1 and missing:
+        raise UserError(f"The checkpoint lacks {', '.join(missing)}.", where=str(path))
     if checkpoint.get("Format") != 1:
         raise UserError(
             "The file is not a checkpoint of a run of s3prl-mtl.",
@@ -72,30 +77,15 @@ def load(path: Path, map_location: str | torch.device = "cpu") -> Checkpoint:
     return checkpoint
 
 
-def read_tensors(path: Path, map_location: str | torch.device = "cpu") -> Checkpoint:
+def read_tensors(path: Path) -> Checkpoint:
     """Read a dictionary of tensors and plain values that any program wrote, s3prl for one.
 
-    The class `argparse.Namespace`, which s3prl's files name, is taken as an inert stand-in.
+    Classes that such files name, as `argparse.Namespace`, become stand-ins that do nothing.
 
     Raises:
         UserError: as `load`.
     """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except FileNotFoundError:
-        raise UserError("There is no such checkpoint.", where=str(path)) from None
-    except pickle.UnpicklingError as cause:
-        raise UserError(
-            f"The file is refused, it holds more than tensors and plain values: {_reason(cause)}",
-            where=str(path),
-        ) from cause
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as cause:
-        raise UserError(
-            f"The checkpoint cannot be read, it is damaged or incomplete: {_reason(cause)}",
-            where=str(path),
-            fix="Use an older one of the run.",
-        ) from cause
+    checkpoint = load_inert(path, kind="checkpoint", verify=True)
     if not isinstance(checkpoint, dict):
         raise UserError("The file holds no dictionary of weights.", where=str(path))
     return checkpoint
@@ -112,13 +102,17 @@ def states_files(folder: Path) -> list[Path]:
 
 
 def keep_newest(folder: Path, count: int) -> None:
-    """Delete all but the newest `states-*.ckpt`. Call it after the newest one is on the disk."""
+    """Delete all but the newest `states-*.ckpt`. Call it when the newest one is on the disk."""
     for path in states_files(folder)[:-count]:
         path.unlink(missing_ok=True)
 
 
-def locate(run: Path) -> Path:
+def locate(run: Path, flag: str = "-e") -> Path:
     """The checkpoint that a path names: the file itself, or the newest of a run's folder.
+
+    Args:
+        run: the path.
+        flag: what gave it, for errors.
 
     Raises:
         UserError: there is neither.
@@ -129,7 +123,7 @@ def locate(run: Path) -> Path:
     if not files:
         raise UserError(
             f"{run} holds no states-*.ckpt." if run.is_dir() else f"{run} does not exist.",
-            where="-e",
+            where=flag,
             fix="Give the folder of a run, or one of its .ckpt files.",
         )
     return files[-1]
@@ -149,15 +143,18 @@ def _is_write_error(error: RuntimeError) -> bool:
     return "PytorchStreamWriter" in text or "unexpected pos" in text or "write" in text
 
 
+def _write_reason(error: OSError | RuntimeError) -> str:
+    """Why a write failed: torch hides the system's reason behind an error of its own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return "the disk is full, or a limit on the size of files was reached"
+
+
 def _discard(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as cause:
         logger.warning("%s could not be removed: %s", path, cause)
-
-
-def _reason(error: BaseException) -> str:
-    """The sentence that names the cause: torch puts advice on unsafe loading before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
-    return (named or lines or [type(error).__name__])[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,20 @@ logger = logging.getLogger(__name__)
 MISTAKE_OF_THE_USER = 2
 FAILURE_OF_OURS = 1
 INTERRUPTED = 130
+
+# What a disk, a mount or a path can do to a program.
+ENVIRONMENT = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.action(arguments)
     except UserError as mistake:
         logger.debug("Where the error was raised:", exc_info=True)
-        MESSAGES.print(f"error: {mistake}", style="red", markup=False, highlight=False)
+        _show_mistake(str(mistake))
+        return MISTAKE_OF_THE_USER
+    except OSError as error:
+        if error.errno not in ENVIRONMENT:
+            logger.exception("This is a failure of the program, not a mistake of yours.")
+            return FAILURE_OF_OURS
+        logger.debug("Where the error was raised:", exc_info=True)
+        where = f" Where: {error.filename}." if error.filename else ""
+        _show_mistake(f"A file cannot be written or read: {error.strerror}.{where}")
         return MISTAKE_OF_THE_USER
     except KeyboardInterrupt:
         MESSAGES.print("interrupted", style="red")
@@ -43,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.exception("This is a failure of the program, not a mistake of yours.")
         return FAILURE_OF_OURS
     return 0
+
+
+def _show_mistake(text: str) -> None:
+    MESSAGES.print(f"error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def run_parser() -> argparse.ArgumentParser:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.table import Table
 
 from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl import resuming
 from s3prl_mtl.config import ARGUMENT_KEYS, Config, build_config, parse_tasks
 from s3prl_mtl.console import OUTPUT, log_to_file
 from s3prl_mtl.data.mini_corpus import make_corpus
@@ -36,40 +39,73 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    past: Path | None
-    if arguments.past_exp:
-        past = checkpoints.locate(Path(arguments.past_exp))
-        folder = past.parent
-    else:
-        folder = _run_folder(arguments, _config(arguments, None))
-        files = checkpoints.states_files(folder)
-        if files and not arguments.auto_resume:
-            raise UserError(
-                f"{folder} already holds a run, up to {files[-1].name}.",
-                where="-n or -p",
-                fix="Resume it with -a, or choose another name.",
-            )
-        past = files[-1] if files else None
+    folder, past = _where_to_train(arguments)
     saved = checkpoints.load(past) if past else None
     config = _config(arguments, saved)
     if saved is not None:
-        config["downstream"] = _tasks_to_resume(saved, config, past)
-    folder.mkdir(parents=True, exist_ok=True)
-    handler = log_to_file(folder / "log.txt")
-    try:
+        resuming.check(saved, config, past)
+        config["downstream"] = list(saved["Tasks"])
+    with _working_in(folder, lock=True):
         runner = MultiTaskRunner(config, folder, resume=saved)
         if arguments.dry_run:
             runner.try_out()
             OUTPUT.print("Everything is in order; nothing was trained.")
             return
         if saved is not None:
-            logger.info("Resuming %s at step %d.", folder, runner.step)
+            logger.info("Resuming %s at step %d.", past, runner.step)
         runner.train()
-    finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
     OUTPUT.print(results_table(folder))
     OUTPUT.print(f"The run is in {folder}", soft_wrap=True)
+
+
+def _where_to_train(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
+    """The folder of the run, and the checkpoint that it goes on from."""
+    if arguments.past_exp:
+        past = checkpoints.locate(Path(arguments.past_exp))
+        elsewhere = arguments.expdir or arguments.expname
+        folder = _run_folder(arguments, {}) if elsewhere else past.parent
+        newest = (checkpoints.states_files(folder) or [past])[-1]
+        if newest.resolve() != past.resolve():
+            raise UserError(
+                f"{folder} holds a newer state, {newest.name}, which would be lost.",
+                where=f"-e {past}",
+                fix=f"Go on from it with -e {folder}, or train in another folder with -p.",
+            )
+        return folder, past
+    folder = _run_folder(arguments, _config(arguments, None))
+    files = checkpoints.states_files(folder)
+    if arguments.auto_resume:
+        return folder, files[-1] if files else None
+    if files or (folder / "metrics.jsonl").is_file():
+        raise UserError(
+            f"{folder} already holds a run" + (f", up to {files[-1].name}." if files else "."),
+            where="-n or -p",
+            fix="Resume it with -a, or choose another name.",
+        )
+    return folder, None
+
+
+@contextmanager
+def _working_in(folder: Path, lock: bool) -> Iterator[None]:
+    """Make a run's folder, log into it, and while training keep others out of it.
+
+    Raises:
+        UserError: another process trains there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    guard = FileLock(folder / ".lock", timeout=0) if lock else nullcontext()
+    try:
+        with guard:
+            handler = log_to_file(folder / "log.txt")
+            try:
+                yield
+            finally:
+                logging.getLogger().removeHandler(handler)
+                handler.close()
+    except Timeout:
+        raise UserError(
+            f"Another process trains in {folder}.", where="-n or -p", fix="Choose another name."
+        ) from None
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -84,15 +120,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         arguments.downstream = ",".join(saved["Tasks"])
     config = _config(arguments, saved)
     folder = Path(arguments.expdir) if arguments.expdir else _folder_of(past)
-    folder.mkdir(parents=True, exist_ok=True)
-    handler = log_to_file(folder / "log.txt")
-    try:
+    resuming.check_weights_fit(saved, config)
+    with _working_in(folder, lock=False):
         runner = MultiTaskRunner(config, folder, resume=saved)
         with Tracker(folder) as tracker:
             runner.evaluate(targets or runner.splits("test_splits"), tracker)
-    finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
     OUTPUT.print(results_table(folder))
 
 
@@ -139,7 +171,7 @@ def _config(arguments: argparse.Namespace, saved: Mapping[str, Any] | None) -> C
     flags: dict[str, Any] = {
         key: getattr(arguments, flag)
         for flag, key in ARGUMENT_KEYS.items()
-        if getattr(arguments, flag) not in (None, False)
+        if getattr(arguments, flag) is not None and getattr(arguments, flag) is not False
     }
     if arguments.upstream_trainable:
         flags["upstream.freeze"] = False
@@ -153,26 +185,7 @@ def _config(arguments: argparse.Namespace, saved: Mapping[str, Any] | None) -> C
     )
 
 
-def _tasks_to_resume(saved: checkpoints.Checkpoint, config: Config, past: Path | None) -> list[str]:
-    """The tasks of a run in their own order, by which the optimizer's state is matched."""
-    if "Optimizer" not in saved:
-        raise UserError(
-            "A best checkpoint holds weights only, training cannot go on from it.",
-            where=f"-e {past}",
-            fix="Resume from a states-*.ckpt, or start a new run from these weights with -i.",
-        )
-    tasks = list(saved["Tasks"])
-    if set(tasks) != set(config["downstream"]):
-        raise UserError(
-            f"The run trains {','.join(tasks)}, and cannot go on with "
-            f"{','.join(config['downstream'])}.",
-            where="-d",
-            fix="Leave out -d, or start a new run from these weights with -i.",
-        )
-    return tasks
-
-
-def _run_folder(arguments: argparse.Namespace, config: Config) -> Path:
+def _run_folder(arguments: argparse.Namespace, config: Mapping[str, Any]) -> Path:
     if arguments.expdir:
         return Path(arguments.expdir)
     name = arguments.expname or "-".join([config["upstream"]["name"], *config["downstream"]])
@@ -187,7 +200,7 @@ def _folder_of(past: Path) -> Path:
 
 
 def _refuse_several_processes() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise UserError(
             "Training on several processes is not there yet.",
             where="WORLD_SIZE, set by torchrun",

@@ -7,6 +7,7 @@ type than the default's, is an error.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from s3prl_mtl.config_values import check_values
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.optim import optimizer_settings, scheduler_settings
 from s3prl_mtl.plugins import canonical_task_name, discover_tasks, task_defaults
@@ -51,6 +53,16 @@ ARGUMENT_KEYS = {
     "steps": "runner.total_steps",
 }
 
+# Settings that are paths of the user's, or null.
+PATH_KEYS = (
+    "data",
+    "cache_dir",
+    "upstream.ckpt",
+    "upstream.config",
+    "init_ckpt",
+    "init_upstream_ckpt",
+)
+
 # Sections whose keys depend on another value in them, with the rule that lists them.
 OPEN_SECTIONS = {"optimizer": optimizer_settings, "scheduler": scheduler_settings}
 # Sections that null switches off.
@@ -78,7 +90,10 @@ def build_config(
     overrides: str | None = None,
     base: Mapping[str, Any] | None = None,
 ) -> Config:
-    """The config of a run.
+    """The config of a run, checked; references such as `${data}` are still in it.
+
+    It is kept like this in `config.yaml` and in checkpoints, so that a run whose corpora have
+    moved can be told with `--data`. :func:`resolve` fills the references in.
 
     Args:
         files: YAML files, the later over the earlier.
@@ -107,9 +122,9 @@ def build_config(
 
     # A file may hold the blocks of tasks that this run leaves out: they are checked all the same.
     named = {key for layer, _ in layers for key in layer}
-    blocks = [*chosen, *(named & set(BUILT_IN_TASKS) & set(discover_tasks()))]
+    others = sorted((named & set(BUILT_IN_TASKS) & set(discover_tasks())) - set(chosen))
     defaults = read_yaml(DEFAULT_PATH, "defaults")
-    for task in blocks:
+    for task in [*chosen, *others]:
         defaults[task] = {**TASK_SETTINGS, **task_defaults(task)}
     merged: Any = OmegaConf.create(defaults)
     for layer, origin in layers:
@@ -120,18 +135,43 @@ def build_config(
                 _check_section(layer[section], section, name, settings_of(name), origin)
         _check(layer, defaults, "", origin)
         merged = OmegaConf.merge(merged, layer)
-    for task in set(blocks) - set(chosen):
+    for task in others:
         del merged[task]
     merged["downstream"] = chosen
+    _fix_paths(merged)
     _require_data_folder(merged, chosen)
+    config = OmegaConf.to_container(merged)
+    assert isinstance(config, dict)
+    plain: Config = {str(key): value for key, value in config.items()}
+    check_values(resolve(plain))
+    return plain
+
+
+def resolve(config: Mapping[str, Any]) -> Config:
+    """The config with its references filled in; one without any comes back as it is.
+
+    Raises:
+        UserError: a reference names nothing.
+    """
     try:
-        resolved = OmegaConf.to_container(merged, resolve=True)
+        resolved = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
     except OmegaConfBaseException as cause:
-        raise UserError(f"The config does not resolve: {cause}.") from cause
+        reason = " ".join(str(cause).split())
+        raise UserError(f"The config does not resolve: {reason}.", where="config") from cause
     assert isinstance(resolved, dict)
-    config: Config = {str(key): value for key, value in resolved.items()}
-    _check_choices(config)
-    return config
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _fix_paths(merged: Any) -> None:
+    """Make paths absolute: a run may be resumed or evaluated from another folder."""
+    for key in PATH_KEYS:
+        try:
+            path = OmegaConf.select(merged, key)
+        except OmegaConfBaseException as cause:
+            reason = " ".join(str(cause).split())
+            raise UserError(f"{key} does not resolve: {reason}.", where="config") from cause
+        if path:
+            OmegaConf.update(merged, key, os.path.abspath(os.path.expanduser(path)))
 
 
 def _tasks_of(layer: Mapping[str, Any], origin: str) -> list[str]:
@@ -226,6 +266,8 @@ def _check(values: Mapping[str, Any], defaults: Config, path: str, origin: str) 
             # An empty mapping among the defaults is open: the task itself checks what it gets.
             if default:
                 _check(value, default, full, origin)
+        elif full in PATH_KEYS and not isinstance(value, str):
+            raise UserError(f"{full} must be a path, not {value!r}.", where=origin)
         elif not _same_type(value, default):
             raise UserError(
                 f"{full} must be {_type_name(default)}, not {value!r}.",
@@ -274,20 +316,3 @@ def _mentions_data(value: Any) -> bool:
     if isinstance(value, list):
         return any(_mentions_data(entry) for entry in value)
     return isinstance(value, str) and "${data}" in value
-
-
-def _check_choices(config: Config) -> None:
-    if config["precision"] not in ("fp32", "bf16"):
-        raise UserError(
-            f"precision is fp32 or bf16, not {config['precision']!r}.", where="--precision"
-        )
-    runner = config["runner"]
-    for key in ("total_steps", "log_step", "eval_step", "save_step", "max_keep"):
-        if runner[key] < 1:
-            raise UserError(f"runner.{key} must be at least 1, not {runner[key]}.", where="config")
-    if runner["gradient_accumulate_steps"] < 1 or runner["gradient_clipping"] <= 0:
-        raise UserError(
-            "runner.gradient_accumulate_steps must be at least 1 and runner.gradient_clipping "
-            "above 0.",
-            where="config",
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 
 class UserError(Exception):
@@ -27,9 +28,21 @@ class UserError(Exception):
             parts.append(f"Fix: {fix.rstrip()}")
         super().__init__(" ".join(parts))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A loader worker hands it over pickled; its arguments are not the text that it shows.
+        return _rebuild, (type(self), str(self), self.__dict__)
+
+
+def _rebuild(kind: type[UserError], text: str, attributes: dict[str, Any]) -> UserError:
+    error = kind.__new__(kind, text)
+    error.args = (text,)
+    error.__dict__.update(attributes)
+    return error
+
 
 def nearest(name: str, known: list[str], limit: int = 3) -> str:
     """A hint that lists the known names nearest to a misspelt one, or all of a short list."""
+    known = list(dict.fromkeys(known))
     close = difflib.get_close_matches(name, known, n=limit, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(repr(word) for word in close) + "?"

@@ -158,9 +158,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
             epoch: with the seed it settles the order and every random crop.
             skip_batches: how many of the epoch's first batches to leave out, unread.
         """
-        if split not in self._split_cuts:
-            # Listing the folder of a large corpus takes seconds: once a run is enough.
-            self._split_cuts[split] = self.cuts(split)
+        self.prepare(split)
         cuts = self._split_cuts[split]
         training = split == self.train_split
         batch_size = self.datarc.get("train_batch_size" if training else "eval_batch_size", 1)
@@ -204,6 +202,16 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         return [f"{split}-best.ckpt"]
 
     # ------------------------------------------------------------------------ the rest
+
+    def prepare(self, split: str) -> None:
+        """Scan a split, so that what is wrong with it comes up now and not when it is needed.
+
+        Raises:
+            UserError: there is no such split, or its corpus cannot be read.
+        """
+        if split not in self._split_cuts:
+            # Listing the folder of a large corpus takes seconds: once a run is enough.
+            self._split_cuts[split] = self.cuts(split)
 
     @property
     def selecting_metric(self) -> Metric:

@@ -22,6 +22,8 @@ def linear_schedule_with_warmup(
     optimizer: Optimizer, total_steps: int, num_warmup_steps: int = 0
 ) -> LambdaLR:
     """From 0 to the full rate over the warm-up, then linearly to 0 at `total_steps`."""
+    if num_warmup_steps < 0:
+        raise ValueError(f"num_warmup_steps is {num_warmup_steps}, below 0")
     return LambdaLR(optimizer, partial(_linear_factor, num_warmup_steps, total_steps))
 
 
@@ -39,7 +41,8 @@ def _optimizers() -> dict[str, type[Optimizer]]:
         if inspect.isclass(entry)
         and issubclass(entry, Optimizer)
         and entry is not Optimizer
-        and name != "LBFGS"
+        # SparseAdam takes sparse gradients alone, which no head has.
+        and name not in ("LBFGS", "SparseAdam")
     }
 
 

@@ -17,6 +17,7 @@ from s3prl_mtl.yaml_files import read_yaml
 
 TASK_GROUP = "s3prl_mtl.tasks"
 UPSTREAM_GROUP = "s3prl_mtl.upstreams"
+OUR_PACKAGE = "s3prl-mtl"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Plugin:
         """
         try:
             return self.entry_point.load()
-        except Exception as cause:
+        except (Exception, SystemExit) as cause:
             raise UserError(
                 f"Plugin {self.name!r} of package {self.package} {self.version} cannot be "
                 f"imported: {type(cause).__name__}: {cause}.",
@@ -64,7 +65,16 @@ def load_task(name: str) -> type:
     Raises:
         UserError: no plugin has the name, two have it, or it cannot be imported.
     """
-    return find_plugin(TASK_GROUP, name, "task").load()
+    plugin = find_plugin(TASK_GROUP, name, "task")
+    expert = plugin.load()
+    if not isinstance(expert, type):
+        raise UserError(
+            f"The task {name!r} of package {plugin.package} is no class but a "
+            f"{type(expert).__name__}.",
+            where=f"entry point {plugin.entry_point.value}",
+            fix="The entry point names the class of the expert.",
+        )
+    return expert
 
 
 def find_upstream(name: str) -> Callable[..., Any] | None:

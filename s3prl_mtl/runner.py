@@ -18,12 +18,15 @@ from s3prl_mtl import snapshot
 from s3prl_mtl.assembly import (
     build_experts,
     build_upstream,
+    check_corpora,
     load_initial_weights,
     pick_device,
+    raise_together,
 )
 from s3prl_mtl.balancing import sum_of_losses
-from s3prl_mtl.config import Config
+from s3prl_mtl.config import Config, resolve
 from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.expert import TaskExpert
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.optim import make_optimizer, make_scheduler
 from s3prl_mtl.progress import StepProgress
@@ -41,7 +44,7 @@ class MultiTaskRunner:
     """Trains and evaluates one upstream on several tasks at once.
 
     Args:
-        config: what `s3prl_mtl.config.build_config` gives.
+        config: what `s3prl_mtl.config.build_config` gives, its references filled in or not.
         folder: the run directory; created.
         resume: a checkpoint of the same run to continue from.
 
@@ -55,7 +58,9 @@ class MultiTaskRunner:
         folder: str | Path,
         resume: checkpoints.Checkpoint | None = None,
     ) -> None:
-        self.config = config
+        self.source_config = config
+        """With its references, as it is kept beside the weights."""
+        config = self.config = resolve(config)
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.device = pick_device(config["device"])
@@ -78,7 +83,8 @@ class MultiTaskRunner:
         }
         self.specaug = SpecAugment(**config["specaug"]) if config["specaug"] else None
 
-        load_initial_weights(config, self.upstream, self.featurizer, experts)
+        if resume is None:
+            load_initial_weights(config, self.upstream, self.featurizer, experts)
         self.optimizer = make_optimizer(self._trainable(), config["optimizer"])
         self.scheduler = make_scheduler(
             self.optimizer, config["scheduler"], config["runner"]["total_steps"]
@@ -96,7 +102,8 @@ class MultiTaskRunner:
         """
         runner = self.config["runner"]
         total = runner["total_steps"]
-        write_yaml(self.config, self.folder / "config.yaml")
+        self.prepare()
+        write_yaml(self.source_config, self.folder / "config.yaml")
         if self._resumed is not None:
             self.continue_training(self._resumed)
             self._resumed = None
@@ -110,12 +117,38 @@ class MultiTaskRunner:
                     if self.step % runner["log_step"] == 0 or self.step == total:
                         self._log_training(tracker, losses)
                     if self.step % runner["eval_step"] == 0 or self.step == total:
-                        self.evaluate(self.splits("dev_splits"), tracker, keep_best=True)
+                        self._evaluate_on_the_way(tracker)
                     if self.step % runner["save_step"] == 0 or self.step == total:
                         self.save()
             if runner["test_last"]:
                 self.evaluate(self.splits("test_splits"), tracker)
             return tracker.results
+
+    def prepare(self) -> None:
+        """Scan every split that the run will need.
+
+        Raises:
+            UserError: one report of what is wrong with any of them.
+        """
+        check_corpora(self.config, {name: type(task.expert) for name, task in self.tasks.items()})
+        mistakes = []
+        for name, task in self.tasks.items():
+            for split in dict.fromkeys([task.train_split, *task.dev_splits, *task.test_splits]):
+                if isinstance(task.expert, TaskExpert):
+                    try:
+                        task.expert.prepare(split)
+                    except UserError as mistake:
+                        mistakes.append(f"{name} {split}: {mistake}")
+        raise_together(mistakes)
+
+    def _evaluate_on_the_way(self, tracker: Tracker) -> None:
+        try:
+            self.evaluate(self.splits("dev_splits"), tracker, keep_best=True)
+        except Exception:
+            # What was trained since the last save is worth more than the evaluation.
+            logger.error("The evaluation failed: saving what was trained.")
+            self.save()
+            raise
 
     def train_step(self) -> dict[str, float]:
         """One update from one batch of every task (or several, where gradients accumulate).
@@ -137,6 +170,7 @@ class MultiTaskRunner:
 
     def try_out(self) -> None:
         """One batch of every training and evaluation split, through everything but the update."""
+        self.prepare()
         self._set_training(True)
         sum_of_losses(self._forward_all(self._draw_all())).backward()
         self.optimizer.zero_grad(set_to_none=True)
@@ -285,7 +319,7 @@ class MultiTaskRunner:
 
     def _weights(self, tasks: Iterable[Task]) -> checkpoints.Checkpoint:
         return snapshot.weights(
-            self.config, self.step, self.skipped_steps, self.upstream, self.featurizer, tasks
+            self.source_config, self.step, self.skipped_steps, self.upstream, self.featurizer, tasks
         )
 
     def load_state(self, state: checkpoints.Checkpoint) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
 from s3prl_mtl.checkpoint import Checkpoint
 from s3prl_mtl.config import Config
+from s3prl_mtl.errors import UserError
 from s3prl_mtl.task import Task
 from s3prl_mtl.upstreams import Featurizer, Upstream
 
@@ -47,11 +48,17 @@ def weights(
 def restore_weights(
     saved: Checkpoint, upstream: Upstream, featurizer: nn.Module, tasks: Iterable[Task]
 ) -> None:
-    """Give modules the weights of a checkpoint, strictly."""
-    upstream.load_state_dict(encoder_weights(saved))
-    featurizer.load_state_dict(saved["Featurizer"])
+    """Give modules the weights of a checkpoint, strictly.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    where = "the checkpoint"
+    load_strictly(upstream, encoder_weights(saved), "the encoder", where)
+    load_strictly(featurizer, saved["Featurizer"], "the featurizer", where)
     for task in tasks:
-        task.expert.load_state_dict(saved["Tasks"][task.name]["Downstream"])
+        head = saved["Tasks"][task.name]["Downstream"]
+        load_strictly(task.expert, head, f"the head of {task.name}", where)
         if hasattr(task.expert, "decision"):
             task.expert.decision = dict(saved["Tasks"][task.name]["Decision"])
 
@@ -59,3 +66,23 @@ def restore_weights(
 def encoder_weights(saved: Checkpoint) -> dict[str, Any]:
     """The encoder's parameters by their own names, without s3prl's prefix."""
     return {name.removeprefix(_PREFIX): value for name, value in saved["Upstream"].items()}
+
+
+def load_strictly(module: nn.Module, weights: Mapping[str, Any], what: str, where: str) -> None:
+    """Load weights whose names and shapes must all fit.
+
+    Args:
+        what: the module, in words for the error.
+        where: what gave the weights.
+
+    Raises:
+        UserError: names what does not fit.
+    """
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as cause:
+        raise UserError(
+            f"The weights do not fit {what}: {' '.join(str(cause).split())}",
+            where=where,
+            fix="The upstream, its size and the task's settings must be as when they were saved.",
+        ) from cause

@@ -26,8 +26,9 @@ class Tracker:
 
     Args:
         folder: the run directory.
-        resumed_at: the step from which a training run goes on. What an interrupted run noted after
-            it is dropped, since those steps are taken again. None: only add, as evaluation does.
+        resumed_at: the step from which a training run goes on, 0 for one from its beginning. What
+            an interrupted run noted after it is dropped, since those steps are taken again. None:
+            only add, as evaluation does.
     """
 
     def __init__(self, folder: Path, resumed_at: int | None = None) -> None:
@@ -35,9 +36,12 @@ class Tracker:
         self.results = read_results(folder)
         path = folder / "metrics.jsonl"
         purge_step = None
-        if resumed_at is not None and path.is_file():
-            purge_step = resumed_at + 1
-            kept = [entry for entry in read_metrics(folder) if entry["step"] <= resumed_at]
+        if path.is_file():
+            # All at once, without an incomplete last line: what is added begins on a new one.
+            kept = list(read_metrics(folder))
+            if resumed_at is not None:
+                purge_step = resumed_at + 1 if resumed_at else 0
+                kept = [entry for entry in kept if entry["step"] < purge_step]
             _replace(path, "".join(json.dumps(entry) + "\n" for entry in kept))
         self._lines = path.open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(str(folder), purge_step=purge_step)
@@ -120,7 +124,15 @@ def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{folder} is not the folder of a run: it has no metrics.jsonl.")
     with path.open(encoding="utf-8") as lines:
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             # A run that was killed while writing leaves at most one incomplete last line.
-            if line.endswith("\n"):
+            if not line.endswith("\n"):
+                return
+            try:
                 yield json.loads(line)
+            except json.JSONDecodeError as cause:
+                raise UserError(
+                    f"Line {number} is not JSON: {cause}.",
+                    where=str(path),
+                    fix="Take that line out; the other ones can be read.",
+                ) from cause

@@ -17,7 +17,8 @@ from s3prl_mtl.errors import UserError
 
 
 def content(step: int) -> dict:
-    return {"Format": 1, "Step": step, "Weights": torch.full((1000,), float(step))}
+    others = dict.fromkeys(checkpoints.REQUIRED, 0)
+    return {"Format": 1, **others, "Step": step, "Weights": torch.full((1000,), float(step))}
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path):
@@ -98,6 +99,26 @@ def test_another_programs_file_is_refused(tmp_path: Path):
     path = tmp_path / "other.ckpt"
     torch.save({"model": {}}, path)
     with pytest.raises(UserError, match="not a checkpoint of a run"):
+        checkpoints.load(path)
+
+
+def test_a_flipped_byte_is_noticed(tmp_path: Path):
+    path = tmp_path / "states-1.ckpt"
+    checkpoints.save(content(1), path)
+    damaged = bytearray(path.read_bytes())
+    position = damaged.index(torch.full((8,), 1.0).numpy().tobytes())
+    damaged[position] ^= 1
+    path.write_bytes(bytes(damaged))
+    with pytest.raises(UserError, match="damaged"):
+        checkpoints.load(path)
+
+
+def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path: Path):
+    path = tmp_path / "states-1.ckpt"
+    whole = content(1)
+    del whole["Upstream"]
+    checkpoints.save(whole, path)
+    with pytest.raises(UserError, match="lacks Upstream"):
         checkpoints.load(path)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from s3prl_mtl.config import build_config, parse_tasks
+from s3prl_mtl.config import build_config, parse_tasks, resolve
 from s3prl_mtl.errors import UserError
 
 
@@ -31,7 +31,7 @@ def test_each_layer_overrides_the_one_before(tmp_path: Path):
 
 def test_a_task_brings_its_defaults_and_the_data_folder_is_filled_in(tmp_path: Path):
     config = config_of(tmp_path, "ks: {downstream_expert: {datarc: {num_workers: 0}}}")
-    datarc = config["ks"]["downstream_expert"]["datarc"]
+    datarc = resolve(config)["ks"]["downstream_expert"]["datarc"]
     assert datarc["num_workers"] == 0
     assert datarc["speech_commands_root"] == "/corpora/speech_commands_v0.01"
 
@@ -69,6 +69,10 @@ def test_all_is_the_nine_tasks():
         ("ks: {downstream_expert: {modelrc: {projector_dmi: 3}}}", "'projector_dim'"),
         ("kws: {downstream_expert: {}}", "Unknown key 'kws'.*'ks'"),
         ("runner: {log_step: 0}", "log_step must be at least 1"),
+        ("cache_dir: ${nothing_there}", "cache_dir does not resolve"),
+        ("cache_dir: 3", "cache_dir must be a path"),
+        ("seed: -1", "seed must be at least 0"),
+        ("ks: {downstream_expert: {datarc: {num_workers: -1}}}", r"num_workers must be at least 0"),
         ("- a\n- b\n", "no mapping at its top level"),
         ("a: [1,\n", "cannot be read as YAML"),
     ],
@@ -119,6 +123,22 @@ def test_a_file_may_hold_blocks_of_tasks_that_are_not_trained(tmp_path: Path):
     config = config_of(tmp_path, "asr: {downstream_expert: {datarc: {num_workers: 0}}}")
     assert "asr" not in config
     assert config["downstream"] == ["ks"]
+
+
+def test_a_config_keeps_its_references_so_that_moved_corpora_can_be_named(tmp_path: Path):
+    first = config_of(tmp_path, "")
+    moved = build_config(base=first, flags={"data": "/elsewhere"})
+    datarc = resolve(moved)["ks"]["downstream_expert"]["datarc"]
+    assert datarc["speech_commands_root"] == "/elsewhere/speech_commands_v0.01"
+
+
+def test_paths_do_not_depend_on_the_folder_that_a_run_was_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    config = build_config(flags={"downstream": ["ks"], "data": "corpora", "cache_dir": "cache"})
+    assert config["data"] == str(tmp_path / "corpora")
+    assert config["cache_dir"] == str(tmp_path / "cache")
 
 
 def test_no_task_at_all_is_refused():

@@ -95,5 +95,17 @@ def test_defaults_that_are_not_yaml_are_reported_with_their_file(install):
         task_defaults("badtask")
 
 
+def test_a_plugin_that_ends_the_program_on_import_does_not(install):
+    install("quitter", "quits", "raise SystemExit('no licence')\n")
+    with pytest.raises(UserError, match=r"'quits' of package quitter.*no licence"):
+        load_task("quits")
+
+
+def test_an_entry_point_that_is_no_class_is_refused(install):
+    install("odd", "oddtask", "Expert = 3\n")
+    with pytest.raises(UserError, match="is no class but a int"):
+        load_task("oddtask")
+
+
 def test_an_upstream_that_no_plugin_has_is_none():
     assert find_upstream("nobody_has_this") is None

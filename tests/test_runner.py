@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -218,15 +219,37 @@ def test_all_problems_with_the_data_are_one_report(make_config, tmp_path: Path):
     assert "sv:" not in text
 
 
+def test_every_split_is_checked_before_the_first_step(
+    make_config, tmp_path: Path, tiny_corpus: Path
+):
+    corpus = tmp_path / "corpus"
+    for name in ("speech_commands_v0.01", "speech_commands_test_set_v0.01"):
+        shutil.copytree(tiny_corpus / name, corpus / name)
+    shutil.copytree(tiny_corpus / "IEMOCAP_full_release", corpus / "IEMOCAP_full_release")
+    for path in (corpus / "speech_commands_test_set_v0.01").rglob("*.wav"):
+        path.write_bytes(b"")
+    config = make_config("ks,er", data=str(corpus), cache_dir=str(tmp_path / "cache"))
+    config["er"]["test_splits"] = ["tset"]
+    runner = MultiTaskRunner(config, tmp_path / "run")
+    with pytest.raises(UserError) as caught:
+        runner.train()
+    assert "ks test:" in str(caught.value) and "er tset:" in str(caught.value)
+    assert runner.step == 0
+
+
 def test_a_run_starts_from_the_weights_of_another(make_config, tmp_path: Path):
     first = MultiTaskRunner(make_config("ks,er", runner__total_steps=1), tmp_path / "first")
     first.train()
     config = make_config("er,sid", init_ckpt=str(tmp_path / "first"))
     second = MultiTaskRunner(config, tmp_path / "second")
+    states = checkpoints.load(second.save())
     assert_same(dict(first.upstream.state_dict()), dict(second.upstream.state_dict()))
     assert_same(
         dict(first.tasks["er"].expert.state_dict()), dict(second.tasks["er"].expert.state_dict())
     )
+    # Once it has been started it does not need them any more.
+    gone = {**config, "init_ckpt": str(tmp_path / "gone")}
+    MultiTaskRunner(gone, tmp_path / "later", resume=states)
     encoder_only = make_config("sid", init_upstream_ckpt=str(tmp_path / "first"))
     third = MultiTaskRunner(encoder_only, tmp_path / "third")
     assert_same(dict(first.upstream.state_dict()), dict(third.upstream.state_dict()))

@@ -147,6 +147,21 @@ def test_its_results_are_shown_also_when_it_is_gone(
     assert results_table(tmp_path / "run").row_count == 1
 
 
+def test_a_failing_evaluation_does_not_cost_what_was_trained(install, tmp_path: Path):
+    line = "    def get_dataloader(self, split, epoch=0):"
+    failing = line + "\n        if split == 'dev':\n            raise RuntimeError('no dev set')"
+    install(EXPERT.replace(line, failing))
+    with pytest.raises(RuntimeError, match="no dev set"):
+        MultiTaskRunner(tones_config(**{"runner.save_step": 100}), tmp_path / "run").train()
+    assert checkpoints.load(tmp_path / "run" / "states-3.ckpt")["Step"] == 3
+
+
+def test_an_expert_that_cannot_be_built_is_named_with_its_package(install, tmp_path: Path):
+    install(EXPERT.replace("self.expdir = expdir", "1 / 0"))
+    with pytest.raises(UserError, match=r"'tones' cannot be built: ZeroDivisionError.*tones 0\.1"):
+        MultiTaskRunner(tones_config(), tmp_path / "run")
+
+
 def test_labels_that_no_checkpoint_gives_back_are_refused_before_training(install, tmp_path: Path):
     line = "        self.expdir = expdir"
     source = EXPERT.replace(line, line + "\n        self.labels = {'a': {1}}")

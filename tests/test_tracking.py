@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from s3prl_mtl.errors import UserError
 from s3prl_mtl.tracking import Tracker, read_metrics, read_results
 
 
@@ -59,6 +61,30 @@ def test_a_line_cut_off_by_a_crash_is_passed_over(tmp_path: Path):
     with (tmp_path / "metrics.jsonl").open("a") as lines:
         lines.write('{"step": 2, "task"')
     assert [entry["step"] for entry in read_metrics(tmp_path)] == [1]
+
+
+def test_what_follows_an_incomplete_line_begins_on_a_new_one(tmp_path: Path):
+    with Tracker(tmp_path) as tracker:
+        tracker.record("ks", "train", "loss", 1.0, 1)
+    with (tmp_path / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 2, "task"')
+    with Tracker(tmp_path) as tracker:
+        tracker.record("ks", "test", "acc", 0.5, 1)
+    assert [entry["metric"] for entry in read_metrics(tmp_path)] == ["loss", "acc"]
+
+
+def test_a_damaged_line_is_named(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"Line 2 is not JSON.*metrics\.jsonl"):
+        list(read_metrics(tmp_path))
+
+
+def test_a_run_from_its_beginning_starts_with_no_numbers(tmp_path: Path):
+    with Tracker(tmp_path, resumed_at=0) as tracker:
+        tracker.record("ks", "test", "acc", 0.1, 0)
+    with Tracker(tmp_path, resumed_at=0) as tracker:
+        tracker.record("ks", "test", "acc", 0.2, 0)
+    assert [entry["value"] for entry in read_metrics(tmp_path)] == [0.2]
 
 
 def test_a_value_that_is_no_number_is_valid_json(tmp_path: Path):

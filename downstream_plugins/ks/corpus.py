@@ -74,9 +74,13 @@ class SpeechCommands(Corpus):
 
     def _root_problems(self, root: Path, expected: str, setting: str) -> list[str]:
         missing = self.missing_folder(root, expected, setting)
-        if missing or set(KEYWORDS) & set(list_folders(root)):
+        if missing:
             return missing
-        what = f"has none of the folders {', '.join(KEYWORDS)}"
+        needed = (*KEYWORDS, NOISE_FOLDER) if root == self.root else CLASSES
+        absent = [name for name in needed if name not in list_folders(root)]
+        if not absent:
+            return []
+        what = f"has no folder {', '.join(absent)}"
         return [self.problem(root, what, expected, setting)]
 
     def utterances(self, split: str) -> list[Utterance]:

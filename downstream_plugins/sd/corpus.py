@@ -81,6 +81,10 @@ class Libri2Mix(Corpus):
             found = self.missing_folder(folder, f"the split {split} in Kaldi form", "data_dir")
             for name in () if found else FILES:
                 found += self.missing_file(folder / name, f"Kaldi's {name}", "data_dir")
+                if not found and (folder / name).stat().st_size == 0:
+                    found.append(
+                        self.problem(folder / name, "is empty", f"Kaldi's {name}", "data_dir")
+                    )
             problems += found
         return problems
 

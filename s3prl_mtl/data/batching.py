@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ def make_loader(
             f"Batch {skip_batches} of epoch {epoch} does not exist: it has {len(plan)} batches.",
             fix="The corpus or the batch size changed since the checkpoint; train from its start.",
         )
-    return DataLoader(
+    return _Loader(
         _Batches(chosen, collate, seed, epoch, training=shuffle),
         sampler=plan[skip_batches:],
         batch_size=None,
@@ -110,6 +110,17 @@ def item_generator(seed: int, epoch: int, position: int, cut_id: str) -> torch.G
     return torch.Generator().manual_seed(derived_seed("item", seed, epoch, position, cut_id))
 
 
+class _Loader(DataLoader[Any]):
+    """Raises a mistake that a worker met as that mistake, and passes over empty batches."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            if batch is not None:
+                yield batch
+
+
 class _Batches(Dataset[Any]):
     """Batches addressed by their plan: `dataset[batch]` loads and collates it."""
 
@@ -122,7 +133,15 @@ class _Batches(Dataset[Any]):
         self.epoch = epoch
         self.training = training
 
-    def __getitem__(self, batch: Sequence[Draw]) -> tuple[Any, ...]:
+    def __getitem__(self, batch: Sequence[Draw]) -> tuple[Any, ...] | UserError | None:
+        try:
+            return self._readable(batch)
+        except UserError as error:
+            # Raised in a worker it would arrive as a traceback: it is handed over instead.
+            return error
+
+    def _readable(self, batch: Sequence[Draw]) -> tuple[Any, ...] | None:
+        """The batch without its damaged files; None if an evaluation's has no others."""
         draws = list(batch)
         while True:
             try:
@@ -135,7 +154,9 @@ class _Batches(Dataset[Any]):
                 if not readable and self.training:
                     readable = self._substitute(*draws[-1])
                 if not readable:
-                    raise
+                    if self.training:
+                        raise
+                    return None
                 draws = readable
 
     def _load(self, draws: Sequence[Draw]) -> tuple[Any, ...]:

@@ -83,6 +83,15 @@ class SpecAugment(nn.Module):
                 where="specaug.time_warp_mode",
                 fix="use 'bicubic' or 'bilinear'.",
             )
+        counts = {
+            "time_warp_window": time_warp_window,
+            "num_freq_mask": num_freq_mask,
+            "num_time_mask": num_time_mask,
+            "max_n_time_masks": max_n_time_masks,
+        }
+        for key, count in counts.items():
+            if count < 0:
+                raise UserError(f"{key} is {count}, below 0.", where=f"specaug.{key}")
         self.apply_time_warp = apply_time_warp
         self.time_warp_window = time_warp_window
         self.time_warp_mode = time_warp_mode

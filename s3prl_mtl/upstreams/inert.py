@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
+import zlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,7 +75,7 @@ _STAND_INS: list[Any] = [
 ]
 
 
-def load_inert(path: Path, *, kind: str) -> Any:
+def load_inert(path: Path, *, kind: str, verify: bool = False) -> Any:
     """Load a file of ``torch.save`` without executing anything that it holds.
 
     Tensors are mapped from the file, not read, where the format allows it.
@@ -81,6 +83,7 @@ def load_inert(path: Path, *, kind: str) -> Any:
     Args:
         path: the file.
         kind: what it should be, for messages ("fairseq checkpoint").
+        verify: read all of it first and compare its checksums, which torch does not.
 
     Raises:
         UserError: no such file, not a PyTorch file, truncated, or it names a class or function
@@ -100,6 +103,8 @@ def load_inert(path: Path, *, kind: str) -> Any:
     if not is_zip and beginning != LEGACY_MAGIC:
         what = "is empty" if not beginning else "is not a file of torch.save"
         raise UserError(f"The {kind} {what}.", where=where, fix=another)
+    if verify and is_zip:
+        _verify_checksums(path, kind, another)
     try:
         with torch.serialization.safe_globals(_STAND_INS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -134,6 +139,22 @@ def load_inert(path: Path, *, kind: str) -> Any:
             where=where,
             fix=another,
         ) from None
+
+
+def _verify_checksums(path: Path, kind: str, another: str) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise UserError(
+            f"The {kind} is truncated or damaged ({error}).", where=str(path), fix=another
+        ) from None
+    if damaged is not None:
+        raise UserError(
+            f"The {kind} is damaged: the checksum of its part {damaged} is wrong.",
+            where=str(path),
+            fix=another,
+        )
 
 
 def to_plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from downstream_plugins.ks.corpus import CLASSES, SpeechCommands, hashed_split
+from downstream_plugins.ks.corpus import CLASSES, KEYWORDS, SpeechCommands, hashed_split
 from s3prl_mtl.errors import UserError
 
 SPEAKERS = [f"{i:08x}" for i in range(60)]
@@ -22,6 +22,10 @@ def speech_commands(tmp_path, write_audio):
     (root / "_background_noise_" / "README.md").write_text("noise")
     for name in ("yes", "_unknown_", "_silence_"):
         write_audio(test_root / name / "a.wav")
+    for word in KEYWORDS:
+        (root / word).mkdir(exist_ok=True)
+    for name in CLASSES:
+        (test_root / name).mkdir(exist_ok=True)
     return SpeechCommands(speech_commands_root=root, speech_commands_test_root=test_root)
 
 
@@ -50,6 +54,14 @@ def test_the_split_is_the_hash_of_the_speaker():
 def test_first_speakers_of_the_published_lists_are_where_these_say(speaker, split):
     """From validation_list.txt and testing_list.txt, which come with the data set."""
     assert hashed_split(f"{speaker}_nohash_0.wav") == split
+
+
+def test_an_incomplete_corpus_is_a_problem(speech_commands):
+    (speech_commands.root / "go").rmdir()
+    (speech_commands.test_root / "up").rmdir()
+    train, test = speech_commands.problems()
+    assert "has no folder go;" in train
+    assert "has no folder up;" in test
 
 
 def test_words_beyond_the_ten_are_unknown_and_noise_is_silence(speech_commands):

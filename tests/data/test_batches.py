@@ -220,5 +220,23 @@ def test_a_training_batch_of_one_damaged_file_takes_another_utterance(listed_cor
     found = list(make_loader(cuts, read_first_500, batch_size=1, shuffle=True))
     names = sorted(name for _, batch in found for name in batch)
     assert names == ["u000.wav", "u001.wav", "u003.wav", "u003.wav"]
-    with pytest.raises(UnreadableAudio, match=r"u002\.wav"):
-        list(make_loader(cuts, read_first_500, batch_size=1, shuffle=False))
+
+
+def test_an_evaluation_goes_on_without_a_damaged_file(listed_corpus, tmp_path):
+    corpus = listed_corpus(4)
+    cuts = load_cuts(corpus, "train", tmp_path / "cache")
+    (corpus.root / "u002.wav").write_bytes(b"not audio")
+    found = list(make_loader(cuts, read_first_500, batch_size=1, shuffle=False))
+    assert [names for _, names in found] == [["u000.wav"], ["u001.wav"], ["u003.wav"]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_mistake_that_a_worker_meets_is_that_mistake(listed_corpus, tmp_path, num_workers):
+    corpus = listed_corpus(1)
+    cuts = load_cuts(corpus, "train", tmp_path / "cache")
+    (corpus.root / "u000.wav").write_bytes(b"not audio")
+    loader = make_loader(cuts, read_first_500, batch_size=1, shuffle=True, num_workers=num_workers)
+    with pytest.raises(UnreadableAudio, match=r"u000\.wav") as caught:
+        list(loader)
+    assert "Traceback" not in str(caught.value)
+    assert caught.value.utterance_id == cuts[0].id

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from s3prl_mtl import TaskExpert, load_task
-from s3prl_mtl.config import BUILT_IN_TASKS, build_config
+from s3prl_mtl.config import BUILT_IN_TASKS, build_config, resolve
 from s3prl_mtl.errors import UserError
 
 WIDTH = 24
@@ -35,15 +35,17 @@ def build(tiny_corpus: Path, manifest_cache: Path, tmp_path: Path) -> Build:
 
     def build(task: str, datarc: dict[str, Any] | None = None, **arguments: Any) -> TaskExpert:
         blocks = {**SMALL_HEADS.get(task, {}), "datarc": {"num_workers": 0, **(datarc or {})}}
-        config = build_config(
-            flags={
-                "downstream": [task],
-                "data": str(tiny_corpus),
-                **{
-                    f"{task}.downstream_expert.{section}": values
-                    for section, values in blocks.items()
-                },
-            }
+        config = resolve(
+            build_config(
+                flags={
+                    "downstream": [task],
+                    "data": str(tiny_corpus),
+                    **{
+                        f"{task}.downstream_expert.{section}": values
+                        for section, values in blocks.items()
+                    },
+                }
+            )
         )
         settings = config[task]["downstream_expert"]
         assert load_task(task).problems(settings) == []

@@ -1,0 +1,73 @@
+"""What may change between a checkpoint and the run that goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from s3prl_mtl.checkpoint import Checkpoint
+from s3prl_mtl.config import resolve
+from s3prl_mtl.errors import UserError
+
+# What decides which weights there are.
+WEIGHTS = ("upstream.name", "upstream.feature_selection")
+# And what decides which of them the optimizer's state is of, and where its schedule is.
+TRAINING = ("upstream.freeze", "optimizer.name", "scheduler.name")
+
+
+def check(saved: Checkpoint, config: Mapping[str, Any], past: Path | None) -> None:
+    """Refuse to train on from a checkpoint with settings that its state does not fit.
+
+    Raises:
+        UserError: names the setting, what it was and what it is now.
+    """
+    if "Optimizer" not in saved:
+        raise UserError(
+            "A best checkpoint holds weights only, training cannot go on from it.",
+            where=f"-e {past}",
+            fix="Resume from a states-*.ckpt, or start a new run from these weights with -i.",
+        )
+    tasks = list(saved["Tasks"])
+    if set(tasks) != set(config["downstream"]):
+        raise UserError(
+            f"The run trains {','.join(tasks)}, and cannot go on with "
+            f"{','.join(config['downstream'])}.",
+            where="-d",
+            fix="Leave out -d, or start a new run from these weights with -i.",
+        )
+    check_weights_fit(saved, config)
+    keys = [*TRAINING]
+    schedule = config["scheduler"]
+    if schedule is not None and schedule["name"] != "linear_schedule_with_warmup":
+        # torch's own schedules keep their length in their state.
+        keys.append("runner.total_steps")
+    _same(saved["Config"], config, keys)
+
+
+def check_weights_fit(saved: Checkpoint, config: Mapping[str, Any]) -> None:
+    """Refuse another encoder than a checkpoint has. (Heads that do not fit show on loading.)
+
+    Raises:
+        UserError: names the setting, what it was and what it is now.
+    """
+    _same(saved["Config"], config, WEIGHTS)
+
+
+def _same(before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> None:
+    old, new = resolve(before), resolve(now)
+    for key in keys:
+        was, is_now = _value(old, key), _value(new, key)
+        if was != is_now:
+            raise UserError(
+                f"{key} was {was!r} when the checkpoint was saved and is {is_now!r} now.",
+                where="the config, or a flag",
+                fix="Leave it as it was, or start a new run.",
+            )
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
