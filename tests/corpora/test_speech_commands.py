@@ -120,7 +120,7 @@ def test_problems_name_path_expectation_and_setting(tmp_path):
     assert corpus.problems() == [
         f"ks: {tmp_path / 'a'} does not exist; expected the unpacked Speech Commands v0.01 "
         "(one folder a word); set `--data` or ks's `datarc.speech_commands_root`.",
-        f"ks: {tmp_path} has none of the folders yes, no, up, down, left, right, on, off, stop, "
-        "go; expected the unpacked test set of Speech Commands v0.01 (one folder a class); set "
-        "`--data` or ks's `datarc.speech_commands_test_root`.",
+        f"ks: {tmp_path} has no folder yes, no, up, down, left, right, on, off, stop, go, "
+        "_unknown_, _silence_; expected the unpacked test set of Speech Commands v0.01 (one "
+        "folder a class); set `--data` or ks's `datarc.speech_commands_test_root`.",
     ]
