@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from s3prl_mtl.task import Task
 from s3prl_mtl.tracking import FEATURIZER, Tracker
 from s3prl_mtl.upstreams import Featurizer
+
+logger = logging.getLogger(__name__)
 
 
 def report_split(
@@ -46,9 +49,13 @@ def report_layer_weights(
 ) -> None:
     """Report how much each hidden state counts, `layer_0` being the first layer's input."""
     values = featurizer.layer_weights()
+    if not values:
+        return
     # A selection that leaves hidden states out leaves out the first ones.
     first = num_hidden_states - len(values)
     weights = {f"layer_{first + i}": value for i, value in enumerate(values)}
     for layer, weight in weights.items():
         tracker.record(FEATURIZER, "layer_weights", layer, weight, step)
     tracker.keep(FEATURIZER, "layer_weights", weights)
+    shown = " ".join(f"{weight:.3f}" for weight in values)
+    logger.info("step %d  weights of the layers from %d on: %s", step, first, shown)

@@ -240,7 +240,6 @@ class MultiTaskRunner:
             report_split(tracker, task, task.train_split, records, self.step, batch_ids, batches)
         tracker.record("run", "train", "loss", sum(losses.values()), self.step)
         tracker.record("run", "train", "lr", self.optimizer.param_groups[0]["lr"], self.step)
-        report_layer_weights(tracker, self.featurizer, self.upstream.num_hidden_states, self.step)
         shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
         logger.info("step %d  loss %.3f  (%s)", self.step, sum(losses.values()), shown)
 

@@ -42,6 +42,9 @@ def load_upstream(
         options: settings of the upstream, such as ``layerdrop`` or ``cache_dir``; one that it does
             not have is an error.
 
+    Returns:
+        the upstream in evaluation mode; `train()` turns its dropout on.
+
     Raises:
         UserError: an unknown name or option, or an upstream that cannot be loaded.
     """
@@ -49,7 +52,7 @@ def load_upstream(
     if factory is not None:
         _refuse_unknown_options(name, options, factory)
         upstream: Upstream = factory(ckpt, **options)
-        return upstream
+        return upstream.eval()
     in_zoo = zoo_names()
     if in_zoo and name not in in_zoo:
         raise UserError(
@@ -58,7 +61,7 @@ def load_upstream(
             fix=nearest(name, [*discover_upstreams(), *in_zoo]),
         )
     _refuse_unknown_options(name, options, load_from_zoo)
-    return load_from_zoo(name, ckpt, **options)
+    return load_from_zoo(name, ckpt, **options).eval()
 
 
 def rebuild_upstream(info: Mapping[str, Any]) -> Upstream:
