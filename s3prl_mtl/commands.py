@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from rich.progress import Progress
 from rich.table import Table
 
 from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl import resuming
 from s3prl_mtl.config import ARGUMENT_KEYS, Config, build_config, parse_tasks
-from s3prl_mtl.console import OUTPUT, log_to_file
+from s3prl_mtl.console import MESSAGES, OUTPUT, log_to_file
 from s3prl_mtl.data.mini_corpus import make_corpus
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.plugins import Plugin, discover_tasks, discover_upstreams, load_task
@@ -130,7 +131,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def make_mini_corpus(arguments: argparse.Namespace) -> None:
     """`make-corpus`: synthesise the mini corpus."""
-    make_corpus(arguments.directory, size=arguments.size, seed=arguments.seed)
+    logger.info("Synthesising the %s corpus in %s", arguments.size, arguments.directory)
+    with Progress(console=MESSAGES, disable=not MESSAGES.is_terminal) as progress:
+        bar = progress.add_task("synthesising", total=None)
+        make_corpus(
+            arguments.directory,
+            size=arguments.size,
+            seed=arguments.seed,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
     OUTPUT.print(f"The corpus is in {arguments.directory}; pass it with --data.", soft_wrap=True)
 
 
