@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl.config import Config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.plugins import OUR_PACKAGE, discover_tasks, find_upstream, load_task
+from s3prl_mtl.preflight import check_corpora, check_plain, raise_together
 from s3prl_mtl.snapshot import encoder_weights, load_strictly
 from s3prl_mtl.upstreams import Featurizer, Upstream, load_upstream, rebuild_upstream
 from s3prl_mtl.yaml_files import read_yaml
@@ -110,7 +110,7 @@ def build_experts(
             torch.manual_seed(config["seed"] + zlib.crc32(name.encode()))
             try:
                 experts[name] = expert_class(**arguments)
-                _check_plain(name, experts[name])
+                check_plain(name, experts[name])
             except UserError as mistake:
                 mistakes.append(str(mistake))
             except Exception as cause:
@@ -129,44 +129,6 @@ def _blame_plugin(task: str, cause: Exception) -> None:
             where=f"{plugin.entry_point.value} of package {plugin.package} {plugin.version}",
             fix="Its settings are the task's block of the config; --verbose shows where it failed.",
         ) from cause
-
-
-def raise_together(mistakes: Sequence[str]) -> None:
-    """Raise what is wrong with several tasks as one report; nothing if nothing is.
-
-    Raises:
-        UserError: all of it.
-    """
-    if len(mistakes) == 1:
-        raise UserError(mistakes[0])
-    if mistakes:
-        raise UserError("Several tasks cannot be run.\n  " + "\n  ".join(mistakes))
-
-
-def _check_plain(task: str, expert: Any) -> None:
-    """Refuse, before training, what a checkpoint could hold but never give back."""
-    for attribute in ("labels", "decision"):
-        try:
-            json.dumps(getattr(expert, attribute, None))
-        except (TypeError, ValueError) as cause:
-            raise UserError(
-                f"The expert of {task} keeps in `{attribute}` what is not plain JSON: {cause}.",
-                where=f"{type(expert).__module__}.{type(expert).__qualname__}",
-                fix="Use lists, dictionaries, texts and Python's own numbers.",
-            ) from cause
-
-
-def check_corpora(config: Config, classes: Mapping[str, type]) -> None:
-    """Report in one error everything that is wrong with the data folders of the tasks."""
-    found = []
-    for name, expert_class in classes.items():
-        check = getattr(expert_class, "problems", None)
-        if check is not None:
-            lines = check(config[name]["downstream_expert"])
-            # Our corpora name their task; a stranger's need not.
-            found += [line if line.startswith(name) else f"{name}: {line}" for line in lines]
-    if found:
-        raise UserError("The data of some tasks is not there.\n  " + "\n  ".join(found))
 
 
 def load_initial_weights(

@@ -18,17 +18,15 @@ from s3prl_mtl import snapshot
 from s3prl_mtl.assembly import (
     build_experts,
     build_upstream,
-    check_corpora,
     load_initial_weights,
     pick_device,
-    raise_together,
 )
 from s3prl_mtl.balancing import sum_of_losses
 from s3prl_mtl.config import Config, resolve
 from s3prl_mtl.errors import UserError, nearest
-from s3prl_mtl.expert import TaskExpert
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.optim import make_optimizer, make_scheduler
+from s3prl_mtl.preflight import check_splits
 from s3prl_mtl.progress import StepProgress
 from s3prl_mtl.randomness import random_state, seed_all, set_random_state
 from s3prl_mtl.reporting import report_layer_weights, report_split
@@ -102,7 +100,7 @@ class MultiTaskRunner:
         """
         runner = self.config["runner"]
         total = runner["total_steps"]
-        self.prepare()
+        check_splits(self.config, self.tasks)
         write_yaml(self.source_config, self.folder / "config.yaml")
         if self._resumed is not None:
             self.continue_training(self._resumed)
@@ -123,23 +121,6 @@ class MultiTaskRunner:
             if runner["test_last"]:
                 self.evaluate(self.splits("test_splits"), tracker)
             return tracker.results
-
-    def prepare(self) -> None:
-        """Scan every split that the run will need.
-
-        Raises:
-            UserError: one report of what is wrong with any of them.
-        """
-        check_corpora(self.config, {name: type(task.expert) for name, task in self.tasks.items()})
-        mistakes = []
-        for name, task in self.tasks.items():
-            for split in dict.fromkeys([task.train_split, *task.dev_splits, *task.test_splits]):
-                if isinstance(task.expert, TaskExpert):
-                    try:
-                        task.expert.prepare(split)
-                    except UserError as mistake:
-                        mistakes.append(f"{name} {split}: {mistake}")
-        raise_together(mistakes)
 
     def _evaluate_on_the_way(self, tracker: Tracker) -> None:
         try:
@@ -170,7 +151,7 @@ class MultiTaskRunner:
 
     def try_out(self) -> None:
         """One batch of every training and evaluation split, through everything but the update."""
-        self.prepare()
+        check_splits(self.config, self.tasks)
         self._set_training(True)
         sum_of_losses(self._forward_all(self._draw_all())).backward()
         self.optimizer.zero_grad(set_to_none=True)
