@@ -5,6 +5,12 @@
 # Where no virtual environment is active, .venv is made and used. Everything is installed under
 # constraints.txt, and only when setup.py, constraints.txt or the extras have changed.
 set -euo pipefail
+
+# Threads that wait for each other sleep. By default they spin, and one other busy program on two
+# cores then makes a step of the demo several times slower (0.5 s against 1 to 24 s); on an idle
+# machine sleeping costs a few percent.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 extras=$1
 
