@@ -16,8 +16,9 @@ from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl.config import Config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.plugins import OUR_PACKAGE, discover_tasks, find_upstream, load_task
-from s3prl_mtl.preflight import check_corpora, check_plain, raise_together
+from s3prl_mtl.preflight import check_plain, corpus_problems, raise_together, split_mistakes
 from s3prl_mtl.snapshot import encoder_weights, load_strictly
+from s3prl_mtl.task import Task
 from s3prl_mtl.upstreams import Featurizer, Upstream, load_upstream, rebuild_upstream
 from s3prl_mtl.yaml_files import read_yaml
 
@@ -80,11 +81,12 @@ def build_experts(
         UserError: one report of all that keeps the corpora of the tasks from being read.
     """
     classes = {name: load_task(name) for name in config["downstream"]}
-    if saved is None:
-        check_corpora(config, classes)
+    problems = corpus_problems(config, classes) if saved is None else {}
+    mistakes = [line for lines in problems.values() for line in lines]
     experts = {}
-    mistakes = []
     for name, expert_class in classes.items():
+        if name in problems:
+            continue
         logger.info("Building task %s.", name)
         # s3prl's experts write into their folder without making it.
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -116,6 +118,10 @@ def build_experts(
             except Exception as cause:
                 _blame_plugin(name, cause)
                 raise
+    if mistakes:
+        # The splits are scanned later; with a report to give they belong in it.
+        for name, expert in experts.items():
+            mistakes += split_mistakes(Task.from_settings(name, expert, config[name]))
     raise_together(mistakes)
     return experts
 
@@ -145,7 +151,7 @@ def load_initial_weights(
             _load_single_heads(path, config["upstream"]["name"], experts)
         else:
             _load_from_run(
-                checkpoints.load(checkpoints.locate(path)), upstream, featurizer, experts
+                checkpoints.load(checkpoints.locate(path, "-i")), upstream, featurizer, experts
             )
     if config["init_upstream_ckpt"]:
         saved = checkpoints.load(
@@ -164,7 +170,7 @@ def _load_from_run(
     load_strictly(featurizer, saved["Featurizer"], "the featurizer", "-i")
     for name, expert in experts.items():
         if name in saved["Tasks"]:
-            load_strictly(expert, saved["Tasks"][name]["Downstream"], f"the head of {name}", "-i")
+            _start_head(name, expert, saved["Tasks"][name]["Downstream"], "-i")
         else:
             logger.info("-i holds no head of %s: it starts from random weights.", name)
 
@@ -181,7 +187,16 @@ def _load_single_heads(folder: Path, upstream_name: str, experts: Mapping[str, n
         saved = checkpoints.read_tensors(path)
         if "Downstream" not in saved:
             raise UserError(f"{path} holds no `Downstream`.", where="-i")
-        load_strictly(expert, saved["Downstream"], f"the head of {name}", str(path))
+        _start_head(name, expert, saved["Downstream"], str(path))
+
+
+def _start_head(name: str, expert: nn.Module, weights: Mapping[str, Any], where: str) -> None:
+    """Take over a head, but not how good it was: this run has its own best checkpoint."""
+    own = getattr(expert, "best_score", None)
+    score = own.clone() if isinstance(own, torch.Tensor) else None
+    load_strictly(expert, weights, f"the head of {name}", where)
+    if score is not None:
+        expert.best_score.copy_(score)  # type: ignore[operator]
 
 
 def _load_encoder(saved: checkpoints.Checkpoint, upstream: Upstream, where: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -54,6 +55,10 @@ def _train(arguments: argparse.Namespace) -> None:
             return
         if saved is not None:
             logger.info("Resuming %s at step %d.", past, runner.step)
+            if runner.step >= config["runner"]["total_steps"]:
+                logger.warning("All %d steps are done.", config["runner"]["total_steps"])
+            if past is not None and past.parent.resolve() != folder.resolve():
+                _bring_best_checkpoints(past.parent, folder)
         runner.train()
     OUTPUT.print(results_table(folder))
     OUTPUT.print(f"The run is in {folder}", soft_wrap=True)
@@ -84,6 +89,14 @@ def _where_to_train(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
             fix="Resume it with -a, or choose another name.",
         )
     return folder, None
+
+
+def _bring_best_checkpoints(run: Path, fork: Path) -> None:
+    """The heads remember how good they were at best: what was best comes along."""
+    for path in run.glob("*/*-best.ckpt"):
+        target = fork / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
 
 
 @contextmanager
@@ -146,16 +159,20 @@ def make_mini_corpus(arguments: argparse.Namespace) -> None:
 def list_tasks(arguments: argparse.Namespace) -> None:
     """`tasks`: every installed task, the broken ones with what is wrong."""
     table = Table("task", "package", "metric", "corpus", "state")
+    broken = []
     for name, plugin in discover_tasks().items():
         try:
             expert = load_task(name)
         except UserError as mistake:
-            table.add_row(name, _package(plugin), "", "", str(mistake))
+            table.add_row(name, _package(plugin), "", "", "broken")
+            broken.append(str(mistake))
             continue
         metrics = getattr(expert, "metrics", ())
         corpus = getattr(getattr(expert, "corpus_type", None), "title", "")
         table.add_row(name, _package(plugin), metrics[0].title if metrics else "", corpus, "ok")
     OUTPUT.print(table)
+    for paragraph in broken:
+        OUTPUT.print(paragraph, markup=False, soft_wrap=True)
 
 
 def list_upstreams(arguments: argparse.Namespace) -> None:

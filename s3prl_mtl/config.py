@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from s3prl_mtl.config_values import check_values
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.optim import optimizer_settings, scheduler_settings
-from s3prl_mtl.plugins import canonical_task_name, discover_tasks, task_defaults
+from s3prl_mtl.plugins import OUR_PACKAGE, canonical_task_name, discover_tasks, task_defaults
 from s3prl_mtl.yaml_files import read_yaml
 
 Config = dict[str, Any]
@@ -74,11 +74,17 @@ def parse_tasks(text: str) -> list[str]:
     words = [word.strip() for word in text.split(",") if word.strip()]
     tasks: list[str] = []
     for word in words:
-        names = list(BUILT_IN_TASKS) if word == "all" else [canonical_task_name(word)]
+        names = _all_nine() if word == "all" else [canonical_task_name(word)]
         tasks.extend(name for name in names if name not in tasks)
     if not tasks:
         raise UserError("No task is named.", where="-d", fix="For example: -d asr,ks or -d all.")
     return tasks
+
+
+def _all_nine() -> list[str]:
+    """The tasks of this distribution, also where another one has a task of the same name."""
+    installed = discover_tasks()
+    return [task if task in installed else f"{OUR_PACKAGE}:{task}" for task in BUILT_IN_TASKS]
 
 
 BUILT_IN_TASKS = ("asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd")
@@ -115,16 +121,25 @@ def build_config(
     layers += _parse_overrides(overrides)
 
     chosen: list[str] = []
-    for layer, origin in layers:
-        chosen = _tasks_of(layer, origin) or chosen
+    for layer, origin in reversed(layers):
+        chosen = chosen or _tasks_of(layer, origin)
     if not chosen:
         raise UserError("No task is named.", where="-d", fix="For example: -d asr,ks or -d all.")
 
     # A file may hold the blocks of tasks that this run leaves out: they are checked all the same.
-    named = {key for layer, _ in layers for key in layer}
-    others = sorted((named & set(BUILT_IN_TASKS) & set(discover_tasks())) - set(chosen))
     defaults = read_yaml(DEFAULT_PATH, "defaults")
-    for task in [*chosen, *others]:
+    others = []
+    for task in sorted(_tasks_left_out(layers) - set(chosen) - set(defaults)):
+        try:
+            defaults[task] = {**TASK_SETTINGS, **task_defaults(task)}
+            others.append(task)
+        except UserError:
+            # Not installed, broken, or two of them: no concern of a run without it.
+            layers = [
+                ({key: value for key, value in layer.items() if key != task}, origin)
+                for layer, origin in layers
+            ]
+    for task in chosen:
         defaults[task] = {**TASK_SETTINGS, **task_defaults(task)}
     merged: Any = OmegaConf.create(defaults)
     for layer, origin in layers:
@@ -145,6 +160,16 @@ def build_config(
     plain: Config = {str(key): value for key, value in config.items()}
     check_values(resolve(plain))
     return plain
+
+
+def _tasks_left_out(layers: Sequence[tuple[Config, str]]) -> set[str]:
+    """The names in the layers that are those of tasks: installed ones, or ones they list."""
+    known = set(BUILT_IN_TASKS) | {name.rpartition(":")[2] for name in discover_tasks()}
+    for layer, _ in layers:
+        listed = layer.get("downstream")
+        if isinstance(listed, list):
+            known |= {str(task) for task in listed}
+    return known & {key for layer, _ in layers for key in layer}
 
 
 def resolve(config: Mapping[str, Any]) -> Config:

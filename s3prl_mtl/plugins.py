@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.yaml_files import read_yaml
 
 TASK_GROUP = "s3prl_mtl.tasks"
@@ -36,7 +37,14 @@ class Plugin:
             UserError: the import failed; names the plugin, its package and the cause.
         """
         try:
-            return self.entry_point.load()
+            try:
+                return self.entry_point.load()
+            except (OSError, ImportError) as cause:
+                if "torchaudio" not in str(cause):
+                    raise
+                # Its compiled part does not load beside every torch, and a plugin may not need it.
+                ensure_torchaudio()
+                return self.entry_point.load()
         except (Exception, SystemExit) as cause:
             raise UserError(
                 f"Plugin {self.name!r} of package {self.package} {self.version} cannot be "
@@ -89,6 +97,9 @@ def find_plugin(group: str, name: str, kind: str) -> Plugin:
     plugins = _discover(group)
     if name in plugins:
         return plugins[name]
+    package, colon, plain = name.partition(":")
+    if colon and plain in plugins and plugins[plain].package == package:
+        return plugins[plain]
     qualified = [key for key in plugins if key.partition(":")[2] == name]
     if qualified:
         packages = " and ".join(

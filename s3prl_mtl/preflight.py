@@ -18,29 +18,39 @@ def check_splits(config: Config, tasks: Mapping[str, Task]) -> None:
     Raises:
         UserError: one report of what is wrong with any of them.
     """
-    check_corpora(config, {name: type(task.expert) for name, task in tasks.items()})
-    mistakes = []
+    classes = {name: type(task.expert) for name, task in tasks.items()}
+    problems = corpus_problems(config, classes)
+    mistakes = [line for lines in problems.values() for line in lines]
     for name, task in tasks.items():
-        for split in dict.fromkeys([task.train_split, *task.dev_splits, *task.test_splits]):
-            if isinstance(task.expert, TaskExpert):
-                try:
-                    task.expert.prepare(split)
-                except UserError as mistake:
-                    mistakes.append(f"{name} {split}: {mistake}")
+        if name not in problems:
+            mistakes += split_mistakes(task)
     raise_together(mistakes)
 
 
-def check_corpora(config: Config, classes: Mapping[str, type]) -> None:
-    """Report in one error everything that is wrong with the data folders of the tasks."""
-    found = []
+def corpus_problems(config: Config, classes: Mapping[str, type]) -> dict[str, list[str]]:
+    """What is wrong with the data folders, for each task where anything is."""
+    problems = {}
     for name, expert_class in classes.items():
         check = getattr(expert_class, "problems", None)
-        if check is not None:
-            lines = check(config[name]["downstream_expert"])
+        lines = check(config[name]["downstream_expert"]) if check is not None else []
+        if lines:
             # Our corpora name their task; a stranger's need not.
-            found += [line if line.startswith(name) else f"{name}: {line}" for line in lines]
-    if found:
-        raise UserError("The data of some tasks is not there.\n  " + "\n  ".join(found))
+            problems[name] = [
+                line if line.startswith(f"{name}:") else f"{name}: {line}" for line in lines
+            ]
+    return problems
+
+
+def split_mistakes(task: Task) -> list[str]:
+    """What is wrong with the splits of a task, as far as a scan shows it."""
+    mistakes = []
+    if isinstance(task.expert, TaskExpert):
+        for split in dict.fromkeys([task.train_split, *task.dev_splits, *task.test_splits]):
+            try:
+                task.expert.prepare(split)
+            except UserError as mistake:
+                mistakes.append(f"{task.name} {split}: {mistake}")
+    return mistakes
 
 
 def check_plain(task: str, expert: Any) -> None:

@@ -11,9 +11,9 @@ from s3prl_mtl.config import resolve
 from s3prl_mtl.errors import UserError
 
 # What decides which weights there are.
-WEIGHTS = ("upstream.name", "upstream.feature_selection")
-# And what decides which of them the optimizer's state is of, and where its schedule is.
-TRAINING = ("upstream.freeze", "optimizer.name", "scheduler.name")
+WEIGHTS = ("upstream.name", "upstream.ckpt", "upstream.feature_selection")
+# And what went into the optimizer's and the schedule's state, or into the first weights.
+TRAINING = ("upstream.freeze", "optimizer", "scheduler", "init_ckpt", "init_upstream_ckpt")
 
 
 def check(saved: Checkpoint, config: Mapping[str, Any], past: Path | None) -> None:

@@ -64,6 +64,7 @@ class MultiTaskRunner:
         self.device = pick_device(config["device"])
         self.step = 0
         self.skipped_steps = 0
+        self.evaluated_step = 0
         self._resumed = resume
         seed_all(config["seed"])
 
@@ -108,19 +109,27 @@ class MultiTaskRunner:
         with Tracker(self.folder, resumed_at=self.step) as tracker:
             if runner["test_first"] and self.step == 0:
                 self.evaluate(self.splits("test_splits"), tracker)
+            if self._evaluation_is_due() and self.evaluated_step < self.step:
+                # It failed after this step, and what it needed may have been mended.
+                self._evaluate_on_the_way(tracker)
             with StepProgress(self.step, total) as progress:
                 while self.step < total:
                     losses = self.train_step()
                     progress.advance(self.step, losses)
                     if self.step % runner["log_step"] == 0 or self.step == total:
                         self._log_training(tracker, losses)
-                    if self.step % runner["eval_step"] == 0 or self.step == total:
+                    if self._evaluation_is_due():
                         self._evaluate_on_the_way(tracker)
                     if self.step % runner["save_step"] == 0 or self.step == total:
                         self.save()
             if runner["test_last"]:
                 self.evaluate(self.splits("test_splits"), tracker)
             return tracker.results
+
+    def _evaluation_is_due(self) -> bool:
+        runner = self.config["runner"]
+        at_an_end = self.step == runner["total_steps"]
+        return self.step > 0 and (self.step % runner["eval_step"] == 0 or at_an_end)
 
     def _evaluate_on_the_way(self, tracker: Tracker) -> None:
         try:
@@ -130,6 +139,7 @@ class MultiTaskRunner:
             logger.error("The evaluation failed: saving what was trained.")
             self.save()
             raise
+        self.evaluated_step = self.step
 
     def train_step(self) -> dict[str, float]:
         """One update from one batch of every task (or several, where gradients accumulate).
@@ -289,6 +299,7 @@ class MultiTaskRunner:
         state["Optimizer"] = self.optimizer.state_dict()
         state["Scheduler"] = self.scheduler.state_dict() if self.scheduler else None
         state["Random"] = random_state()
+        state["EvaluatedStep"] = self.evaluated_step
         for name, task in self.tasks.items():
             state["Tasks"][name]["Stream"] = task.stream.state_dict()
         return state
@@ -310,6 +321,7 @@ class MultiTaskRunner:
 
     def continue_training(self, state: checkpoints.Checkpoint) -> None:
         """Put optimizer, schedule, batches and all chance where the checkpoint left them."""
+        self.evaluated_step = state["EvaluatedStep"]
         self.optimizer.load_state_dict(state["Optimizer"])
         if self.scheduler is not None and state["Scheduler"] is not None:
             self.scheduler.load_state_dict(state["Scheduler"])

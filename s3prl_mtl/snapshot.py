@@ -81,8 +81,10 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Any], what: str, wher
     try:
         module.load_state_dict(weights)
     except RuntimeError as cause:
+        faults = [line.strip() for line in str(cause).splitlines()[1:] if line.strip()]
+        more = f" And {len(faults) - 3} more." if len(faults) > 3 else ""
         raise UserError(
-            f"The weights do not fit {what}: {' '.join(str(cause).split())}",
+            f"The weights do not fit {what}: {' '.join(faults[:3])}{more}",
             where=where,
             fix="The upstream, its size and the task's settings must be as when they were saved.",
         ) from cause

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from s3prl_mtl.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 Results = dict[str, dict[str, dict[str, float]]]
 """{task: {split: {metric: value}}}, fractions."""
@@ -114,7 +117,9 @@ def read_results(folder: Path) -> Results:
     try:
         results: Results = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as cause:
-        raise UserError(f"The results are not JSON: {cause}.", where=str(path)) from cause
+        # Nothing is lost: every number is in metrics.jsonl too.
+        logger.warning("%s is damaged and begun anew: %s.", path, cause)
+        return {}
     return results
 
 

@@ -141,6 +141,14 @@ def test_paths_do_not_depend_on_the_folder_that_a_run_was_started_in(
     assert config["cache_dir"] == str(tmp_path / "cache")
 
 
+def test_a_run_can_be_evaluated_without_a_strangers_task_that_it_had(tmp_path: Path):
+    base = config_of(tmp_path, "", tasks="ks,asr")
+    base["downstream"].append("stranger")
+    base["stranger"] = {"downstream_expert": {"size": 3}}
+    config = build_config(base=base, flags={"downstream": ["asr"]})
+    assert set(config) & {"ks", "stranger", "asr"} == {"asr"}
+
+
 def test_no_task_at_all_is_refused():
     with pytest.raises(UserError, match="No task is named"):
         build_config(flags={"data": "/corpora"})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from s3prl_mtl.config import build_config, parse_tasks
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.plugins import (
     canonical_task_name,
@@ -17,6 +18,7 @@ from s3prl_mtl.plugins import (
     task_defaults,
 )
 
+DEMO = Path(__file__).parents[1] / "run_scripts" / "demo.yaml"
 NINE = {"asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd"}
 
 
@@ -87,6 +89,14 @@ def test_two_packages_with_one_name_are_both_named_and_can_be_chosen(install):
     with pytest.raises(UserError, match=r"first 1\.2 and second 1\.2|second 1\.2 and first 1\.2"):
         load_task("clash")
     assert load_task("second:clash").who == "second"
+
+
+def test_a_built_in_name_that_another_package_has_too_can_still_be_used(install, tmp_path):
+    install("rival", "ks", "class Expert:\n    name = 'other'\n")
+    assert "s3prl-mtl:ks" in parse_tasks("all")
+    config = build_config([DEMO], flags={"downstream": ["asr"], "data": str(tmp_path)})
+    assert config["downstream"] == ["asr"]
+    assert load_task("s3prl-mtl:asr") is load_task("asr")
 
 
 def test_defaults_that_are_not_yaml_are_reported_with_their_file(install):

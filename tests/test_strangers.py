@@ -156,6 +156,21 @@ def test_a_failing_evaluation_does_not_cost_what_was_trained(install, tmp_path: 
     assert checkpoints.load(tmp_path / "run" / "states-3.ckpt")["Step"] == 3
 
 
+def test_an_evaluation_that_failed_is_made_up_on_resuming(install, tmp_path: Path):
+    line = "    def get_dataloader(self, split, epoch=0):"
+    flag = str(tmp_path / "mended")
+    failing = f"        if split == 'dev' and not os.path.exists({flag!r}):\n            1 / 0"
+    install(EXPERT.replace(line, f"{line}\n{failing}"))
+    config = tones_config(**{"runner.total_steps": 3})
+    with pytest.raises(ZeroDivisionError):
+        MultiTaskRunner(config, tmp_path / "run").train()
+    (tmp_path / "mended").touch()
+    saved = checkpoints.load(tmp_path / "run" / "states-3.ckpt")
+    MultiTaskRunner(config, tmp_path / "run", resume=saved).train()
+    assert "dev" in read_results(tmp_path / "run")["tones"]
+    assert (tmp_path / "run" / "tones" / "dev-best.ckpt").is_file()
+
+
 def test_an_expert_that_cannot_be_built_is_named_with_its_package(install, tmp_path: Path):
     install(EXPERT.replace("self.expdir = expdir", "1 / 0"))
     with pytest.raises(UserError, match=r"'tones' cannot be built: ZeroDivisionError.*tones 0\.1"):

@@ -103,8 +103,9 @@ class SpeakerDiarization(TaskExpert):
             lengths: frames_i (B,).
             recordings: names of whole recordings; None, as for s3prl, where they are chunks.
                 Those of training are always chunks.
-            records: takes `loss` and `acc`; for chunks `der`, of the batch; for recordings
-                `recordings`, triples of name, labels, and probabilities (frames_i, speakers).
+            records: takes `loss`, `acc` and `frames` of the batch; for chunks its `der`; for
+                recordings `recordings`, triples of name, labels, and probabilities
+                (frames_i, speakers).
         """
         names = None if split == self.train_split else recordings
         lengths = torch.as_tensor(lengths)
@@ -127,6 +128,7 @@ class SpeakerDiarization(TaskExpert):
             expected.append(reference[:length, order].numpy())
             found.append((score[:length] > 0).numpy())
         records["acc"].append(frame_accuracy(np.concatenate(expected), np.concatenate(found)))
+        records["frames"].append(sum(frames))
         if names is not None:
             probabilities = scores.sigmoid()
             for row, (name, length) in enumerate(zip(names, frames, strict=True)):
@@ -139,7 +141,8 @@ class SpeakerDiarization(TaskExpert):
         return loss
 
     def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
-        values = {"acc": _mean(records["acc"])}
+        # Of all frames, however they were batched.
+        values = {"acc": float(np.average(records["acc"], weights=records.get("frames")))}
         if records.get("recordings"):
             values["der"] = self._score(split, records["recordings"])
         elif records.get("der"):

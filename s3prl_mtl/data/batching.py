@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lhotse.cut import Cut
 from torch.utils.data import DataLoader, Dataset
 
 from s3prl_mtl.data.audio import UnreadableAudio
+from s3prl_mtl.data.manifests import MAXIMUM_SKIPPED
 from s3prl_mtl.data.sampling import Draw, derived_seed, plan_batches
 from s3prl_mtl.errors import UserError
 
@@ -114,11 +116,30 @@ class _Loader(DataLoader[Any]):
     """Raises a mistake that a worker met as that mistake, and passes over empty batches."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        for batch in super().__iter__():
-            if isinstance(batch, UserError):
-                raise batch
-            if batch is not None:
-                yield batch
+        dropped = 0
+        for loaded in super().__iter__():
+            if isinstance(loaded, UserError):
+                raise loaded
+            dropped += loaded.dropped
+            if loaded.batch is not None:
+                yield loaded.batch
+        dataset = self.dataset
+        assert isinstance(dataset, _Batches)
+        if not dataset.training and dropped > MAXIMUM_SKIPPED * len(dataset.cuts):
+            raise UserError(
+                f"{dropped} of {len(dataset.cuts)} utterances of an evaluated split cannot be "
+                f"decoded, more than {MAXIMUM_SKIPPED:.0%}.",
+                where="the files that the log names",
+                fix="Unpack the corpus again, or take these files out of it.",
+            )
+
+
+@dataclass
+class _Loaded:
+    """What came of a batch: None if nothing of it could be decoded; how much was left out."""
+
+    batch: tuple[Any, ...] | None
+    dropped: int
 
 
 class _Batches(Dataset[Any]):
@@ -133,19 +154,19 @@ class _Batches(Dataset[Any]):
         self.epoch = epoch
         self.training = training
 
-    def __getitem__(self, batch: Sequence[Draw]) -> tuple[Any, ...] | UserError | None:
+    def __getitem__(self, batch: Sequence[Draw]) -> _Loaded | UserError:
         try:
             return self._readable(batch)
         except UserError as error:
             # Raised in a worker it would arrive as a traceback: it is handed over instead.
             return error
 
-    def _readable(self, batch: Sequence[Draw]) -> tuple[Any, ...] | None:
-        """The batch without its damaged files; None if an evaluation's has no others."""
+    def _readable(self, batch: Sequence[Draw]) -> _Loaded:
+        """The batch without its damaged files."""
         draws = list(batch)
         while True:
             try:
-                return self._load(draws)
+                return _Loaded(self._load(draws), len(batch) - len(draws))
             except UnreadableAudio as error:
                 readable = [d for d in draws if self.cuts[d[1]].id != error.utterance_id]
                 if len(readable) == len(draws):
@@ -156,7 +177,7 @@ class _Batches(Dataset[Any]):
                 if not readable:
                     if self.training:
                         raise
-                    return None
+                    return _Loaded(None, len(batch))
                 draws = readable
 
     def _load(self, draws: Sequence[Draw]) -> tuple[Any, ...]:

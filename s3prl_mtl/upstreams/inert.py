@@ -90,7 +90,7 @@ def load_inert(path: Path, *, kind: str, verify: bool = False) -> Any:
             other than those known; the message names it.
     """
     where = str(path)
-    another = f"Give the path of a {kind}, or download it again."
+    another = f"Give the path of a whole {kind}: another copy, or an older one."
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"The {kind} {what}.", where=where, fix="Give the path of a file.")

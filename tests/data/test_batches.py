@@ -204,8 +204,10 @@ def test_a_file_damaged_after_the_scan_is_left_out_of_its_batch(listed_corpus, t
     corpus = listed_corpus(6)
     cuts = load_cuts(corpus, "train", tmp_path / "cache")
     (corpus.root / "u003.wav").write_bytes(b"not audio")
-    with caplog.at_level(logging.WARNING):
-        found = list(make_loader(cuts, read_first_500, batch_size=3, shuffle=False))
+    found = []
+    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match="1 of 6 utterances"):
+        for batch in make_loader(cuts, read_first_500, batch_size=3, shuffle=False):
+            found.append(batch)
     assert [names for _, names in found] == [
         ["u000.wav", "u001.wav", "u002.wav"],
         ["u004.wav", "u005.wav"],
@@ -222,12 +224,15 @@ def test_a_training_batch_of_one_damaged_file_takes_another_utterance(listed_cor
     assert names == ["u000.wav", "u001.wav", "u003.wav", "u003.wav"]
 
 
-def test_an_evaluation_goes_on_without_a_damaged_file(listed_corpus, tmp_path):
-    corpus = listed_corpus(4)
+def test_an_evaluation_goes_on_without_one_file_of_a_hundred(listed_corpus, tmp_path):
+    corpus = listed_corpus(100)
     cuts = load_cuts(corpus, "train", tmp_path / "cache")
     (corpus.root / "u002.wav").write_bytes(b"not audio")
     found = list(make_loader(cuts, read_first_500, batch_size=1, shuffle=False))
-    assert [names for _, names in found] == [["u000.wav"], ["u001.wav"], ["u003.wav"]]
+    assert len(found) == 99
+    (corpus.root / "u003.wav").write_bytes(b"not audio")
+    with pytest.raises(UserError, match="2 of 100 utterances of an evaluated split"):
+        list(make_loader(cuts, read_first_500, batch_size=1, shuffle=False))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
