@@ -58,7 +58,9 @@ def _same(before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]
     old, new = resolve(before), resolve(now)
     for key in keys:
         was, is_now = _value(old, key), _value(new, key)
-        if was != is_now:
+        if isinstance(was, Mapping) and isinstance(is_now, Mapping):
+            _same(old, new, [f"{key}.{name}" for name in {**was, **is_now}])
+        elif was != is_now:
             raise UserError(
                 f"{key} was {was!r} when the checkpoint was saved and is {is_now!r} now.",
                 where="the config, or a flag",
