@@ -144,7 +144,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def make_mini_corpus(arguments: argparse.Namespace) -> None:
     """`make-corpus`: synthesise the mini corpus."""
-    logger.info("Synthesising the %s corpus in %s", arguments.size, arguments.directory)
+    logger.info(
+        "Making the %s corpus in %s (kept if it is there)", arguments.size, arguments.directory
+    )
     with Progress(console=MESSAGES, disable=not MESSAGES.is_terminal) as progress:
         bar = progress.add_task("synthesising", total=None)
         make_corpus(

@@ -246,6 +246,18 @@ def test_torchrun_is_refused_rather_than_training_apart(run_mtl):
     assert "several processes" in done.stderr
 
 
+def test_a_mini_corpus_is_made_once_and_never_overwritten(tmp_path: Path):
+    made = module("make-corpus", "corpus", "--size", "tiny", "--seed", "3", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus").rglob("*")}
+    assert len(stamps) > 100
+    again = module("make-corpus", "corpus", "--size", "tiny", "--seed", "3", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    other = module("make-corpus", "corpus", "--size", "tiny", "--seed", "4", cwd=tmp_path)
+    assert other.returncode == 2 and "another mini corpus" in other.stderr
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus").rglob("*")}
+
+
 def test_the_lists_of_plugins(tmp_path: Path):
     tasks = module("tasks", cwd=tmp_path)
     assert tasks.returncode == 0, tasks.stderr
