@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,30 @@ from s3prl_mtl.yaml_files import read_yaml
 logger = logging.getLogger(__name__)
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """The device of `--device`; `auto` is the GPU where there is one.
+
+    Args:
+        name: of the device; `cuda` without a number is the one of this rank.
+        local_rank: which of the processes of this machine this is.
 
     Raises:
         UserError: there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            gpus = torch.cuda.device_count()
+            if local_rank >= gpus > 0:
+                raise UserError(
+                    f"Process {local_rank} of this machine has no GPU: there are {gpus}.",
+                    where="torchrun --nproc_per_node",
+                    fix=f"Start {gpus} processes here, or take --device cpu.",
+                )
+            device = torch.device("cuda", local_rank)
+            torch.cuda.set_device(device)
         torch.empty(0, device=device)
         if device.type == "meta":
             raise RuntimeError("it holds no data")
@@ -71,16 +85,24 @@ def build_upstream(config: Config, saved: checkpoints.Checkpoint | None = None) 
 
 def build_experts(
     config: Config,
+    names: Sequence[str],
     featurizer: Featurizer,
     folder: Path,
     saved: checkpoints.Checkpoint | None = None,
 ) -> dict[str, Any]:
-    """The expert of every task, with the label spaces of a checkpoint where there is one.
+    """The experts of tasks, with the label spaces of a checkpoint where there is one.
+
+    Args:
+        config: of the run.
+        names: the tasks.
+        featurizer: what the heads get their features from.
+        folder: of the run.
+        saved: a checkpoint of the run.
 
     Raises:
         UserError: one report of all that keeps the corpora of the tasks from being read.
     """
-    classes = {name: load_task(name) for name in config["downstream"]}
+    classes = {name: load_task(name) for name in names}
     problems = corpus_problems(config, classes) if saved is None else {}
     mistakes = [line for lines in problems.values() for line in lines]
     experts = {}

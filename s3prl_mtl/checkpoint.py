@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.upstreams.inert import load_inert
+from s3prl_mtl.upstreams.inert import DamagedFile, load_inert
 
 logger = logging.getLogger(__name__)
 
@@ -20,14 +20,14 @@ STATES_PATTERN = re.compile(r"states-(\d+)\.ckpt")
 Checkpoint = dict[str, Any]
 """Tensors and plain Python values only. Keys:
 
-`Format` 1 · `Step` · `Config` · `Upstream` (state dict, fairseq's names under `model.` as s3prl has
+`Format` 2 · `Step` · `Config` · `Upstream` (state dict, fairseq's names under `model.` as s3prl has
 them) · `UpstreamInfo` (what rebuilds the encoder without its original file) · `Featurizer` ·
 `Tasks` {task: `Downstream` (the expert's state dict), `Labels`, `Decision`, `Stream`} · and in
 `states-*.ckpt` also `Optimizer`, `Scheduler`, `Random`.
 """
 
 
-REQUIRED = ("Step", "SkippedSteps", "Config", "Upstream", "UpstreamInfo", "Featurizer", "Tasks")
+REQUIRED = ("Step", "Tallies", "Config", "Upstream", "UpstreamInfo", "Featurizer", "Tasks")
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
@@ -62,13 +62,15 @@ def load(path: Path) -> Checkpoint:
     """Read a checkpoint; nothing in it is ever executed.
 
     Raises:
-        UserError: the file is missing, damaged, holds foreign classes, or is no checkpoint of ours.
+        DamagedFile: the file is truncated, or bytes of it changed since it was written.
+        UserError: the file is missing, cannot be read, holds foreign classes, or is no checkpoint
+            of ours.
     """
     checkpoint = read_tensors(path)
     missing = [key for key in REQUIRED if key not in checkpoint]
-    if checkpoint.get("Format") == 1 and missing:
+    if checkpoint.get("Format") == 2 and missing:
         raise UserError(f"The checkpoint lacks {', '.join(missing)}.", where=str(path))
-    if checkpoint.get("Format") != 1:
+    if checkpoint.get("Format") != 2:
         raise UserError(
             "The file is not a checkpoint of a run of s3prl-mtl.",
             where=str(path),
@@ -127,6 +129,73 @@ def locate(run: Path, flag: str = "-e") -> Path:
             fix="Give the folder of a run, or one of its .ckpt files.",
         )
     return files[-1]
+
+
+def load_newest(run: Path, flag: str = "-e", *, set_aside: bool = True) -> tuple[Checkpoint, Path]:
+    """Read the newest checkpoint of a run that is whole, and say where an older one has to do.
+
+    A damaged newer one is renamed to `states-<step>.ckpt.damaged`, so that `keep_newest` does not
+    take it for the newest. No file is renamed unless an older one is whole.
+
+    Args:
+        run: the folder of a run; or a file, which is then read whatever lies beside it.
+        flag: what gave the path, for errors.
+        set_aside: rename the damaged ones. False for who only reads; of several processes that
+            read the same run, only one may rename.
+
+    Returns:
+        the checkpoint, and the file that it is from.
+
+    Raises:
+        DamagedFile: the file that was given, or every file of the folder, is damaged.
+        UserError: as `locate`, or as `load` for anything but damage: a file that cannot be read
+            now, or that another program wrote, is nothing to pass over.
+    """
+    newest = locate(run, flag)
+    if newest == run:
+        return load(run), run
+    damaged: list[tuple[Path, DamagedFile]] = []
+    for path in reversed(states_files(run)):
+        try:
+            checkpoint = load(path)
+        except DamagedFile as error:
+            damaged.append((path, error))
+            continue
+        for other, damage in damaged:
+            kept_as = _set_aside(other).name if set_aside else other.name
+            logger.warning(
+                "%s is left out (kept as %s): %s Going on from %s instead.",
+                other,
+                kept_as,
+                damage.what,
+                path.name,
+            )
+        return checkpoint, path
+    reasons = " ".join(f"{path.name}: {damage.what}" for path, damage in damaged)
+    raise DamagedFile(
+        f"None of the checkpoints in {run} is whole. {reasons}",
+        where=flag,
+        fix="Give another run, or put back copies of these files.",
+    )
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a damaged file to a name that nothing looks for and nothing has."""
+    aside = path.with_name(f"{path.name}.damaged")
+    number = 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f"{path.name}.damaged-{number}")
+    try:
+        path.rename(aside)
+    except OSError as cause:
+        # Left where it is, it would be kept as the newest, and the whole ones deleted.
+        raise UserError(
+            f"{path.name} is damaged and could not be renamed: {cause.strerror}.",
+            where=str(path),
+            fix="Make the folder writable, or move the file away.",
+        ) from cause
+    return aside
 
 
 def _sync_folder(folder: Path) -> None:

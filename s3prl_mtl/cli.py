@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from s3prl_mtl import commands
 from s3prl_mtl.console import MESSAGES, show_log
-from s3prl_mtl.errors import UserError
+from s3prl_mtl.distributed.world import DEFAULT_TIMEOUT_SECONDS, RankLost
+from s3prl_mtl.errors import SharedMistake, UserError
+from s3prl_mtl.stopping import Stopped
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +47,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = words[0] if words else ""
     parser = COMMANDS[command]() if command in COMMANDS else run_parser()
     arguments = parser.parse_args(words[1:] if command in COMMANDS else words)
-    show_log(arguments.verbose)
+    rank = os.environ.get("RANK") or "0"
+    show_log(arguments.verbose, on_terminal=rank == "0")
     try:
         arguments.action(arguments)
+    except Stopped as stop:
+        logger.warning("%s Go on with -a.", stop)
+        return 0
     except UserError as mistake:
         logger.debug("Where the error was raised:", exc_info=True)
-        _show_mistake(str(mistake))
+        if rank == "0" or not isinstance(mistake, SharedMistake):
+            _show_mistake(str(mistake))
         return MISTAKE_OF_THE_USER
+    except RankLost as loss:
+        logger.debug("Where the error was raised:", exc_info=True)
+        if not loss.spoken_for:
+            _show_mistake(str(loss))
+        return FAILURE_OF_OURS
     except OSError as error:
         if error.errno not in ENVIRONMENT:
             logger.exception("This is a failure of the program, not a mistake of yours.")
@@ -109,8 +122,23 @@ def run_parser() -> argparse.ArgumentParser:
     how.add_argument("--precision", choices=["fp32", "bf16"])
     how.add_argument("--seed", type=int)
     how.add_argument("--device", help="auto, cpu, cuda, cuda:1")
-    how.add_argument("--backend", choices=["gloo", "nccl"], help="of torch.distributed")
     how.add_argument("--cache_dir", metavar="DIR", help="downloads and scanned corpora")
+
+    several = parser.add_argument_group("several processes, started with torchrun")
+    several.add_argument(
+        "--parallel", choices=["data", "task"], help="each rank a share of every task, or few tasks"
+    )
+    several.add_argument(
+        "--placement", metavar="RANK:TASKS;...", help='by hand: "0:asr;1:pr,ks" (--parallel task)'
+    )
+    several.add_argument("--backend", choices=["gloo", "nccl"], help="of torch.distributed")
+    several.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=DEFAULT_TIMEOUT_SECONDS,
+        help="how long a rank waits for the others (%(default)g)",
+    )
 
     where = parser.add_argument_group("where to start and what to write")
     where.add_argument("-n", "--expname", metavar="NAME", help="the run is result/downstream/NAME")
@@ -130,6 +158,13 @@ def run_parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="check everything, one batch of each, no training"
     )
     return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError
+    return seconds
 
 
 def _make_corpus_parser() -> argparse.ArgumentParser:

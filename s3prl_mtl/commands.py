@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from rich.progress import Progress
 from rich.table import Table
 
@@ -20,10 +20,12 @@ from s3prl_mtl import resuming
 from s3prl_mtl.config import ARGUMENT_KEYS, Config, build_config, parse_tasks
 from s3prl_mtl.console import MESSAGES, OUTPUT, log_to_file
 from s3prl_mtl.data.mini_corpus import make_corpus
+from s3prl_mtl.distributed.world import RankLost, World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.plugins import Plugin, discover_tasks, discover_upstreams, load_task
 from s3prl_mtl.results import results_table
 from s3prl_mtl.runner import MultiTaskRunner
+from s3prl_mtl.stopping import StopSignals
 from s3prl_mtl.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -31,57 +33,80 @@ logger = logging.getLogger(__name__)
 
 def run(arguments: argparse.Namespace) -> None:
     """Train or evaluate, as `run_mtl.py` is told."""
-    _refuse_several_processes()
-    if arguments.backend:
-        logger.info("--backend %s: one process needs none.", arguments.backend)
-    if arguments.mode == "evaluate":
-        _evaluate(arguments)
-    else:
-        _train(arguments)
+    with World.join(arguments.backend, arguments.timeout) as world:
+        watch = world.watch
+        with StopSignals(watch.ask_to_stop if watch is not None else None) as signals:
+            if arguments.mode == "evaluate":
+                _evaluate(arguments, world)
+            else:
+                _train(arguments, world, signals)
 
 
-def _train(arguments: argparse.Namespace) -> None:
-    folder, past = _where_to_train(arguments)
-    saved = checkpoints.load(past) if past else None
-    config = _config(arguments, saved)
+def _train(arguments: argparse.Namespace, world: World, signals: StopSignals) -> None:
+    folder, past = world.together(lambda: _where_to_train(arguments))
+    saved, path = _load_past(past, world) if past is not None else (None, None)
+    config = world.together(lambda: _config(arguments, saved))
     if saved is not None:
-        resuming.check(saved, config, past)
+        world.together(lambda: resuming.check(saved, config, path))
         config["downstream"] = list(saved["Tasks"])
-    with _working_in(folder, lock=True):
-        runner = MultiTaskRunner(config, folder, resume=saved)
+    with _working_in(folder, world, lock=True):
+        runner = MultiTaskRunner(config, folder, resume=saved, world=world)
         if arguments.dry_run:
             runner.try_out()
-            OUTPUT.print("Everything is in order; nothing was trained.")
+            if world.is_lead:
+                OUTPUT.print("Everything is in order; nothing was trained.")
             return
-        if saved is not None:
-            logger.info("Resuming %s at step %d.", past, runner.step)
+        if path is not None:
+            logger.info("Resuming %s at step %d.", path, runner.step)
             if runner.step >= config["runner"]["total_steps"]:
                 logger.warning("All %d steps are done.", config["runner"]["total_steps"])
-            if past is not None and past.parent.resolve() != folder.resolve():
-                _bring_best_checkpoints(past.parent, folder)
-        runner.train()
-    OUTPUT.print(results_table(folder))
-    OUTPUT.print(f"The run is in {folder}", soft_wrap=True)
+            if world.is_lead and path.parent.resolve() != folder.resolve():
+                _bring_best_checkpoints(path.parent, folder)
+        runner.train(signals)
+    if world.is_lead:
+        OUTPUT.print(results_table(folder))
+        OUTPUT.print(f"The run is in {folder}", soft_wrap=True)
+
+
+def _load_past(
+    past: Path, world: World, set_aside: bool = True
+) -> tuple[checkpoints.Checkpoint, Path]:
+    """The checkpoint that a path names, the same on all ranks, and its file.
+
+    Only the first rank chooses: it may have to pass over a damaged file.
+    """
+    chosen = world.together(
+        lambda: checkpoints.load_newest(past, set_aside=set_aside) if world.is_lead else None
+    )
+    path = world.broadcast(chosen[1] if chosen is not None else past)
+    saved = world.together(lambda: chosen[0] if chosen is not None else checkpoints.load(path))
+    return saved, path
 
 
 def _where_to_train(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
-    """The folder of the run, and the checkpoint that it goes on from."""
+    """The folder of the run, and the folder or file that it goes on from."""
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+    if restarted:
+        logger.warning("torchrun starts the run again, for the %d. time.", restarted)
     if arguments.past_exp:
         past = checkpoints.locate(Path(arguments.past_exp))
         elsewhere = arguments.expdir or arguments.expname
         folder = _run_folder(arguments, {}) if elsewhere else past.parent
-        newest = (checkpoints.states_files(folder) or [past])[-1]
+        files = checkpoints.states_files(folder)
+        if restarted and files:
+            return folder, folder
+        newest = (files or [past])[-1]
         if newest.resolve() != past.resolve():
             raise UserError(
                 f"{folder} holds a newer state, {newest.name}, which would be lost.",
                 where=f"-e {past}",
                 fix=f"Go on from it with -e {folder}, or train in another folder with -p.",
             )
-        return folder, past
+        return folder, Path(arguments.past_exp)
     folder = _run_folder(arguments, _config(arguments, None))
     files = checkpoints.states_files(folder)
-    if arguments.auto_resume:
-        return folder, files[-1] if files else None
+    if arguments.auto_resume or restarted:
+        return folder, folder if files else None
     if files or (folder / "metrics.jsonl").is_file():
         raise UserError(
             f"{folder} already holds a run" + (f", up to {files[-1].name}." if files else "."),
@@ -100,46 +125,80 @@ def _bring_best_checkpoints(run: Path, fork: Path) -> None:
 
 
 @contextmanager
-def _working_in(folder: Path, lock: bool) -> Iterator[None]:
+def _working_in(folder: Path, world: World, lock: bool) -> Iterator[None]:
     """Make a run's folder, log into it, and while training keep others out of it.
 
+    The first rank logs to `log.txt`, the others to `log-rank<number>.txt`.
+
     Raises:
-        UserError: another process trains there.
+        UserError: another process trains there, or not all ranks see the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    guard = FileLock(folder / ".lock", timeout=0) if lock else nullcontext()
+    guard = FileLock(folder / ".lock", timeout=0) if lock and world.is_lead else None
+    world.together(lambda: _enter(guard, folder))
+    if lock:
+        world.together(lambda: _check_shared(folder))
+    name = "log.txt" if world.is_lead else f"log-rank{world.rank}.txt"
+    handler = log_to_file(folder / name)
     try:
-        with guard:
-            handler = log_to_file(folder / "log.txt")
-            try:
-                yield
-            finally:
-                logging.getLogger().removeHandler(handler)
-                handler.close()
+        yield
+    except Exception as error:
+        # The command line shows it where there is a terminal; every rank has a log.
+        known = isinstance(error, UserError | RankLost)
+        record = logger.makeRecord(
+            *(logger.name, logging.ERROR, __file__, 0, "%s", (error,)),
+            None if known else (type(error), error, error.__traceback__),
+        )
+        handler.handle(record)
+        raise
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+        if guard is not None:
+            guard.release()
+
+
+def _enter(guard: BaseFileLock | None, folder: Path) -> None:
+    try:
+        if guard is not None:
+            guard.acquire()
     except Timeout:
         raise UserError(
             f"Another process trains in {folder}.", where="-n or -p", fix="Choose another name."
         ) from None
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
+def _check_shared(folder: Path) -> None:
+    if not (folder / ".lock").exists():
+        raise UserError(
+            f"{folder} is not the same folder on all machines: what rank 0 writes there is not "
+            "seen here.",
+            where="-n or -p",
+            fix="Choose a folder on a file system that all machines share.",
+        )
+
+
+def _evaluate(arguments: argparse.Namespace, world: World) -> None:
     if not arguments.past_exp:
         raise UserError("Nothing to evaluate is named.", where="-m evaluate", fix="-e RUN")
     past = Path(arguments.past_exp)
-    saved = checkpoints.load(checkpoints.locate(past))
-    targets = _parse_splits(arguments.evaluate_split)
+    saved, _ = _load_past(past, world, set_aside=False)
+    targets = world.together(lambda: _parse_splits(arguments.evaluate_split))
     if targets and not arguments.downstream:
         arguments.downstream = ",".join(dict.fromkeys(task for task, _ in targets))
     elif not arguments.downstream:
         arguments.downstream = ",".join(saved["Tasks"])
-    config = _config(arguments, saved)
+    config = world.together(lambda: _config(arguments, saved))
+    # However the run was trained: every rank takes its part of every split.
+    config["distributed"] = {"parallel": "data", "placement": None}
     folder = Path(arguments.expdir) if arguments.expdir else _folder_of(past)
-    resuming.check_weights_fit(saved, config)
-    with _working_in(folder, lock=False):
-        runner = MultiTaskRunner(config, folder, resume=saved)
-        with Tracker(folder) as tracker:
+    world.together(lambda: resuming.check_weights_fit(saved, config))
+    with _working_in(folder, world, lock=False):
+        runner = MultiTaskRunner(config, folder, resume=saved, world=world)
+        with Tracker(folder) if world.is_lead else nullcontext() as tracker:
             runner.evaluate(targets or runner.splits("test_splits"), tracker)
-    OUTPUT.print(results_table(folder))
+    if world.is_lead:
+        OUTPUT.print(results_table(folder))
 
 
 def make_mini_corpus(arguments: argparse.Namespace) -> None:
@@ -225,15 +284,6 @@ def _folder_of(past: Path) -> Path:
     folder = past if past.is_dir() else past.parent
     inside_a_run = not past.is_dir() and (folder.parent / "metrics.jsonl").is_file()
     return folder.parent if inside_a_run else folder
-
-
-def _refuse_several_processes() -> None:
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
-        raise UserError(
-            "Training on several processes is not there yet.",
-            where="WORLD_SIZE, set by torchrun",
-            fix="Start it without torchrun, on one process.",
-        )
 
 
 def _parse_splits(text: str | None) -> list[tuple[str, str]]:

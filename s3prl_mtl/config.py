@@ -51,6 +51,8 @@ ARGUMENT_KEYS = {
     "init_ckpt": "init_ckpt",
     "init_upstream_ckpt": "init_upstream_ckpt",
     "steps": "runner.total_steps",
+    "parallel": "distributed.parallel",
+    "placement": "distributed.placement",
 }
 
 # Settings that are paths of the user's, or null.

@@ -37,6 +37,12 @@ def check_values(config: Mapping[str, Any]) -> None:
         raise UserError(
             f"precision is fp32 or bf16, not {config['precision']!r}.", where="--precision"
         )
+    if config["distributed"]["parallel"] not in ("data", "task"):
+        raise UserError(
+            "Processes share the work by data or by task, not by "
+            f"{config['distributed']['parallel']!r}.",
+            where="--parallel",
+        )
     for key, least in AT_LEAST.items():
         value: Any = config
         for part in key.split("."):

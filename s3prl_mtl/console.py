@@ -12,12 +12,20 @@ OUTPUT = Console()
 MESSAGES = Console(stderr=True)
 
 
-def show_log(verbose: bool) -> None:
-    """Log to the terminal: with colours on one, plain lines elsewhere."""
+def show_log(verbose: bool, on_terminal: bool = True) -> None:
+    """Log to the terminal: with colours on one, plain lines elsewhere.
+
+    Args:
+        verbose: debug messages too.
+        on_terminal: False for all but one of several processes; their logs are in files only.
+    """
     root = logging.getLogger()
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
-    if MESSAGES.is_terminal:
-        handler: logging.Handler = RichHandler(console=MESSAGES, show_path=False, markup=False)
+    handler: logging.Handler
+    if not on_terminal:
+        handler = logging.NullHandler()
+    elif MESSAGES.is_terminal:
+        handler = RichHandler(console=MESSAGES, show_path=False, markup=False)
         handler.setFormatter(logging.Formatter("%(message)s", datefmt="[%X]"))
     else:
         handler = logging.StreamHandler()

@@ -33,6 +33,10 @@ class UserError(Exception):
         return _rebuild, (type(self), str(self), self.__dict__)
 
 
+class SharedMistake(UserError):
+    """A mistake that every process of the run has been told of: one of them shows it."""
+
+
 def _rebuild(kind: type[UserError], text: str, attributes: dict[str, Any]) -> UserError:
     error = kind.__new__(kind, text)
     error.args = (text,)

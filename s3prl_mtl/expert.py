@@ -149,14 +149,21 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
     # ---------------------------------------------------------------- s3prl's contract
 
     def get_dataloader(
-        self, split: str, epoch: int = 0, skip_batches: int = 0
+        self,
+        split: str,
+        epoch: int = 0,
+        skip_batches: int = 0,
+        shares: Sequence[int] = (0,),
+        num_shares: int = 1,
     ) -> Iterable[tuple[Any, ...]]:
         """The batches of a split, each `(wavs, *labels)`, every one a list with an entry each.
 
         Args:
             split: a name that the task's corpus knows.
             epoch: with the seed it settles the order and every random crop.
-            skip_batches: how many of the epoch's first batches to leave out, unread.
+            skip_batches: how many of this loader's first batches to leave out, unread.
+            shares: which of the epoch's shares to give, one batch of each in turn; all by default.
+            num_shares: equal parts that the epoch is cut into, mostly one for each process.
         """
         self.prepare(split)
         cuts = self._split_cuts[split]
@@ -173,6 +180,8 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
             bucketed=training and bool(self.datarc.get("bucketed", False)),
             num_workers=self.datarc.get("num_workers", 0),
             skip_batches=skip_batches,
+            shares=shares,
+            num_shares=num_shares,
         )
 
     def log_records(

@@ -16,9 +16,10 @@ class StepProgress:
     Args:
         done: steps already done.
         total: steps in all.
+        shown: whether this process is the one that writes to the terminal.
     """
 
-    def __init__(self, done: int, total: int) -> None:
+    def __init__(self, done: int, total: int, shown: bool = True) -> None:
         self._progress = Progress(
             TextColumn("train"),
             BarColumn(),
@@ -26,7 +27,7 @@ class StepProgress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[losses]}"),
             console=MESSAGES,
-            disable=not MESSAGES.is_terminal,
+            disable=not (shown and MESSAGES.is_terminal),
         )
         self._bar = self._progress.add_task("train", completed=done, total=total, losses="")
 

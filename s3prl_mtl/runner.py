@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl import snapshot
@@ -21,16 +19,25 @@ from s3prl_mtl.assembly import (
     load_initial_weights,
     pick_device,
 )
-from s3prl_mtl.balancing import sum_of_losses
 from s3prl_mtl.config import Config, resolve
+from s3prl_mtl.data.sampling import derived_seed
+from s3prl_mtl.distributed.same import check_same, mend_drift
+from s3prl_mtl.distributed.world import RankLost, World
+from s3prl_mtl.encoding import Encoding
 from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.evaluation import Evaluator, Interrupted, share_buffers
+from s3prl_mtl.layout import choose_placement, write_placement
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.optim import make_optimizer, make_scheduler
 from s3prl_mtl.preflight import check_splits
 from s3prl_mtl.progress import StepProgress
-from s3prl_mtl.randomness import random_state, seed_all, set_random_state
-from s3prl_mtl.reporting import report_layer_weights, report_split
-from s3prl_mtl.task import Task
+from s3prl_mtl.randomness import seed_all
+from s3prl_mtl.reporting import Report, report_layer_weights, report_split
+from s3prl_mtl.run_state import RunState
+from s3prl_mtl.step import StepReport, TrainingStep
+from s3prl_mtl.stopping import Stopped, StopSignals
+from s3prl_mtl.tallies import Tallies
+from s3prl_mtl.task import Task, put_together
 from s3prl_mtl.tracking import Results, Tracker
 from s3prl_mtl.upstreams import Featurizer
 from s3prl_mtl.yaml_files import write_yaml
@@ -43,11 +50,14 @@ class MultiTaskRunner:
 
     Args:
         config: what `s3prl_mtl.config.build_config` gives, its references filled in or not.
-        folder: the run directory; created.
+        folder: the run directory; created. Where several processes train, all of them see it.
         resume: a checkpoint of the same run to continue from.
+        world: the processes that train together, `World.join()` under torchrun. By default this
+            process is alone.
 
     Raises:
-        UserError: the upstream, a task, its corpus or the checkpoint is not usable.
+        UserError: the upstream, a task, its corpus or the checkpoint is not usable. What is wrong
+            on one rank is raised on all.
     """
 
     def __init__(
@@ -55,85 +65,190 @@ class MultiTaskRunner:
         config: Config,
         folder: str | Path,
         resume: checkpoints.Checkpoint | None = None,
+        world: World | None = None,
     ) -> None:
         self.source_config = config
         """With its references, as it is kept beside the weights."""
         config = self.config = resolve(config)
+        self.world = world = world or World()
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.device = pick_device(config["device"])
+        self.device = world.together(lambda: pick_device(config["device"], world.local_rank))
         self.step = 0
-        self.skipped_steps = 0
         self.evaluated_step = 0
+        self.tallies = Tallies(config["downstream"])
         self._resumed = resume
+        self._signals: StopSignals | None = None
         seed_all(config["seed"])
 
-        self.upstream = build_upstream(config, resume).to(self.device)
+        upstream = world.together(lambda: build_upstream(config, resume))
+        self.upstream = upstream.to(self.device)
         self.freeze = bool(config["upstream"]["freeze"])
         if self.freeze:
             self.upstream.requires_grad_(False)
-        self.featurizer = Featurizer(self.upstream, config["upstream"]["feature_selection"]).to(
-            self.device
+        selection = config["upstream"]["feature_selection"]
+        self.featurizer = Featurizer(self.upstream, selection).to(self.device)
+        self.encoding = Encoding(
+            self.upstream, self.featurizer, self.device, self.freeze, config["precision"] == "bf16"
         )
-        experts = build_experts(config, self.featurizer, self.folder, resume)
-        self.tasks = {
-            name: Task.from_settings(name, expert.to(self.device), config[name])
-            for name, expert in experts.items()
-        }
         self.specaug = SpecAugment(**config["specaug"]) if config["specaug"] else None
-
+        self.placement, self._costs = choose_placement(
+            config, world, resume, self.encoding, self.specaug, self.folder
+        )
+        self.tasks = self._build_tasks()
         if resume is None:
-            load_initial_weights(config, self.upstream, self.featurizer, experts)
-        self.optimizer = make_optimizer(self._trainable(), config["optimizer"])
-        self.scheduler = make_scheduler(
-            self.optimizer, config["scheduler"], config["runner"]["total_steps"]
+            experts = {name: task.expert for name, task in self.tasks.items()}
+            world.together(
+                lambda: load_initial_weights(config, self.upstream, self.featurizer, experts)
+            )
+        parameters = snapshot.parameter_names(upstream, self.featurizer, self.tasks.values())
+        self.optimizer = make_optimizer(parameters.values(), config["optimizer"])
+        total_steps = config["runner"]["total_steps"]
+        self.scheduler = make_scheduler(self.optimizer, config["scheduler"], total_steps)
+        self.run_state = RunState(
+            self.source_config,
+            world,
+            self.placement,
+            self.encoding,
+            self.tasks,
+            self.optimizer,
+            self.scheduler,
+            self.tallies,
         )
         if resume is not None:
-            self.load_state(resume)
+            self.step = resume["Step"]
+            world.together(lambda: self.run_state.restore_weights(resume))
+        check_same(world, "the encoder", self._encoder_parameters())
+        for name, task in self.tasks.items():
+            check_same(self.groups[name], f"the head of {name}", task.expert.parameters())
+        self.training_step = TrainingStep(
+            self.encoding,
+            self.tasks,
+            config["downstream"],
+            world,
+            self.groups,
+            self.optimizer,
+            self.scheduler,
+            clipping=config["runner"]["gradient_clipping"],
+            accumulate=config["runner"]["gradient_accumulate_steps"],
+            specaug=self.specaug,
+            tallies=self.tallies,
+            stop_asked=self.stop_asked,
+        )
+        self.evaluator = Evaluator(
+            self.encoding, self.tasks, self.groups, world, config["seed"], self.stop_asked
+        )
+        # Every rank has chance of its own; that of the first is what one process would have.
+        if world.rank > 0:
+            seed_all(derived_seed("rank", config["seed"], world.rank))
+
+    def _build_tasks(self) -> dict[str, Task]:
+        """The tasks that this rank has shares of; sets `groups`, the ranks that share each."""
+        config, world, placement = self.config, self.world, self.placement
+        own = placement.tasks_of(world.rank)
+        experts = world.together(
+            lambda: build_experts(config, own, self.featurizer, self.folder, self._resumed)
+        )
+        # All ranks take part in making every group, so all go through all tasks.
+        groups = {name: world.group(placement.ranks_of(name)) for name in config["downstream"]}
+        self.groups = {name: group for name, group in groups.items() if group is not None}
+        return {
+            name: Task.from_settings(
+                name,
+                expert.to(self.device),
+                config[name],
+                seed=config["seed"],
+                shares=placement.shares_of(name, world.rank),
+                num_shares=world.size,
+            )
+            for name, expert in experts.items()
+        }
 
     # ------------------------------------------------------------------------- training
 
-    def train(self) -> Results:
+    def train(self, signals: StopSignals | None = None) -> Results:
         """Train to the last step, evaluating, logging and saving on the way.
 
+        Args:
+            signals: entered; a signal that comes while this runs saves the run and ends it.
+
         Returns:
-            the results of the last evaluation of every split.
+            the results of the last evaluation of every split, on the first rank.
+
+        Raises:
+            Stopped: a signal came, on this rank or another one; the run is saved.
         """
+        world = self.world
+        world.together(lambda: check_splits(self.config, self.tasks))
+        if world.is_lead:
+            write_yaml(self.source_config, self.folder / "config.yaml")
+            write_placement(self.placement, self._costs, self.config, self.folder)
+        if self._resumed is not None:
+            self.evaluated_step = self._resumed["EvaluatedStep"]
+            self.run_state.restore_rest(self._resumed)
+            self._resumed = None
+        self._signals = signals
+        with (
+            signals.deferred() if signals is not None else nullcontext(),
+            Tracker(self.folder, self.step) if world.is_lead else nullcontext() as tracker,
+        ):
+            self._train(tracker)
+            return tracker.results if tracker is not None else {}
+
+    def _train(self, tracker: Tracker | None) -> None:
         runner = self.config["runner"]
         total = runner["total_steps"]
-        check_splits(self.config, self.tasks)
-        write_yaml(self.source_config, self.folder / "config.yaml")
-        if self._resumed is not None:
-            self.continue_training(self._resumed)
-            self._resumed = None
-        with Tracker(self.folder, resumed_at=self.step) as tracker:
-            if runner["test_first"] and self.step == 0:
-                self.evaluate(self.splits("test_splits"), tracker)
-            if self._evaluation_is_due() and self.evaluated_step < self.step:
-                # It failed after this step, and what it needed may have been mended.
-                self._evaluate_on_the_way(tracker)
-            with StepProgress(self.step, total) as progress:
-                while self.step < total:
-                    losses = self.train_step()
-                    progress.advance(self.step, losses)
-                    if self.step % runner["log_step"] == 0 or self.step == total:
-                        self._log_training(tracker, losses)
-                    if self._evaluation_is_due():
-                        self._evaluate_on_the_way(tracker)
-                    if self.step % runner["save_step"] == 0 or self.step == total:
-                        self.save()
-            if runner["test_last"]:
-                self.evaluate(self.splits("test_splits"), tracker)
-            return tracker.results
+        if runner["test_first"] and self.step == 0:
+            self._evaluate_or_stop("test_splits", tracker)
+        if self._evaluation_is_due() and self.evaluated_step < self.step:
+            # It failed after this step, and what it needed may have been mended.
+            self._evaluate_on_the_way(tracker)
+        with StepProgress(self.step, total, shown=self.world.is_lead) as progress:
+            while self.step < total:
+                report = self.train_step()
+                progress.advance(self.step, report.losses)
+                if self.step % runner["log_step"] == 0 or self.step == total:
+                    self._log_training(tracker, report.losses)
+                if report.stop:
+                    self._save_and_stop()
+                if self._evaluation_is_due():
+                    self._evaluate_on_the_way(tracker)
+                if self.step % runner["save_step"] == 0 or self.step == total:
+                    self.save()
+        if runner["test_last"]:
+            self._evaluate_or_stop("test_splits", tracker)
+
+    def train_step(self) -> StepReport:
+        """One update from a batch of every share of every task, over all ranks."""
+        self.tallies.step = self.step + 1
+        if self.world.watch is not None:
+            self.world.watch.step = self.step + 1
+        report = self.training_step.take()
+        self.step += 1
+        return report
+
+    def stop_asked(self) -> bool:
+        """Whether a signal came, here or on another rank."""
+        watch = self.world.watch
+        by_signal = self._signals is not None and self._signals.requested is not None
+        return by_signal or (watch is not None and watch.stop_asked is not None)
+
+    def _save_and_stop(self) -> None:
+        self.save()
+        raise Stopped(f"The run was asked to stop and saved itself at step {self.step}.")
 
     def _evaluation_is_due(self) -> bool:
         runner = self.config["runner"]
         at_an_end = self.step == runner["total_steps"]
         return self.step > 0 and (self.step % runner["eval_step"] == 0 or at_an_end)
 
-    def _evaluate_on_the_way(self, tracker: Tracker) -> None:
+    def _evaluate_on_the_way(self, tracker: Tracker | None) -> None:
         try:
             self.evaluate(self.splits("dev_splits"), tracker, keep_best=True)
+        except Interrupted:
+            self._save_and_stop()
+        except RankLost:
+            raise
         except Exception:
             # What was trained since the last save is worth more than the evaluation.
             logger.error("The evaluation failed: saving what was trained.")
@@ -141,211 +256,120 @@ class MultiTaskRunner:
             raise
         self.evaluated_step = self.step
 
-    def train_step(self) -> dict[str, float]:
-        """One update from one batch of every task (or several, where gradients accumulate).
-
-        Returns:
-            the loss of each task, averaged over the accumulated batches.
-        """
-        self._set_training(True)
-        pieces = self.config["runner"]["gradient_accumulate_steps"]
-        totals = dict.fromkeys(self.tasks, 0.0)
-        for _ in range(pieces):
-            losses = self._forward_all(self._draw_all())
-            (sum_of_losses(losses) / pieces).backward()
-            for name, loss in losses.items():
-                totals[name] += loss.item() / pieces
-        self._update()
-        self.step += 1
-        return totals
+    def _evaluate_or_stop(self, kind: str, tracker: Tracker | None) -> None:
+        """Evaluate before the first or after the last step, where nothing is left to save."""
+        try:
+            self.evaluate(self.splits(kind), tracker)
+        except Interrupted:
+            raise Stopped("The run was asked to stop; there was nothing to save.") from None
 
     def try_out(self) -> None:
         """One batch of every training and evaluation split, through everything but the update."""
-        check_splits(self.config, self.tasks)
-        self._set_training(True)
-        sum_of_losses(self._forward_all(self._draw_all())).backward()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._set_training(False)
-        with torch.no_grad():
-            for name, split in self.splits("dev_splits") + self.splits("test_splits"):
-                expert = self.tasks[name].expert
-                wavs, *others = next(iter(expert.get_dataloader(split)))
-                expert(split, self._features(wavs), *others, records=defaultdict(list))
-                logger.info("%s %s: in order", name, split)
+        splits = self.splits("dev_splits") + self.splits("test_splits")
+        self.world.together(lambda: check_splits(self.config, self.tasks))
+        self.world.together(self.training_step.try_out)
+        self.world.together(lambda: self.evaluator.try_out(splits))
 
-    def _draw_all(self) -> dict[str, tuple[list[Any], list[Any]]]:
-        """The next batch of every task: its waveforms, and what else the loader gives."""
-        batches = {}
+    def _log_training(self, tracker: Tracker | None, losses: Mapping[str, float]) -> None:
+        reports = []
         for name, task in self.tasks.items():
-            batches[name] = task.stream.next_batch()
-            task.batch_ids.append(task.stream.batch - 1)
-        return batches
-
-    def _forward_all(self, batches: Mapping[str, tuple[list[Any], list[Any]]]) -> dict[str, Tensor]:
-        """One pass of the encoder for all tasks, then each head on its own utterances."""
-        wavs = [wav for task_wavs, _ in batches.values() for wav in task_wavs]
-        features = self._features(wavs)
-        if self.specaug is not None:
-            features = self.specaug(features)
-        losses = {}
-        first = 0
-        for name, (task_wavs, others) in batches.items():
-            own = features[first : first + len(task_wavs)]
-            first += len(task_wavs)
-            task = self.tasks[name]
-            losses[name] = task.expert(task.train_split, own, *others, records=task.records)
-        return losses
-
-    def _features(self, wavs: Sequence[Any]) -> list[Tensor]:
-        """The features of utterances of any tasks, float32 (frames_i, D) each."""
-        waveforms = [torch.as_tensor(wav, dtype=torch.float32).to(self.device) for wav in wavs]
-        trains_encoder = torch.is_grad_enabled() and not self.freeze
-        with self._autocast():
-            with torch.set_grad_enabled(trains_encoder):
-                hidden_states = self.upstream(waveforms)
-            # The heads run in float32: CTC and AM-softmax lose too much below it.
-            return [feature.float() for feature in self.featurizer(hidden_states)]
-
-    def _update(self) -> None:
-        norm = nn.utils.clip_grad_norm_(
-            self._trainable(), self.config["runner"]["gradient_clipping"]
-        )
-        if math.isfinite(norm):
-            self.optimizer.step()
-        else:
-            self.skipped_steps += 1
-            logger.warning(
-                "The gradient norm of step %d is %s: the step is skipped (%d so far).",
-                self.step + 1,
-                norm.item(),
-                self.skipped_steps,
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.scheduler is not None:
-            self.scheduler.step()
-
-    def _log_training(self, tracker: Tracker, losses: Mapping[str, float]) -> None:
-        for task in self.tasks.values():
-            records, batch_ids = task.take_records()
-            batches = task.stream.epoch_batches
-            report_split(tracker, task, task.train_split, records, self.step, batch_ids, batches)
-        tracker.record("run", "train", "loss", sum(losses.values()), self.step)
+            gathered = self.groups[name].gather(task.take_records())
+            if gathered is not None:
+                records, batch_ids = put_together(gathered)
+                total = task.stream.epoch_batches
+                reports.append(
+                    report_split(task, task.train_split, records, self.step, batch_ids, total)
+                )
+        collected = self.world.gather(reports)
+        if tracker is None or collected is None:
+            return
+        order = self.config["downstream"].index
+        for report in sorted(chain(*collected), key=lambda report: order(report.task)):
+            tracker.write(report)
+        for metric, value in self.tallies.counts().items():
+            tracker.record("run", "train", metric, value, self.step)
+        total_loss = math.fsum(loss for loss in losses.values() if math.isfinite(loss))
+        tracker.record("run", "train", "loss", total_loss, self.step)
         tracker.record("run", "train", "lr", self.optimizer.param_groups[0]["lr"], self.step)
         shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-        logger.info("step %d  loss %.3f  (%s)", self.step, sum(losses.values()), shown)
+        logger.info("step %d  loss %.3f  (%s)", self.step, total_loss, shown)
 
     # ----------------------------------------------------------------------- evaluation
 
     def evaluate(
-        self, splits: Iterable[tuple[str, str]], tracker: Tracker, keep_best: bool = False
+        self, splits: Iterable[tuple[str, str]], tracker: Tracker | None, keep_best: bool = False
     ) -> None:
         """Evaluate splits of tasks with the weights as they are.
 
         Args:
             splits: pairs of task and split.
-            tracker: takes the metrics; `results.json` then holds them.
+            tracker: takes the metrics; `results.json` then holds them. None on all ranks but the
+                first.
             keep_best: write `<task>/<split>-best.ckpt` where the expert asks for it.
 
         Raises:
             UserError: the run has no such task.
+            Interrupted: the run was asked to stop before all splits were done.
         """
-        report_layer_weights(tracker, self.featurizer, self.upstream.num_hidden_states, self.step)
-        for name, split in splits:
-            if name not in self.tasks:
+        wanted = list(splits)
+        for name, _ in wanted:
+            if name not in self.config["downstream"]:
                 raise UserError(
                     f"The run has no task {name!r}.",
                     where="-t",
-                    fix=nearest(name, list(self.tasks)),
+                    fix=nearest(name, self.config["downstream"]),
                 )
-            task = self.tasks[name]
-            records, batches = self._records_of(task, split)
-            values, save_names = report_split(
-                tracker, task, split, records, self.step, list(range(batches)), batches
-            )
-            tracker.keep(name, split, values)
-            shown = "  ".join(f"{metric} {value:.4f}" for metric, value in values.items())
-            logger.info("step %d  %s %s  %s", self.step, name, split, shown)
-            for file in save_names if keep_best else []:
-                checkpoints.save(self.task_state(task), self.folder / name / file)
+        reports = self.evaluator.evaluate(wanted, self.step)
+        self.world.together(lambda: self._publish(reports, tracker, keep_best))
 
-    @torch.no_grad()
-    def _records_of(self, task: Task, split: str) -> tuple[dict[str, list[Any]], int]:
-        """What an expert recorded over a split, and of how many batches."""
-        self._set_training(False)
-        records: dict[str, list[Any]] = defaultdict(list)
-        batches = 0
-        for wavs, *others in task.expert.get_dataloader(split):
-            features = self._features(wavs)
-            # s3prl numbers the batches of an evaluation for experts that want it.
-            number = {"batch_id": batches} if task.takes_batch_id else {}
-            task.expert(split, features, *others, records=records, **number)
-            batches += 1
-        if batches == 0:
-            raise UserError(f"{task.name}: the split {split!r} has no utterances.")
-        return records, batches
+    def _publish(self, reports: Iterable[Report], tracker: Tracker | None, keep_best: bool) -> None:
+        if tracker is None:
+            return
+        layers = report_layer_weights(self.featurizer, self.upstream.num_hidden_states, self.step)
+        if layers.scalars:
+            tracker.write(layers)
+            tracker.keep(layers)
+            shown = " ".join(f"{value:.3f}" for value in layers.values.values())
+            logger.info("step %d  weights of the layers: %s", self.step, shown)
+        for report in reports:
+            tracker.write(report)
+            tracker.keep(report)
+            for file in report.save_names if keep_best else []:
+                head = report.head or snapshot.head_entry(self.tasks[report.task])
+                best = self.run_state.weights(self.step, {report.task: head})
+                checkpoints.save(best, self.folder / report.task / file)
 
     # ---------------------------------------------------------------------- checkpoints
 
     def save(self) -> Path:
         """Write `states-<step>.ckpt`, and only then delete the ones that are too many."""
         path = self.folder / f"states-{self.step}.ckpt"
-        checkpoints.save(self.state(), path)
-        checkpoints.keep_newest(self.folder, self.config["runner"]["max_keep"])
+        share_buffers(self.tasks, self.groups)
+        mend_drift(self.world, "the encoder", self._encoder_parameters())
+        for name, task in self.tasks.items():
+            mend_drift(self.groups[name], f"the head of {name}", task.expert.parameters())
+        state = self.state()
+        with self.world.doing("saving a checkpoint"):
+            self.world.together(lambda: self._write(state, path))
         return path
 
-    def state(self) -> checkpoints.Checkpoint:
-        """All that the run needs to go on as if it had not been interrupted."""
-        state = self._weights(self.tasks.values())
-        state["Optimizer"] = self.optimizer.state_dict()
-        state["Scheduler"] = self.scheduler.state_dict() if self.scheduler else None
-        state["Random"] = random_state()
-        state["EvaluatedStep"] = self.evaluated_step
-        for name, task in self.tasks.items():
-            state["Tasks"][name]["Stream"] = task.stream.state_dict()
-        return state
+    def _write(self, state: checkpoints.Checkpoint | None, path: Path) -> None:
+        if state is not None:
+            checkpoints.save(state, path)
+            checkpoints.keep_newest(self.folder, self.config["runner"]["max_keep"])
 
-    def task_state(self, task: Task) -> checkpoints.Checkpoint:
-        """The weights that evaluate one task: the encoder's and its head's."""
-        return self._weights([task])
-
-    def _weights(self, tasks: Iterable[Task]) -> checkpoints.Checkpoint:
-        return snapshot.weights(
-            self.source_config, self.step, self.skipped_steps, self.upstream, self.featurizer, tasks
-        )
-
-    def load_state(self, state: checkpoints.Checkpoint) -> None:
-        """Take over the step and the weights."""
-        self.step = state["Step"]
-        self.skipped_steps = state["SkippedSteps"]
-        snapshot.restore_weights(state, self.upstream, self.featurizer, self.tasks.values())
-
-    def continue_training(self, state: checkpoints.Checkpoint) -> None:
-        """Put optimizer, schedule, batches and all chance where the checkpoint left them."""
-        self.evaluated_step = state["EvaluatedStep"]
-        self.optimizer.load_state_dict(state["Optimizer"])
-        if self.scheduler is not None and state["Scheduler"] is not None:
-            self.scheduler.load_state_dict(state["Scheduler"])
-        for name, task in self.tasks.items():
-            task.stream.load_state_dict(state["Tasks"][name]["Stream"])
-        set_random_state(state["Random"])
+    def state(self) -> checkpoints.Checkpoint | None:
+        """All that the run needs to go on, on the first rank; None on the others."""
+        return self.run_state.collect(self.step, self.evaluated_step)
 
     # ------------------------------------------------------------------------- the rest
 
     def splits(self, kind: str) -> list[tuple[str, str]]:
         """Pairs of task and split: those of `dev_splits` or `test_splits` of every task."""
-        return [(name, split) for name, task in self.tasks.items() for split in getattr(task, kind)]
+        known: dict[str, list[str]] = {}
+        for part in self.world.all_gather({n: getattr(t, kind) for n, t in self.tasks.items()}):
+            known |= part
+        return [(name, split) for name in self.config["downstream"] for split in known[name]]
 
-    def _trainable(self) -> list[nn.Parameter]:
-        modules = [self.upstream, self.featurizer, *(task.expert for task in self.tasks.values())]
-        return [p for module in modules for p in module.parameters() if p.requires_grad]
-
-    def _set_training(self, training: bool) -> None:
-        self.upstream.train(training and not self.freeze)
-        self.featurizer.train(training)
-        for task in self.tasks.values():
-            task.expert.train(training)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.config["precision"] == "bf16"
-        )
+    def _encoder_parameters(self) -> list[nn.Parameter]:
+        return [*self.upstream.parameters(), *self.featurizer.parameters()]

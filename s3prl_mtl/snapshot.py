@@ -1,11 +1,13 @@
-"""What of a run's modules a checkpoint holds, and how they take it over again."""
+"""What of a run a checkpoint holds, and how the run takes it over again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from s3prl_mtl.checkpoint import Checkpoint
 from s3prl_mtl.config import Config
@@ -20,28 +22,34 @@ _PREFIX = "model."
 def weights(
     config: Config,
     step: int,
-    skipped_steps: int,
+    tallies: Mapping[str, Any],
     upstream: Upstream,
     featurizer: Featurizer,
-    tasks: Iterable[Task],
+    heads: Mapping[str, dict[str, Any]],
 ) -> Checkpoint:
-    """The weights of the encoder, the featurizer and the heads, and what rebuilds them."""
+    """The weights of the encoder, the featurizer and the heads, and what rebuilds them.
+
+    Args:
+        heads: the `head_entry` of every task.
+    """
     return {
-        "Format": 1,
+        "Format": 2,
         "Step": step,
-        "SkippedSteps": skipped_steps,
+        "Tallies": dict(tallies),
         "Config": config,
         "Upstream": {_PREFIX + name: value for name, value in upstream.state_dict().items()},
         "UpstreamInfo": upstream.checkpoint_info,
         "Featurizer": featurizer.state_dict(),
-        "Tasks": {
-            task.name: {
-                "Downstream": task.expert.state_dict(),
-                "Labels": getattr(task.expert, "labels", None),
-                "Decision": getattr(task.expert, "decision", {}),
-            }
-            for task in tasks
-        },
+        "Tasks": dict(heads),
+    }
+
+
+def head_entry(task: Task) -> dict[str, Any]:
+    """What a checkpoint holds of a task to evaluate and use it."""
+    return {
+        "Downstream": on_cpu(task.expert.state_dict()),
+        "Labels": getattr(task.expert, "labels", None),
+        "Decision": getattr(task.expert, "decision", {}),
     }
 
 
@@ -88,3 +96,51 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Any], what: str, wher
             where=where,
             fix="The upstream, its size and the task's settings must be as when they were saved.",
         ) from cause
+
+
+def parameter_names(
+    upstream: Upstream, featurizer: nn.Module, tasks: Iterable[Task]
+) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by a name that is the same whoever holds them."""
+    modules: dict[str, nn.Module] = {"Upstream": upstream, "Featurizer": featurizer}
+    modules |= {f"Tasks/{task.name}": task.expert for task in tasks}
+    return {
+        f"{prefix}/{name}": parameter
+        for prefix, module in modules.items()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def optimizer_state(optimizer: Optimizer, names: Iterable[str]) -> dict[str, Any]:
+    """An optimizer's settings, and its state of each parameter by name.
+
+    Args:
+        names: of the optimizer's parameters, in its order.
+    """
+    whole = optimizer.state_dict()
+    (group,) = whole["param_groups"]
+    settings = {key: value for key, value in group.items() if key != "params"}
+    state = {name: whole["state"][i] for i, name in enumerate(names) if i in whole["state"]}
+    return {"Settings": settings, "State": on_cpu(state)}
+
+
+def load_optimizer_state(
+    optimizer: Optimizer, names: Iterable[str], saved: Mapping[str, Any]
+) -> None:
+    """Take over what `optimizer_state` gave, as far as this optimizer has the parameters."""
+    listed = list(names)
+    state = {i: saved["State"][name] for i, name in enumerate(listed) if name in saved["State"]}
+    group = {**saved["Settings"], "params": list(range(len(listed)))}
+    optimizer.load_state_dict({"state": state, "param_groups": [group]})
+
+
+def on_cpu(value: Any) -> Any:
+    """The same nested value with its tensors on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: on_cpu(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [on_cpu(entry) for entry in value]
+    return value

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +23,38 @@ Results = dict[str, dict[str, dict[str, float]]]
 
 FEATURIZER = "featurizer"
 """The entry of the learned layer weights, beside the tasks: {featurizer: {layer_weights: {...}}}"""
+
+
+@dataclass
+class Report:
+    """The numbers of one split of one task, as its expert wrote them.
+
+    Looks like a `SummaryWriter` to the expert. Scalars are named `<prefix>/<split>-<metric>` by
+    s3prl's contract; only the metric is news.
+
+    Attributes:
+        scalars: (metric, value, step), in the order written.
+        save_names: checkpoints that the values earned.
+        head: what these checkpoints hold of the task, where the rank that writes has no such head.
+    """
+
+    task: str
+    split: str
+    scalars: list[tuple[str, float, int]] = field(default_factory=list)
+    save_names: list[str] = field(default_factory=list)
+    head: dict[str, Any] | None = None
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        metric = tag.rpartition("/")[2].removeprefix(f"{self.split}-")
+        self.scalars.append((metric, float(scalar_value), int(global_step)))
+
+    @property
+    def values(self) -> dict[str, float]:
+        return {metric: value for metric, value, _ in self.scalars}
+
+    def __str__(self) -> str:
+        shown = "  ".join(f"{metric} {value:.4f}" for metric, value in self.values.items())
+        return f"{self.task} {self.split}  {shown}"
 
 
 class Tracker:
@@ -73,34 +106,16 @@ class Tracker:
         self._lines.flush()
         self._tensorboard.add_scalar(f"{task}/{split}-{metric}", value, global_step=step)
 
-    def for_split(self, task: str, split: str) -> SplitLogger:
-        """The logger that an expert gets for a split of its task."""
-        return SplitLogger(self, task, split)
+    def write(self, report: Report) -> None:
+        """Note all numbers of a split."""
+        for metric, value, step in report.scalars:
+            self.record(report.task, report.split, metric, value, step)
 
-    def keep(self, task: str, split: str, values: dict[str, float]) -> None:
+    def keep(self, report: Report) -> None:
         """Make these the results of the last evaluation of a split."""
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self.results.setdefault(task, {})[split] = finite
+        finite = {name: value for name, value in report.values.items() if math.isfinite(value)}
+        self.results.setdefault(report.task, {})[report.split] = finite
         _replace(self.folder / "results.json", json.dumps(self.results, indent=2) + "\n")
-
-
-class SplitLogger:
-    """What `log_records` of an expert writes to: it looks like a `SummaryWriter`.
-
-    Scalars are named `<prefix>/<split>-<metric>` by s3prl's contract; only the metric is news.
-    """
-
-    def __init__(self, tracker: Tracker, task: str, split: str) -> None:
-        self.tracker = tracker
-        self.task = task
-        self.split = split
-        self.values: dict[str, float] = {}
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        metric = tag.rpartition("/")[2].removeprefix(f"{self.split}-")
-        value = float(scalar_value)
-        self.values[metric] = value
-        self.tracker.record(self.task, self.split, metric, value, int(global_step))
 
 
 def _replace(path: Path, text: str) -> None:

@@ -16,6 +16,7 @@ from s3prl_mtl.config import Config, build_config, parse_tasks
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.snapshot import encoder_weights
+from s3prl_mtl.step import forward
 from s3prl_mtl.tracking import Tracker, read_metrics, read_results
 
 SMALL_HEADS = Path(__file__).parents[1] / "run_scripts" / "demo.yaml"
@@ -57,6 +58,14 @@ def assert_same(first: object, second: object, where: str = "") -> None:
         assert first == second, where
 
 
+def losses_of_a_draw(runner: MultiTaskRunner) -> list[torch.Tensor]:
+    """The losses of the next batches, without dropout."""
+    step = runner.training_step
+    step.set_training(False)
+    records = defaultdict(lambda: defaultdict(list))
+    return forward(step.draw(), step.tasks, step.encoding, step.specaug, records)
+
+
 def test_nine_tasks_train_together_and_leave_a_whole_run(make_config, tmp_path: Path):
     config = make_config("all", runner__total_steps=2, runner__test_last=True)
     runner = MultiTaskRunner(config, tmp_path)
@@ -89,9 +98,7 @@ def test_a_step_is_the_sum_of_what_each_task_would_do_alone(make_config, tmp_pat
     gradients = []
     for tasks in (["ks", "asr", "sd"], ["ks"], ["asr"], ["sd"]):
         runner = MultiTaskRunner({**config, "downstream": tasks}, tmp_path / "-".join(tasks))
-        runner._set_training(False)
-        losses = runner._forward_all(runner._draw_all())
-        torch.stack(list(losses.values())).sum().backward()
+        torch.stack(losses_of_a_draw(runner)).sum().backward()
         gradients.append(runner.upstream.encoder.layers[1].fc1.weight.grad)
     torch.testing.assert_close(gradients[0], sum(gradients[1:]), rtol=1e-4, atol=1e-6)
 
@@ -101,19 +108,17 @@ def test_accumulated_batches_give_the_mean_of_their_gradients(make_config, tmp_p
     updates = []
     for batch in range(2):
         runner = MultiTaskRunner(make_config("er", **shared), tmp_path / f"batch{batch}")
-        for module in (runner.upstream, runner.featurizer):
-            module.eval()
         for _ in range(batch):
-            runner._draw_all()
-        runner._forward_all(runner._draw_all())["er"].backward()
+            runner.training_step.draw()
+        losses_of_a_draw(runner)[0].backward()
         updates.append(runner.tasks["er"].expert.projector.weight.grad)
     both = MultiTaskRunner(
         make_config("er", **shared, runner__gradient_accumulate_steps=2), tmp_path / "both"
     )
-    both._set_training = lambda training: None
-    both.upstream.eval()
-    both.featurizer.eval()
-    both._update = lambda: None
+    step = both.training_step
+    step.set_training(False)
+    step.set_training = lambda training: None
+    step._update = lambda memory_is_short: None
     both.train_step()
     grad = both.tasks["er"].expert.projector.weight.grad
     torch.testing.assert_close(grad, (updates[0] + updates[1]) / 2, rtol=1e-4, atol=1e-7)
@@ -200,11 +205,11 @@ def test_a_gradient_that_is_no_number_is_skipped_and_counted(make_config, tmp_pa
     weights = {n: p.clone() for n, p in runner.tasks["er"].expert.state_dict().items()}
     for parameter in runner.upstream.parameters():
         parameter.grad = torch.full_like(parameter, math.nan)
-    runner._update()
-    assert runner.skipped_steps == 1
+    runner.training_step._update(memory_is_short=False)
+    assert runner.tallies.skipped_steps == 1
     assert_same(weights, dict(runner.tasks["er"].expert.state_dict()))
     runner.train_step()
-    assert runner.skipped_steps == 1
+    assert runner.tallies.skipped_steps == 1
 
 
 def test_all_problems_with_the_data_are_one_report(make_config, tmp_path: Path):
@@ -288,7 +293,7 @@ def test_bf16_trains_to_nearly_the_same_losses(make_config, tmp_path: Path):
     for precision in ("fp32", "bf16"):
         config = make_config("ks,asr", precision=precision, runner__total_steps=5)
         runner = MultiTaskRunner(config, tmp_path / precision)
-        losses[precision] = [sum(runner.train_step().values()) for _ in range(3)]
+        losses[precision] = [sum(runner.train_step().losses.values()) for _ in range(3)]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
     assert losses["bf16"] != losses["fp32"]
 

@@ -9,14 +9,15 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.tracking import Tracker, read_metrics, read_results
+from s3prl_mtl.tracking import Report, Tracker, read_metrics, read_results
 
 
 def test_a_number_reaches_all_three_places(tmp_path: Path):
     with Tracker(tmp_path) as tracker:
-        logger = tracker.for_split("asr", "dev-clean")
-        logger.add_scalar("asr/dev-clean-wer", 0.25, global_step=3)
-        tracker.keep("asr", "dev-clean", logger.values)
+        report = Report("asr", "dev-clean")
+        report.add_scalar("asr/dev-clean-wer", 0.25, global_step=3)
+        tracker.write(report)
+        tracker.keep(report)
     assert list(read_metrics(tmp_path)) == [
         {"step": 3, "task": "asr", "split": "dev-clean", "metric": "wer", "value": 0.25}
     ]
@@ -25,20 +26,19 @@ def test_a_number_reaches_all_three_places(tmp_path: Path):
     assert [(e.step, e.value) for e in events.Scalars("asr/dev-clean-wer")] == [(3, 0.25)]
 
 
-def test_a_strangers_prefix_does_not_matter(tmp_path: Path):
-    with Tracker(tmp_path) as tracker:
-        logger = tracker.for_split("er", "dev")
-        logger.add_scalar("emotion-fold1/dev-acc", 0.5, global_step=1)
-    assert logger.values == {"acc": 0.5}
+def test_a_strangers_prefix_does_not_matter():
+    report = Report("er", "dev")
+    report.add_scalar("emotion-fold1/dev-acc", 0.5, global_step=1)
+    assert report.values == {"acc": 0.5}
 
 
 def test_the_results_are_those_of_the_last_evaluation(tmp_path: Path):
     with Tracker(tmp_path) as tracker:
-        tracker.keep("ks", "test", {"acc": 0.1})
-        tracker.keep("ks", "test", {"acc": 0.2})
-        tracker.keep("ks", "dev", {"acc": 0.3})
+        tracker.keep(Report("ks", "test", [("acc", 0.1, 1)]))
+        tracker.keep(Report("ks", "test", [("acc", 0.2, 1)]))
+        tracker.keep(Report("ks", "dev", [("acc", 0.3, 1)]))
     with Tracker(tmp_path) as tracker:
-        tracker.keep("er", "dev", {"acc": 0.4})
+        tracker.keep(Report("er", "dev", [("acc", 0.4, 1)]))
     assert read_results(tmp_path) == {
         "ks": {"test": {"acc": 0.2}, "dev": {"acc": 0.3}},
         "er": {"dev": {"acc": 0.4}},
@@ -90,7 +90,7 @@ def test_a_run_from_its_beginning_starts_with_no_numbers(tmp_path: Path):
 def test_a_value_that_is_no_number_is_valid_json(tmp_path: Path):
     with Tracker(tmp_path) as tracker:
         tracker.record("ks", "train", "loss", float("nan"), 1)
-        tracker.keep("ks", "train", {"loss": float("inf"), "acc": 0.5})
+        tracker.keep(Report("ks", "train", [("loss", float("inf"), 1), ("acc", 0.5, 1)]))
     line = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(line, parse_constant=lambda text: 1 / 0)["value"] is None
     assert read_results(tmp_path) == {"ks": {"train": {"acc": 0.5}}}

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from s3prl_mtl.data.audio import UnreadableAudio
 from s3prl_mtl.data.manifests import MAXIMUM_SKIPPED
-from s3prl_mtl.data.sampling import Draw, derived_seed, plan_batches
+from s3prl_mtl.data.sampling import Draw, batches_of_shares, derived_seed, plan_batches
 from s3prl_mtl.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+SECONDS_AFTER_SIGTERM = 30
+"""How long a loader worker goes on; schedulers mostly kill after 30 seconds."""
 
 Collate = Callable[[list[Cut], list[torch.Generator]], tuple[Any, ...]]
 """Turns the cuts of a batch, and a source of random choices for each, into (waveforms, *others)."""
@@ -35,11 +42,11 @@ def make_loader(
     bucketed: bool = False,
     max_batch_seconds: float | None = None,
     num_workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
+    shares: Sequence[int] = (0,),
+    num_shares: int = 1,
     skip_batches: int = 0,
-) -> DataLoader[Any]:
-    """A loader of one epoch's batches on one rank.
+) -> EpochLoader:
+    """A loader of those of an epoch's batches that make up some of its shares.
 
     The order is a pure function of `seed` and `epoch` (:func:`plan_batches`), and so is every
     random choice that `collate` makes with the generators it is given (:func:`item_generator`),
@@ -52,12 +59,13 @@ def make_loader(
         cuts: the split.
         collate: runs in the worker, gets the batch's cuts and a generator for each, returns
             (waveforms, *others).
-        shuffle: training: random order, equally many batches on every rank. Otherwise
-            evaluation: every utterance exactly once over all ranks, in order.
-        skip_batches: leave out so many batches of this rank's epoch, to go on from a checkpoint.
-        batch_size, epoch, seed, weights, bucketed, max_batch_seconds, rank, world_size: as in
+        shuffle: training: random order, equally many batches in every share. Otherwise
+            evaluation: every utterance exactly once over all shares, in order.
+        skip_batches: leave out so many batches of this loader, to go on from a checkpoint.
+        batch_size, epoch, seed, weights, bucketed, max_batch_seconds, shares, num_shares: as in
             :func:`plan_batches`.
-        num_workers: processes that load; 0 loads in this one.
+        num_workers: processes that load; 0 loads in this one. They outlive the signals by which a
+            scheduler ends a job (:class:`OutlivesStopSignals`).
 
     Returns:
         Iterable over `collate`'s results; its length is the number of batches that it yields.
@@ -69,7 +77,8 @@ def make_loader(
     chosen = list(cuts)
     if not chosen:
         raise UserError("There are no utterances to make batches of.")
-    plan = plan_batches(
+    # Of all shares: the choice among them is made below, where their number is needed too.
+    epoch_plan = plan_batches(
         [cut.duration for cut in chosen],
         batch_size=batch_size,
         shuffle=shuffle,
@@ -78,19 +87,22 @@ def make_loader(
         weights=weights,
         bucketed=bucketed,
         max_batch_seconds=max_batch_seconds,
-        rank=rank,
-        world_size=world_size,
+        shares=range(num_shares),
+        num_shares=num_shares,
     )
+    plan = batches_of_shares(epoch_plan, shares if shuffle else sorted(shares), num_shares)
     if not 0 <= skip_batches <= len(plan):
         raise UserError(
             f"Batch {skip_batches} of epoch {epoch} does not exist: it has {len(plan)} batches.",
             fix="The corpus or the batch size changed since the checkpoint; train from its start.",
         )
-    return _Loader(
+    return EpochLoader(
         _Batches(chosen, collate, seed, epoch, training=shuffle),
         sampler=plan[skip_batches:],
         batch_size=None,
         num_workers=num_workers,
+        worker_init_fn=OutlivesStopSignals(),
+        epoch_batches=len(epoch_plan),
         # DataLoader draws a seed for its workers; from the global state that would make training
         # depend on how often loaders were made.
         generator=torch.Generator().manual_seed(derived_seed("workers", seed, epoch)),
@@ -112,12 +124,25 @@ def item_generator(seed: int, epoch: int, position: int, cut_id: str) -> torch.G
     return torch.Generator().manual_seed(derived_seed("item", seed, epoch, position, cut_id))
 
 
-class _Loader(DataLoader[Any]):
-    """Raises a mistake that a worker met as that mistake, and passes over empty batches."""
+class EpochLoader(DataLoader[Any]):
+    """Raises a mistake that a worker met as that mistake, and passes over empty batches.
+
+    Args:
+        epoch_batches: batches of the whole epoch, over all shares.
+        arguments: DataLoader's.
+    """
+
+    def __init__(self, *arguments: Any, epoch_batches: int, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.epoch_batches = epoch_batches
+        self.batches_read = 0
+        """Since iteration began, with the ones that were passed over."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         dropped = 0
+        self.batches_read = 0
         for loaded in super().__iter__():
+            self.batches_read += 1
             if isinstance(loaded, UserError):
                 raise loaded
             dropped += loaded.dropped
@@ -132,6 +157,47 @@ class _Loader(DataLoader[Any]):
                 where="the files that the log names",
                 fix="Unpack the corpus again, or take these files out of it.",
             )
+
+
+class OutlivesStopSignals:
+    """Prepares a loader worker for the signals that a scheduler sends to all processes of a job.
+
+    The run finishes its step after such a signal and saves itself, and it needs its workers for
+    that: SIGUSR1 and SIGINT are ignored, and after SIGTERM a worker goes on for
+    `SECONDS_AFTER_SIGTERM`. When it is its parent that terminates it, it ends at once. (On macOS,
+    where Python cannot tell who sent a signal, SIGTERM does what it always does.)
+
+    Args:
+        init: what else prepares the worker, called with the worker's number.
+    """
+
+    def __init__(self, init: Callable[[int], object] | None = None) -> None:
+        self.init: Callable[[int], object] | None = init
+
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if hasattr(signal, "sigwaitinfo"):
+            # A handler would not learn the sender. Threads inherit what is blocked here, so that
+            # the signal waits for the one thread that asks for it.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            threading.Thread(target=_wait_for_sigterm, daemon=True).start()
+        if self.init is not None:
+            self.init(worker)
+
+
+def _wait_for_sigterm() -> None:
+    parent = multiprocessing.parent_process()
+    counting = False
+    while True:
+        sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
+        if parent is not None and sender == parent.pid:
+            # As torch's own handler does: a parent that exits must not be kept waiting.
+            os._exit(0)
+        if not counting:
+            # Once: a second signal must not put it off.
+            signal.alarm(SECONDS_AFTER_SIGTERM)
+            counting = True
 
 
 @dataclass

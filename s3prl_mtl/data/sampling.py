@@ -48,19 +48,20 @@ def plan_batches(
     weights: Sequence[float] | None = None,
     bucketed: bool = False,
     max_batch_seconds: float | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    shares: Sequence[int] = (0,),
+    num_shares: int = 1,
 ) -> list[list[Draw]]:
-    """The batches of one epoch on one rank, a pure function of the arguments.
+    """The batches of one epoch that make up some of its shares, a pure function of the arguments.
 
-    Training (`shuffle`): every utterance once over all ranks, in random order, the same number of
-    batches on every rank. Where the batches do not divide evenly, the utterances of the last ones
-    are dealt out in smaller batches, one to each rank; only when fewer utterances than ranks
-    remain are these left to the next epoch.
+    Training (`shuffle`): every utterance once over all shares, in random order, the same number of
+    batches in every share. Where the batches do not divide evenly, the utterances of the last ones
+    are dealt out in smaller batches, one to each share; only when fewer utterances than shares
+    remain are these left to the next epoch. Several shares come round by round: the first batch of
+    each, in the order of `shares`, then the second of each, and so on.
 
-    Evaluation (not `shuffle`): every utterance exactly once over all ranks, in the order given;
-    ranks may differ by one batch. (lhotse's samplers repeat utterances here to make the ranks
-    equal, which would change a metric.)
+    Evaluation (not `shuffle`): every utterance exactly once over all shares, in the order given;
+    batch i belongs to share i % num_shares, so that shares may differ by one batch. (lhotse's
+    samplers repeat utterances here to make them equal, which would change a metric.)
 
     Args:
         durations_seconds: duration of each utterance.
@@ -73,11 +74,11 @@ def plan_batches(
         bucketed: put utterances of similar duration together.
         max_batch_seconds: end a batch earlier rather than exceed this total duration; a single
             longer utterance is a batch of its own.
-        rank: this process.
-        world_size: number of processes that share the epoch.
+        shares: which shares, of 0 to num_shares - 1, each at most once.
+        num_shares: equal parts that the epoch is cut into.
 
     Raises:
-        UserError: a setting is out of range, or there are fewer utterances than ranks to train on.
+        UserError: a setting is out of range, or there are fewer training utterances than shares.
     """
     _check_settings(len(durations_seconds), batch_size, weights, max_batch_seconds)
     generator = torch.Generator().manual_seed(derived_seed("order", seed, epoch))
@@ -93,12 +94,32 @@ def plan_batches(
     if bucketed:
         indices = _by_duration(indices, durations_seconds, batch_size, exact=not shuffle)
     batches = _cut(list(enumerate(indices)), durations_seconds, batch_size, max_batch_seconds)
-    if not shuffle:
-        return batches[rank::world_size]
-    if bucketed:
-        order = torch.randperm(len(batches), generator=generator).tolist()
-        batches = [batches[i] for i in order]
-    return _equal_share(batches, rank, world_size)
+    if shuffle:
+        if bucketed:
+            order = torch.randperm(len(batches), generator=generator).tolist()
+            batches = [batches[i] for i in order]
+        batches = _whole_rounds(batches, num_shares)
+    return batches_of_shares(batches, shares if shuffle else sorted(shares), num_shares)
+
+
+def batches_of_shares(
+    batches: Sequence[list[Draw]], shares: Sequence[int], num_shares: int
+) -> list[list[Draw]]:
+    """Those of an epoch's batches that belong to some shares.
+
+    Args:
+        batches: of the whole epoch; batch i belongs to share i % num_shares.
+        shares: which ones, in the order in which they come in every round of `num_shares` batches.
+        num_shares: number of shares.
+    """
+    if len(set(shares)) < len(shares) or not set(shares) <= set(range(num_shares)):
+        raise ValueError(f"shares {list(shares)} of {num_shares}")
+    return [
+        batches[start + share]
+        for start in range(0, len(batches), num_shares)
+        for share in shares
+        if start + share < len(batches)
+    ]
 
 
 def _check_settings(
@@ -157,15 +178,16 @@ def _cut(
     return batches
 
 
-def _equal_share(batches: list[list[Draw]], rank: int, world_size: int) -> list[list[Draw]]:
-    rounds, extra = divmod(len(batches), world_size)
-    share = batches[rank : rounds * world_size : world_size]
-    left = [draw for batch in batches[len(batches) - extra :] for draw in batch] if extra else []
-    if len(left) >= world_size:
-        share.append(left[rank::world_size])
-    if not share:
+def _whole_rounds(batches: list[list[Draw]], num_shares: int) -> list[list[Draw]]:
+    """The batches with those that do not make a round dealt out anew, one for each share."""
+    extra = len(batches) % num_shares
+    whole = batches[: len(batches) - extra]
+    left = [draw for batch in batches[len(whole) :] for draw in batch]
+    if len(left) >= num_shares:
+        whole += [left[share::num_shares] for share in range(num_shares)]
+    if not whole:
         raise UserError(
-            f"{len(left)} training utterances cannot be shared by {world_size} processes.",
+            f"{len(left)} training utterances cannot be shared by {num_shares} processes.",
             fix="Use fewer processes, or check that the corpus is complete.",
         )
-    return share
+    return whole

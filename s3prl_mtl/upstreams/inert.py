@@ -6,8 +6,10 @@ only holds attributes; a file that names any other is refused.
 
 from __future__ import annotations
 
+import errno
 import pickle
 import re
+import struct
 import zipfile
 import zlib
 from collections import OrderedDict, defaultdict
@@ -22,7 +24,12 @@ from s3prl_mtl.errors import UserError
 ZIP_MAGIC = b"PK\x03\x04"
 # torch.save before 1.6 began with its magic number, pickled.
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+DOS_FOLDER = 0x10  # a bit of the attributes that a zip file's index gives each part
 CLASS_KEY = "__class__"
+
+
+class DamagedFile(UserError):
+    """The file was written whole once and is not any more: cut short, or bytes of it changed."""
 
 
 class Inert:
@@ -86,24 +93,25 @@ def load_inert(path: Path, *, kind: str, verify: bool = False) -> Any:
         verify: read all of it first and compare its checksums, which torch does not.
 
     Raises:
-        UserError: no such file, not a PyTorch file, truncated, or it names a class or function
-            other than those known; the message names it.
+        DamagedFile: the file is empty, truncated, or bytes of it changed.
+        UserError: no such file, it cannot be read, it is not a PyTorch file, or it names a class
+            or function other than those known; the message names it.
     """
     where = str(path)
     another = f"Give the path of a whole {kind}: another copy, or an older one."
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"The {kind} {what}.", where=where, fix="Give the path of a file.")
     try:
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise UserError(f"The {kind} {what}.", where=where, fix="Give the path of a file.")
         with path.open("rb") as file:
             beginning = file.read(len(LEGACY_MAGIC))
+        is_zip = beginning.startswith(ZIP_MAGIC)
+        if not is_zip and beginning != LEGACY_MAGIC:
+            raise _unknown_beginning(beginning, path, kind, another)
     except OSError as error:
-        raise UserError(f"The {kind} cannot be read: {error.strerror}.", where=where) from None
-    is_zip = beginning.startswith(ZIP_MAGIC)
-    if not is_zip and beginning != LEGACY_MAGIC:
-        what = "is empty" if not beginning else "is not a file of torch.save"
-        raise UserError(f"The {kind} {what}.", where=where, fix=another)
-    if verify and is_zip:
+        raise _unreadable(error, kind, where) from None
+    verified = verify and is_zip
+    if verified:
         _verify_checksums(path, kind, another)
     try:
         with torch.serialization.safe_globals(_STAND_INS):
@@ -133,28 +141,81 @@ def load_inert(path: Path, *, kind: str, verify: bool = False) -> Any:
         TypeError,
         AttributeError,
     ) as error:
-        reason = str(error).split("\n")[0][:200]
-        raise UserError(
-            f"The {kind} is truncated or damaged ({type(error).__name__}: {reason}).",
-            where=where,
-            fix=another,
-        ) from None
+        if isinstance(error, OSError) and _is_of_disk(error):
+            raise _unreadable(error, kind, where) from None
+        reason = f"{type(error).__name__}: " + str(error).split("\n")[0][:200]
+        # Where the checksums are right, only the archive's index can still be wrong, and of that
+        # torch speaks in these words. Anything else is how the file was written, or the system.
+        of_index = re.match(r"RuntimeError: PytorchStreamReader(?!.*file \w+ failed)", reason)
+        if verified and not of_index:
+            raise UserError(
+                f"The {kind} cannot be loaded ({reason}).", where=where, fix=another
+            ) from None
+        raise _damaged(reason, path, kind, another) from None
+
+
+def _unknown_beginning(beginning: bytes, path: Path, kind: str, another: str) -> UserError:
+    """What a file is that does not begin as those of torch.save: a damaged one, or no such file.
+
+    A power cut may leave a file of the right size that holds zeros only, or nothing.
+    """
+    where = str(path)
+    if not beginning:
+        return DamagedFile(f"The {kind} is empty.", where=where, fix=another)
+    cut_short = ZIP_MAGIC.startswith(beginning) or LEGACY_MAGIC.startswith(beginning)
+    if cut_short or not any(beginning) or zipfile.is_zipfile(path):
+        return _damaged("its first bytes are wrong", path, kind, another)
+    return UserError(f"The {kind} is not a file of torch.save.", where=where, fix=another)
+
+
+def _unreadable(error: OSError, kind: str, where: str) -> UserError:
+    return UserError(f"The {kind} cannot be read: {error.strerror or error}.", where=where)
+
+
+def _is_of_disk(error: OSError) -> bool:
+    """Whether the file itself may be whole: a wrong offset in it is an invalid argument."""
+    return error.errno not in (None, errno.EINVAL)
 
 
 def _verify_checksums(path: Path, kind: str, another: str) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise UserError(
-            f"The {kind} is truncated or damaged ({error}).", where=str(path), fix=another
-        ) from None
+            members = archive.infolist()
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        EOFError,
+        OSError,
+        ValueError,
+        # A bit of the index may ask for a password or for a compression that nobody used.
+        RuntimeError,
+    ) as error:
+        # `zipfile` hides an error of the disk behind its own where it looks for the index.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, OSError) and _is_of_disk(cause):
+            raise _unreadable(cause, kind, str(path)) from None
+        raise _damaged(str(error), path, kind, another) from None
     if damaged is not None:
-        raise UserError(
+        raise DamagedFile(
             f"The {kind} is damaged: the checksum of its part {damaged} is wrong.",
             where=str(path),
             fix=another,
         )
+    for member in members:
+        # torch takes a part that is marked as a folder for read, and what was in memory for it.
+        if member.external_attr & DOS_FOLDER and not member.is_dir():
+            reason = f"its part {member.filename} is marked as a folder"
+            raise _damaged(reason, path, kind, another)
+    if not any(member.filename.endswith("/data.pkl") for member in members):
+        raise UserError(f"The {kind} is not a file of torch.save.", where=str(path), fix=another)
+
+
+def _damaged(reason: str, path: Path, kind: str, another: str) -> DamagedFile:
+    return DamagedFile(
+        f"The {kind} is truncated or damaged ({reason}).", where=str(path), fix=another
+    )
 
 
 def to_plain(value: Any) -> Any:

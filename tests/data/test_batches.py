@@ -1,8 +1,11 @@
-"""Batches: order, shares of ranks, resumption, random choices, damaged files."""
+"""Batches: order, shares, resumption, random choices, damaged files, workers and signals."""
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
+import signal
 from collections import Counter
 from itertools import pairwise
 
@@ -36,6 +39,11 @@ def ids_and_numbers(cuts, generators):
 def read_first_500(cuts, generators):
     pairs = zip(cuts, generators, strict=True)
     return [random_crop(load_waveform(cut), 500, g) for cut, g in pairs], [c.id for c in cuts]
+
+
+def who_reads(cuts, generators):
+    """The utterances, the reading process, and the seconds after which it ends itself."""
+    return [cut.id for cut in cuts], (os.getpid(), signal.getitimer(signal.ITIMER_REAL)[0])
 
 
 def batches(cuts, **settings):
@@ -100,36 +108,69 @@ def test_skipping_more_batches_than_there_are_is_an_error():
         batches(cuts_of(30), skip_batches=9)
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 7])
+@pytest.mark.parametrize("num_shares", [2, 3, 7])
 @pytest.mark.parametrize("count", [28, 29, 31, 40, 57])
 @pytest.mark.parametrize("bucketed", [False, True])
-def test_training_ranks_have_disjoint_shares_of_equal_length(world_size, count, bucketed):
+def test_training_shares_are_disjoint_and_of_equal_length(num_shares, count, bucketed):
     cuts = cuts_of(count, lambda i: 0.5 + i / 20)
     shares = [
-        batches(cuts, rank=rank, world_size=world_size, bucketed=bucketed)
-        for rank in range(world_size)
+        batches(cuts, shares=[share], num_shares=num_shares, bucketed=bucketed)
+        for share in range(num_shares)
     ]
     assert len({len(share) for share in shares}) == 1
     seen = Counter(identifier for share in shares for identifier in ids(share))
     assert max(seen.values()) == 1
-    # At most one utterance fewer than there are ranks waits for the next epoch.
-    assert count - len(seen) < world_size
+    # At most one utterance fewer than there are shares waits for the next epoch.
+    assert count - len(seen) < num_shares
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 7])
+@pytest.mark.parametrize("count", [28, 31])
+def test_several_training_shares_come_round_by_round(count):
+    cuts = cuts_of(count)
+    zero, one, two = (batches(cuts, shares=[share], num_shares=3) for share in range(3))
+    both = batches(cuts, shares=[2, 0], num_shares=3)
+    assert both == [batch for pair in zip(two, zero, strict=True) for batch in pair]
+    assert batches(cuts, shares=[2, 0], num_shares=3, skip_batches=3) == both[3:]
+    every = [batch for turn in zip(zero, one, two, strict=True) for batch in turn]
+    assert batches(cuts, shares=range(3), num_shares=3) == every
+
+
+@pytest.mark.parametrize("num_shares", [2, 3, 7])
 @pytest.mark.parametrize("count", [1, 5, 29])
-def test_evaluation_ranks_have_every_utterance_exactly_once(world_size, count):
+def test_evaluation_shares_hold_every_utterance_exactly_once(num_shares, count):
     cuts = cuts_of(count)
     shares = [
-        ids(batches(cuts, shuffle=False, rank=rank, world_size=world_size))
-        for rank in range(world_size)
+        ids(batches(cuts, shuffle=False, shares=[share], num_shares=num_shares))
+        for share in range(num_shares)
     ]
     assert sorted(i for share in shares for i in share) == sorted(f"u{i}" for i in range(count))
 
 
-def test_fewer_utterances_than_ranks_cannot_be_trained_on():
-    with pytest.raises(UserError, match="3 training utterances"):
-        batches(cuts_of(3), rank=0, world_size=4)
+def test_several_evaluation_shares_keep_the_order_of_the_split():
+    cuts = cuts_of(19)
+    whole = batches(cuts, shuffle=False)
+    found = batches(cuts, shuffle=False, shares=[2, 1], num_shares=3)
+    assert found == [whole[1], whole[2], whole[4]]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_loader_of_one_share_knows_how_many_batches_the_epoch_has(shuffle):
+    settings = {"batch_size": 4, "shuffle": shuffle, "shares": [1], "num_shares": 3}
+    loader = make_loader(cuts_of(19), ids_and_numbers, **settings)
+    # 5 batches; in training the last two are dealt out as three.
+    assert loader.epoch_batches == (6 if shuffle else 5)
+    assert len(loader) == 2
+
+
+@pytest.mark.parametrize("shares", [[3], [0, 0], [-1]])
+def test_shares_that_do_not_exist_or_come_twice_are_refused(shares):
+    with pytest.raises(ValueError, match="of 3"):
+        batches(cuts_of(30), shares=shares, num_shares=3)
+
+
+def test_fewer_utterances_than_shares_cannot_be_trained_on():
+    with pytest.raises(UserError, match="3 training utterances cannot be shared by 4 processes"):
+        batches(cuts_of(3), shares=[0], num_shares=4)
 
 
 def test_no_utterances_are_an_error():
@@ -245,3 +286,35 @@ def test_a_mistake_that_a_worker_meets_is_that_mistake(listed_corpus, tmp_path, 
         list(loader)
     assert "Traceback" not in str(caught.value)
     assert caught.value.utterance_id == cuts[0].id
+
+
+def test_workers_outlive_the_signals_by_which_a_scheduler_ends_a_job():
+    settings = {"batch_size": 1, "shuffle": False, "num_workers": 2}
+    iterator = iter(make_loader(cuts_of(20), who_reads, **settings))
+    first = [next(iterator), next(iterator)]
+    workers = {pid for _, (pid, _) in first}
+    assert len(workers) == 2 and os.getpid() not in workers
+    # Sent by another process than the workers' parent, as a scheduler's are.
+    sender = multiprocessing.get_context("fork").Process(target=send_stop_signals, args=(workers,))
+    sender.start()
+    sender.join()
+    rest = list(iterator)
+    assert [names for names, _ in first + rest] == [[f"u{i}"] for i in range(20)]
+    assert {pid for _, (pid, _) in rest} == workers
+    assert {pid for _, (pid, left) in rest if 0 < left <= 30} == workers
+
+
+def send_stop_signals(processes):
+    for process in processes:
+        for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+            os.kill(process, number)
+
+
+def test_a_worker_ends_at_once_when_its_parent_terminates_it():
+    before = set(multiprocessing.active_children())
+    iterator = iter(make_loader(cuts_of(20), who_reads, batch_size=1, shuffle=False, num_workers=1))
+    next(iterator)
+    (worker,) = set(multiprocessing.active_children()) - before
+    worker.terminate()
+    worker.join(timeout=20)
+    assert worker.exitcode == 0

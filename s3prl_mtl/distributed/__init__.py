@@ -1,0 +1,1 @@
+"""Several processes train one encoder: who they are, what each reads, how they agree."""

@@ -1,0 +1,318 @@
+"""Which process reads which shares of which task."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.plugins import canonical_task_name
+
+LARGEST_EXCESS = 0.05  # of the mean load: what a rank may have more, so that tasks stay whole
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The shares of every task, divided over the ranks.
+
+    An epoch of a task is cut into `world_size` equal shares, and a step takes one batch of each,
+    so that a step is the same utterances wherever they are read.
+
+    Attributes:
+        world_size: how many ranks there are, and shares of each task.
+        shares: {task: {rank: shares}}, tasks in the run's order, ranks and shares ascending; every
+            share of a task exactly once, no rank without any. A rank that has none of a task's
+            shares is not listed there and need not build its expert.
+
+    Raises:
+        ValueError: the shares are divided in another way.
+    """
+
+    world_size: int
+    shares: Mapping[str, Mapping[int, tuple[int, ...]]]
+
+    def __post_init__(self) -> None:
+        if self.world_size < 1:
+            raise ValueError(f"a placement needs at least one rank, not {self.world_size}")
+        if not self.shares:
+            raise ValueError("a placement needs at least one task")
+        everything = list(range(self.world_size))
+        ordered: dict[str, dict[int, tuple[int, ...]]] = {}
+        for task, by_rank in self.shares.items():
+            ordered[task] = {rank: tuple(by_rank[rank]) for rank in sorted(by_rank)}
+            for rank, shares in ordered[task].items():
+                if rank not in everything:
+                    raise ValueError(f"{task}: there is no rank {rank} of {self.world_size}")
+                if not shares or list(shares) != sorted(shares):
+                    raise ValueError(f"{task}: rank {rank} has the shares {shares}")
+            read = sorted(share for shares in ordered[task].values() for share in shares)
+            if read != everything:
+                raise ValueError(f"{task}: of {self.world_size} shares the ranks read {read}")
+        idle = set(everything).difference(*ordered.values())
+        if idle:
+            raise ValueError(f"ranks {sorted(idle)} have nothing to read")
+        # A copy, so that nobody changes what was checked.
+        object.__setattr__(self, "shares", ordered)
+
+    def tasks_of(self, rank: int) -> list[str]:
+        """The tasks that a rank has shares of, in the run's order."""
+        return [task for task, by_rank in self.shares.items() if rank in by_rank]
+
+    def ranks_of(self, task: str) -> tuple[int, ...]:
+        """The ranks that have shares of a task, ascending."""
+        return tuple(self.shares[task])
+
+    def shares_of(self, task: str, rank: int) -> tuple[int, ...]:
+        """The shares of a task that a rank reads, ascending; none where it has none."""
+        return self.shares[task].get(rank, ())
+
+    def to_plain(self) -> dict[str, Any]:
+        """What JSON and checkpoints hold; `from_plain` reads it."""
+        tasks = {
+            task: {str(rank): list(shares) for rank, shares in by_rank.items()}
+            for task, by_rank in self.shares.items()
+        }
+        return {"world_size": self.world_size, "tasks": tasks}
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> Placement:
+        """The inverse of `to_plain`.
+
+        Raises:
+            UserError: it is no placement, or shares are missing or double.
+        """
+        try:
+            world_size = _whole_number(plain["world_size"])
+            shares = {
+                str(task): {
+                    int(rank): tuple(_whole_number(share) for share in shares)
+                    for rank, shares in by_rank.items()
+                }
+                for task, by_rank in plain["tasks"].items()
+            }
+            return cls(world_size, shares)
+        except (KeyError, TypeError, ValueError, AttributeError) as cause:
+            raise UserError(
+                "The placement of tasks on ranks that was saved is not one "
+                f"({type(cause).__name__}: {cause})."
+            ) from None
+
+
+def every_task_everywhere(tasks: Sequence[str], world_size: int) -> Placement:
+    """Data parallel: every rank reads its own share of every task."""
+    return Placement(
+        world_size, {task: {rank: (rank,) for rank in range(world_size)} for task in tasks}
+    )
+
+
+def by_cost(costs: Mapping[str, float], world_size: int) -> Placement:
+    """Balance the ranks, with each task on as few of them as that allows.
+
+    Longest processing time first (Graham 1969): the largest piece goes to the rank with the least
+    load. At first a task is one piece; one that is more than a rank's fair load is the least
+    number of pieces that are not. While a rank has over 5 % more than its fair load, one of its
+    tasks is cut into one piece more: the one that takes most from the highest loads. In the end
+    this is one piece for every share, of which every rank has the same.
+
+    Args:
+        costs: {task: seconds that one batch takes}, in the run's order. Ties go to the task that
+            is first there and to the lowest rank, so every process finds the same placement.
+        world_size: the number of ranks.
+
+    Returns:
+        pieces of a task that differ by one share at most, no two of them on one rank; no rank has
+        more than 1.05 times the sum of the costs.
+
+    Raises:
+        ValueError: no task, or a cost that is not finite and above zero.
+    """
+    for task, cost in costs.items():
+        if not (math.isfinite(cost) and cost > 0):
+            raise ValueError(f"the cost of {task} is {cost}")
+    fair = math.fsum(costs.values())
+    if not costs or not math.isfinite(fair * world_size):
+        raise ValueError(f"no placement for a total cost of {fair}")
+    # Rounding must not cut a task whose load is just the fair one.
+    pieces = {
+        task: min(world_size, max(1, math.ceil(world_size * cost / fair - 1e-9)))
+        for task, cost in costs.items()
+    }
+    attempt = _longest_first(costs, pieces, world_size)
+    while attempt.highest > (1 + LARGEST_EXCESS) * fair or attempt.idle:
+        busiest = attempt.loads.index(attempt.highest)
+        # There is one: were all its tasks cut into single shares, each rank would have as much.
+        candidates = [
+            task for task in costs if busiest in attempt.sizes[task] and pieces[task] < world_size
+        ]
+        attempts = [
+            (_longest_first(costs, {**pieces, task: pieces[task] + 1}, world_size), task)
+            for task in candidates
+        ]
+        attempt, cut = min(attempts, key=lambda tried: sorted(tried[0].loads, reverse=True))
+        pieces[cut] += 1
+    return Placement(
+        world_size, {task: _consecutive(sizes) for task, sizes in attempt.sizes.items()}
+    )
+
+
+def by_hand(text: str, tasks: Sequence[str], world_size: int) -> Placement:
+    """The placement that a user wrote, as `0:asr;1:pr,ks`.
+
+    A task that several ranks name is divided evenly among them; where that does not come out
+    even, the lowest ranks read one share more.
+
+    Args:
+        text: `rank:task,task;rank:task`. The names of tasks may have a colon themselves.
+        tasks: the tasks of the run, in its order.
+        world_size: the number of ranks.
+
+    Raises:
+        UserError: the text has another form; a rank or task is unknown, named twice or left out.
+    """
+    ranks: dict[str, list[int]] = {task: [] for task in tasks}
+    named: set[int] = set()
+    for entry in text.split(";"):
+        rank, words = _parse_entry(entry, text)
+        if rank >= world_size:
+            numbers = "only rank 0" if world_size == 1 else f"ranks 0 to {world_size - 1}"
+            raise _misplaced(f"There is no rank {rank}: this run has {numbers}.")
+        if rank in named:
+            raise _misplaced(
+                f"Rank {rank} is named twice.", f"Say all its tasks at once: {rank}:task,task."
+            )
+        named.add(rank)
+        for word in words:
+            task = _task_of_run(word, tasks)
+            if rank in ranks[task]:
+                raise _misplaced(f"Rank {rank} has task {task!r} twice.")
+            ranks[task].append(rank)
+    homeless = [task for task in tasks if not ranks[task]]
+    if homeless:
+        raise _misplaced(
+            f"No rank has {_listed(homeless)}.",
+            "Each task of -d needs a rank; leave those out of -d that are not to be trained.",
+        )
+    idle = [str(rank) for rank in range(world_size) if rank not in named]
+    if idle:
+        raise _misplaced(
+            f"Rank {_listed(idle)} of {world_size} has no task.",
+            "Give it one, or one that another rank has as well; or start fewer processes.",
+        )
+    shares = {}
+    for task, homes in ranks.items():
+        sizes = _even(world_size, len(homes))
+        shares[task] = _consecutive(dict(zip(sorted(homes), sizes, strict=True)))
+    return Placement(world_size, shares)
+
+
+def loads(placement: Placement, costs: Mapping[str, float]) -> list[float]:
+    """The seconds that the batches of one step take on each rank.
+
+    Args:
+        placement: of the tasks in `costs`.
+        costs: {task: seconds that one batch takes}.
+    """
+    return [
+        math.fsum(
+            costs[task] * len(placement.shares_of(task, rank)) for task in placement.tasks_of(rank)
+        )
+        for rank in range(placement.world_size)
+    ]
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    loads: list[float]  # seconds of each rank
+    sizes: dict[str, dict[int, int]]  # task -> rank -> how many shares
+
+    @property
+    def highest(self) -> float:
+        return max(self.loads)
+
+    @property
+    def idle(self) -> bool:
+        return min(self.loads) == 0
+
+
+def _longest_first(
+    costs: Mapping[str, float], pieces: Mapping[str, int], world_size: int
+) -> _Attempt:
+    """Place the pieces of all tasks, the one that takes longest first."""
+    ordered = [
+        (cost * size, size, task)
+        for task, cost in costs.items()
+        for size in _even(world_size, pieces[task])
+    ]
+    ordered.sort(key=lambda piece: -piece[0])  # stable: ties stay in the order of the tasks
+    queue = [(0.0, rank) for rank in range(world_size)]
+    sizes: dict[str, dict[int, int]] = {task: {} for task in costs}
+    for seconds, size, task in ordered:
+        passed = []
+        while queue[0][1] in sizes[task]:
+            passed.append(heapq.heappop(queue))
+        _, rank = heapq.heapreplace(queue, (queue[0][0] + seconds, queue[0][1]))
+        sizes[task][rank] = size
+        for other in passed:
+            heapq.heappush(queue, other)
+    by_rank = sorted((rank, load) for load, rank in queue)
+    return _Attempt([load for _, load in by_rank], sizes)
+
+
+def _even(total: int, parts: int) -> list[int]:
+    """`total` in `parts` whole numbers as equal as possible, the larger ones first."""
+    smaller, larger = divmod(total, parts)
+    return [smaller + 1] * larger + [smaller] * (parts - larger)
+
+
+def _consecutive(sizes: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
+    """Numbered shares for each rank, from how many it has."""
+    shares: dict[int, tuple[int, ...]] = {}
+    first = 0
+    for rank in sorted(sizes):
+        shares[rank] = tuple(range(first, first + sizes[rank]))
+        first += sizes[rank]
+    return shares
+
+
+def _parse_entry(entry: str, text: str) -> tuple[int, list[str]]:
+    number, colon, names = entry.partition(":")
+    words = [word.strip() for word in names.split(",")]
+    if not colon or not re.fullmatch(r"[0-9]{1,9}", number.strip()) or not all(words):
+        part = f" The part {entry.strip()!r} is not." if ";" in text else ""
+        raise _misplaced(
+            f"{text!r} is not of the form rank:task,task;rank:task.{part}",
+            "For example 0:asr;1:pr,ks puts asr on rank 0, and pr and ks on rank 1.",
+        )
+    return int(number), words
+
+
+def _task_of_run(word: str, tasks: Sequence[str]) -> str:
+    if word in tasks:
+        return word
+    try:
+        name = canonical_task_name(word)  # the run has sv for asv
+    except UserError:
+        name = word  # said below, of the tasks that would be right here
+    if name not in tasks:
+        raise _misplaced(
+            f"The task {word!r} is not one of this run (-d).", nearest(word, list(tasks))
+        )
+    return name
+
+
+def _misplaced(what: str, fix: str | None = None) -> UserError:
+    return UserError(what, where="--placement", fix=fix)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _whole_number(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{value!r} is no whole number")
+    return value

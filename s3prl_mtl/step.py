@@ -1,0 +1,347 @@
+"""One training step: a batch of every task, one update, agreed on by all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from s3prl_mtl.balancing import sum_of_losses
+from s3prl_mtl.distributed.gradients import GradientSum
+from s3prl_mtl.distributed.world import Group, World
+from s3prl_mtl.encoding import Encoding
+from s3prl_mtl.errors import SharedMistake
+from s3prl_mtl.nn import SpecAugment
+from s3prl_mtl.pieces import Piece, cut
+from s3prl_mtl.tallies import Tallies
+from s3prl_mtl.task import Task
+
+
+class OutOfMemory(Exception):
+    """The GPU of one of the ranks was too small for what it had to do at once."""
+
+
+@dataclass
+class StepReport:
+    """What came of a step.
+
+    Args:
+        losses: of each task of the run, over all ranks; NaN where it was dropped.
+        stop: a rank was asked to stop; all ranks read the same.
+    """
+
+    losses: dict[str, float]
+    stop: bool
+
+
+@dataclass
+class _Verdict:
+    """What the ranks found in a forward pass, all of them the same.
+
+    Args:
+        utterances: of each task, over all ranks.
+        losses: of each task, weighted by utterances.
+        dropped: tasks with a loss that is no number.
+        stop: a rank was asked to stop.
+    """
+
+    utterances: dict[str, float]
+    losses: dict[str, float]
+    dropped: set[str]
+    stop: bool
+
+
+class TrainingStep:
+    """Takes steps: draw, forward, losses, backward, sum of gradients, clip, update.
+
+    What the ranks must agree on travels in three messages of a few numbers: after each forward
+    pass (utterances and losses of every task, whether memory was short, whether to stop), after
+    the backward pass (which parameters were used), and before the update (the gradient's norm).
+
+    Args:
+        encoding: encoder and featurizer.
+        tasks: those of this rank.
+        names: those of the run, the same on all ranks.
+        world: all ranks.
+        groups: the ranks that share each task of this rank.
+        optimizer, scheduler: of what this rank holds.
+        clipping: bound of the joint norm of all gradients.
+        accumulate: batches of every task in a step.
+        specaug: on the features of every task, or None.
+        tallies: counts what was skipped and dropped.
+        stop_asked: whether this rank was asked to stop.
+    """
+
+    def __init__(
+        self,
+        encoding: Encoding,
+        tasks: Mapping[str, Task],
+        names: Sequence[str],
+        world: World,
+        groups: Mapping[str, Group],
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None,
+        clipping: float,
+        accumulate: int,
+        specaug: SpecAugment | None,
+        tallies: Tallies,
+        stop_asked: Callable[[], bool],
+    ) -> None:
+        self.encoding = encoding
+        self.tasks = tasks
+        self.names = list(names)
+        self.world = world
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.clipping = clipping
+        self.accumulate = accumulate
+        self.specaug = specaug
+        self.tallies = tallies
+        self.stop_asked = stop_asked
+        shared = [*encoding.upstream.parameters(), *encoding.featurizer.parameters()]
+        heads = [(groups[name], list(task.expert.parameters())) for name, task in tasks.items()]
+        self.gradients = GradientSum([(world, shared), *heads])
+        # Each gradient counts once in the norm, however many ranks hold it.
+        self._counted = [
+            parameter
+            for group, parameters in [(world, shared), *heads]
+            if group.is_lead
+            for parameter in parameters
+            if parameter.requires_grad
+        ]
+        self._held = [p for _, ps in [(world, shared), *heads] for p in ps if p.requires_grad]
+
+    def take(self) -> StepReport:
+        """Take one step on every rank.
+
+        Raises:
+            UserError: a task, or the gradient, has not been finite for too many steps in a row;
+                the memory of the GPU is too small for a single utterance.
+        """
+        self.set_training(True)
+        draws = [self.draw() for _ in range(self.accumulate)]
+        parts = 1
+        while True:
+            try:
+                return self._attempt(draws, parts)
+            except OutOfMemory:
+                parts = self._more_parts(draws, parts)
+
+    def set_training(self, training: bool) -> None:
+        self.encoding.set_training(training)
+        for task in self.tasks.values():
+            task.expert.train(training)
+
+    def draw(self) -> list[Piece]:
+        """The next batch of every share of every task of this rank."""
+        pieces = []
+        for name, task in self.tasks.items():
+            with self.world.doing(f"reading a batch of {name}"):
+                pieces += [Piece.of(name, batch) for batch in task.stream.next_round()]
+        return pieces
+
+    def try_out(self) -> None:
+        """One batch of every share through everything but the update."""
+        self.set_training(True)
+        records: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
+        pieces = self.draw()
+        losses = forward(pieces, self.tasks, self.encoding, self.specaug, records)
+        by_number = {str(i): loss for i, loss in enumerate(losses) if loss.requires_grad}
+        if by_number:
+            sum_of_losses(by_number).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    # ------------------------------------------------------------------- inside a step
+
+    def _attempt(self, draws: Sequence[list[Piece]], parts: int) -> StepReport:
+        """The step with each draw cut into parts that go through the network one by one."""
+        self.optimizer.zero_grad(set_to_none=True)
+        records: dict[str, dict[str, list[Any]]] = {name: defaultdict(list) for name in self.tasks}
+        losses = dict.fromkeys(self.names, 0.0)
+        dropped: set[str] = set()
+        stop = False
+        memory_is_short = False
+        todo = [(draw, part) for draw in draws for part in cut(draw, parts)]
+        for number, (draw, part) in enumerate(todo, 1):
+            found: list[Tensor] = []
+            if not memory_is_short:
+                with self.world.doing("the forward pass"):
+                    try:
+                        found = forward(part, self.tasks, self.encoding, self.specaug, records)
+                    except torch.OutOfMemoryError:
+                        memory_is_short = True
+            verdict = self._agree(draw, part, found, memory_is_short)
+            total = self._total(part, found, verdict)
+            overlapping = self.gradients.overlapping if number == len(todo) else nullcontext
+            with self.world.doing("the backward pass"), overlapping():
+                try:
+                    if total is not None:
+                        total.backward()
+                except torch.OutOfMemoryError:
+                    # The others count on this rank's part in the sums: it tells them after these.
+                    memory_is_short = True
+            del found, total
+            for name in self.names:
+                losses[name] += verdict.losses[name] / len(draws)
+            dropped |= verdict.dropped
+            stop |= verdict.stop
+        self.gradients.finish()
+        self._update(memory_is_short)
+        self.tallies.note_losses(dropped)
+        for name, task in self.tasks.items():
+            if name in dropped:
+                continue
+            task.keep(records[name], [p.number for draw in draws for p in draw if p.task == name])
+        return StepReport({n: math.nan if n in dropped else v for n, v in losses.items()}, stop)
+
+    def _agree(
+        self,
+        draw: Sequence[Piece],
+        part: Sequence[Piece],
+        losses: Sequence[Tensor],
+        memory_is_short: bool,
+    ) -> _Verdict:
+        """Exchange what each rank found in its forward pass.
+
+        Raises:
+            OutOfMemory: on all ranks, if it was short on one.
+        """
+        place = {name: row for row, name in enumerate(self.names)}
+        said = torch.zeros(len(self.names) * 3 + 2, dtype=torch.float64)
+        utterances, weighted, not_finite = said[:-2].view(3, -1)
+        for piece in draw:
+            utterances[place[piece.task]] += piece.utterances
+        values = torch.stack([loss.detach().float() for loss in losses]).tolist() if losses else []
+        for piece, value in zip(part, values, strict=False):
+            if math.isfinite(value):
+                weighted[place[piece.task]] += piece.utterances * value
+            else:
+                not_finite[place[piece.task]] += 1
+        said[-2] = memory_is_short
+        said[-1] = self.stop_asked()
+        self.world.sum(said)
+        if said[-2]:
+            raise OutOfMemory
+        counts = dict(zip(self.names, utterances.tolist(), strict=True))
+        return _Verdict(
+            utterances=counts,
+            losses={
+                name: value / max(counts[name], 1.0)
+                for name, value in zip(self.names, weighted.tolist(), strict=True)
+            },
+            dropped={name for name in self.names if not_finite[place[name]]},
+            stop=bool(said[-1]),
+        )
+
+    def _total(
+        self, part: Sequence[Piece], losses: Sequence[Tensor], verdict: _Verdict
+    ) -> Tensor | None:
+        """This rank's summand of the loss: each batch counts by its part of the utterances."""
+        by_task: dict[str, Tensor] = {}
+        for piece, loss in zip(part, losses, strict=False):
+            if piece.task not in verdict.dropped:
+                share = loss * (piece.utterances / verdict.utterances[piece.task])
+                seen = by_task.get(piece.task)
+                by_task[piece.task] = share if seen is None else seen + share
+        by_task = {name: loss for name, loss in by_task.items() if loss.requires_grad}
+        return sum_of_losses(by_task) / self.accumulate if by_task else None
+
+    def _update(self, memory_is_short: bool) -> None:
+        gradients = [p.grad for p in self._counted if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.world.size > 1:
+            said = torch.tensor([float(norm) ** 2, memory_is_short], dtype=torch.float64)
+            self.world.sum(said)
+            norm, memory_is_short = said[0].sqrt().float().to(norm.device), bool(said[1])
+        if memory_is_short:
+            raise OutOfMemory
+        if math.isfinite(norm):
+            nn.utils.clip_grads_with_norm_(self._held, self.clipping, norm)
+            self.optimizer.step()
+        culprits = [] if math.isfinite(norm) else self._not_finite()
+        self.tallies.note_norm(float(norm), culprits)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    def _not_finite(self) -> list[str]:
+        """The parts of the model whose gradients are not finite, in words."""
+        modules = {
+            "the encoder": self.encoding.upstream,
+            "the featurizer": self.encoding.featurizer,
+        }
+        modules |= {f"the head of {name}": task.expert for name, task in self.tasks.items()}
+        return [
+            what
+            for what, module in modules.items()
+            if not all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
+        ]
+
+    def _more_parts(self, draws: Sequence[list[Piece]], parts: int) -> int:
+        """Twice the parts, if that makes the largest one smaller on any rank.
+
+        Raises:
+            UserError: they are as small as they can be.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.encoding.device.type == "cuda":
+            torch.cuda.empty_cache()
+        now, then = (_largest_part(draws, count) for count in (parts, 2 * parts))
+        lines = self.world.all_gather((now > then, now))
+        if not any(can_be_smaller for can_be_smaller, _ in lines):
+            raise SharedMistake(
+                f"The memory of the GPU is too small for {max(size for _, size in lines)} "
+                "utterances at once, and they cannot be parted further.",
+                where=f"step {self.tallies.step}",
+                fix="Take very long utterances out of the corpus, or use --precision bf16, "
+                "--freeze_upstream or a smaller encoder.",
+            )
+        self.tallies.note_retry(2 * parts)
+        return 2 * parts
+
+
+def _largest_part(draws: Sequence[list[Piece]], parts: int) -> int:
+    """The most utterances that go through the network at once."""
+    sizes = [sum(piece.utterances for piece in part) for draw in draws for part in cut(draw, parts)]
+    return max(sizes, default=0)
+
+
+def forward(
+    pieces: Sequence[Piece],
+    tasks: Mapping[str, Task],
+    encoding: Encoding,
+    specaug: SpecAugment | None,
+    records: Mapping[str, dict[str, list[Any]]],
+) -> list[Tensor]:
+    """One pass of the encoder for all pieces, then each head on its own utterances.
+
+    Args:
+        pieces: batches of any of the tasks.
+        records: for each task, what its expert records into.
+
+    Returns:
+        the loss of each piece, a scalar.
+    """
+    if not pieces:
+        return []
+    features = encoding.features([wav for piece in pieces for wav in piece.wavs])
+    if specaug is not None:
+        features = specaug(features)
+    losses = []
+    first = 0
+    for piece in pieces:
+        own = features[first : first + piece.utterances]
+        first += piece.utterances
+        task = tasks[piece.task]
+        losses.append(
+            task.expert(task.train_split, own, *piece.others, records=records[piece.task])
+        )
+    return losses

@@ -1,0 +1,109 @@
+"""An evaluation that is divided over ranks gives the numbers of one process, to the last digit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed.ranks import run_ranks
+from distributed.test_updates import make_config
+from s3prl_mtl.distributed.world import World
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.evaluation import Interrupted
+from s3prl_mtl.runner import MultiTaskRunner
+
+
+def evaluate_everything(
+    world: World, config: dict[str, Any], folder: Path
+) -> tuple[list[tuple], dict[str, tuple]]:
+    """Every number of every split, and what each expert remembers afterwards."""
+    runner = MultiTaskRunner(config, folder, world=world)
+    splits = runner.splits("dev_splits") + runner.splits("test_splits")
+    reports = runner.evaluator.evaluate(splits, step=7)
+    memory = {
+        name: (task.expert.best_score.item(), dict(task.expert.decision))
+        for name, task in runner.tasks.items()
+    }
+    return [(r.task, r.split, r.scalars, r.save_names) for r in reports], memory
+
+
+@pytest.fixture(scope="module")
+def alone(
+    tiny_corpus: Path, manifest_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[list[tuple], dict[str, tuple]]]:
+    config = make_config(tiny_corpus, manifest_cache, "all")
+    yield run_ranks(1, evaluate_everything, config, tmp_path_factory.mktemp("alone"))[0]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "placement"),
+    [(2, None), (3, None), (2, "0:asr,pr,sf,sd,sv;1:ks,ic,sid,er,sd")],
+)
+def test_the_metrics_of_every_task_are_those_of_one_process(
+    ranks: int, placement: str | None, alone, tiny_corpus: Path, manifest_cache: Path, tmp_path
+):
+    config = make_config(tiny_corpus, manifest_cache, "all")
+    config["distributed"]["placement"] = placement
+    answers = run_ranks(ranks, evaluate_everything, config, tmp_path)
+    reports, memory = alone
+    assert len(reports) == 18
+    assert answers[0][0] == reports, "bit for bit: the floats are compared as they are"
+    assert all(answer[0] == [] for answer in answers[1:]), "only the first rank has the reports"
+    for _, remembered in answers:
+        for task, value in remembered.items():
+            assert value == memory[task], f"{task} remembers something else than on one process"
+
+
+def evaluate_with_a_fault(
+    world: World, config: dict[str, Any], folder: Path, fault: str
+) -> tuple[str, dict[str, float]]:
+    runner = MultiTaskRunner(config, folder, world=world)
+    read = runner.encoding.features
+    seen = []
+
+    def features(wavs: list[Any]) -> list[Any]:
+        seen.append(len(wavs))
+        if world.rank == 1 and len(seen) == 2:
+            if fault == "stop":
+                runner.evaluator.stop_asked = lambda: True
+            elif fault == "mistake":
+                raise UserError("The file x.wav is not audio.")
+            else:
+                raise ZeroDivisionError("a bug")
+        return read(wavs)
+
+    runner.encoding.features = features
+    error: BaseException
+    try:
+        runner.evaluator.evaluate(runner.splits("dev_splits"), step=1)
+    except (Interrupted, Exception) as caught:
+        error = caught
+    scores = {name: task.expert.best_score.item() for name, task in runner.tasks.items()}
+    return f"{type(error).__name__}: {error}", scores
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("stop", ["Interrupted: ", "Interrupted: "]),
+        ("mistake", ["SharedMistake: The file x.wav is not audio."] * 2),
+        (
+            "bug",
+            [
+                "EvaluationFailed: Rank 1 failed in the evaluation: a bug.",
+                "ZeroDivisionError: a bug",
+            ],
+        ),
+    ],
+)
+def test_what_ends_the_evaluation_of_one_rank_ends_it_on_all_and_nothing_is_remembered(
+    fault: str, expected: list[str], tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    config = make_config(tiny_corpus, manifest_cache, "ks,er,sid")
+    answers = run_ranks(2, evaluate_with_a_fault, config, tmp_path, fault)
+    assert [text for text, _ in answers] == expected
+    for _, scores in answers:
+        assert set(scores.values()) == {0.0}, "an evaluation that came to nothing set a best score"
