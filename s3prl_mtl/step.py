@@ -173,7 +173,7 @@ class TrainingStep:
         for number, (draw, part) in enumerate(todo, 1):
             found: list[Tensor] = []
             if not memory_is_short:
-                with self.world.doing("the forward pass"):
+                with self.world.doing("computing the forward pass"):
                     try:
                         found = forward(part, self.tasks, self.encoding, self.specaug, records)
                     except torch.OutOfMemoryError:
@@ -181,7 +181,7 @@ class TrainingStep:
             verdict = self._agree(draw, part, found, memory_is_short)
             total = self._total(part, found, verdict)
             overlapping = self.gradients.overlapping if number == len(todo) else nullcontext
-            with self.world.doing("the backward pass"), overlapping():
+            with self.world.doing("computing the backward pass"), overlapping():
                 try:
                     if total is not None:
                         total.backward()
@@ -298,8 +298,8 @@ class TrainingStep:
         lines = self.world.all_gather((now > then, now))
         if not any(can_be_smaller for can_be_smaller, _ in lines):
             raise SharedMistake(
-                f"The memory of the GPU is too small for {max(size for _, size in lines)} "
-                "utterances at once, and they cannot be parted further.",
+                "The memory of the GPU is too small for what cannot be parted further: at most "
+                f"{max(size for _, size in lines)} utterances at once.",
                 where=f"step {self.tallies.step}",
                 fix="Take very long utterances out of the corpus, or use --precision bf16, "
                 "--freeze_upstream or a smaller encoder.",

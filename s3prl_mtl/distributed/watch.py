@@ -81,6 +81,7 @@ class Watch:
         self._sightings: dict[int, Sighting] = {}
         self._blaming = False
         self._alive: set[int] = set()
+        self._mute: set[int] = set()
         self._warned: tuple[Activity | None, int] = (None, 0)
         self._lost: str | None = None
         self._retry_at = 0.0
@@ -158,15 +159,17 @@ class Watch:
             # Now, and not at the end: the others must not take this rank for the culprit.
             self._failed = "another rank failed"
         self._alive = set()
+        self._mute = set()
         self._blaming = True
         try:
             return self._find_culprits(error)
         finally:
             self._blaming = False
 
-    def lives(self, rank: int) -> bool:
-        """Whether a rank was heard of while this one last blamed, or had said why it ends."""
-        return rank in self._alive
+    @property
+    def speaker(self) -> int:
+        """After :meth:`blame`: the lowest rank that can tell the user, neither gone nor stalled."""
+        return min(({self.rank} | self._alive) - self._mute)
 
     def _find_culprits(self, error: BaseException) -> str:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -194,6 +197,7 @@ class Watch:
         silent = [seen for rank, seen in others.items() if rank not in self._alive]
         busy = [seen for seen in others.values() if seen.is_busy]
         culprits = origins or silent or busy
+        self._mute = {seen.rank for seen in ([] if origins else culprits)}
         return " ".join(seen.culprit(seen in silent) for seen in culprits) or unknown
 
     def _rendezvous_is_gone(self) -> str:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from s3prl_mtl.distributed.meeting import meet
 from s3prl_mtl.distributed.watch import Watch
 from s3prl_mtl.errors import SharedMistake, UserError
 
@@ -23,6 +24,9 @@ T = TypeVar("T")
 
 DEFAULT_TIMEOUT_SECONDS = 1800.0
 """How long a rank waits for the others before it gives up; torch's own default for gloo."""
+
+MAXIMUM_STALL_SECONDS = 60.0
+"""How long a rank waits for the others before its log names those that it waits for."""
 
 
 class RankLost(RuntimeError):
@@ -139,7 +143,7 @@ class Group:
                 culprit = self.watch.blame(error)
                 raise RankLost(
                     f"{culprit} Rank {self.rank} stops; `-a` goes on from the last checkpoint.",
-                    spoken_for=self.rank != 0 and self.watch.lives(0),
+                    spoken_for=self.watch.speaker != self.rank,
                 ) from error
 
 
@@ -189,8 +193,9 @@ class World(Group):
             )
         over_gpus = has_nccl and backend != "gloo"
         timeout = timedelta(seconds=timeout_seconds)
-        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-        store.set_timeout(timeout)
+        found, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+        found.set_timeout(timeout)
+        store = meet(found, rank, size, timeout_seconds)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if over_gpus else "gloo",
             store=dist.PrefixStore("ranks", store),
@@ -198,7 +203,15 @@ class World(Group):
             world_size=size,
             timeout=timeout,
         )
-        watch = Watch(dist.PrefixStore("watch", store), rank, size)
+        # A rank that stalls is named well before the others give up waiting for it.
+        stall_seconds = min(MAXIMUM_STALL_SECONDS, timeout_seconds / 3)
+        watch = Watch(
+            dist.PrefixStore("watch", store),
+            rank,
+            size,
+            beat_seconds=min(2.0, stall_seconds / 6),
+            stall_seconds=stall_seconds,
+        )
         watch.start()
         return cls(rank, size, _number_from_environment("LOCAL_RANK", 0), watch)
 

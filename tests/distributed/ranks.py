@@ -42,7 +42,11 @@ def run_ranks(
     try:
         for rank, end in enumerate(ends):
             try:
-                raised, value = pickle.loads(end.recv_bytes()) if end.poll(seconds) else (True, "no answer in time")
+                raised, value = (
+                    pickle.loads(end.recv_bytes())
+                    if end.poll(seconds)
+                    else (True, "no answer in time")
+                )
             except EOFError:
                 raised, value = True, "it ended without an answer"
             results.append(value)

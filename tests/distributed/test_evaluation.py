@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from distributed.ranks import run_ranks
 from distributed.test_updates import make_config
+
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.evaluation import Interrupted

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-
 from distributed.ranks import run_ranks
 from distributed.test_updates import make_config
+
 from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.runner import MultiTaskRunner

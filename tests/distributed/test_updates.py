@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from distributed.ranks import run_ranks
+
 from s3prl_mtl.config import build_config, parse_tasks
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.reading import Batch, EpochReader
@@ -169,9 +169,7 @@ def some_steps(
 def test_task_parallel_ranks_make_the_update_of_data_parallel_ones(
     ranks: int, placement: str, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ):
-    config = make_config(
-        tiny_corpus, manifest_cache, "all", optimizer={"name": "SGD", "lr": 1e-2}
-    )
+    config = make_config(tiny_corpus, manifest_cache, "all", optimizer={"name": "SGD", "lr": 1e-2})
     for task in config["downstream"]:
         # The tiny corpus has few utterances: every rank gets one of each task.
         config[task]["downstream_expert"]["datarc"]["train_batch_size"] = 1

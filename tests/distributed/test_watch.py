@@ -163,8 +163,6 @@ def test_a_killed_rank_is_named_with_its_process(job: Job) -> None:
     assert f"R{victim.name} was killed" in sentence
     assert "at step 7 it was starting" in sentence
     assert witness.name not in sentence
-    assert not watch.lives(1)
-    assert watch.lives(2)
 
 
 def test_a_frozen_rank_is_named_as_silent(job: Job) -> None:
@@ -174,7 +172,6 @@ def test_a_frozen_rank_is_named_as_silent(job: Job) -> None:
     assert f"R{victim.name}" in sentence
     assert "it has not been heard of for at least" in sentence
     assert witness.name not in sentence
-    assert not watch.lives(1)
 
 
 def test_a_rank_that_never_came_is_named(job: Job) -> None:
@@ -183,8 +180,7 @@ def test_a_rank_that_never_came_is_named(job: Job) -> None:
     lonely.start()
     job.undo.callback(lonely.close)
     assert lonely.blame(LOST) == "Rank 2 has never been heard of."
-    assert lonely.lives(0)
-    assert not lonely.lives(2)
+    assert lonely.speaker == 0, "it lives, and is not to blame"
 
 
 def test_a_busy_rank_is_blamed_and_one_that_waits_is_not(job: Job) -> None:
@@ -195,7 +191,15 @@ def test_a_busy_rank_is_blamed_and_one_that_waits_is_not(job: Job) -> None:
     sentence = watch.blame(LOST)
     assert sentence.startswith(f"R{busy.name} is stalled: at step 120 it has been in the backward ")
     assert waiting.name not in sentence
-    assert watch.lives(1)
+
+
+def test_the_lowest_rank_that_can_speaks_for_all(job: Job) -> None:
+    watch, (first, second) = job.start(3)
+    with watch.doing("reading a batch of asr"):
+        for other in (first, second):
+            other.ask("enter", "waiting for the other ranks", True)
+        assert "Rank 0" in second.ask("blame", LOST)
+    assert second.ask("speaker") == 1, "rank 0 is stalled and says nothing"
 
 
 def test_a_long_wait_names_the_rank_that_keeps_the_others_waiting(
@@ -266,7 +270,6 @@ def test_the_reason_of_the_rank_that_failed_is_told_and_those_who_lost_it_are_no
     expected = f"R{origin.name} failed at step 31: asr has been infinite for 50 steps."
     assert watch.blame(LOST) == expected
     assert bystander.answer() == expected
-    assert watch.lives(1)
 
 
 def test_a_rank_that_ended_because_of_another_is_not_blamed(job: Job) -> None:
@@ -278,7 +281,6 @@ def test_a_rank_that_ended_because_of_another_is_not_blamed(job: Job) -> None:
     sentence = watch.blame(LOST)
     assert killed.name in sentence
     assert bystander.name not in sentence
-    assert watch.lives(2)
 
 
 def test_a_rank_that_ended_in_order_is_said_to_have_ended(job: Job) -> None:
@@ -286,7 +288,6 @@ def test_a_rank_that_ended_in_order_is_said_to_have_ended(job: Job) -> None:
     other.ask("close")
     other.leave()
     assert watch.blame(LOST) == f"R{other.name} has ended at step 0."
-    assert not watch.lives(1)
 
 
 def test_without_a_culprit_the_error_itself_is_told(job: Job) -> None:
@@ -340,7 +341,6 @@ def test_a_dead_store_is_said_once_and_blamed(job: Job, caplog: pytest.LogCaptur
     until(lambda: warnings(caplog))
     for _ in range(2):
         assert watch.blame(LOST).startswith("The machine that hosts the rendezvous is gone")
-    assert not watch.lives(1)
     watch.fail("nobody will hear of it")
     assert len(warnings(caplog)) == 1
 
