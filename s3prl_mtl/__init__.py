@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from s3prl_mtl.classification import ClassificationExpert
+    from s3prl_mtl.distributed.world import World
     from s3prl_mtl.expert import Metric, TaskExpert
     from s3prl_mtl.plugins import discover_tasks, load_task
     from s3prl_mtl.runner import MultiTaskRunner
@@ -22,6 +23,7 @@ __all__ = [
     "TaskExpert",
     "TranscriptionExpert",
     "Upstream",
+    "World",
     "discover_tasks",
     "load_task",
     "load_upstream",
@@ -41,6 +43,7 @@ _HOMES = {
     "TaskExpert": "expert",
     "TranscriptionExpert": "transcription",
     "Upstream": "upstreams",
+    "World": "distributed.world",
     "discover_tasks": "plugins",
     "load_task": "plugins",
     "load_upstream": "upstreams",

@@ -26,8 +26,7 @@ from s3prl_mtl.distributed.placement import (
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.encoding import Encoding
 from s3prl_mtl.nn import SpecAugment
-from s3prl_mtl.pieces import Piece
-from s3prl_mtl.step import forward
+from s3prl_mtl.pieces import Piece, forward
 from s3prl_mtl.task import Task
 
 logger = logging.getLogger(__name__)

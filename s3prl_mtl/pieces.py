@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
+from s3prl_mtl.encoding import Encoding
+from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.reading import Batch
+from s3prl_mtl.task import Task
 
 
 @dataclass
@@ -82,3 +87,36 @@ def _two(pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
         if samples >= half or count == len(pieces) - 1:
             return pieces[:count], pieces[count:]
     return pieces, []
+
+
+def forward(
+    pieces: Sequence[Piece],
+    tasks: Mapping[str, Task],
+    encoding: Encoding,
+    specaug: SpecAugment | None,
+    records: Mapping[str, dict[str, list[Any]]],
+) -> list[Tensor]:
+    """One pass of the encoder for all pieces, then each head on its own utterances.
+
+    Args:
+        pieces: batches of any of the tasks.
+        records: for each task, what its expert records into.
+
+    Returns:
+        the loss of each piece, a scalar.
+    """
+    if not pieces:
+        return []
+    features = encoding.features([wav for piece in pieces for wav in piece.wavs])
+    if specaug is not None:
+        features = specaug(features)
+    losses = []
+    first = 0
+    for piece in pieces:
+        own = features[first : first + piece.utterances]
+        first += piece.utterances
+        task = tasks[piece.task]
+        losses.append(
+            task.expert(task.train_split, own, *piece.others, records=records[piece.task])
+        )
+    return losses

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import nullcontext
-from itertools import chain
 from pathlib import Path
 
 from torch import nn
@@ -31,13 +29,13 @@ from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.optim import make_optimizer, make_scheduler
 from s3prl_mtl.preflight import check_splits
 from s3prl_mtl.progress import StepProgress
+from s3prl_mtl.publishing import Publisher
 from s3prl_mtl.randomness import seed_all
-from s3prl_mtl.reporting import Report, report_layer_weights, report_split
 from s3prl_mtl.run_state import RunState
 from s3prl_mtl.step import StepReport, TrainingStep
 from s3prl_mtl.stopping import Stopped, StopSignals
 from s3prl_mtl.tallies import Tallies
-from s3prl_mtl.task import Task, put_together
+from s3prl_mtl.task import Task
 from s3prl_mtl.tracking import Results, Tracker
 from s3prl_mtl.upstreams import Featurizer
 from s3prl_mtl.yaml_files import write_yaml
@@ -52,12 +50,13 @@ class MultiTaskRunner:
         config: what `s3prl_mtl.config.build_config` gives, its references filled in or not.
         folder: the run directory; created. Where several processes train, all of them see it.
         resume: a checkpoint of the same run to continue from.
-        world: the processes that train together, `World.join()` under torchrun. By default this
+        world: the processes that train together: `World.join()` under torchrun. By default this
             process is alone.
 
     Raises:
         UserError: the upstream, a task, its corpus or the checkpoint is not usable. What is wrong
-            on one rank is raised on all.
+            on one rank is raised on all. Or torchrun started several processes, and no world is
+            given.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class MultiTaskRunner:
         self.source_config = config
         """With its references, as it is kept beside the weights."""
         config = self.config = resolve(config)
-        self.world = world = world or World()
+        self.world = world = world if world is not None else World.alone()
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.device = world.together(lambda: pick_device(config["device"], world.local_rank))
@@ -137,6 +136,9 @@ class MultiTaskRunner:
         )
         self.evaluator = Evaluator(
             self.encoding, self.tasks, self.groups, world, config["seed"], self.stop_asked
+        )
+        self.publisher = Publisher(
+            self.folder, world, self.groups, self.tasks, self.run_state, config["downstream"]
         )
         # Every rank has chance of its own; that of the first is what one process would have.
         if world.rank > 0:
@@ -208,7 +210,7 @@ class MultiTaskRunner:
                 report = self.train_step()
                 progress.advance(self.step, report.losses)
                 if self.step % runner["log_step"] == 0 or self.step == total:
-                    self._log_training(tracker, report.losses)
+                    self.publisher.publish_training(tracker, self.step, report.losses)
                 if report.stop:
                     self._save_and_stop()
                 if self._evaluation_is_due():
@@ -270,30 +272,6 @@ class MultiTaskRunner:
         self.world.together(self.training_step.try_out)
         self.world.together(lambda: self.evaluator.try_out(splits))
 
-    def _log_training(self, tracker: Tracker | None, losses: Mapping[str, float]) -> None:
-        reports = []
-        for name, task in self.tasks.items():
-            gathered = self.groups[name].gather(task.take_records())
-            if gathered is not None:
-                records, batch_ids = put_together(gathered)
-                total = task.stream.epoch_batches
-                reports.append(
-                    report_split(task, task.train_split, records, self.step, batch_ids, total)
-                )
-        collected = self.world.gather(reports)
-        if tracker is None or collected is None:
-            return
-        order = self.config["downstream"].index
-        for report in sorted(chain(*collected), key=lambda report: order(report.task)):
-            tracker.write(report)
-        for metric, value in self.tallies.counts().items():
-            tracker.record("run", "train", metric, value, self.step)
-        total_loss = math.fsum(loss for loss in losses.values() if math.isfinite(loss))
-        tracker.record("run", "train", "loss", total_loss, self.step)
-        tracker.record("run", "train", "lr", self.optimizer.param_groups[0]["lr"], self.step)
-        shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-        logger.info("step %d  loss %.3f  (%s)", self.step, total_loss, shown)
-
     # ----------------------------------------------------------------------- evaluation
 
     def evaluate(
@@ -320,24 +298,7 @@ class MultiTaskRunner:
                     fix=nearest(name, self.config["downstream"]),
                 )
         reports = self.evaluator.evaluate(wanted, self.step)
-        self.world.together(lambda: self._publish(reports, tracker, keep_best))
-
-    def _publish(self, reports: Iterable[Report], tracker: Tracker | None, keep_best: bool) -> None:
-        if tracker is None:
-            return
-        layers = report_layer_weights(self.featurizer, self.upstream.num_hidden_states, self.step)
-        if layers.scalars:
-            tracker.write(layers)
-            tracker.keep(layers)
-            shown = " ".join(f"{value:.3f}" for value in layers.values.values())
-            logger.info("step %d  weights of the layers: %s", self.step, shown)
-        for report in reports:
-            tracker.write(report)
-            tracker.keep(report)
-            for file in report.save_names if keep_best else []:
-                head = report.head or snapshot.head_entry(self.tasks[report.task])
-                best = self.run_state.weights(self.step, {report.task: head})
-                checkpoints.save(best, self.folder / report.task / file)
+        self.publisher.publish_evaluation(tracker, self.step, reports, keep_best)
 
     # ---------------------------------------------------------------------- checkpoints
 

@@ -14,19 +14,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from s3prl_mtl.agreement import OutOfMemory, Verdict, agree
 from s3prl_mtl.balancing import sum_of_losses
 from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.world import Group, World
 from s3prl_mtl.encoding import Encoding
 from s3prl_mtl.errors import SharedMistake
 from s3prl_mtl.nn import SpecAugment
-from s3prl_mtl.pieces import Piece, cut
+from s3prl_mtl.pieces import Piece, cut, forward
 from s3prl_mtl.tallies import Tallies
 from s3prl_mtl.task import Task
-
-
-class OutOfMemory(Exception):
-    """The GPU of one of the ranks was too small for what it had to do at once."""
 
 
 @dataclass
@@ -39,23 +36,6 @@ class StepReport:
     """
 
     losses: dict[str, float]
-    stop: bool
-
-
-@dataclass
-class _Verdict:
-    """What the ranks found in a forward pass, all of them the same.
-
-    Args:
-        utterances: of each task, over all ranks.
-        losses: of each task, weighted by utterances.
-        dropped: tasks with a loss that is no number.
-        stop: a rank was asked to stop.
-    """
-
-    utterances: dict[str, float]
-    losses: dict[str, float]
-    dropped: set[str]
     stop: bool
 
 
@@ -178,7 +158,9 @@ class TrainingStep:
                         found = forward(part, self.tasks, self.encoding, self.specaug, records)
                     except torch.OutOfMemoryError:
                         memory_is_short = True
-            verdict = self._agree(draw, part, found, memory_is_short)
+            verdict = agree(
+                self.world, self.names, draw, part, found, memory_is_short, self.stop_asked()
+            )
             total = self._total(part, found, verdict)
             overlapping = self.gradients.overlapping if number == len(todo) else nullcontext
             with self.world.doing("computing the backward pass"), overlapping():
@@ -202,47 +184,8 @@ class TrainingStep:
             task.keep(records[name], [p.number for draw in draws for p in draw if p.task == name])
         return StepReport({n: math.nan if n in dropped else v for n, v in losses.items()}, stop)
 
-    def _agree(
-        self,
-        draw: Sequence[Piece],
-        part: Sequence[Piece],
-        losses: Sequence[Tensor],
-        memory_is_short: bool,
-    ) -> _Verdict:
-        """Exchange what each rank found in its forward pass.
-
-        Raises:
-            OutOfMemory: on all ranks, if it was short on one.
-        """
-        place = {name: row for row, name in enumerate(self.names)}
-        said = torch.zeros(len(self.names) * 3 + 2, dtype=torch.float64)
-        utterances, weighted, not_finite = said[:-2].view(3, -1)
-        for piece in draw:
-            utterances[place[piece.task]] += piece.utterances
-        values = torch.stack([loss.detach().float() for loss in losses]).tolist() if losses else []
-        for piece, value in zip(part, values, strict=False):
-            if math.isfinite(value):
-                weighted[place[piece.task]] += piece.utterances * value
-            else:
-                not_finite[place[piece.task]] += 1
-        said[-2] = memory_is_short
-        said[-1] = self.stop_asked()
-        self.world.sum(said)
-        if said[-2]:
-            raise OutOfMemory
-        counts = dict(zip(self.names, utterances.tolist(), strict=True))
-        return _Verdict(
-            utterances=counts,
-            losses={
-                name: value / max(counts[name], 1.0)
-                for name, value in zip(self.names, weighted.tolist(), strict=True)
-            },
-            dropped={name for name in self.names if not_finite[place[name]]},
-            stop=bool(said[-1]),
-        )
-
     def _total(
-        self, part: Sequence[Piece], losses: Sequence[Tensor], verdict: _Verdict
+        self, part: Sequence[Piece], losses: Sequence[Tensor], verdict: Verdict
     ) -> Tensor | None:
         """This rank's summand of the loss: each batch counts by its part of the utterances."""
         by_task: dict[str, Tensor] = {}
@@ -312,36 +255,3 @@ def _largest_part(draws: Sequence[list[Piece]], parts: int) -> int:
     """The most utterances that go through the network at once."""
     sizes = [sum(piece.utterances for piece in part) for draw in draws for part in cut(draw, parts)]
     return max(sizes, default=0)
-
-
-def forward(
-    pieces: Sequence[Piece],
-    tasks: Mapping[str, Task],
-    encoding: Encoding,
-    specaug: SpecAugment | None,
-    records: Mapping[str, dict[str, list[Any]]],
-) -> list[Tensor]:
-    """One pass of the encoder for all pieces, then each head on its own utterances.
-
-    Args:
-        pieces: batches of any of the tasks.
-        records: for each task, what its expert records into.
-
-    Returns:
-        the loss of each piece, a scalar.
-    """
-    if not pieces:
-        return []
-    features = encoding.features([wav for piece in pieces for wav in piece.wavs])
-    if specaug is not None:
-        features = specaug(features)
-    losses = []
-    first = 0
-    for piece in pieces:
-        own = features[first : first + piece.utterances]
-        first += piece.utterances
-        task = tasks[piece.task]
-        losses.append(
-            task.expert(task.train_split, own, *piece.others, records=records[piece.task])
-        )
-    return losses

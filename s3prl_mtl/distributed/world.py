@@ -167,6 +167,21 @@ class World(Group):
         self._groups: dict[tuple[int, ...], Group | None] = {self.ranks: self}
 
     @classmethod
+    def alone(cls) -> World:
+        """A world of one process.
+
+        Raises:
+            UserError: torchrun started several, which would train apart from each other.
+        """
+        if _number_from_environment("WORLD_SIZE", 1) > 1:
+            raise UserError(
+                "torchrun started several processes, and each of them would train for itself.",
+                where="MultiTaskRunner(...)",
+                fix="Let them meet: with World.join() as world: MultiTaskRunner(..., world=world).",
+            )
+        return cls()
+
+    @classmethod
     def join(
         cls, backend: str | None = None, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     ) -> World:

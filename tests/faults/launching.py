@@ -1,0 +1,343 @@
+"""Runs of the command line that tests break on purpose: their processes, ranks and files."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.tracking import read_metrics
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "run_scripts" / "demo.yaml"
+
+DEADLINE_SECONDS = 120.0
+"""For whatever a test waits for. A run that is well takes a small part of it."""
+
+POLL_SECONDS = 0.002
+"""A checkpoint of a tiny run is written in some ten milliseconds."""
+
+
+def words_of(tasks: str, steps: int, *others: str, **settings: object) -> list[str]:
+    """The words of a small run; `runner__save_step=1` stands for `-o runner.save_step=1`."""
+    values: dict[str, object] = {
+        "runner.log_step": 1,
+        "runner.save_step": 1,
+        "runner.eval_step": 1000,
+        "runner.test_first": "false",
+        "runner.test_last": "false",
+    }
+    values |= {key.replace("__", "."): value for key, value in settings.items()}
+    override = ",,".join(f"{key}={value}" for key, value in values.items())
+    words = ["-u", "hubert_tiny", "-c", str(DEMO), "-d", tasks, "--steps", str(steps)]
+    return [*words, *others, "-o", override]
+
+
+class Run:
+    """One start of the command line, by itself or under torchrun.
+
+    Args:
+        words: of `run_mtl.py`, without the run's folder.
+        folder: of the run.
+        variables: the environment.
+        ranks: 1 is one process without torchrun.
+        torchrun: further words for it.
+        terminal: file that takes what the run prints.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        folder: Path,
+        variables: Mapping[str, str],
+        ranks: int,
+        torchrun: Sequence[str],
+        terminal: Path,
+    ) -> None:
+        self.folder = folder
+        self.ranks = ranks
+        self._terminal = terminal
+        # What a former start logged into the same files is not this run's.
+        self._log_starts = {r: size(self._log_file(r)) for r in range(ranks)}
+        command = [sys.executable]
+        if ranks > 1:
+            command += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
+            command += ["--master_port", str(free_port()), *torchrun]
+        command += [str(ROOT / "run_mtl.py"), *words, "-p", str(folder)]
+        self.started = time.monotonic()
+        with terminal.open("wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                cwd=terminal.parent,
+                env=dict(variables),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # A group of its own, that a signal to all of it does not reach the tests.
+                start_new_session=True,
+            )
+
+    # ------------------------------------------------------------------------ its output
+
+    @property
+    def terminal(self) -> str:
+        """What it has printed so far."""
+        return self._terminal.read_text(encoding="utf-8", errors="replace")
+
+    def log(self, rank: int = 0) -> str:
+        """What a rank has logged so far."""
+        path = self._log_file(rank)
+        if not path.is_file():
+            return ""
+        with path.open("rb") as file:
+            file.seek(self._log_starts[rank])
+            return file.read().decode()
+
+    def logged_step(self) -> int:
+        """The last step that the log says was taken, 0 if none was."""
+        return max((int(n) for n in re.findall(r"step (\d+)  loss", self.log())), default=0)
+
+    def _log_file(self, rank: int) -> Path:
+        return self.folder / ("log.txt" if rank == 0 else f"log-rank{rank}.txt")
+
+    # ----------------------------------------------------------------------- its course
+
+    def until(
+        self, condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS
+    ) -> Any:
+        """Wait for a condition, and return what it gave.
+
+        Raises:
+            AssertionError: it does not come in time, or cannot come: the run is over.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            over = self.process.poll() is not None
+            value = condition()
+            if value:
+                return value
+            assert not over, f"the run ended before {what}:\n{self.terminal}"
+            assert time.monotonic() < deadline, f"not in {seconds:g} s: {what}:\n{self.terminal}"
+            time.sleep(POLL_SECONDS)
+
+    def until_logged(self, text: str, rank: int = 0, seconds: float = DEADLINE_SECONDS) -> None:
+        self.until(lambda: text in self.log(rank), f"rank {rank} logged {text!r}", seconds)
+
+    def until_step(self, step: int) -> None:
+        self.until(lambda: self.logged_step() >= step, f"step {step}")
+
+    def until_partial(self) -> Path:
+        """Wait until a checkpoint begins to be written; its file as long as it is not whole."""
+        before = dict(partial_files(self.folder))
+
+        def new() -> Path | None:
+            # One that a killed run has left is overwritten by this one.
+            fresh = [path for path, at in partial_files(self.folder) if before.get(path) != at]
+            return fresh[0] if fresh else None
+
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while (found := new()) is None:
+            # No pause: it is there for a few milliseconds only.
+            assert self.process.poll() is None, self.terminal
+            assert time.monotonic() < deadline, self.terminal
+        return found
+
+    def wait(self, seconds: float = DEADLINE_SECONDS) -> int:
+        """The exit code of the command."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still there after {seconds:g} s:\n{self.terminal}") from None
+
+    # -------------------------------------------------------------------- its processes
+
+    def rank_pids(self) -> dict[int, int]:
+        """{rank: process} of all ranks, as soon as all have started."""
+
+        def find() -> dict[int, int]:
+            if self.ranks == 1:
+                return {0: self.process.pid}
+            found = {}
+            for pid in children(self.process.pid):
+                match = re.search(rb"(?:^|\0)RANK=(\d+)", read(f"/proc/{pid}/environ"))
+                if match and b"run_mtl.py" in read(f"/proc/{pid}/cmdline"):
+                    found[int(match[1])] = pid
+            return found if len(found) == self.ranks else {}
+
+        return self.until(find, "all ranks have started")
+
+    def kill(self) -> None:
+        """SIGKILL to the command and all its descendants at once."""
+        everything = [self.process.pid, *descendants(self.process.pid)]
+        for pid in everything:
+            send(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class Launcher:
+    """Starts runs in a folder of a test, and leaves none behind."""
+
+    def __init__(self, folder: Path, variables: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.variables = dict(variables)
+        self._runs: list[Run] = []
+
+    def __call__(
+        self,
+        words: Sequence[str],
+        *more: str,
+        name: str = "run",
+        ranks: int = 1,
+        torchrun: Sequence[str] = (),
+        **variables: str,
+    ) -> Run:
+        terminal = self.folder / f"terminal-{len(self._runs)}.txt"
+        run = Run(
+            [*words, *more],
+            self.folder / name,
+            self.variables | variables,
+            ranks,
+            torchrun,
+            terminal,
+        )
+        self._runs.append(run)
+        return run
+
+    def finished(self, words: Sequence[str], *more: str, **how: Any) -> Run:
+        """A run that ends as it should."""
+        run = self(words, *more, **how)
+        assert run.wait() == 0, run.terminal
+        return run
+
+    def close(self) -> None:
+        for run in self._runs:
+            if run.process.poll() is None:
+                run.kill()
+            # torchrun may be gone and its ranks not.
+            for pid in processes_with(f"{run.folder}\0".encode()):
+                send(pid, signal.SIGKILL)
+
+
+# --------------------------------------------------------------------------- comparisons
+
+
+def assert_same(first: object, second: object, where: str = "checkpoint") -> None:
+    """Equal to the last bit."""
+    if isinstance(first, torch.Tensor):
+        assert isinstance(second, torch.Tensor) and torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert isinstance(second, dict) and first.keys() == second.keys(), where
+        for key in first:
+            assert_same(first[key], second[key], f"{where}/{key}")
+    elif isinstance(first, list | tuple):
+        assert isinstance(second, list | tuple) and len(first) == len(second), where
+        for i, (a, b) in enumerate(zip(first, second, strict=True)):
+            assert_same(a, b, f"{where}/{i}")
+    else:
+        assert first == second, where
+
+
+def assert_ended_alike(run: Path, whole: Path, steps: int) -> None:
+    """Nothing tells a run from the uninterrupted one: not its last state, not its curves.
+
+    The state holds weights, optimizer, schedule, the place in the data and the random generators
+    of every rank.
+    """
+    state = checkpoints.load(run / f"states-{steps}.ckpt")
+    assert state["Random"] and state["Step"] == steps
+    assert_same(state, checkpoints.load(whole / f"states-{steps}.ckpt"))
+    noted = list(read_metrics(run))
+    places = [(e["step"], e["task"], e["split"], e["metric"]) for e in noted]
+    assert len(set(places)) == len(places), "a step is noted twice"
+    assert {step for step, *_ in places} == set(range(1, steps + 1))
+    assert noted == list(read_metrics(whole))
+
+
+def newest(folder: Path) -> int:
+    """The step of the newest checkpoint, which must be whole; 0 without one."""
+    files = checkpoints.states_files(folder)
+    return int(checkpoints.load(files[-1])["Step"]) if files else 0
+
+
+# ----------------------------------------------------------------------------- processes
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """A signal to a process that may be gone."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def children(pid: int) -> list[int]:
+    return [child for child, parent in _parents() if parent == pid]
+
+
+def descendants(pid: int) -> list[int]:
+    found = [pid]
+    parents = list(_parents())
+    for one in found:
+        found += [child for child, parent in parents if parent == one]
+    return found[1:]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there, and not only waiting to be reaped."""
+    return read(f"/proc/{pid}/stat").rpartition(b") ")[2][:1] not in (b"", b"Z")
+
+
+def processes_with(words: bytes) -> list[int]:
+    """Processes whose command line holds these words."""
+    numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [pid for pid in numbers if words in read(f"/proc/{pid}/cmdline")]
+
+
+def _parents() -> Iterator[tuple[int, int]]:
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            # After the name of the program, which may hold anything: state, then parent.
+            fields = read(f"/proc/{name}/stat").rpartition(b") ")[2].split()
+            if fields:
+                yield int(name), int(fields[1])
+
+
+def read(path: str) -> bytes:
+    """A file of a process; empty if it is gone."""
+    file: IO[bytes]
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def partial_files(folder: Path) -> list[tuple[Path, int]]:
+    """Checkpoints that are not whole, each with the time of its last change in ns."""
+    found = []
+    for path in folder.glob(".states-*.partial"):
+        try:
+            found.append((path, path.stat().st_mtime_ns))
+        except FileNotFoundError:
+            continue
+    return found

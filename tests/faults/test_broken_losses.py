@@ -1,0 +1,92 @@
+"""A task whose loss is no number is left out of the step, on all ranks alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from faults.launching import Launcher, words_of
+
+from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.tracking import read_metrics
+
+Plugin = Callable[[str], dict[str, str]]
+
+BROKEN_STEPS = {2: "nan", 4: "inf", 5: "-inf"}
+
+
+def is_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "broken"),
+    [
+        (2, 1),
+        pytest.param(2, 0, marks=pytest.mark.slow),
+        pytest.param(1, 0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_task_without_a_finite_loss_on_one_rank_is_left_out_on_all(
+    ranks: int, broken: int, launch: Launcher, plugin: Plugin
+):
+    variables = plugin(
+        "def fault(loss, call, utterances):\n"
+        f"    values = {BROKEN_STEPS}\n"
+        f"    if RANK == {broken} and call in values:\n"
+        "        return loss * float(values[call])\n"
+        "    return loss\n"
+    )
+    steps = 8
+    words = words_of("ks,tones", steps, runner__max_keep=steps, optimizer__lr=1e-3)
+    run = launch.finished(words, ranks=ranks, **variables)
+    # Every save compares the weights of the ranks.
+    assert all("drifted apart" not in run.log(rank) for rank in range(ranks))
+    for rank in range(ranks):
+        assert all(f"The loss of tones in step {n}" in run.log(rank) for n in BROKEN_STEPS)
+
+    states: list[dict[str, Any]] = [
+        checkpoints.load(path) for path in checkpoints.states_files(run.folder)
+    ]
+    assert len(states) == steps
+    for state in states:
+        weights = [state["Upstream"], state["Featurizer"]]
+        weights += [task["Downstream"] for task in state["Tasks"].values()]
+        assert all(tensor.isfinite().all() for held in weights for tensor in held.values())
+    for before, after in pairwise(states):
+        one, two = before["Tasks"], after["Tasks"]
+        left_out = after["Step"] in BROKEN_STEPS
+        assert is_same(one["tones"]["Downstream"], two["tones"]["Downstream"]) == left_out
+        assert not is_same(one["ks"]["Downstream"], two["ks"]["Downstream"])
+        assert not is_same(before["Upstream"], after["Upstream"])
+
+    counts = {
+        entry["step"]: entry["value"]
+        for entry in read_metrics(run.folder)
+        if (entry["task"], entry["metric"]) == ("run", "dropped_steps_tones")
+    }
+    assert counts == {2: 1, 3: 1, 4: 2, 5: 3, 6: 3, 7: 3, 8: 3}
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_after_fifty_such_steps_in_a_row_the_run_ends_with_the_name_of_the_task(
+    ranks: int, launch: Launcher, plugin: Plugin
+):
+    variables = plugin(
+        "def fault(loss, call, utterances):\n"
+        f"    return loss * float('nan') if RANK == {ranks - 1} and call > 3 else loss\n"
+    )
+    words = words_of("tones", 100, runner__save_step=10)
+    run = launch(words, ranks=ranks, **variables)
+    code = run.wait()
+    assert code == (2 if ranks == 1 else 1), run.terminal
+    assert ranks == 1 or "exitcode  : 2" in run.terminal
+    error = "The loss of tones has not been a finite number for 50 steps in a row"
+    assert f"error: {error}" in run.terminal and "Traceback" not in run.terminal
+    assert "step 53" in run.terminal
+    newest = checkpoints.load(checkpoints.states_files(run.folder)[-1])
+    assert newest["Step"] == 50
+    assert newest["Tallies"]["dropped_steps"] == {"tones": 47}

@@ -1,0 +1,82 @@
+"""The newest checkpoint is not what was written: the one before takes its place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults.launching import Launcher, Run, assert_ended_alike, words_of
+
+from s3prl_mtl import checkpoint as checkpoints
+
+WORDS = words_of("ks,er", 20)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def flip_a_byte(path: Path) -> None:
+    # Early in the file, where the weights are.
+    place = path.stat().st_size // 10
+    with path.open("r+b") as file:
+        file.seek(place)
+        (byte,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 0x40]))
+
+
+def killed_with_two_checkpoints(run: Run) -> list[Path]:
+    run.until_step(5)
+    run.kill()
+    files = checkpoints.states_files(run.folder)
+    assert len(files) >= 2
+    return files
+
+
+@pytest.mark.parametrize(
+    ("damage", "ranks"),
+    [
+        (flip_a_byte, 1),
+        pytest.param(truncate, 1, marks=pytest.mark.slow),
+        pytest.param(empty, 1, marks=pytest.mark.slow),
+        pytest.param(flip_a_byte, 2, marks=pytest.mark.slow),
+        pytest.param(truncate, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_the_checkpoint_before_is_used_and_that_is_said(
+    damage: Callable[[Path], None],
+    ranks: int,
+    launch: Launcher,
+    uninterrupted: Callable[..., Path],
+):
+    run = launch(WORDS, ranks=ranks)
+    *_, before, last = killed_with_two_checkpoints(run)
+    damage(last)
+    damaged = last.read_bytes()
+    resumed = launch.finished(WORDS, "-a", ranks=ranks)
+    assert f"Going on from {before.name} instead" in resumed.terminal
+    step = checkpoints.STATES_PATTERN.fullmatch(before.name)
+    assert step and f"Resuming {before} at step {step[1]}" in resumed.terminal
+    aside = last.with_name(f"{last.name}.damaged")
+    assert aside.read_bytes() == damaged
+    assert_ended_alike(run.folder, uninterrupted(WORDS, ranks), 20)
+
+
+@pytest.mark.slow
+def test_where_no_checkpoint_is_whole_nothing_is_trained_or_touched(launch: Launcher):
+    run = launch(WORDS)
+    files = killed_with_two_checkpoints(run)
+    for path in files:
+        flip_a_byte(path)
+    kept = {path: path.read_bytes() for path in files}
+    refused = launch(WORDS, "-a")
+    assert refused.wait() == 2, refused.terminal
+    assert "None of the checkpoints" in refused.terminal and "Traceback" not in refused.terminal
+    assert {path: path.read_bytes() for path in files} == kept

@@ -1,0 +1,41 @@
+"""A loader worker is killed, as the system does where memory is short."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults.launching import Launcher, assert_ended_alike, children, send, words_of
+
+# One utterance a batch: epochs that are long enough for workers to be met at work.
+WORDS = words_of(
+    "ks,er",
+    40,
+    runner__save_step=1000,
+    ks__downstream_expert__datarc__num_workers=1,
+    ks__downstream_expert__datarc__train_batch_size=1,
+)
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_worker_is_replaced_and_no_batch_is_lost(
+    ranks: int, launch: Launcher, uninterrupted: Callable[..., Path]
+):
+    run = launch(WORDS, ranks=ranks)
+    rank = ranks - 1
+    pid = run.rank_pids()[rank]
+    killed: set[int] = set()
+    deaths = 0
+    while deaths < 2:
+        worker = run.until(lambda: set(children(pid)) - killed, "there is a worker").pop()
+        step = run.logged_step()
+        send(worker, signal.SIGKILL)
+        killed.add(worker)
+        # A worker that had nothing left to read is not missed.
+        run.until_step(step + 4)
+        deaths = run.log(rank).count("It is replaced and no batch is lost")
+    assert run.wait() == 0, run.terminal
+    assert "ks: a worker that loads the split 'train' died" in run.log(rank)
+    assert_ended_alike(run.folder, uninterrupted(WORDS, ranks), 40)

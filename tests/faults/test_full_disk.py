@@ -1,0 +1,39 @@
+"""No room for the next checkpoint: the run ends, and the one before is whole.
+
+A limit on the size of files, which is set from outside while the run goes on, stands for the full
+disk: either way the system refuses a write in the middle of the file.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults.launching import Launcher, assert_ended_alike, newest, partial_files, words_of
+
+WORDS = words_of("ks,er", 20)
+LIMIT_BYTES = 1_000_000
+"""Well below a checkpoint, well above log and metrics."""
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_checkpoint_that_does_not_fit_costs_none_of_those_before(
+    ranks: int, launch: Launcher, uninterrupted: Callable[..., Path]
+):
+    run = launch(WORDS, ranks=ranks)
+    pids = run.rank_pids()
+    run.until(lambda: list(run.folder.glob("states-*.ckpt")), "a checkpoint is saved")
+    resource.prlimit(pids[0], resource.RLIMIT_FSIZE, (LIMIT_BYTES, LIMIT_BYTES))
+    code = run.wait()
+    # torchrun has an exit code of its own, and tells that of the rank.
+    assert code == (2 if ranks == 1 else 1), run.terminal
+    assert ranks == 1 or "exitcode  : 2" in run.terminal
+    assert "The checkpoint could not be saved" in run.terminal
+    assert "Earlier checkpoints are intact" in run.terminal and "-a" in run.terminal
+    assert "Traceback (most recent call last)" not in run.terminal
+    assert not partial_files(run.folder)
+    assert newest(run.folder) == run.logged_step() - 1
+    launch.finished(WORDS, "-a", ranks=ranks)
+    assert_ended_alike(run.folder, uninterrupted(WORDS, ranks), 20)

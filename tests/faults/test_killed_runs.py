@@ -1,0 +1,88 @@
+"""SIGKILL: no process has a chance to do anything about it."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults.launching import Launcher, Run, assert_ended_alike, newest, send, words_of
+
+from s3prl_mtl import checkpoint as checkpoints
+
+STARTING_SECONDS = 6.0
+"""From the first import to the first step, on a machine with other things to do."""
+
+
+def test_a_run_killed_while_it_saves_loses_that_step_only(
+    launch: Launcher, uninterrupted: Callable[..., Path]
+):
+    words = words_of("ks,er", 20)
+    run = launch(words)
+    run.until_step(2)
+    partial = run.until_partial()
+    run.kill()
+    assert partial.is_file(), "it was killed too late"
+    assert newest(run.folder) >= run.logged_step() - 1
+    launch.finished(words, "-a")
+    assert_ended_alike(run.folder, uninterrupted(words), 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ten_kills_at_random_moments_at_least_three_while_saving_lose_nothing(
+    ranks: int,
+    launch: Launcher,
+    uninterrupted: Callable[..., Path],
+    record_property: Callable[[str, object], None],
+):
+    """On two ranks either torchrun and all ranks are killed at once, or one rank by chance."""
+    chance = random.Random(f"ten kills of {ranks}")
+    words = words_of("ks,er", 70, "--timeout", "60", runner__eval_step=10)
+    moments = ["saving"] * 5 + ["training"] * 3 + ["starting"] * 2
+    chance.shuffle(moments)
+    kept = while_saving = steps_lost = 0
+    for number, moment in enumerate(moments):
+        run = launch(words, "-a", ranks=ranks)
+        victim = None
+        if ranks > 1 and number % 2:
+            # Only the first rank saves.
+            pids = run.rank_pids()
+            victim = pids[0 if moment == "saving" else chance.randrange(ranks)]
+        partial = None
+        if moment == "starting":
+            time.sleep(chance.uniform(0, STARTING_SECONDS))
+        elif moment == "training":
+            run.until_step(kept + chance.randint(1, 3))
+            time.sleep(chance.uniform(0, 0.1))
+        else:
+            for _ in range(chance.randint(1, 3)):
+                partial = run.until_partial()
+        kill(run, victim)
+        while_saving += partial is not None and partial.is_file()
+        now = newest(run.folder)
+        assert now >= kept, "a checkpoint is lost"
+        # There is a checkpoint of every step: one at most was taken and not saved.
+        assert now >= run.logged_step() - 1
+        steps_lost += max(0, run.logged_step() - now)
+        kept = now
+    assert while_saving >= 3
+    assert 0 < kept < 70
+    record_property("killed while saving", while_saving)
+    record_property("steps taken again", steps_lost)
+    end = launch.finished(words, "-a", ranks=ranks)
+    assert "Resuming" in end.log()
+    assert_ended_alike(end.folder, uninterrupted(words, ranks), 70)
+    assert len(checkpoints.states_files(end.folder)) == 2
+
+
+def kill(run: Run, victim: int | None) -> None:
+    """One rank, or everything at once."""
+    if victim is None:
+        run.kill()
+        return
+    send(victim, signal.SIGKILL)
+    assert run.wait() == 1, run.terminal

@@ -1,0 +1,121 @@
+"""A rank that is gone, frozen or stuck: the others say which one it is, and end."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults.launching import Launcher, assert_ended_alike, is_alive, newest, send, words_of
+
+TIMEOUT = 10.0
+WORDS = words_of("ks,er", 400, "--timeout", f"{TIMEOUT:g}")
+SHORT = words_of("ks,er", 20, "--timeout", "60", runner__save_step=4)
+
+Record = Callable[[str, object], None]
+
+
+def assert_named(text: str, rank: int, pid: int) -> None:
+    """An error names the rank, its machine and its process."""
+    name = re.escape(f"Rank {rank} (host {socket.gethostname()}, process {pid})")
+    assert re.search(rf"{name} was killed, is frozen or cut off: .*at step \d+", text), text
+
+
+@pytest.mark.parametrize(
+    ("ranks", "victim"), [(2, 1), *[pytest.param(3, v, marks=pytest.mark.slow) for v in (0, 2)]]
+)
+def test_when_a_rank_is_killed_the_others_name_it_and_end(
+    ranks: int, victim: int, launch: Launcher, record_property: Record
+):
+    run = launch(WORDS, ranks=ranks)
+    pids = run.rank_pids()
+    run.until_step(3)
+    since = time.monotonic()
+    send(pids[victim], signal.SIGKILL)
+    assert run.wait(30) == 1
+    record_property("seconds to stop", round(time.monotonic() - since, 1))
+    for rank in set(pids) - {victim}:
+        assert_named(run.log(rank), victim, pids[victim])
+    assert_named(run.terminal, victim, pids[victim])
+    assert "Traceback" not in run.terminal
+    assert not any(map(is_alive, pids.values()))
+    assert newest(run.folder) >= run.logged_step() - 1
+
+
+@pytest.mark.slow
+def test_when_a_rank_is_frozen_the_others_name_it_within_the_timeout(
+    launch: Launcher, record_property: Record
+):
+    run = launch(WORDS, ranks=2)
+    pids = run.rank_pids()
+    run.until_step(3)
+    since = time.monotonic()
+    send(pids[1], signal.SIGSTOP)
+    run.until(lambda: not is_alive(pids[0]), "rank 0 ended", TIMEOUT + 20)
+    record_property("seconds to stop", round(time.monotonic() - since, 1))
+    assert_named(run.log(), 1, pids[1])
+    assert_named(run.terminal, 1, pids[1])
+    send(pids[1], signal.SIGKILL)  # torchrun would do it after 30 s
+    assert run.wait() == 1
+    assert newest(run.folder) >= run.logged_step() - 1
+
+
+@pytest.mark.slow
+def test_when_the_data_of_a_rank_hang_the_others_say_what_it_was_doing(
+    launch: Launcher, plugin: Callable[[str], dict[str, str]], record_property: Record
+):
+    variables = plugin(
+        "def item(i):\n"
+        "    if RANK == 1 and i == 15:\n"
+        "        import threading\n"
+        "        threading.Event().wait()\n"
+    )
+    words = words_of("ks,tones", 20, "--timeout", f"{TIMEOUT:g}")
+    run = launch(words, ranks=2, **variables)
+    pids = run.rank_pids()
+    run.until_step(1)
+    since = time.monotonic()
+    run.until(lambda: not is_alive(pids[0]), "rank 0 ended", TIMEOUT + 20)
+    record_property("seconds to stop", round(time.monotonic() - since, 1))
+    stalled = rf"Rank 1 \(host .*, process {pids[1]}\) is stalled: at step \d+ it has been reading a batch of tones"
+    assert re.search(stalled, run.terminal), run.terminal
+    send(pids[1], signal.SIGKILL)
+    assert run.wait() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_torchrun_starts_again_and_the_run_goes_on_from_its_last_checkpoint(
+    victim: int, launch: Launcher, uninterrupted: Callable[..., Path]
+):
+    run = launch(SHORT, ranks=2, torchrun=["--max-restarts", "1"])
+    pids = run.rank_pids()
+    run.until_step(6)
+    send(pids[victim], signal.SIGKILL)
+    assert run.wait() == 0, run.terminal
+    assert "torchrun starts the run again, for the 1. time" in run.terminal
+    assert re.search(r"Resuming .*states-\d+\.ckpt at step \d+", run.terminal)
+    assert_ended_alike(run.folder, uninterrupted(SHORT, 2), 20)
+
+
+@pytest.mark.slow
+def test_when_torchrun_itself_is_killed_the_run_can_go_on(
+    launch: Launcher, uninterrupted: Callable[..., Path]
+):
+    """Its ranks are not told; they lose the store that torchrun hosts, and train on."""
+    run = launch(SHORT, ranks=2)
+    pids = run.rank_pids()
+    run.until_step(6)
+    send(run.process.pid, signal.SIGKILL)
+    run.wait()
+    for pid in pids.values():
+        deadline = time.monotonic() + 60
+        while is_alive(pid):
+            assert time.monotonic() < deadline, "a rank without torchrun hangs"
+            time.sleep(0.05)
+    launch.finished(SHORT, "-a", ranks=2)
+    assert_ended_alike(run.folder, uninterrupted(SHORT, 2), 20)

@@ -1,0 +1,116 @@
+"""A GPU that is too small: the step is taken in parts on all ranks, with the same outcome.
+
+A package apart brings an encoder that raises torch's OutOfMemoryError on one rank, in the forward
+or in the backward pass, when it gets too many utterances at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from faults.launching import Launcher, words_of
+
+from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.tracking import read_metrics
+
+Plugin = Callable[[str], dict[str, str]]
+
+# Without dropout: chance is drawn anew for parts.
+LIMITED = """
+import dataclasses
+from s3prl_mtl.upstreams import HiddenStates, Hubert, load_upstream
+
+LIMIT = int(os.environ.get("LIMIT", "1000000"))
+PASS = os.environ.get("PASS", "forward")
+
+
+class ShortOfMemory(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, states):
+        return states.view_as(states)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise torch.OutOfMemoryError("out of memory, for a test")
+
+
+class Limited(Hubert):
+    def forward(self, wavs):
+        hidden = super().forward(wavs)
+        if self.training and len(wavs) > LIMIT and RANK == int(os.environ["SMALL"]):
+            if PASS == "forward":
+                raise torch.OutOfMemoryError("out of memory, for a test")
+            return HiddenStates(ShortOfMemory.apply(hidden.states), hidden.lengths)
+        return hidden
+
+
+def limited(ckpt=None):
+    whole = load_upstream("hubert_tiny")
+    silent = dataclasses.replace(whole.config, dropout=0.0, attention_dropout=0.0)
+    encoder = Limited(silent)
+    encoder.load_state_dict(whole.state_dict())
+    return encoder
+"""
+
+STEPS = 4
+# Plain gradient descent: Adam makes as much of a gradient's rounding as of the gradient.
+SETTINGS = {"optimizer__name": "SGD", "optimizer__lr": 0.1}
+
+
+def weights(states: dict) -> dict[str, torch.Tensor]:
+    held = {f"encoder/{name}": tensor for name, tensor in states["Upstream"].items()}
+    for task, entry in states["Tasks"].items():
+        held |= {f"{task}/{name}": tensor for name, tensor in entry["Downstream"].items()}
+    return held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize(("ranks", "small"), [(1, 0), (2, 1)])
+def test_a_step_in_parts_is_the_step_as_a_whole(
+    ranks: int, small: int, where: str, launch: Launcher, plugin: Plugin
+):
+    variables = {**plugin(LIMITED), "SMALL": str(small), "PASS": where}
+    words = words_of("ks,er", STEPS, **SETTINGS)
+    words[words.index("-u") + 1] = "limited"
+    whole = launch.finished(words, name="whole", ranks=ranks, **variables)
+    assert "too small" not in whole.log()
+    parted = launch.finished(words, ranks=ranks, LIMIT="3", **variables)
+
+    for rank in range(ranks):
+        for step in range(1, STEPS + 1):
+            for parts in (2, 4):
+                said = f"too small for step {step}: it is taken in {parts} parts"
+                assert said in parted.log(rank)
+        assert "drifted apart" not in parted.log(rank)
+    counts = {
+        entry["step"]: entry["value"]
+        for entry in read_metrics(parted.folder)
+        if (entry["task"], entry["metric"]) == ("run", "steps_in_parts")
+    }
+    assert counts == {step: step for step in range(1, STEPS + 1)}
+
+    one, two, first = (
+        weights(checkpoints.load(folder / f"states-{step}.ckpt"))
+        for folder, step in [(whole.folder, STEPS), (parted.folder, STEPS), (whole.folder, 3)]
+    )
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert any(not torch.allclose(first[name], one[name], rtol=1e-5, atol=1e-6) for name in one)
+
+
+@pytest.mark.slow
+def test_where_single_utterances_do_not_fit_the_run_ends_on_all_ranks(
+    launch: Launcher, plugin: Plugin
+):
+    variables = {**plugin(LIMITED), "SMALL": "1", "LIMIT": "0"}
+    words = words_of("ks,er", STEPS)
+    words[words.index("-u") + 1] = "limited"
+    run = launch(words, ranks=2, **variables)
+    assert run.wait() == 1, run.terminal
+    assert "exitcode  : 2" in run.terminal
+    assert "error: The memory of the GPU is too small for 1 utterances at once" in run.terminal
+    assert "Traceback" not in run.terminal

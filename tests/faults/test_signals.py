@@ -1,0 +1,199 @@
+"""SIGTERM and SIGUSR1, with which schedulers warn: the run saves itself and ends with exit code 0.
+
+In every test the run would otherwise save itself at its end only.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults.launching import (
+    Launcher,
+    Run,
+    assert_ended_alike,
+    children,
+    is_alive,
+    newest,
+    send,
+    words_of,
+)
+
+from s3prl_mtl import checkpoint as checkpoints
+
+GRACE_SECONDS = 30.0
+"""What schedulers and torchrun give."""
+
+WORDS = words_of("ks,er", 30, runner__save_step=1000)
+WITH_WORKERS = words_of(
+    "ks,er",
+    30,
+    runner__save_step=1000,
+    ks__downstream_expert__datarc__num_workers=1,
+    ks__downstream_expert__datarc__train_batch_size=1,
+    er__downstream_expert__datarc__num_workers=1,
+)
+WITH_EVALUATION = words_of("ks,asr", 12, runner__save_step=1000, runner__eval_step=6)
+EVERYTHING = words_of("all", 2)
+
+SIGNALS = [signal.SIGTERM, signal.SIGUSR1]
+
+Record = Callable[[str, object], None]
+
+
+def assert_saved_itself(run: Run, since: float, record: Record, exit_code: int = 0) -> int:
+    """It ends in time, and its state is that of the very step that it logged last."""
+    left = since + GRACE_SECONDS - time.monotonic()
+    assert run.wait(left) == exit_code, run.terminal
+    record("seconds to stop", round(time.monotonic() - since, 1))
+    step = run.logged_step()
+    assert f"asked to stop and saved itself at step {step}" in run.terminal
+    assert [path.name for path in checkpoints.states_files(run.folder)] == [f"states-{step}.ckpt"]
+    assert newest(run.folder) == step
+    return step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+def test_one_process_saves_itself_at_the_step_it_is_at(
+    number: signal.Signals,
+    launch: Launcher,
+    uninterrupted: Callable[..., Path],
+    record_property: Record,
+):
+    run = launch(WORDS)
+    run.until_step(3)
+    since = time.monotonic()
+    send(run.process.pid, number)
+    assert 3 <= assert_saved_itself(run, since, record_property) < 30
+    launch.finished(WORDS, "-a")
+    assert_ended_alike(run.folder, uninterrupted(WORDS), 30)
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_a_signal_to_the_process_and_its_loader_workers_loses_nothing(
+    number: signal.Signals,
+    launch: Launcher,
+    uninterrupted: Callable[..., Path],
+    record_property: Record,
+):
+    run = launch(WITH_WORKERS)
+    run.until_step(3)
+    assert run.until(lambda: children(run.process.pid), "there are workers")
+    since = time.monotonic()
+    os.killpg(run.process.pid, number)
+    assert 3 <= assert_saved_itself(run, since, record_property) < 30
+    assert "died" not in run.log()
+    launch.finished(WITH_WORKERS, "-a")
+    assert_ended_alike(run.folder, uninterrupted(WITH_WORKERS), 30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_in_an_evaluation_the_run_saves_itself_and_makes_the_evaluation_up(
+    number: signal.Signals,
+    ranks: int,
+    launch: Launcher,
+    uninterrupted: Callable[..., Path],
+    record_property: Record,
+):
+    run = launch(WITH_EVALUATION, ranks=ranks)
+    victim = run.rank_pids()[ranks - 1]
+    run.until_step(6)  # the evaluation is what comes next
+    since = time.monotonic()
+    send(victim, number)
+    assert assert_saved_itself(run, since, record_property) == 6
+    state = checkpoints.load(run.folder / "states-6.ckpt")
+    assert state["EvaluatedStep"] == 0, "the evaluation was over before the signal came"
+    launch.finished(WITH_EVALUATION, "-a", ranks=ranks)
+    assert_ended_alike(run.folder, uninterrupted(WITH_EVALUATION, ranks), 12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_while_the_corpora_are_read_the_run_ends_at_once(
+    number: signal.Signals,
+    ranks: int,
+    launch: Launcher,
+    uninterrupted: Callable[..., Path],
+    tmp_path: Path,
+):
+    cache = str(tmp_path / "nothing scanned yet")
+    run = launch(EVERYTHING, ranks=ranks, S3PRL_MTL_CACHE=cache)
+    victim = run.rank_pids()[ranks - 1]
+    run.until_logged("Building task", rank=ranks - 1)
+    send(victim, number)
+    code = run.wait(GRACE_SECONDS)
+    assert code == 0, run.terminal
+    assert "Traceback" not in run.terminal
+    assert not checkpoints.states_files(run.folder), "it had begun to train"
+    launch.finished(EVERYTHING, "-a", ranks=ranks, S3PRL_MTL_CACHE=cache)
+    assert_ended_alike(run.folder, uninterrupted(EVERYTHING, ranks), 2)
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+)
+def test_a_signal_to_one_of_two_ranks_stops_both_at_the_same_step(
+    number: signal.Signals,
+    launch: Launcher,
+    uninterrupted: Callable[..., Path],
+    record_property: Record,
+):
+    run = launch(WORDS, ranks=2)
+    victim = run.rank_pids()[1]
+    run.until_step(3)
+    since = time.monotonic()
+    send(victim, number)
+    step = assert_saved_itself(run, since, record_property)
+    assert 3 <= step < 30
+    launch.finished(WORDS, "-a", ranks=2)
+    assert_ended_alike(run.folder, uninterrupted(WORDS, 2), 30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+def test_torchrun_hands_a_signal_on_and_waits_for_the_ranks(
+    number: signal.Signals,
+    launch: Launcher,
+    uninterrupted: Callable[..., Path],
+    record_property: Record,
+):
+    """SIGUSR1 needs `--signals-to-handle`. torchrun itself ends with an exit code of its own."""
+    handled = ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
+    run = launch(WORDS, ranks=2, torchrun=handled)
+    ranks = run.rank_pids().values()
+    run.until_step(3)
+    since = time.monotonic()
+    send(run.process.pid, number)
+    assert_saved_itself(run, since, record_property, exit_code=1)
+    assert not any(map(is_alive, ranks))
+    launch.finished(WORDS, "-a", ranks=2)
+    assert_ended_alike(run.folder, uninterrupted(WORDS, 2), 30)
+
+
+@pytest.mark.slow
+def test_signals_to_a_whole_job_with_its_loader_workers_lose_nothing(
+    launch: Launcher, uninterrupted: Callable[..., Path], record_property: Record
+):
+    """torchrun, both ranks and all their loader workers get SIGTERM, as from a scheduler."""
+    run = launch(WITH_WORKERS, ranks=2)
+    ranks = run.rank_pids().values()
+    run.until_step(3)
+    run.until(lambda: all(children(rank) for rank in ranks), "there are workers")
+    since = time.monotonic()
+    for rank in ranks:
+        os.killpg(rank, signal.SIGTERM)
+    send(run.process.pid, signal.SIGTERM)
+    assert_saved_itself(run, since, record_property, exit_code=1)
+    assert "died" not in run.log() + run.log(1)
+    launch.finished(WITH_WORKERS, "-a", ranks=2)
+    assert_ended_alike(run.folder, uninterrupted(WITH_WORKERS, 2), 30)
