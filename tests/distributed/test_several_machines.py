@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-
 from agents import (
     TORCHRUN,
     Started,
@@ -23,6 +21,7 @@ from agents import (
     training,
     until,
 )
+
 from s3prl_mtl import checkpoint as checkpoints
 
 STEPS = 30
@@ -167,9 +166,7 @@ def network() -> Iterator[Network]:
     holders: list[subprocess.Popen[bytes]] = []
     try:
         # Root in a user namespace of its own, as anybody may be, may make networks in it.
-        holders.append(
-            hold_namespace(["unshare", "--user", "--map-root-user", "--net"])
-        )
+        holders.append(hold_namespace(["unshare", "--user", "--map-root-user", "--net"]))
         inside = ["nsenter", "--preserve-credentials", "--user", "--target", str(holders[0].pid)]
         holders.append(hold_namespace([*inside, "unshare", "--net"]))
         yield Network(holders)
