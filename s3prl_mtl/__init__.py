@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from s3prl_mtl.expert import Metric, TaskExpert
     from s3prl_mtl.plugins import discover_tasks, load_task
     from s3prl_mtl.runner import MultiTaskRunner
+    from s3prl_mtl.trained import TrainedRun, load
     from s3prl_mtl.transcription import TranscriptionExpert
     from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream, load_upstream
 
@@ -21,10 +22,12 @@ __all__ = [
     "Metric",
     "MultiTaskRunner",
     "TaskExpert",
+    "TrainedRun",
     "TranscriptionExpert",
     "Upstream",
     "World",
     "discover_tasks",
+    "load",
     "load_task",
     "load_upstream",
 ]
@@ -41,10 +44,12 @@ _HOMES = {
     "Metric": "expert",
     "MultiTaskRunner": "runner",
     "TaskExpert": "expert",
+    "TrainedRun": "trained",
     "TranscriptionExpert": "transcription",
     "Upstream": "upstreams",
     "World": "distributed.world",
     "discover_tasks": "plugins",
+    "load": "trained",
     "load_task": "plugins",
     "load_upstream": "upstreams",
 }

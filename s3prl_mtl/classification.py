@@ -86,10 +86,11 @@ class ClassificationExpert(TaskExpert):
             numbers.append(known[labels[label]])
         return numbers[0] if len(numbers) == 1 else torch.tensor(numbers)
 
+    def condition(self, waveform: Tensor) -> Tensor:
+        return apply_gain(waveform, self.gain_decibels) if self.gain_decibels else waveform
+
     def waveform(self, cut: Any, split: str, generator: torch.Generator) -> Tensor:
-        waveform = load_waveform(cut)
-        if self.gain_decibels:
-            waveform = apply_gain(waveform, self.gain_decibels)
+        waveform = self.condition(load_waveform(cut))
         longest = self.datarc.get("max_timestep")
         if longest is not None and split == self.train_split:
             waveform = random_crop(waveform, longest, generator)
@@ -111,11 +112,9 @@ class ClassificationExpert(TaskExpert):
             targets: B times what :meth:`target` gives.
             records: takes `loss`, and `reference` and `hypothesis`: the numbers of the answers.
         """
-        padded, lengths = pad_features(features)
-        logits = self.model(self.projector(padded), lengths)
+        scores = self._scores(features)
         rows = [torch.as_tensor(target).reshape(-1) for target in targets]
-        references = torch.stack(rows).to(logits.device)
-        scores = logits.split(self.answer_counts, dim=-1)
+        references = torch.stack(rows).to(scores[0].device)
         losses = [
             F.cross_entropy(score, reference)
             for score, reference in zip(scores, references.T, strict=True)
@@ -126,6 +125,27 @@ class ClassificationExpert(TaskExpert):
         records["reference"] += references.tolist()
         records["hypothesis"] += hypotheses.tolist()
         return loss
+
+    def predict(
+        self, features: Sequence[Tensor], lengths_samples: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """The answer to every question, and the probability that the head gives it (to all)."""
+        answers: list[dict[str, Any]] = [{} for _ in features]
+        probabilities = torch.ones(len(features), dtype=torch.float64)
+        for (label, known), score in zip(self.answers.items(), self._scores(features), strict=True):
+            highest, numbers = score.double().softmax(dim=-1).cpu().max(dim=-1)
+            probabilities *= highest
+            names = list(known)
+            for answer, number in zip(answers, numbers.tolist(), strict=True):
+                answer[label] = names[number]
+        for answer, probability in zip(answers, probabilities.tolist(), strict=True):
+            answer["probability"] = probability
+        return answers
+
+    def _scores(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Logits (B, answers) for each question."""
+        padded, lengths = pad_features(features)
+        return self.model(self.projector(padded), lengths).split(self.answer_counts, dim=-1)
 
     def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
         return {"acc": accuracy(records["reference"], records["hypothesis"])}

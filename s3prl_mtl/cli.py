@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from s3prl_mtl import commands
+from s3prl_mtl import commands, predicting
 from s3prl_mtl.console import MESSAGES, show_log
 from s3prl_mtl.distributed.world import DEFAULT_TIMEOUT_SECONDS, RankLost
 from s3prl_mtl.errors import SharedMistake, UserError
@@ -187,6 +187,14 @@ def _upstreams_parser() -> argparse.ArgumentParser:
     return _parser("upstreams", "List the installed upstreams.", commands.list_upstreams)
 
 
+def _predict_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        "predict", "What a trained run says of audio files, as JSON lines.", predicting.predict
+    )
+    predicting.add_arguments(parser)
+    return parser
+
+
 def _results_parser() -> argparse.ArgumentParser:
     parser = _parser("results", "Show the results of a run as a table.", commands.show_results)
     parser.add_argument("run", type=Path, help="the folder of a run")
@@ -199,6 +207,7 @@ COMMANDS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "tasks": _tasks_parser,
     "upstreams": _upstreams_parser,
     "results": _results_parser,
+    "predict": _predict_parser,
 }
 
 

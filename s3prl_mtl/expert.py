@@ -130,9 +130,38 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         """What the loss needs of one utterance's labels. Runs in a loader worker."""
         raise NotImplementedError(f"{type(self).__name__} defines neither `target` nor `read`")
 
+    def condition(self, waveform: Tensor) -> Tensor:
+        """A waveform as the head expects it in evaluation and use: its level, its silences.
+
+        Args:
+            waveform: (samples,) at 16 kHz.
+
+        Returns:
+            Waveform (other_samples,).
+        """
+        return waveform
+
     def waveform(self, cut: Any, split: str, generator: torch.Generator) -> Tensor:
-        """The utterance's samples, float32 (samples,). Tasks that crop or trim override it."""
-        return load_waveform(cut)
+        """The utterance's samples, float32 (samples,). Tasks that crop override it."""
+        return self.condition(load_waveform(cut))
+
+    def predict(
+        self, features: Sequence[Tensor], lengths_samples: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """What the head says of utterances without labels: plain JSON values for each.
+
+        Args:
+            features: B tensors (T_i, D).
+            lengths_samples: samples of each, as :meth:`condition` left them.
+
+        Raises:
+            UserError: the task has no such answers.
+        """
+        raise UserError(
+            f"The task {self.name} gives no answers for audio without labels.",
+            where=f"{type(self).__module__}.{type(self).__qualname__}",
+            fix="Its expert has to define `predict`.",
+        )
 
     def read(self, cut: Any, split: str, generator: torch.Generator) -> tuple[Any, ...]:
         """One utterance as `forward` gets it: its waveform, then one value for each label."""

@@ -58,6 +58,10 @@ class TranscriptionExpert(TaskExpert):
     def write(self, symbols: Sequence[str]) -> str:
         """The text of recognised symbols, which is what is scored."""
 
+    def answer(self, symbols: Sequence[str]) -> dict[str, Any]:
+        """What is told of an utterance in which these symbols were recognised."""
+        return {"text": self.write(symbols)}
+
     def build_head(self) -> None:
         self.vocabulary = self.make_vocabulary()
         self.symbol_numbers = {symbol: number for number, symbol in enumerate(self.vocabulary)}
@@ -108,8 +112,7 @@ class TranscriptionExpert(TaskExpert):
             utterance_ids: names of the utterances.
             records: takes `loss`; `reference` and `hypothesis`, texts; `utterance`, the names.
         """
-        padded, lengths = pad_features(features)
-        logits, logit_lengths = self.model(self.projector(padded), lengths)
+        logits, logit_lengths = self._logits(features)
         loss = ctc_loss(
             logits, logit_lengths, targets, blank=BLANK, zero_infinity=self.zero_infinity
         )
@@ -120,6 +123,23 @@ class TranscriptionExpert(TaskExpert):
             records["hypothesis"].append(self.text(self.decode(tokens, length)))
         records["utterance"] += utterance_ids
         return loss
+
+    def predict(
+        self, features: Sequence[Tensor], lengths_samples: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """What is said in each utterance, decoded from its own frames."""
+        logits, logit_lengths = self._logits(features)
+        frame_tokens = logits.argmax(dim=-1).cpu()
+        answers = []
+        for tokens, length in zip(frame_tokens, logit_lengths.tolist(), strict=True):
+            symbols = [self.vocabulary[t] for t in collapse_ctc(tokens[:length], BLANK)]
+            answers.append(self.answer([s for s in symbols if s != self.end_symbol]))
+        return answers
+
+    def _logits(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        padded, lengths = pad_features(features)
+        logits, logit_lengths = self.model(self.projector(padded), lengths)
+        return logits, logit_lengths
 
     def decode(self, frame_tokens: Tensor, length: int) -> list[int]:
         """The tokens of a hypothesis.

@@ -42,6 +42,9 @@ class SpeechRecognition(TranscriptionExpert):
     def write(self, symbols: Sequence[str]) -> str:
         return " ".join(symbols)
 
+    def answer(self, symbols: Sequence[str]) -> dict[str, Any]:
+        return {"text": " ".join(words_of(self.write(symbols)))}
+
     def build_head(self) -> None:
         super().build_head()
         self.scoring = "branch"

@@ -28,6 +28,9 @@ class PhonemeRecognition(TranscriptionExpert):
     def write(self, symbols: Sequence[str]) -> str:
         return " ".join(symbols)
 
+    def answer(self, symbols: Sequence[str]) -> dict[str, Any]:
+        return {"phones": list(symbols)}
+
     def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
         references, hypotheses = records["reference"], records["hypothesis"]
         return {"per": word_error_rate(references, hypotheses, separator=" ")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -140,6 +141,19 @@ class SpeakerDiarization(TaskExpert):
                 records["der"].append(errors.error_rate)
         return loss
 
+    def predict(
+        self, features: Sequence[Tensor], lengths_samples: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """Who speaks when: stretches of speech of each speaker, in seconds, by their beginning."""
+        frames = [math.ceil(samples / self.frame_shift) for samples in lengths_samples]
+        matched = [match_length(f, n) for f, n in zip(features, frames, strict=True)]
+        probabilities = self.model(pad_features(matched)[0]).float().sigmoid().cpu().numpy()
+        answers = []
+        for found, length in zip(probabilities, frames, strict=True):
+            decided = decide_speech(found[:length], *self._chosen())
+            answers.append({"segments": segments(decided, self.frame_shift / SAMPLE_RATE)})
+        return answers
+
     def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
         # Of all frames, however they were batched.
         values = {"acc": float(np.average(records["acc"], weights=records.get("frames")))}
@@ -159,13 +173,38 @@ class SpeakerDiarization(TaskExpert):
                 "sd: no threshold was chosen on dev yet; %s is scored with %g, median filter %d",
                 *(split, DEFAULT_THRESHOLD, DEFAULT_MEDIAN_FILTER),
             )
-        threshold = self.decision.get("threshold", DEFAULT_THRESHOLD)
-        median_filter = int(self.decision.get("median_filter", DEFAULT_MEDIAN_FILTER))
+        threshold, median_filter = self._chosen()
         decided = (
             (reference, decide_speech(found, threshold, median_filter))
             for _, reference, found in recordings
         )
         return diarization_error_rate(decided, self.frame_shift / SAMPLE_RATE)
+
+
+    def _chosen(self) -> tuple[float, int]:
+        """Threshold and median filter: those chosen on dev, once there are any."""
+        threshold = self.decision.get("threshold", DEFAULT_THRESHOLD)
+        return threshold, int(self.decision.get("median_filter", DEFAULT_MEDIAN_FILTER))
+
+
+def segments(decided: np.ndarray, frame_seconds: float) -> list[dict[str, Any]]:
+    """Stretches of speech.
+
+    Args:
+        decided: (frames, speakers), 1 where a speaker speaks.
+        frame_seconds: duration of a frame.
+
+    Returns:
+        `speaker` (its column), `start` and `end` in seconds, by their beginning.
+    """
+    found = []
+    for speaker, active in enumerate(np.asarray(decided).T):
+        edges = np.diff(active.astype(np.int8), prepend=0, append=0)
+        starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            times = {"start": start * frame_seconds, "end": end * frame_seconds}
+            found.append({"speaker": speaker, **times})
+    return sorted(found, key=lambda segment: (segment["start"], segment["speaker"]))
 
 
 def _mean(values: Sequence[float]) -> float:

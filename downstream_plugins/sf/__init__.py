@@ -11,11 +11,13 @@ from s3prl_mtl import Metric, TranscriptionExpert
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.metrics import (
     character_error_rate,
+    find_slots,
     slot_edit_f1_full,
     slot_edit_f1_part,
     slot_type_f1,
     slot_value_cer,
     slot_value_wer,
+    without_slots,
     word_error_rate,
 )
 
@@ -71,6 +73,11 @@ class SlotFilling(TranscriptionExpert):
         if symbol not in self.slot_symbols:
             return symbol
         return symbol + SPACE if symbol.startswith(BEGIN) else SPACE + symbol
+
+    def answer(self, symbols: Sequence[str]) -> dict[str, Any]:
+        transcript = self.write(symbols)
+        slots = [{"slot": slot, "value": value} for slot, value in find_slots(transcript)]
+        return {"text": without_slots(transcript), "slots": slots}
 
     def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
         scores: dict[str, Score] = {

@@ -92,17 +92,24 @@ class SpeakerVerification(TaskExpert):
             )
         return self.speaker_numbers[speaker]
 
-    def waveform(self, cut: Any, split: str, generator: torch.Generator) -> Tensor:
-        """Softer by 3 dB, without silences; in training a random stretch of 8 s.
+    def condition(self, waveform: Tensor) -> Tensor:
+        """Softer by 3 dB, without silences.
 
-        An evaluated utterance that trimming leaves too short for the x-vector is used untrimmed,
-        and one that is too short even so is repeated until it is long enough.
+        An utterance that trimming leaves too short for the x-vector is used untrimmed, and one
+        that is too short even so is repeated until it is long enough.
         """
+        return self._long_enough(preprocess(waveform), waveform)
+
+    def waveform(self, cut: Any, split: str, generator: torch.Generator) -> Tensor:
+        """As :meth:`condition` leaves it; in training a random stretch of 8 s."""
         untrimmed = load_waveform(cut)
         waveform = preprocess(untrimmed)
         longest = self.datarc.get("max_timestep")
         if split == self.train_split and longest is not None:
             waveform = random_crop(waveform, longest, generator)
+        return self._long_enough(waveform, untrimmed)
+
+    def _long_enough(self, waveform: Tensor, untrimmed: Tensor) -> Tensor:
         needed = XVector.min_frames * self.upstream_rate + MINIMUM_SAMPLES
         if len(waveform) < needed:
             waveform = untrimmed.repeat(math.ceil(needed / len(untrimmed)))
@@ -142,9 +149,7 @@ class SpeakerVerification(TaskExpert):
             records["loss"].append(loss.item())
             return loss
         # Without names it is s3prl's form, and pooled as s3prl pools.
-        pool_padding = utterance_ids is None
-        vectors = self.model.embed(hidden, lengths, pool_padding_frame=pool_padding)
-        embeddings = F.normalize(vectors.detach(), dim=-1).cpu()
+        embeddings = self._embeddings(hidden, lengths, pool_padding=utterance_ids is None)
         if utterance_ids is not None:
             records["embeddings"] += zip(utterance_ids, embeddings, strict=True)
         else:
@@ -152,6 +157,18 @@ class SpeakerVerification(TaskExpert):
             records["scores"] += (first * second).sum(dim=-1).tolist()
             records["labels"] += [int(label) for label in labels]
         return torch.tensor(0.0)
+
+    def predict(
+        self, features: Sequence[Tensor], lengths_samples: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """The speaker embedding of each utterance, of length 1: their product is the score."""
+        padded, lengths = pad_features(features)
+        embeddings = self._embeddings(self.connector(padded), lengths, pool_padding=False)
+        return [{"embedding": embedding.tolist()} for embedding in embeddings]
+
+    def _embeddings(self, hidden: Tensor, lengths: Tensor, pool_padding: bool) -> Tensor:
+        vectors = self.model.embed(hidden, lengths, pool_padding_frame=pool_padding)
+        return F.normalize(vectors.detach(), dim=-1).cpu()
 
     def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
         if split == self.train_split:

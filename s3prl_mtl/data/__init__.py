@@ -7,6 +7,7 @@ from s3prl_mtl.data.audio import (
     apply_gain,
     load_waveform,
     random_crop,
+    read_audio,
     resample,
 )
 from s3prl_mtl.data.batching import item_generator, make_loader
@@ -42,6 +43,7 @@ __all__ = [
     "load_waveform",
     "make_loader",
     "random_crop",
+    "read_audio",
     "read_lines",
     "resample",
     "trim_silence",

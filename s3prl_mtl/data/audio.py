@@ -59,6 +59,38 @@ def load_waveform(cut: Cut) -> Tensor:
     return resample(waveform, int(cut.sampling_rate)).clamp_(-1.0, 1.0)
 
 
+def read_audio(path: str | os.PathLike[str]) -> Tensor:
+    """The audio of a file: channels averaged, resampled to 16 kHz.
+
+    Args:
+        path: a file in any format that libsndfile reads.
+
+    Returns:
+        Waveform (samples,), float32, within [-1, 1].
+
+    Raises:
+        UnreadableAudio: the file is gone, is no audio, is damaged, or has no samples.
+    """
+    reason = None
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        reason = error.error_string if os.path.exists(path) else "it does not exist"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason is None and not len(samples):
+        reason = "it has no samples"
+    if reason is None and not np.isfinite(samples).all():
+        reason = "it holds values that are not finite"
+    if reason is not None:
+        raise UnreadableAudio(
+            f"The audio file cannot be read: {reason.rstrip('.')}.",
+            where=str(path),
+            fix="Give wav, flac, ogg, opus, mp3 or another format that libsndfile reads.",
+        )
+    return resample(torch.from_numpy(samples).mean(dim=1), int(rate)).clamp_(-1.0, 1.0)
+
+
 def _plain_file(cut: Cut) -> str | None:
     """The file of a cut that is an untouched stretch of one, or None."""
     if not isinstance(cut, DataCut) or not cut.has_recording or cut.recording.transforms:

@@ -16,11 +16,13 @@ from s3prl_mtl.metrics.edit_distance import (
 )
 from s3prl_mtl.metrics.equal_error_rate import EqualErrorRate, equal_error_rate
 from s3prl_mtl.metrics.slots import (
+    find_slots,
     slot_edit_f1_full,
     slot_edit_f1_part,
     slot_type_f1,
     slot_value_cer,
     slot_value_wer,
+    without_slots,
 )
 from s3prl_mtl.metrics.speech_decision import SpeechDecision, best_decision, decide_speech
 
@@ -36,6 +38,7 @@ __all__ = [
     "diarization_error_rate",
     "diarization_errors",
     "equal_error_rate",
+    "find_slots",
     "frame_accuracy",
     "frame_diarization_errors",
     "slot_edit_f1_full",
@@ -44,5 +47,6 @@ __all__ = [
     "slot_value_cer",
     "slot_value_wer",
     "token_error_rate",
+    "without_slots",
     "word_error_rate",
 ]

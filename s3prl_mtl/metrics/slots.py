@@ -25,6 +25,20 @@ WORST_RATE = 100.0
 Slots = dict[str, list[str]]
 
 
+def find_slots(transcript: str) -> list[tuple[str, str]]:
+    """The slots of a hypothesis such as `PLAY B-artist MILES DAVIS E-artist`: name and value.
+
+    A slot that is opened within another is part of its value, without its symbols.
+    """
+    found = SLOT.finditer(re.sub(" +", " ", transcript))
+    return [(m["slot"], END.sub("", BEGIN.sub("", m["value"]))) for m in found]
+
+
+def without_slots(transcript: str) -> str:
+    """The words of a transcript, without the symbols that open and close slots."""
+    return " ".join(END.sub(" ", BEGIN.sub(" ", f"{transcript} ")).split())
+
+
 def _slots(transcript: str, *, strip_nested: bool) -> Slots:
     """The values of each slot, in order; a slot that occurs twice has two."""
     values: Slots = {}

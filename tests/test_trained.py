@@ -1,0 +1,206 @@
+"""A trained run answers for audio files without its corpora, as it did in evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import s3prl_mtl
+from s3prl_mtl.cli import main
+from s3prl_mtl.config import build_config, parse_tasks
+from s3prl_mtl.data import read_audio
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.metrics import decide_speech, find_slots, without_slots
+from s3prl_mtl.runner import MultiTaskRunner
+
+SMALL_HEADS = Path(__file__).parents[1] / "run_scripts" / "demo.yaml"
+SECONDS_A_FRAME = 0.01
+
+
+@pytest.fixture(scope="module")
+def runner(
+    tiny_corpus: Path, manifest_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> MultiTaskRunner:
+    """A run of nine tasks, a few steps old, saved in its folder."""
+    settings = {
+        "downstream": parse_tasks("all"),
+        "data": str(tiny_corpus),
+        "cache_dir": str(manifest_cache),
+        "upstream.name": "hubert_tiny",
+        "device": "cpu",
+        "runner.total_steps": 20,
+        "runner.test_first": False,
+        "runner.test_last": False,
+    }
+    config = build_config(files=[SMALL_HEADS], flags=settings)
+    runner = MultiTaskRunner(config, tmp_path_factory.mktemp("run"))
+    runner.train()
+    return runner
+
+
+@pytest.fixture(scope="module")
+def trained(runner: MultiTaskRunner) -> s3prl_mtl.TrainedRun:
+    return s3prl_mtl.load(runner.folder, device="cpu")
+
+
+def evaluated(runner: MultiTaskRunner, task: str) -> tuple[list[Any], dict[str, list[Any]]]:
+    """The cuts of a task's test split, and what its expert recorded of them one by one."""
+    runner.encoding.set_training(False)
+    expert = runner.tasks[task].expert.eval()
+    split = runner.tasks[task].test_splits[0]
+    records: dict[str, list[Any]] = defaultdict(list)
+    expert.prepare(split)
+    with torch.no_grad():
+        for wavs, *others in expert.get_dataloader(split):
+            expert(split, runner.encoding.features(wavs), *others, records=records)
+    return list(expert._split_cuts[split]), records
+
+
+def files_of(cuts: list[Any]) -> list[str]:
+    return [str(cut.recording.sources[0].source) for cut in cuts]
+
+
+@pytest.mark.parametrize("task", ["ks", "sid", "er", "ic"])
+def test_classes_are_those_of_the_evaluation(runner, trained, task: str):
+    cuts, records = evaluated(runner, task)
+    # The cuts of silence are a random second of a longer file.
+    whole = [i for i, cut in enumerate(cuts) if cut.start == 0 and cut.duration < 1.5]
+    whole = whole if task == "ks" else list(range(len(cuts)))
+    said = trained.predict([files_of(cuts)[i] for i in whole], [task])
+    assert len(whole) > 2
+    expert = runner.tasks[task].expert
+    for i, answer in zip(whole, said, strict=True):
+        for (label, known), number in zip(
+            expert.answers.items(), records["hypothesis"][i], strict=True
+        ):
+            assert answer[task][label] == list(known)[number]
+        assert 0 < answer[task]["probability"] <= 1
+
+
+def test_texts_are_those_of_the_evaluation(runner, trained):
+    for task in ("asr", "pr", "sf"):
+        cuts, records = evaluated(runner, task)
+        said = [answer[task] for answer in trained.predict(files_of(cuts), [task])]
+        for written, answer in zip(records["hypothesis"], said, strict=True):
+            if task == "asr":
+                assert answer["text"] == written.replace(" ", "").replace("|", " ").strip()
+            elif task == "pr":
+                assert answer["phones"] == written.split()
+            else:
+                slots = [(slot["slot"], slot["value"]) for slot in answer["slots"]]
+                assert slots == find_slots(written)
+                assert answer["text"] == without_slots(written)
+
+
+def test_embeddings_and_their_scores_are_those_of_the_evaluation(runner, trained):
+    cuts, records = evaluated(runner, "sv")
+    embeddings = dict(records["embeddings"])
+    files = files_of(cuts)
+    for cut, answer in zip(cuts, trained.predict(files, ["sv"]), strict=True):
+        found = torch.tensor(answer["sv"]["embedding"])
+        torch.testing.assert_close(found, embeddings[cut.id], rtol=1e-4, atol=1e-5)
+    expected = float(embeddings[cuts[0].id] @ embeddings[cuts[1].id])
+    assert trained.verify(files[0], files[1]) == pytest.approx(expected, abs=1e-5)
+    assert trained.verify(files[0], files[0]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_segments_are_those_of_the_evaluation(runner, trained):
+    cuts, records = evaluated(runner, "sd")
+    files = [str(cut.recording.sources[0].source) for cut in cuts]
+    decision = runner.tasks["sd"].expert.decision
+    for (_, reference, probabilities), answer in zip(
+        records["recordings"], trained.predict(files, ["sd"]), strict=True
+    ):
+        expected = decide_speech(
+            probabilities, decision["threshold"], int(decision["median_filter"])
+        )
+        frames = np.zeros_like(expected)
+        for segment in answer["sd"]["segments"]:
+            start, end = (round(segment[key] / SECONDS_A_FRAME) for key in ("start", "end"))
+            assert 0 <= start < end
+            frames[start:end, segment["speaker"]] = 1
+        assert np.array_equal(frames, expected)
+        assert expected.any(), "nobody speaks: nothing was compared"
+
+
+def test_one_pass_of_the_encoder_serves_all_tasks(trained, tiny_corpus: Path, monkeypatch):
+    passes = []
+    encode = trained._encoding.upstream.forward
+    monkeypatch.setattr(
+        trained._encoding.upstream, "forward", lambda wavs: passes.append(len(wavs)) or encode(wavs)
+    )
+    files = sorted(tiny_corpus.glob("IEMOCAP_full_release/Session1/sentences/wav/*/*.wav"))[:3]
+    answers = trained.predict(files)
+    assert [set(answer) for answer in answers] == [set(trained.tasks)] * 3
+    assert len(passes) == 1
+    assert passes[0] == 9, "as it is, 3 dB softer for ks, and without silences for sv"
+    json.dumps(answers)
+
+
+def test_waveforms_of_any_rate_are_taken(trained, tiny_corpus: Path):
+    path = next(tiny_corpus.rglob("Session1/sentences/wav/*/*.wav"))
+    wave = read_audio(path)
+    assert trained.predict([wave], ["asr", "er"]) == trained.predict([path], ["asr", "er"])
+    doubled = wave.repeat_interleave(2)
+    assert len(trained.features([doubled], sample_rate=32_000)[0]) == len(
+        trained.features([wave])[0]
+    )
+
+
+def test_the_corpora_are_not_needed(runner, tmp_path: Path, monkeypatch):
+    monkeypatch.delenv("SUPERB_DATA", raising=False)
+    import shutil
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(runner.folder / "states-20.ckpt", elsewhere)
+    run = s3prl_mtl.load(elsewhere, tasks=["ks", "sd"], device="cpu")
+    assert run.tasks == ["ks", "sd"] and run.step == 20
+    assert "yes" in run.labels["ks"]["classes"]
+    best = next(runner.folder.glob("*/*-best.ckpt"))
+    assert s3prl_mtl.load(best, device="cpu").tasks == [best.parent.name]
+
+
+def test_what_is_not_there_is_named(trained, runner, tmp_path: Path):
+    with pytest.raises(UserError, match=r"no task 'ask'.*asr"):
+        trained.predict([torch.zeros(16000)], ["ask"])
+    with pytest.raises(UserError, match="no task 'nope'"):
+        s3prl_mtl.load(runner.folder, tasks=["nope"])
+    with pytest.raises(UserError, match=r"cannot be read.*nowhere\.wav"):
+        trained.predict([tmp_path / "nowhere.wav"], ["ks"])
+
+
+def test_the_command_writes_a_line_for_every_file(runner, tiny_corpus, tmp_path, capsys):
+    wavs = sorted(tiny_corpus.glob("Libri2Mix/**/*.wav"))[:2]
+    text = tmp_path / "notes.wav"
+    text.write_text("this is not audio")
+    short = tmp_path / "short.wav"
+    soundfile.write(short, np.zeros(100, dtype=np.float32), 16_000)
+    words = ["predict", str(runner.folder), "--task", "asr,sd,sv", "--device", "cpu"]
+    files = [str(file) for file in (wavs[0], text, short, wavs[1])]
+    rttm = tmp_path / "who.rttm"
+    code = main([*words, "--rttm", str(rttm), "--against", str(wavs[0]), *files])
+    shown = capsys.readouterr()
+    lines = [json.loads(line) for line in shown.out.splitlines()]
+    assert code == 2 and "2 of 4 files" in shown.err
+    assert [line["file"] for line in lines] == files
+    assert "error" in lines[1] and "too short" in lines[2]["error"]
+    assert lines[0]["sv"]["score"] == pytest.approx(1.0, abs=1e-5)
+    assert set(lines[3]) == {"file", "asr", "sd", "sv"}
+    marks = [line.split() for line in rttm.read_text().splitlines()]
+    assert len(marks) == sum(len(lines[i]["sd"]["segments"]) for i in (0, 3))
+    for mark in marks:
+        assert mark[0] == "SPEAKER" and float(mark[3]) >= 0 and float(mark[4]) > 0
+
+
+def test_a_flag_without_its_task_is_refused(runner, tmp_path, capsys):
+    words = ["predict", str(runner.folder), "--task", "ks", "--rttm", str(tmp_path / "x"), "a.wav"]
+    assert main(words) == 2
+    assert "--rttm needs the task sd" in capsys.readouterr().err
