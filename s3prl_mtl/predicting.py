@@ -25,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="the folder of a run, or one of its .ckpt files")
     parser.add_argument("audio", type=Path, nargs="+", help="audio files")
     parser.add_argument("--task", metavar="TASKS", help="asr,ks,...; all of the run by default")
-    parser.add_argument(
-        "--rttm", type=Path, metavar="FILE", help="write who speaks when (sd)"
-    )
+    parser.add_argument("--rttm", type=Path, metavar="FILE", help="write who speaks when (sd)")
     parser.add_argument(
         "--against", type=Path, metavar="FILE", help="score (sv) every file against this speaker"
     )
@@ -90,8 +88,9 @@ def answers(
             readable.append(line)
         for line, answer in zip(readable, run.predict(waveforms), strict=True):
             line |= answer
-        for line in readable if speaker is not None else []:
-            line["sv"]["score"] = float(torch.tensor(line["sv"]["embedding"]) @ speaker)
+        if speaker is not None:
+            for line in readable:
+                line["sv"]["score"] = float(torch.tensor(line["sv"]["embedding"]) @ speaker)
         yield from lines
 
 

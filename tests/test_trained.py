@@ -115,7 +115,7 @@ def test_segments_are_those_of_the_evaluation(runner, trained):
     cuts, records = evaluated(runner, "sd")
     files = [str(cut.recording.sources[0].source) for cut in cuts]
     decision = runner.tasks["sd"].expert.decision
-    for (_, reference, probabilities), answer in zip(
+    for (_, _, probabilities), answer in zip(
         records["recordings"], trained.predict(files, ["sd"]), strict=True
     ):
         expected = decide_speech(
