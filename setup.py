@@ -26,6 +26,8 @@ UPSTREAMS = [
 
 DEMO = ["espeakng-loader>=0.2.4"]
 S3PRL = ["s3prl>=0.4.18", "torchaudio>=2.11"]
+TRANSFORMERS = ["transformers>=5"]
+ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
 DEV = ["mypy", "pytest", "ruff", "setuptools>=77", "types-PyYAML"]
 
 setup(
@@ -39,7 +41,7 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["s3prl_mtl*", "downstream_plugins*"]),
     package_data={
-        "s3prl_mtl": ["*.yaml", "py.typed", "upstreams/weights/*"],
+        "s3prl_mtl": ["*.yaml", "py.typed", "upstreams/weights/*", "authoring/templates/*"],
         "downstream_plugins": ["*/*.yaml"],
     },
     install_requires=[
@@ -60,7 +62,9 @@ setup(
     extras_require={
         "demo": DEMO,
         "s3prl": S3PRL,
-        "dev": [*DEV, *DEMO, *S3PRL],
+        "transformers": TRANSFORMERS,
+        "onnx": ONNX,
+        "dev": [*DEV, *DEMO, *S3PRL, *TRANSFORMERS, *ONNX],
     },
     entry_points={
         "console_scripts": ["s3prl-mtl = s3prl_mtl.cli:main"],

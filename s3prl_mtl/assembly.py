@@ -15,11 +15,13 @@ from torch import nn
 from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl.config import Config
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.fitting import check_encoder, check_head, check_selection
 from s3prl_mtl.plugins import OUR_PACKAGE, discover_tasks, find_upstream, load_task
 from s3prl_mtl.preflight import check_plain, corpus_problems, raise_together, split_mistakes
 from s3prl_mtl.snapshot import encoder_weights, load_strictly
 from s3prl_mtl.task import Task
 from s3prl_mtl.upstreams import Featurizer, Upstream, load_upstream, rebuild_upstream
+from s3prl_mtl.upstreams.huggingface import HUGGING_FACE
 from s3prl_mtl.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
@@ -102,8 +104,12 @@ def build_experts(
     Raises:
         UserError: one report of all that keeps the corpora of the tasks from being read.
     """
-    classes = {name: load_task(name) for name in names}
-    problems = corpus_problems(config, classes) if saved is None else {}
+    classes = {name: load_task(name, config[name].get("folder")) for name in names}
+    held = list(saved["Tasks"]) if saved is not None else []
+    for name, expert_class in classes.items():
+        _check_held(name, expert_class, held if saved is not None else None)
+    own_labels = {name: kind for name, kind in classes.items() if name not in held}
+    problems = corpus_problems(config, own_labels)
     mistakes = [line for lines in problems.values() for line in lines]
     experts = {}
     for name, expert_class in classes.items():
@@ -120,15 +126,8 @@ def build_experts(
             "cache_dir": config["cache_dir"],
             "seed": config["seed"],
         }
-        if saved is not None:
-            if name not in saved["Tasks"]:
-                raise UserError(
-                    f"The checkpoint holds no task {name!r}.",
-                    where="-d",
-                    fix="It holds: " + ", ".join(saved["Tasks"]) + ".",
-                )
-            if saved["Tasks"][name]["Labels"] is not None:
-                arguments["labels"] = saved["Tasks"][name]["Labels"]
+        if name in held and saved is not None and saved["Tasks"][name]["Labels"] is not None:
+            arguments["labels"] = saved["Tasks"][name]["Labels"]
         # A head starts from the same weights whatever other tasks the run has.
         with torch.random.fork_rng():
             torch.manual_seed(config["seed"] + zlib.crc32(name.encode()))
@@ -146,6 +145,27 @@ def build_experts(
             mistakes += split_mistakes(Task.from_settings(name, expert, config[name]))
     raise_together(mistakes)
     return experts
+
+
+def _check_held(name: str, expert_class: type, held: Sequence[str] | None) -> None:
+    """Only what learns something is trained and held by checkpoints.
+
+    Args:
+        held: the tasks of the checkpoint; None where there is none, and training begins.
+    """
+    learns = getattr(expert_class, "is_trained", True)
+    if held is None and not learns:
+        raise UserError(
+            f"{name} trains nothing: it can only be evaluated.",
+            where="-d",
+            fix=f"Train without it, then: run_mtl.py -m evaluate -e RUN -d {name}.",
+        )
+    if held is not None and learns and name not in held:
+        raise UserError(
+            f"The checkpoint holds no task {name!r}.",
+            where="-d",
+            fix="It holds: " + ", ".join(held) + ".",
+        )
 
 
 def _blame_plugin(task: str, cause: Exception) -> None:
@@ -170,16 +190,23 @@ def load_initial_weights(
     if config["init_ckpt"]:
         path = Path(config["init_ckpt"])
         if path.is_dir() and not checkpoints.states_files(path):
-            _load_single_heads(path, config["upstream"]["name"], experts)
+            _load_single_heads(path, _word(config["upstream"]["name"]), experts)
         else:
             _load_from_run(
                 checkpoints.load(checkpoints.locate(path, "-i")), upstream, featurizer, experts
             )
     if config["init_upstream_ckpt"]:
-        saved = checkpoints.load(
-            checkpoints.locate(Path(config["init_upstream_ckpt"]), "--init_upstream_ckpt")
-        )
-        _load_encoder(saved, upstream, "--init_upstream_ckpt")
+        flag = "--init_upstream_ckpt"
+        path = checkpoints.locate(Path(config["init_upstream_ckpt"]), flag)
+        # Whatever program wrote it: `Upstream` is what s3prl calls it, too.
+        saved = checkpoints.read_tensors(path)
+        if not saved.get("Upstream"):
+            raise UserError(
+                f"{path} holds no encoder.",
+                where=flag,
+                fix="Give a run that trained its encoder; -k takes files of pre-training.",
+            )
+        _load_encoder(saved, upstream, flag)
 
 
 def _load_from_run(
@@ -188,13 +215,22 @@ def _load_from_run(
     featurizer: Featurizer,
     experts: Mapping[str, nn.Module],
 ) -> None:
-    _load_encoder(saved, upstream, "-i")
+    if saved["Upstream"]:
+        _load_encoder(saved, upstream, "-i")
+    else:
+        logger.info("-i holds no encoder, it was frozen: it stays as it was pre-trained.")
+    check_selection(saved["Featurizer"], upstream, featurizer, "-i")
     load_strictly(featurizer, saved["Featurizer"], "the featurizer", "-i")
     for name, expert in experts.items():
         if name in saved["Tasks"]:
             _start_head(name, expert, saved["Tasks"][name]["Downstream"], "-i")
         else:
             logger.info("-i holds no head of %s: it starts from random weights.", name)
+
+
+def _word(upstream_name: str) -> str:
+    """The name of an upstream within that of a file: of a path its last part."""
+    return Path(upstream_name.removeprefix(HUGGING_FACE)).name
 
 
 def _load_single_heads(folder: Path, upstream_name: str, experts: Mapping[str, nn.Module]) -> None:
@@ -216,12 +252,14 @@ def _start_head(name: str, expert: nn.Module, weights: Mapping[str, Any], where:
     """Take over a head, but not how good it was: this run has its own best checkpoint."""
     own = getattr(expert, "best_score", None)
     score = own.clone() if isinstance(own, torch.Tensor) else None
+    check_head(name, weights, expert, where)
     load_strictly(expert, weights, f"the head of {name}", where)
     if score is not None:
         expert.best_score.copy_(score)  # type: ignore[operator]
 
 
 def _load_encoder(saved: checkpoints.Checkpoint, upstream: Upstream, where: str) -> None:
+    check_encoder(encoder_weights(saved), upstream, where)
     load_strictly(upstream, encoder_weights(saved), "the encoder", where)
 
 

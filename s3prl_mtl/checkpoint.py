@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from s3prl_mtl.branch.checkpoint import from_branch, is_of_branch
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.upstreams.inert import DamagedFile, load_inert
 
@@ -61,12 +62,23 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint; nothing in it is ever executed.
 
+    One of s3prl's multi-task branch comes with our keys, as far as it has what they stand for.
+
     Raises:
         DamagedFile: the file is truncated, or bytes of it changed since it was written.
         UserError: the file is missing, cannot be read, holds foreign classes, or is no checkpoint
             of ours.
     """
     checkpoint = read_tensors(path)
+    if is_of_branch(checkpoint):
+        return from_branch(checkpoint, path)
+    if "Format" not in checkpoint and "Downstream" in checkpoint:
+        raise UserError(
+            "The file is a run of s3prl that trained a single task.",
+            where=str(path),
+            fix="Its head can be started from as -i DIR with DIR/<task>/<upstream>_<task>.ckpt, "
+            "its encoder with --init_upstream_ckpt.",
+        )
     missing = [key for key in REQUIRED if key not in checkpoint]
     if checkpoint.get("Format") == 2 and missing:
         raise UserError(f"The checkpoint lacks {', '.join(missing)}.", where=str(path))

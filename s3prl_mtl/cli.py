@@ -11,9 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from s3prl_mtl import commands, predicting
+from s3prl_mtl.authoring import command as authoring
+from s3prl_mtl.authoring import listing
 from s3prl_mtl.console import MESSAGES, show_log
 from s3prl_mtl.distributed.world import DEFAULT_TIMEOUT_SECONDS, RankLost
 from s3prl_mtl.errors import SharedMistake, UserError
+from s3prl_mtl.export import command as exporting
 from s3prl_mtl.stopping import Stopped
 
 logger = logging.getLogger(__name__)
@@ -180,11 +183,29 @@ def _make_corpus_parser() -> argparse.ArgumentParser:
 
 
 def _tasks_parser() -> argparse.ArgumentParser:
-    return _parser("tasks", "List the installed tasks.", commands.list_tasks)
+    parser = _parser("tasks", "List the installed tasks.", listing.list_tasks)
+    parser.add_argument("--data", metavar="DIR", help="folder of the corpora (or $SUPERB_DATA)")
+    return parser
 
 
 def _upstreams_parser() -> argparse.ArgumentParser:
-    return _parser("upstreams", "List the installed upstreams.", commands.list_upstreams)
+    return _parser("upstreams", "List the installed upstreams.", listing.list_upstreams)
+
+
+def _new_task_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        "new-task", "Write a package with a task of your own.", authoring.write_new_task
+    )
+    authoring.add_new_task_arguments(parser)
+    return parser
+
+
+def _check_task_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        "check-task", "Try out whether a task keeps its contract (docs/plugins.md).", authoring.check
+    )
+    authoring.add_check_task_arguments(parser)
+    return parser
 
 
 def _predict_parser() -> argparse.ArgumentParser:
@@ -202,11 +223,20 @@ def _results_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _export_parser() -> argparse.ArgumentParser:
+    parser = _parser("export", "Write the encoder of a run for another program.", exporting.run)
+    exporting.add_arguments(parser)
+    return parser
+
+
 COMMANDS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "make-corpus": _make_corpus_parser,
     "tasks": _tasks_parser,
     "upstreams": _upstreams_parser,
+    "new-task": _new_task_parser,
+    "check-task": _check_task_parser,
     "results": _results_parser,
+    "export": _export_parser,
     "predict": _predict_parser,
 }
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 from rich.progress import Progress
-from rich.table import Table
 
 from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl import resuming
@@ -22,7 +21,6 @@ from s3prl_mtl.console import MESSAGES, OUTPUT, log_to_file
 from s3prl_mtl.data.mini_corpus import make_corpus
 from s3prl_mtl.distributed.world import RankLost, World
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.plugins import Plugin, discover_tasks, discover_upstreams, load_task
 from s3prl_mtl.results import results_table
 from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.stopping import StopSignals
@@ -217,41 +215,9 @@ def make_mini_corpus(arguments: argparse.Namespace) -> None:
     OUTPUT.print(f"The corpus is in {arguments.directory}; pass it with --data.", soft_wrap=True)
 
 
-def list_tasks(arguments: argparse.Namespace) -> None:
-    """`tasks`: every installed task, the broken ones with what is wrong."""
-    table = Table("task", "package", "metric", "corpus", "state")
-    broken = []
-    for name, plugin in discover_tasks().items():
-        try:
-            expert = load_task(name)
-        except UserError as mistake:
-            table.add_row(name, _package(plugin), "", "", "broken")
-            broken.append(str(mistake))
-            continue
-        metrics = getattr(expert, "metrics", ())
-        corpus = getattr(getattr(expert, "corpus_type", None), "title", "")
-        table.add_row(name, _package(plugin), metrics[0].title if metrics else "", corpus, "ok")
-    OUTPUT.print(table)
-    for paragraph in broken:
-        OUTPUT.print(paragraph, markup=False, soft_wrap=True)
-
-
-def list_upstreams(arguments: argparse.Namespace) -> None:
-    """`upstreams`: every installed upstream."""
-    table = Table("upstream", "package")
-    for name, plugin in discover_upstreams().items():
-        table.add_row(name, _package(plugin))
-    OUTPUT.print(table)
-    OUTPUT.print("Any other name is looked up in s3prl's zoo, if s3prl is installed.")
-
-
 def show_results(arguments: argparse.Namespace) -> None:
     """`results`: the table of a run."""
     OUTPUT.print(results_table(arguments.run, everything=arguments.all))
-
-
-def _package(plugin: Plugin) -> str:
-    return f"{plugin.package} {plugin.version}"
 
 
 def _config(arguments: argparse.Namespace, saved: Mapping[str, Any] | None) -> Config:

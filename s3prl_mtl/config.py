@@ -16,10 +16,13 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from s3prl_mtl.branch.config import translate
 from s3prl_mtl.config_values import check_values
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.optim import optimizer_settings, scheduler_settings
 from s3prl_mtl.plugins import OUR_PACKAGE, canonical_task_name, discover_tasks, task_defaults
+from s3prl_mtl.s3prl_tasks.block import block_defaults, chosen_blocks
+from s3prl_mtl.s3prl_tasks.word import is_expert
 from s3prl_mtl.yaml_files import read_yaml
 
 Config = dict[str, Any]
@@ -117,7 +120,7 @@ def build_config(
     layers: list[tuple[Config, str]] = []
     if base is not None:
         layers.append((dict(base), "the config of the run"))
-    layers += [(read_yaml(path, "-c"), str(path)) for path in files]
+    layers += [(translate(read_yaml(path, "-c"), path), str(path)) for path in files]
     for key, value in (flags or {}).items():
         layers.append((_nested(key, value), f"the command line ({key})"))
     layers += _parse_overrides(overrides)
@@ -128,12 +131,17 @@ def build_config(
     if not chosen:
         raise UserError("No task is named.", where="-d", fix="For example: -d asr,ks or -d all.")
 
+    # A word such as s3prl:/path/to/folder is a name and a part of the block that goes by it.
+    chosen, blocks = chosen_blocks(chosen)
+    if blocks:
+        layers.append((dict(blocks), "-d"))
+
     # A file may hold the blocks of tasks that this run leaves out: they are checked all the same.
     defaults = read_yaml(DEFAULT_PATH, "defaults")
     others = []
     for task in sorted(_tasks_left_out(layers) - set(chosen) - set(defaults)):
         try:
-            defaults[task] = {**TASK_SETTINGS, **task_defaults(task)}
+            defaults[task] = _defaults_of(task, layers, base)
             others.append(task)
         except UserError:
             # Not installed, broken, or two of them: no concern of a run without it.
@@ -142,7 +150,7 @@ def build_config(
                 for layer, origin in layers
             ]
     for task in chosen:
-        defaults[task] = {**TASK_SETTINGS, **task_defaults(task)}
+        defaults[task] = _defaults_of(task, layers, base)
     merged: Any = OmegaConf.create(defaults)
     for layer, origin in layers:
         for section, settings_of in OPEN_SECTIONS.items():
@@ -154,6 +162,10 @@ def build_config(
         merged = OmegaConf.merge(merged, layer)
     for task in others:
         del merged[task]
+    for task in filter(is_expert, chosen):
+        # As the word or the layers said, the path now absolute.
+        for key in ("folder", "config"):
+            merged[task][key] = defaults[task][key]
     merged["downstream"] = chosen
     _fix_paths(merged)
     _require_data_folder(merged, chosen)
@@ -164,6 +176,15 @@ def build_config(
     return plain
 
 
+def _defaults_of(
+    task: str, layers: Sequence[tuple[Config, str]], base: Mapping[str, Any] | None
+) -> Config:
+    """The block of a task before any layer is merged into it."""
+    if is_expert(task):
+        return block_defaults(task, [layer for layer, _ in layers], base)
+    return {**TASK_SETTINGS, **task_defaults(task)}
+
+
 def _tasks_left_out(layers: Sequence[tuple[Config, str]]) -> set[str]:
     """The names in the layers that are those of tasks: installed ones, or ones they list."""
     known = set(BUILT_IN_TASKS) | {name.rpartition(":")[2] for name in discover_tasks()}
@@ -171,6 +192,7 @@ def _tasks_left_out(layers: Sequence[tuple[Config, str]]) -> set[str]:
         listed = layer.get("downstream")
         if isinstance(listed, list):
             known |= {str(task) for task in listed}
+        known |= {key for key in layer if is_expert(key)}
     return known & {key for layer, _ in layers for key in layer}
 
 

@@ -127,7 +127,7 @@ class Evaluator:
             task.expert.train(False)
             reader = EpochReader(name, task.expert, split, seed=self.seed, training=False)
             for batch in islice(reader, 1):
-                features = self.encoding.features(batch.wavs)
+                features = self.encoding.inputs(task.expert, batch.wavs)
                 task.expert(split, features, *batch.others, records=defaultdict(list))
                 logger.info("%s %s: in order", name, split)
 
@@ -150,7 +150,7 @@ class Evaluator:
         for batch in reader:
             if self.stop_asked():
                 return None
-            features = self.encoding.features(batch.wavs)
+            features = self.encoding.inputs(task.expert, batch.wavs)
             # s3prl numbers the batches of an evaluation for experts that want it.
             number = {"batch_id": batch.number} if task.takes_batch_id else {}
             parts[batch.number] = defaultdict(list)

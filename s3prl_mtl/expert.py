@@ -87,6 +87,13 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
     worst_score: ClassVar[float] = 0.0
     """Where the buffer `best_score` starts, as in s3prl."""
 
+    wants_hidden_states: ClassVar[bool] = False
+    """Whether `forward` and `predict` get, in the place of features, the encoder's hidden states:
+    (L, T_i, D) an utterance, the input of the first layer and the output of each."""
+    is_trained: ClassVar[bool] = True
+    """False: there is nothing to learn, so no checkpoint of a run has to hold the task, and any
+    run can be evaluated on it with `-m evaluate`. It is no task to train with."""
+
     best_score: Tensor
 
     def __init__(
@@ -222,7 +229,12 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         batch_ids: Sequence[int] = (),
         total_batch_num: int = 0,
     ) -> list[str]:
-        """Report the metrics of a split, and the names of the checkpoints that they earn."""
+        """Report the metrics of a split, and the names of the checkpoints that they earn.
+
+        Of no batch there is nothing to report: every loss of a window may have been dropped.
+        """
+        if not any(len(entries) for entries in records.values()):
+            return []
         values = self.measure(split, records)
         losses = records.get("loss") or []
         if losses:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from s3prl_mtl.encoding import Encoding
+from s3prl_mtl.encoding import Encoding, layers, wants_hidden_states
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.reading import Batch
 from s3prl_mtl.task import Task
@@ -107,15 +107,17 @@ def forward(
     """
     if not pieces:
         return []
-    features = encoding.features([wav for piece in pieces for wav in piece.wavs])
+    hidden = encoding.hidden_states([wav for piece in pieces for wav in piece.wavs])
+    features = encoding.weighted(hidden)
     if specaug is not None:
         features = specaug(features)
     losses = []
     first = 0
     for piece in pieces:
-        own = features[first : first + piece.utterances]
-        first += piece.utterances
         task = tasks[piece.task]
+        inputs = layers(hidden) if wants_hidden_states(task.expert) else features
+        own = inputs[first : first + piece.utterances]
+        first += piece.utterances
         losses.append(
             task.expert(task.train_split, own, *piece.others, records=records[piece.task])
         )

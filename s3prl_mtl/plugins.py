@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.s3prl_tasks.block import block_defaults, chosen_blocks
+from s3prl_mtl.s3prl_tasks.word import canonical_word, is_expert
 from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.yaml_files import read_yaml
 
@@ -67,12 +69,21 @@ def discover_upstreams() -> dict[str, Plugin]:
     return _discover(UPSTREAM_GROUP)
 
 
-def load_task(name: str) -> type:
+def load_task(name: str, folder: str | None = None) -> type:
     """The expert class of a task.
+
+    Args:
+        name: of a plugin, or `s3prl:...` for an expert of s3prl.
+        folder: of the latter, where the name does not say it: `folder` in the task's block.
 
     Raises:
         UserError: no plugin has the name, two have it, or it cannot be imported.
     """
+    if is_expert(name):
+        # Imported only where s3prl's experts are asked for.
+        from s3prl_mtl.s3prl_tasks.adapter import load_as_task
+
+        return load_as_task(name, folder)
     plugin = find_plugin(TASK_GROUP, name, "task")
     expert = plugin.load()
     if not isinstance(expert, type):
@@ -119,8 +130,11 @@ def find_plugin(group: str, name: str, kind: str) -> Plugin:
 def canonical_task_name(word: str) -> str:
     """The name under which a run keeps a task: `asv` is `sv`.
 
-    An alias is an entry point whose class states another name that is installed as well.
+    An alias is an entry point whose class states another name that is installed as well. A word
+    for an expert of s3prl comes back with its path made absolute, if it has one.
     """
+    if is_expert(word):
+        return canonical_word(word)
     stated = getattr(load_task(word), "name", None)
     if isinstance(stated, str) and stated in discover_tasks():
         return stated
@@ -129,6 +143,9 @@ def canonical_task_name(word: str) -> str:
 
 def task_defaults(name: str) -> dict[str, Any]:
     """The settings in the `config.yaml` beside the module of a task; empty if it has none."""
+    if is_expert(name):
+        (task,), blocks = chosen_blocks([name])
+        return block_defaults(task, [blocks])
     module = sys.modules[load_task(name).__module__]
     if module.__file__ is None:
         return {}

@@ -24,9 +24,11 @@ def check(saved: Checkpoint, config: Mapping[str, Any], past: Path | None) -> No
     """
     if "Optimizer" not in saved:
         raise UserError(
-            "A best checkpoint holds weights only, training cannot go on from it.",
+            "A best checkpoint, or one of s3prl's branch, holds weights only: training cannot go "
+            "on from it.",
             where=f"-e {past}",
-            fix="Resume from a states-*.ckpt, or start a new run from these weights with -i.",
+            fix="Resume from a states-*.ckpt of this package, or start a new run from these "
+            "weights with -i.",
         )
     tasks = list(saved["Tasks"])
     if set(tasks) != set(config["downstream"]):
@@ -51,7 +53,9 @@ def check_weights_fit(saved: Checkpoint, config: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the setting, what it was and what it is now.
     """
-    _same(saved["Config"], config, WEIGHTS)
+    # Without a description of the encoder it is made from its file, wherever that is by now.
+    movable = () if saved["UpstreamInfo"] is not None else ("upstream.ckpt",)
+    _same(saved["Config"], config, [key for key in WEIGHTS if key not in movable])
 
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> None:

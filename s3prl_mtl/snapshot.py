@@ -62,9 +62,12 @@ def restore_weights(
         UserError: they do not fit.
     """
     where = "the checkpoint"
-    load_strictly(upstream, encoder_weights(saved), "the encoder", where)
+    if saved["Upstream"]:  # s3prl's branch leaves out an encoder that it did not train.
+        load_strictly(upstream, encoder_weights(saved), "the encoder", where)
     load_strictly(featurizer, saved["Featurizer"], "the featurizer", where)
     for task in tasks:
+        if not getattr(task.expert, "is_trained", True):
+            continue
         head = saved["Tasks"][task.name]["Downstream"]
         load_strictly(task.expert, head, f"the head of {task.name}", where)
         if hasattr(task.expert, "decision"):

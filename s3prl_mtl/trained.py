@@ -15,7 +15,7 @@ from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl.assembly import build_experts, build_upstream, pick_device
 from s3prl_mtl.config import Config, resolve
 from s3prl_mtl.data import SAMPLE_RATE, read_audio, resample
-from s3prl_mtl.encoding import Encoding
+from s3prl_mtl.encoding import Encoding, layers, wants_hidden_states
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.snapshot import restore_weights
 from s3prl_mtl.task import Task
@@ -90,10 +90,12 @@ class TrainedRun:
                 expert.condition(w) if hasattr(expert, "condition") else w for w in waveforms
             ]
             places[name] = [_place(wave, versions) for wave in conditioned]
-        features = self._encoding.features(versions)
+        hidden = self._encoding.hidden_states(versions)
+        features = self._encoding.weighted(hidden)
         answers: list[Answer] = [{} for _ in audio]
         for name in wanted:
-            own = [features[place] for place in places[name]]
+            inputs = layers(hidden) if wants_hidden_states(self._tasks[name].expert) else features
+            own = [inputs[place] for place in places[name]]
             lengths = [len(versions[place]) for place in places[name]]
             said = self._tasks[name].expert.predict(own, lengths)
             for answer, what in zip(answers, said, strict=True):

@@ -14,7 +14,12 @@ from s3prl_mtl.upstreams.fairseq import read_fairseq_checkpoint, write_fairseq_c
 from s3prl_mtl.upstreams.featurizer import Featurizer
 from s3prl_mtl.upstreams.hubert import Hubert, hubert_from_state
 from s3prl_mtl.upstreams.hubert_config import HubertConfig
-from s3prl_mtl.upstreams.zoo import load_from_zoo, zoo_names
+from s3prl_mtl.upstreams.huggingface import (
+    HUGGING_FACE,
+    load_transformers,
+    rebuild_transformers,
+)
+from s3prl_mtl.upstreams.zoo import load_from_zoo, rebuild_from_zoo, zoo_names
 
 __all__ = [
     "Featurizer",
@@ -33,11 +38,12 @@ __all__ = [
 def load_upstream(
     name: str, ckpt: str | os.PathLike[str] | None = None, **options: Any
 ) -> Upstream:
-    """An upstream by name: of this package, of another that is installed, or of s3prl's zoo.
+    """An upstream by name: of this package or another one, of Hugging Face, or of s3prl's zoo.
 
     Args:
         name: ``hubert``, ``hubert_tiny``, the name of any entry point in
-            ``s3prl_mtl.upstreams``, or a name of the zoo such as ``fbank``.
+            ``s3prl_mtl.upstreams``, ``hf:`` and the path or the name of a model of Hugging Face,
+            or a name of the zoo such as ``fbank``.
         ckpt: a local checkpoint instead of the upstream's own.
         options: settings of the upstream, such as ``layerdrop`` or ``cache_dir``; one that it does
             not have is an error.
@@ -48,6 +54,9 @@ def load_upstream(
     Raises:
         UserError: an unknown name or option, or an upstream that cannot be loaded.
     """
+    if name.startswith(HUGGING_FACE):
+        _refuse_unknown_options(name, options, load_transformers)
+        return load_transformers(name.removeprefix(HUGGING_FACE), ckpt, **options).eval()
     factory = find_upstream(name)
     if factory is not None:
         _refuse_unknown_options(name, options, factory)
@@ -74,7 +83,9 @@ def rebuild_upstream(info: Mapping[str, Any]) -> Upstream:
     if kind == "hubert":
         return Hubert(HubertConfig.from_dict(info["config"]), info["fairseq_header"])
     if kind == "zoo":
-        return load_from_zoo(info["name"], info["ckpt"], model_config=info["model_config"])
+        return rebuild_from_zoo(info)
+    if kind == "transformers":
+        return rebuild_transformers(info)
     raise UserError(
         f"The checkpoint holds an upstream of kind {kind!r}.",
         where="settings of the upstream in the checkpoint",

@@ -1,0 +1,102 @@
+"""A new task: a complete package that trains as it stands, to be made one's own."""
+
+from __future__ import annotations
+
+import keyword
+import os
+import re
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from s3prl_mtl.config import DEFAULT_PATH
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.plugins import discover_tasks
+from s3prl_mtl.yaml_files import read_yaml
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+_OTHER_MEANINGS = {"all", "config", "args", "run", "featurizer"}
+"""Words that `-d`, `-o` or the files of a run use for something else."""
+
+
+def new_task(name: str, directory: str | os.PathLike[str]) -> list[Path]:
+    """Write a package with a task: pyproject.toml, expert, corpus, config, test and README.
+
+    The task says which word of Speech Commands' layout an utterance is; it trains on the mini
+    corpus, and keeps the contract.
+
+    Args:
+        name: of the task, the word after `-d`.
+        directory: where the package is written; it does not exist yet, or is empty.
+
+    Returns:
+        the files that were written.
+
+    Raises:
+        UserError: the name is none for a task or is taken, or the directory holds something.
+    """
+    check_name(name)
+    root = Path(os.path.abspath(os.path.expanduser(directory)))
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        what = "is a file" if not root.is_dir() else "is not empty"
+        raise UserError(
+            f"{root} {what}.", where="DIR", fix="Name a folder that does not exist yet."
+        )
+    words = words_of(name)
+    module = words["module"]
+    written = []
+    for template, path in {
+        "pyproject.toml": "pyproject.toml",
+        "README.md": "README.md",
+        "expert.py": f"{module}/__init__.py",
+        "corpus.py": f"{module}/corpus.py",
+        "config.yaml": f"{module}/config.yaml",
+        "test_task.py": f"tests/test_{module}.py",
+    }.items():
+        source = files("s3prl_mtl.authoring") / "templates" / f"{template}.template"
+        target = root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = Template(source.read_text(encoding="utf-8")).substitute(words)
+        target.write_text(text, encoding="utf-8")
+        written.append(target)
+    return written
+
+
+def words_of(name: str) -> dict[str, str]:
+    """What the package of a task calls its parts."""
+    title = "".join(part.capitalize() for part in name.split("_"))
+    return {
+        "name": name,
+        "package": f"{name.replace('_', '-')}-task",
+        "module": f"{name}_task",
+        "expert": f"{title}Task",
+        "corpus": f"{title}Corpus",
+    }
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot be the name of a new task.
+
+    Raises:
+        UserError: it is no name, means something else, or is taken.
+    """
+    if not _NAME.fullmatch(name) or keyword.iskeyword(name):
+        raise UserError(
+            f"{name!r} cannot be the name of a task.",
+            where="NAME",
+            fix="Take small letters, digits and single underscores, beginning with a letter: lid.",
+        )
+    # The block of a task stands among these in the config.
+    if name in _OTHER_MEANINGS or name in read_yaml(DEFAULT_PATH, "defaults"):
+        raise UserError(
+            f"{name!r} means something else in configs or on the command line.",
+            where="NAME",
+            fix="Take another word.",
+        )
+    for key, plugin in discover_tasks().items():
+        if name == key.rpartition(":")[2]:
+            raise UserError(
+                f"There is a task {name!r} already: it is of {plugin.package} {plugin.version}.",
+                where="NAME",
+                fix="Take another word. (`python -m s3prl_mtl tasks` lists those that are taken.)",
+            )

@@ -1,0 +1,177 @@
+"""The config file of the branch, in the terms of the config here."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from s3prl_mtl.branch.block import Block, Notes
+from s3prl_mtl.branch.tasks import read_task, task_of
+from s3prl_mtl.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_EXPERT_OF_S3PRL = "s3prl:"
+_SCHEDULED = "_with_schedule"
+_ADAPTIVE = ("adaptive", "adaptive_number_ratio", "adaptive_size_ratio", "max_n_time_masks")
+
+
+def translate(values: dict[str, Any], file: str | Path, say: bool = True) -> dict[str, Any]:
+    """A file of `-c` as this package writes it; one that is not of the branch comes back as it is.
+
+    The branch's files have a block for each task with `folder`, the name of s3prl's expert. Keys
+    that have no meaning here are left out, and what is done instead is logged, once for each file.
+
+    Args:
+        values: what the file holds.
+        file: its path.
+        say: log what has no meaning here.
+
+    Raises:
+        UserError: a key that the branch does not know either, or an expert that is none of the
+            nine tasks.
+    """
+    blocks = [key for key, value in values.items() if _is_task(key, value)]
+    if not blocks:
+        return values
+    file = Path(file)
+    notes = Notes()
+    translated: dict[str, Any] = {
+        key: value
+        for key, value in values.items()
+        if key not in (*blocks, "runner", "optimizer", "scheduler", "specaug")
+    }
+    runner = dict(values.get("runner") or {})
+    names: dict[str, str] = {}
+    loops: dict[str, Block] = {}
+    for key in blocks:
+        task = task_of(Block(values[key], key, file, Notes()))
+        if task in names:
+            raise UserError(
+                f"{names[task]!r} and {key!r} are both the task {task!r}.",
+                where=str(file),
+                fix="Leave one of them out.",
+            )
+        names[task] = key
+        block = Block(values[key], key, file, notes)
+        block.take("folder")
+        if task != key:
+            notes.add(key, f"it is the task {task!r} here.")
+        loops[task] = block.part("looprc")
+        splits = _splits(loops[task], key)
+        evaluated = [split for listed in splits.values() for split in listed]
+        expert = read_task(task, block, evaluated)
+        if task == "asr":
+            sets = {f"{kind}_splits": expert["datarc"].get(kind) for kind in ("dev", "test")}
+            splits |= {kind: names for kind, names in sets.items() if names}
+        translated[task] = {**splits, "downstream_expert": expert}
+        for step in ("log_step", "eval_step"):
+            if step in loops[task]:
+                runner.setdefault(f"{step}s", []).append(loops[task].take(step))
+        block.finish()
+    translated["runner"] = _runner(runner, file, notes)
+    if "optimizer" in values:
+        translated["optimizer"] = _optimizer(values["optimizer"], file)
+    # There a section that is commented out is a section that is switched off.
+    translated["scheduler"] = values.get("scheduler")
+    translated["specaug"] = _specaug(values.get("specaug"), file, notes)
+    lines = notes.lines()
+    if lines and say:
+        _say_once(
+            f"{file} is a config of s3prl's multi-task branch. These keys have no meaning here:"
+            + "".join(f"\n  {line}" for line in lines)
+        )
+    return translated
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    # The config is built several times in a run.
+    logger.warning("%s", text)
+
+
+def _is_task(key: str, value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and "folder" in value
+        and "downstream_expert" not in value
+        and not key.startswith(_EXPERT_OF_S3PRL)
+    )
+
+
+def _splits(loop: Block, task: str) -> dict[str, list[str]]:
+    """Dev splits choose the best checkpoint; test splits are evaluated after the last step."""
+    listed = loop.take("eval_dataloaders") or []
+    tests = [split for split in listed if str(split).startswith("test")]
+    devs = [split for split in listed if split not in tests]
+    if devs and tests:
+        loop.notes.add(
+            f"{task}.looprc.eval_dataloaders",
+            "test splits are evaluated after the last step only (runner.test_last).",
+        )
+    elif tests:
+        loop.notes.add(
+            f"{task}.looprc.eval_dataloaders", "without a dev split the task's own one is taken."
+        )
+    found = {"dev_splits": devs, "test_splits": tests}
+    return {kind: splits for kind, splits in found.items() if splits}
+
+
+def _runner(runner: dict[str, Any], file: Path, notes: Notes) -> dict[str, Any]:
+    """One step for all tasks where the branch has one for each: the smallest."""
+    for step in ("log_step", "eval_step"):
+        values = runner.pop(f"{step}s", [])
+        if not values:
+            continue
+        if not all(type(value) is int for value in values):
+            raise UserError(f"looprc.{step} must be whole numbers.", where=str(file))
+        runner.setdefault(step, min(values))
+        if len(set(values)) > 1:
+            notes.add(f"looprc.{step}", f"all tasks have the same one, {runner[step]}.")
+    if "eval_dataloaders" in runner:
+        del runner["eval_dataloaders"]
+        notes.add("runner.eval_dataloaders", "each task has splits of its own.")
+    return runner
+
+
+def _optimizer(values: object, file: Path) -> dict[str, Any]:
+    """`TorchOptim` is torch's optimizer of that name."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"optimizer must be a mapping, not {values!r}.", where=str(file))
+    settings = {str(key): value for key, value in values.items()}
+    name = settings.get("name")
+    if name == "TorchOptim":
+        if "torch_optim_name" not in settings:
+            raise UserError(
+                "TorchOptim needs the name of an optimizer of torch.",
+                where=f"optimizer.torch_optim_name in {file}",
+                fix="For example AdamW.",
+            )
+        settings["name"] = settings.pop("torch_optim_name")
+    elif isinstance(name, str) and name.endswith(_SCHEDULED):
+        raise UserError(
+            f"The optimizer {name!r} brings a schedule of its own, which is not supported.",
+            where=f"optimizer.name in {file}",
+            fix="Take `name: AdamW`, and linear_schedule_with_warmup as the scheduler.",
+        )
+    return settings
+
+
+def _specaug(values: object, file: Path, notes: Notes) -> Any:
+    if not isinstance(values, Mapping):
+        return values
+    settings = {str(key): value for key, value in values.items()}
+    if settings.get("adaptive"):
+        raise UserError(
+            "Adaptive masking is not supported.",
+            where=f"specaug.adaptive in {file}",
+            fix="Set it to false: the numbers of masks are then num_time_mask and num_freq_mask.",
+        )
+    for key in _ADAPTIVE:
+        if key in settings:
+            del settings[key]
+            notes.add(f"specaug.{key}", "masks are not adaptive.")
+    return settings

@@ -1,0 +1,110 @@
+"""`--format s3prl`: a folder for s3prl 0.4.18, and for `--init_ckpt` here and in the branch.
+
+    upstream.pt                      the encoder, for `-u hubert_local -k`
+    <task>/<upstream>_<task>.ckpt    a head and its weighted sum of layers, for `-i`
+
+Of an upstream of s3prl's own zoo there is no `upstream.pt`: its weights are in each `.ckpt`, which
+s3prl's `-i` gives to the upstream that `-u` built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.export.fairseq_file import require_pretraining_parts
+from s3prl_mtl.export.saved_run import SavedRun
+from s3prl_mtl.upstreams import Hubert
+from s3prl_mtl.upstreams.fairseq import make_header
+from s3prl_mtl.upstreams.inert import CLASS_KEY
+from s3prl_mtl.upstreams.zoo import ZooUpstream
+
+NO_SHARE = -1e4
+"""A layer with this weight has a share of exactly 0 after the softmax, in float32 too."""
+
+
+def write(run: SavedRun, out: Path) -> None:
+    """Write the encoder and the heads for s3prl.
+
+    Args:
+        run: its upstream is HuBERT or of s3prl's zoo.
+        out: the folder, made here.
+
+    Raises:
+        UserError: the encoder lacks what s3prl's HuBERT always has, or two heads would have the
+            same file.
+    """
+    out.mkdir()
+    weights: dict[str, Any] = {}
+    if run.kind == "hubert":
+        model = run.hubert()
+        require_pretraining_parts(model, run)
+        save(converted(model), out / "upstream.pt")
+    else:
+        upstream = run.upstream()
+        if not isinstance(upstream, ZooUpstream):
+            raise TypeError(f"{type(upstream).__name__} is not of s3prl's zoo")
+        weights["Upstream"] = dict(upstream.expert.state_dict())
+    weights["Featurizer"] = featurizer(run)
+    if not run.heads and run.kind != "hubert":
+        save(weights, out / f"{file_name(run.upstream_name)}.ckpt")
+    for task, head in run.heads.items():
+        path = out / file_name(task) / f"{file_name(run.upstream_name)}_{file_name(task)}.ckpt"
+        if path.exists():
+            raise UserError(
+                f"Two tasks of the run would both be {path.relative_to(out)}.", where=str(run.path)
+            )
+        path.parent.mkdir()
+        # Without Step and Epoch: s3prl would go on counting from there instead of starting.
+        save({**weights, "Downstream": dict(head)}, path)
+
+
+def converted(model: Hubert) -> dict[str, Any]:
+    """What s3prl makes of a fairseq checkpoint so that it needs fairseq no more.
+
+    Returns:
+        `task_cfg`, `model_cfg`, `model_weight`, `dictionaries_symbols`: tensors and plain values.
+    """
+    made = make_header(model.config)
+    header = model.fairseq_header or made
+    stated = header.get("cfg") or {}
+    # Older files hold all settings in one namespace.
+    flat = {key: value for key, value in (header.get("args") or {}).items() if key != CLASS_KEY}
+    model_settings = {**made["cfg"]["model"], **stated.get("model", flat)}
+    task_settings = {**made["cfg"]["task"], **stated.get("task", flat)}
+    dictionaries = header["task_state"]["dictionaries"]
+    return {
+        "task_cfg": task_settings,
+        "model_cfg": model_settings,
+        "model_weight": dict(model.state_dict()),
+        "dictionaries_symbols": [list(dictionary["symbols"]) for dictionary in dictionaries],
+    }
+
+
+def featurizer(run: SavedRun) -> dict[str, Tensor]:
+    """The state dict of s3prl's `Featurizer` on `hidden_states`, or on `last_hidden_state`.
+
+    s3prl no longer has `layer_results`; the same sum over `hidden_states` gives index 0 no share.
+    """
+    weights = run.layer_weights
+    if weights is None:
+        return {}
+    if run.feature_selection == "layer_results":
+        weights = torch.cat([weights.new_full((1,), NO_SHARE), weights])
+    return {"weights": weights}
+
+
+def file_name(name: str) -> str:
+    """A name of a task or an upstream, `package:name` or a path for one, as one of a file."""
+    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+
+
+def save(content: Mapping[str, Any], path: Path) -> None:
+    """`torch.save` that does not write the name of the file into it."""
+    with path.open("wb") as file:
+        torch.save(dict(content), file)

@@ -1,0 +1,206 @@
+"""The branch's `multitask.yaml` through `-c`, as it is."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import yaml
+
+from s3prl_mtl.branch.config import translate
+from s3prl_mtl.config import build_config, resolve
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.runner import MultiTaskRunner
+from s3prl_mtl.tracking import read_results
+
+NINE = ["pr", "ks", "ic", "sid", "er", "asr", "sf", "sv", "sd"]
+
+
+def config_of(path: Path, tasks: list[str] = NINE, **flags):
+    flags = {"downstream": tasks, "upstream.name": "hubert_tiny", "device": "cpu", **flags}
+    return build_config(files=[path], flags=flags)
+
+
+def changed(path: Path, folder: Path, change) -> Path:
+    """A copy of the file after a change to what it holds."""
+    values = yaml.safe_load(path.read_text())
+    change(values)
+    copy = folder / "changed.yaml"
+    copy.write_text(yaml.safe_dump(values))
+    return copy
+
+
+def test_every_value_that_has_a_meaning_arrives(multitask_yaml: Path, tiny_corpus: Path):
+    config = resolve(config_of(multitask_yaml))
+    assert config["optimizer"] == {"name": "AdamW", "lr": 1e-5}
+    assert config["scheduler"] == {"name": "linear_schedule_with_warmup", "num_warmup_steps": 1}
+    assert config["runner"]["total_steps"] == 4
+    assert config["runner"]["max_keep"] == 1
+    datarc = {task: config[task]["downstream_expert"]["datarc"] for task in NINE}
+    assert {task: datarc[task]["train_batch_size"] for task in NINE} == {
+        **dict.fromkeys(NINE, 2),
+        "sd": 1,
+    }
+    assert {datarc[task]["num_workers"] for task in NINE} == {0}
+    assert datarc["ks"]["eval_batch_size"] == 2
+    assert datarc["ic"]["eval_batch_size"] == 32
+    assert datarc["asr"]["libri_root"] == datarc["pr"]["libri_root"] == f"{tiny_corpus}/LibriSpeech"
+    assert datarc["sd"]["data_dir"] == str(tiny_corpus / "Libri2Mix")
+    assert datarc["sv"]["test_trials"].endswith("veri_test2.txt")
+    assert datarc["sid"]["max_timestep"] == 128_000
+    heads = {task: config[task]["downstream_expert"] for task in NINE}
+    assert heads["sf"]["model"]["RNNs"]["dim"] == [16, 16]
+    assert heads["sv"]["modelrc"]["module_config"]["XVector"]["agg_dim"] == 24
+    assert heads["sd"]["modelrc"] == {"rnn_layers": 1, "hidden_size": 16}
+    splits = {task: (config[task]["dev_splits"], config[task]["test_splits"]) for task in NINE}
+    assert splits["ic"] == (["valid"], ["test"])
+    assert splits["asr"] == (["dev-clean"], ["test-clean"])
+
+
+def test_keys_without_a_meaning_are_said_once(
+    multitask_yaml: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(multitask_yaml.read_text())
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            config_of(copy)
+    said = [message for message in caplog.messages if str(copy) in message]
+    assert len(said) == 1
+    for key in (
+        "pr.text",
+        "sf.metric",
+        "er.datarc.pre_load",
+        "asr.datarc.bucket_file",
+        "sd.scorerc",
+        "sv.datarc.train_meta_data",
+        "pr.model.RNNs",
+        "ks.looprc.eval_dataloaders",
+    ):
+        assert key in said[0]
+    assert "all tasks have the same one, 4" in said[0]
+    assert "asr.datarc.decoder_args" not in said[0]  # Without a language model, as here.
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (("pr", "corpus", "batchsize"), r"'pr\.corpus\.batchsize'.*did you mean 'batch_size'"),
+        (("sd", "loaderrc", "train_dirs"), r"'sd\.loaderrc\.train_dirs'"),
+        (("ks", "looprc", "steps"), r"'ks\.looprc\.steps'"),
+        (("sv", "color"), r"'sv\.color'"),
+        (("runner", "toatl_steps"), r"'runner\.toatl_steps'"),
+        (("sound",), "'sound'"),
+    ],
+)
+def test_keys_that_the_branch_does_not_know_are_refused(
+    path: tuple[str, ...], message: str, multitask_yaml: Path, tmp_path: Path
+):
+    def add(values):
+        for key in path[:-1]:
+            values = values[key]
+        values[path[-1]] = 1
+
+    with pytest.raises(UserError, match=message):
+        config_of(changed(multitask_yaml, tmp_path, add))
+
+
+def test_sections_that_are_commented_out_are_switched_off(multitask_yaml: Path, tmp_path: Path):
+    def comment_out(values):
+        del values["scheduler"], values["specaug"]
+
+    config = config_of(changed(multitask_yaml, tmp_path, comment_out))
+    assert config["scheduler"] is None
+    assert config["specaug"] is None
+
+
+def test_choices_that_do_something_else_are_named(multitask_yaml: Path, tmp_path: Path, caplog):
+    def change(values):
+        values["asr"]["datarc"]["decoder_args"]["decoder_type"] = "kenlm"
+        values["sd"]["datarc"]["subsampling"] = 2
+        values["sv"]["datarc"]["vad_config"]["min_sec"] = 16_000
+
+    with caplog.at_level(logging.WARNING):
+        config_of(changed(multitask_yaml, tmp_path, change))
+    (said,) = caplog.messages
+    assert "asr.datarc.decoder_args: decoding is greedy" in said
+    assert "sd.datarc.subsampling: every label frame is used" in said
+    assert "sv.datarc.vad_config.min_sec: utterances under 2 s are left out" in said
+
+
+@pytest.mark.parametrize(
+    ("task", "folder", "message"),
+    [
+        ("ks", "separation_stft", "none of the nine tasks.*s3prl:separation_stft"),
+        ("ks", "emotion", "'er' and 'ks' are both the task 'er'"),
+    ],
+)
+def test_experts_beyond_the_nine_are_refused(
+    task: str, folder: str, message: str, multitask_yaml: Path, tmp_path: Path
+):
+    def change(values):
+        values[task]["folder"] = folder
+
+    with pytest.raises(UserError, match=message):
+        config_of(changed(multitask_yaml, tmp_path, change))
+
+
+def test_a_block_may_have_another_name(multitask_yaml: Path, tmp_path: Path, caplog):
+    def rename(values):
+        values["asv"] = values.pop("sv")
+
+    with caplog.at_level(logging.WARNING):
+        config = config_of(changed(multitask_yaml, tmp_path, rename), ["sv"])
+    assert config["sv"]["downstream_expert"]["modelrc"]["input_dim"] == 16
+    assert "asv: it is the task 'sv' here" in caplog.text
+
+
+def test_folders_of_diarization_must_lie_together(multitask_yaml: Path, tmp_path: Path):
+    def move(values):
+        values["sd"]["loaderrc"]["dev_dir"] = "/elsewhere/dev"
+
+    with pytest.raises(UserError, match=r"DIR/train, DIR/dev and DIR/test"):
+        config_of(changed(multitask_yaml, tmp_path, move))
+
+
+def test_optimizers_with_a_schedule_of_their_own_are_refused(multitask_yaml: Path, tmp_path: Path):
+    def change(values):
+        values["optimizer"] = {"name": "BertAdam_with_schedule", "lr": 1e-4}
+
+    with pytest.raises(UserError, match="schedule of its own"):
+        config_of(changed(multitask_yaml, tmp_path, change))
+
+
+def test_paths_beside_s3prls_downstream_folder_are_found(tmp_path: Path, multitask_yaml: Path):
+    """s3prl runs in the folder that holds `downstream/multitask.yaml`, and paths begin there."""
+    lists = tmp_path / "downstream" / "voxceleb1"
+    lists.mkdir(parents=True)
+    (lists / "veri_test_class.txt").write_text("")
+    values = yaml.safe_load(multitask_yaml.read_text())
+    values["sid"]["datarc"]["meta_data"] = "./downstream/voxceleb1/veri_test_class.txt"
+    translated = translate(values, tmp_path / "downstream" / "multitask.yaml")
+    found = translated["sid"]["downstream_expert"]["datarc"]["meta_data"]
+    assert Path(found).resolve() == (lists / "veri_test_class.txt").resolve()
+
+
+def test_other_configs_are_left_as_they_are():
+    values = {"runner": {"total_steps": 3}, "ks": {"downstream_expert": {}, "dev_splits": ["dev"]}}
+    assert translate(values, "own.yaml") is values
+    experts = {"s3prl:ctc": {"folder": "/somewhere/ctc"}}
+    assert translate(experts, "own.yaml") is experts
+
+
+def test_two_steps_of_all_nine_tasks_from_the_file(
+    multitask_yaml: Path, tmp_path: Path, manifest_cache: Path
+):
+    flags = {"runner.total_steps": 2, "runner.eval_step": 2, "cache_dir": str(manifest_cache)}
+    config = config_of(multitask_yaml, **flags)
+    MultiTaskRunner(config, tmp_path / "run").train()
+    results = read_results(tmp_path / "run")
+    assert {task: set(results[task]) for task in NINE} == {
+        **{task: {"dev", "test"} for task in NINE},
+        "ic": {"valid", "test"},
+        "sf": {"valid", "test"},
+        "asr": {"dev-clean", "test-clean"},
+    }

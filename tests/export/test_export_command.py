@@ -1,0 +1,224 @@
+"""The command `export`: which checkpoint it takes, and what it refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from tuned_runs import HEAD, move, save_run, tuned
+
+from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.cli import main
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.export import FORMATS, export
+from s3prl_mtl.upstreams import load_upstream
+from s3prl_mtl.upstreams.base import HiddenStates, Upstream
+from s3prl_mtl.upstreams.fairseq import load_hubert
+
+ROOT = Path(__file__).parents[2]
+
+
+class PluginUpstream(Upstream):
+    """Somebody's encoder, which cannot be rebuilt from a checkpoint."""
+
+    hidden_size = 4
+    num_hidden_states = 2
+    downsample_rate = 320
+
+    def forward(self, wavs: list[Tensor]) -> HiddenStates:
+        raise NotImplementedError
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_means_its_newest_whole_state_and_keeps_its_files(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    encoders = {step: tuned("odd_base") for step in (5, 40, 100)}
+    for step, encoder in encoders.items():
+        encoder.mask_emb.data.fill_(float(step))
+        save_run(run, encoder, step=step)
+    newest = load_hubert(export(run, "fairseq", tmp_path / "newest.pt"))
+    assert newest.mask_emb.unique().tolist() == [100.0]
+    content = (run / "states-100.ckpt").read_bytes()
+    (run / "states-100.ckpt").write_bytes(content[: len(content) // 2])
+    before = load_hubert(export(run, "fairseq", tmp_path / "before.pt"))
+    assert before.mask_emb.unique().tolist() == [40.0]
+    assert names_in(run) == ["states-100.ckpt", "states-40.ckpt", "states-5.ckpt"]
+
+
+def test_a_best_checkpoint_can_be_named(tmp_path: Path) -> None:
+    states = save_run(tmp_path, tuned("odd_base"), heads={"ks": HEAD}) / "states-40.ckpt"
+    best = tmp_path / "ks" / "dev-best.ckpt"
+    best.parent.mkdir()
+    states.rename(best)
+    assert main(["export", str(best), "--format", "fairseq", "-o", str(tmp_path / "a.pt")]) == 0
+    assert torch.equal(load_hubert(tmp_path / "a.pt").mask_emb, tuned("odd_base").mask_emb)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_there_is_never_overwritten(
+    format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save_run(tmp_path / "run", tuned("odd_base"))
+    out = tmp_path / "out"
+    out.write_text("mine")
+    assert main(["export", str(run), "--format", format, "-o", str(out)]) == 2
+    assert "overwrite nothing" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+    out.unlink()
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"is a folder already.*Choose another name"):
+        export(run, format, out)
+    assert names_in(out) == ["mine.txt"]
+    assert names_in(tmp_path) == ["out", "run"]
+
+
+def test_the_second_file_of_an_onnx_export_is_not_overwritten(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", tuned("odd_base"))
+    (tmp_path / "out.onnx.data").write_text("mine")
+    with pytest.raises(UserError, match=r"out\.onnx\.data exists"):
+        export(run, "onnx", tmp_path / "out.onnx")
+
+
+@pytest.mark.parametrize("format", [name for name in FORMATS if FORMATS[name].is_folder])
+def test_an_empty_folder_may_be_there(format: str, tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", tuned("odd_base"))
+    (tmp_path / "out").mkdir()
+    assert any(export(run, format, tmp_path / "out").iterdir())
+    assert names_in(tmp_path) == ["out", "run"]
+
+
+def test_folders_above_are_made_and_files_are_readable_by_others(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", tuned("odd_base"))
+    umask = os.umask(0o022)
+    try:
+        folder = export(run, "s3prl", tmp_path / "a" / "b" / "out")
+        file = export(run, "fairseq", tmp_path / "a" / "hubert.pt")
+    finally:
+        os.umask(umask)
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert file.stat().st_mode & 0o777 == (folder / "upstream.pt").stat().st_mode & 0o777 == 0o644
+
+
+def test_an_encoder_of_the_zoo_is_refused_by_all_but_s3prl(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", load_upstream("fbank"), name="fbank")
+    for format in ("fairseq", "transformers", "onnx"):
+        with pytest.raises(UserError, match=rf"'fbank', is not HuBERT.*{format}.*--format s3prl"):
+            export(run, format, tmp_path / "out")
+    assert names_in(tmp_path) == ["run"]
+    assert names_in(export(run, "s3prl", tmp_path / "out")) == ["fbank.ckpt"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_encoder_of_another_package_is_refused(format: str, tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", PluginUpstream(), name="theirs")
+    with pytest.raises(UserError, match=r"'theirs', is not .* No format takes it"):
+        export(run, format, tmp_path / "out")
+
+
+def test_runs_and_formats_that_are_none_are_named(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", tuned("odd_base"))
+    with pytest.raises(UserError, match="did you mean 'fairseq'"):
+        export(run, "fairsek", tmp_path / "out")
+    with pytest.raises(UserError, match=r"nothing does not exist\. Where: RUN"):
+        export(tmp_path / "nothing", "fairseq", tmp_path / "out")
+    with pytest.raises(UserError, match="not a checkpoint of a run"):
+        torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
+        export(tmp_path / "other.pt", "fairseq", tmp_path / "out")
+    assert names_in(tmp_path) == ["other.pt", "run"]
+
+
+def test_weights_that_do_not_fit_the_settings_are_named(tmp_path: Path) -> None:
+    path = save_run(tmp_path / "run", tuned("odd_base")) / "states-40.ckpt"
+    saved = checkpoints.load(path)
+    saved["Upstream"]["model.mask_emb"] = torch.zeros(3)
+    checkpoints.save(saved, tmp_path / "run" / "states-41.ckpt")
+    for format in FORMATS:
+        with pytest.raises(UserError, match="mask_emb has shape"):
+            export(tmp_path / "run", format, tmp_path / "out")
+    assert names_in(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("format", "package", "extra"),
+    [
+        ("transformers", "transformers", "transformers"),
+        ("onnx", "onnx", "onnx"),
+        ("onnx", "onnxscript", "onnx"),
+    ],
+)
+def test_a_missing_package_says_how_to_install_it(
+    format: str, package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = save_run(tmp_path / "run", tuned("odd_base"))
+    find_spec = importlib.util.find_spec
+
+    def without(name: str, *rest: str) -> ModuleSpec | None:
+        return None if name == package else find_spec(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    wanted = rf"{package} is not installed.*pip install 's3prl-mtl\[{extra}\]'"
+    with pytest.raises(UserError, match=wanted):
+        export(run, format, tmp_path / "out")
+    assert names_in(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_place_that_cannot_be_written_is_named(format: str, tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", tuned("odd_base"))
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file" / "out", tmp_path / "file" / "deeper" / "out"):
+        with pytest.raises(UserError, match=r"could not be written: .*/file is no folder.*with -o"):
+            export(run, format, out)
+
+
+FULL = """
+import resource, sys
+from s3prl_mtl.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+raise SystemExit(main(["export", "run", "--format", sys.argv[1], "-o", "out"]))
+"""
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk_leaves_nothing_behind(format: str, tmp_path: Path) -> None:
+    save_run(tmp_path / "run", tuned("base_style"))
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, format],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "The export could not be written" in done.stderr
+    assert names_in(tmp_path) == ["run"]
+
+
+def test_the_same_run_gives_the_same_files(tmp_path: Path) -> None:
+    encoder = tuned("odd_base")
+    run = save_run(tmp_path / "run", encoder, heads={"ks": HEAD})
+    for format in ("fairseq", "s3prl", "transformers"):
+        outs = [export(run, format, tmp_path / f"{format}-{number}") for number in (1, 2)]
+        files = [
+            {
+                str(path.relative_to(out)): path.read_bytes()
+                for path in ([out] if out.is_file() else out.rglob("*"))
+                if path.is_file()
+            }
+            for out in outs
+        ]
+        assert list(files[0].values()) == list(files[1].values())
+    move(encoder)
+    other = export(save_run(tmp_path / "other", encoder), "fairseq", tmp_path / "other.pt")
+    assert other.read_bytes() != (tmp_path / "fairseq-1").read_bytes()

@@ -1,0 +1,115 @@
+"""What `docs/export.md` tells people to type and to run does what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tuned_runs import FIXTURES
+
+from s3prl_mtl.cli import main
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(
+    tiny_corpus: Path, manifest_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with a run of ks, `result/downstream/first`, and all that the page exports of it."""
+    folder = tmp_path_factory.mktemp("docs")
+    settings = "runner.test_last=false,,scheduler=null,,ks.downstream_expert.datarc.num_workers=0"
+    words = ["-u", "hubert_tiny", "-d", "ks", "--steps", "2", "-n", "first", "-o", settings]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("SUPERB_DATA", str(tiny_corpus))
+        patch.setenv("S3PRL_MTL_CACHE", str(manifest_cache))
+        assert main(words) == 0
+        for line in exports():
+            assert main(shlex.split(line)[3:]) == 0, line
+    return folder
+
+
+def exports() -> list[str]:
+    lines = [line for _, block in BLOCKS for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python -m s3prl_mtl export result")]
+
+
+def test_every_format_is_exported_once() -> None:
+    formats = [re.search(r"--format (\w+)", line) for line in exports()]
+    assert [found.group(1) for found in formats if found] == [
+        "fairseq",
+        "transformers",
+        "s3prl",
+        "onnx",
+    ]
+
+
+CODE = [text for language, text in BLOCKS if language == "python"]
+PRINTED = {
+    "export(": ("tuned.pt", ""),
+    "load_upstream(": ("encoder([__import__('torch').zeros(400)]).states.shape", "4, 1, 96"),
+    "AutoModel": ("torch.stack(hidden_states).shape", "4, 1, 49, 96"),
+    "hubert_local(": ("features[0].shape", "49, 96"),
+    "onnxruntime": ("hidden_states.shape, features.shape, settings['step']", "4, 1, 149, 96"),
+}
+
+
+def test_there_is_an_answer_to_every_block() -> None:
+    assert len(CODE) == len(PRINTED)
+
+
+@pytest.mark.parametrize("code", CODE, ids=[code.splitlines()[-1][:30] for code in CODE])
+def test_every_python_block_runs(code: str, workplace: Path) -> None:
+    (expression, answer) = next(PRINTED[word] for word in PRINTED if word in code)
+    shown = "" if not answer else f"\nprint({expression})"
+    done = subprocess.run(
+        [sys.executable, "-c", code + shown],
+        cwd=workplace,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert answer in done.stdout
+    if not answer:
+        assert (workplace / expression).is_file()
+
+
+def test_the_code_for_fairseq_is_what_fairseq_ran() -> None:
+    (code,) = [text for language, text in BLOCKS if language == "text"]
+    ran = (FIXTURES / "export" / "read_with_fairseq.py").read_text(encoding="utf-8")
+    for line in code.splitlines():
+        assert re.search(rf"^\s*{re.escape(line)}$", ran, flags=re.MULTILINE), line
+
+
+def test_the_folder_for_s3prl_starts_the_heads_of_a_new_run(
+    workplace: Path,
+    tiny_corpus: Path,
+    manifest_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SUPERB_DATA", str(tiny_corpus))
+    monkeypatch.setenv("S3PRL_MTL_CACHE", str(manifest_cache))
+    heads = workplace / "for-s3prl"
+    settings = (
+        "runner.test_last=false,,scheduler=null,,optimizer.lr=0.0,,"
+        "ks.downstream_expert.datarc.num_workers=0"
+    )
+    words = ["-u", "hubert_tiny", "-d", "ks", "--steps", "1", "-p", "run"]
+    assert main([*words, "--init_ckpt", str(heads), "-o", settings]) == 0
+    began = torch.load(heads / "ks" / "hubert_tiny_ks.ckpt", weights_only=True)["Downstream"]
+    ended = torch.load("run/states-1.ckpt", weights_only=True)["Tasks"]["ks"]["Downstream"]
+    for name, value in began.items():
+        if name != "best_score":
+            assert torch.equal(ended[name], value), name

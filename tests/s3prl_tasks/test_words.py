@@ -1,0 +1,184 @@
+"""What `s3prl:...` after `-d` means, and the block of the config that it becomes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from s3prl_tasks.conftest import CONFIG
+
+from s3prl_mtl.config import build_config, parse_tasks, resolve
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.plugins import load_task, task_defaults
+from s3prl_mtl.s3prl_tasks.word import ExpertWord, parse_word
+
+
+def tones_config(words: list[str], **options) -> dict:
+    flags = {"downstream": words, "upstream.name": "hubert_tiny"} | options.pop("flags", {})
+    return build_config(flags=flags, **options)
+
+
+def test_a_plain_word_is_a_name():
+    assert parse_word("s3prl:ctc") == ExpertWord("s3prl:ctc")
+    assert parse_word("s3prl:sf=ctc") == ExpertWord("s3prl:sf", "ctc")
+
+
+def test_a_path_is_named_after_its_folder(expert_folder, monkeypatch: pytest.MonkeyPatch):
+    folder = expert_folder()
+    assert parse_word(f"s3prl:{folder}") == ExpertWord("s3prl:tones", str(folder))
+    config = folder / "config.yaml"
+    assert parse_word(f"s3prl:{config}") == ExpertWord("s3prl:tones", str(folder), str(config))
+    assert parse_word(f"s3prl:my-task={folder}").name == "s3prl:my-task"
+    monkeypatch.chdir(folder.parent)
+    assert parse_tasks("s3prl:./tones") == [f"s3prl:tones={folder}"]
+    assert parse_tasks(f"s3prl:tones={folder}") == [f"s3prl:tones={folder}"]
+
+
+def test_a_config_file_may_lie_below_the_folder(expert_folder):
+    folder = expert_folder(config=None)
+    below = folder / "configs" / "large.yaml"
+    below.parent.mkdir()
+    below.write_text(CONFIG)
+    config = tones_config([f"s3prl:{below}"])
+    assert config["s3prl:tones"]["folder"] == str(folder)
+    assert config["s3prl:tones"]["config"] == str(below)
+
+
+def test_the_config_file_gives_settings_and_splits(expert_folder):
+    folder = expert_folder()
+    block = tones_config([f"s3prl:{folder}"])["s3prl:tones"]
+    assert block == {
+        "folder": str(folder),
+        "config": str(folder / "config.yaml"),
+        "train_split": "train",
+        "dev_splits": ["dev"],
+        "test_splits": ["dev"],
+        "downstream_expert": {"corpus": {"size": 5, "num_workers": 0}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("listed", "dev", "test"),
+    [
+        ("[dev, test]", ["dev"], ["test"]),
+        ("[dev-clean]", ["dev-clean"], ["dev-clean"]),
+        ("[dev, vcc2018_test, vcc2016_test]", ["dev"], ["vcc2018_test", "vcc2016_test"]),
+        ("[]", ["test"], ["test"]),
+    ],
+)
+def test_the_splits_are_those_that_s3prl_evaluates(expert_folder, listed: str, dev, test):
+    folder = expert_folder(config=CONFIG.replace("[dev]", listed))
+    block = tones_config([f"s3prl:{folder}"])["s3prl:tones"]
+    assert (block["dev_splits"], block["test_splits"]) == (dev, test)
+
+
+def test_a_setting_of_it_is_overridden_like_any_other(expert_folder):
+    word = f"s3prl:{expert_folder()}"
+    text = "s3prl:tones.downstream_expert.corpus.size=7,,s3prl:tones.test_splits=[train]"
+    block = tones_config([word], overrides=text)["s3prl:tones"]
+    assert block["downstream_expert"]["corpus"] == {"size": 7, "num_workers": 0}
+    assert block["test_splits"] == ["train"]
+    with pytest.raises(UserError, match=r"Unknown key 's3prl:tones\.downstream_expert\.corpus\.si"):
+        tones_config([word], overrides="s3prl:tones.downstream_expert.corpus.siz=7")
+    with pytest.raises(UserError, match=r"must be a whole number"):
+        tones_config([word], overrides="s3prl:tones.downstream_expert.corpus.size=many")
+
+
+def test_another_config_file_is_named_in_the_block(expert_folder, tmp_path, monkeypatch):
+    folder = expert_folder()
+    (tmp_path / "other.yaml").write_text(CONFIG.replace("size: 5", "size: 6"))
+    monkeypatch.chdir(tmp_path)
+    config = tones_config([f"s3prl:{folder}"], overrides="s3prl:tones.config=other.yaml")
+    assert config["s3prl:tones"]["downstream_expert"]["corpus"]["size"] == 6
+    assert config["s3prl:tones"]["config"] == str(tmp_path / "other.yaml")
+
+
+def test_two_configs_of_one_expert_are_two_tasks(expert_folder):
+    folder = expert_folder()
+    words = parse_tasks(f"s3prl:a={folder},s3prl:b={folder}")
+    config = tones_config(words, overrides="s3prl:b.downstream_expert.corpus.size=9")
+    assert config["downstream"] == ["s3prl:a", "s3prl:b"]
+    sizes = [config[name]["downstream_expert"]["corpus"]["size"] for name in config["downstream"]]
+    assert sizes == [5, 9]
+
+
+def test_a_config_that_was_built_is_enough_to_build_it_again(expert_folder, tmp_path: Path):
+    from s3prl_mtl.yaml_files import write_yaml
+
+    config = tones_config([f"s3prl:{expert_folder()}", "ks"], flags={"data": str(tmp_path)})
+    write_yaml(config, tmp_path / "config.yaml")
+    assert build_config(files=[tmp_path / "config.yaml"]) == config
+    alone = build_config(files=[tmp_path / "config.yaml"], flags={"downstream": ["ks"]})
+    assert "s3prl:tones" not in resolve(alone)
+    (tmp_path / "mine" / "tones" / "config.yaml").unlink()
+    assert (
+        build_config(base=config, flags={"downstream": ["s3prl:tones"]})["s3prl:tones"]
+        == (config["s3prl:tones"])
+    )
+
+
+def test_settings_may_come_without_a_config_file(expert_folder):
+    folder = expert_folder(config=None)
+    given = {"downstream_expert": {"corpus": {"size": 3, "num_workers": 0}}}
+    config = tones_config([f"s3prl:{folder}"], flags={"s3prl:tones": given})
+    assert config["s3prl:tones"]["config"] is None
+    assert config["s3prl:tones"]["downstream_expert"] == given["downstream_expert"]
+
+
+def test_a_class_can_be_had_by_its_word(expert_folder):
+    folder = expert_folder()
+    assert load_task(f"s3prl:{folder}").__mro__[2].__module__.endswith("tones.expert")
+    assert load_task("s3prl:tones", str(folder)).folder == str(folder)
+    assert task_defaults(f"s3prl:tones={folder}")["dev_splits"] == ["dev"]
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("s3prl:", "names no expert"),
+        ("s3prl:name=", "names no expert"),
+        ("s3prl:/nowhere/at/all", "no folder or file /nowhere/at/all"),
+        ("s3prl:a.b=ctc", r"'a\.b' cannot be the name of a task"),
+    ],
+)
+def test_a_word_that_means_nothing_is_refused(word: str, expected: str):
+    with pytest.raises(UserError, match=expected):
+        parse_word(word)
+
+
+def test_a_folder_whose_name_cannot_be_a_key_needs_one(expert_folder):
+    folder = expert_folder("v1.5")
+    with pytest.raises(UserError, match=r"'v1\.5' cannot be.*-d s3prl:NAME=.*v1\.5"):
+        parse_word(f"s3prl:{folder}")
+    assert parse_word(f"s3prl:new={folder}").folder == str(folder)
+
+
+def test_a_config_file_of_no_expert_is_refused(tmp_path: Path):
+    (tmp_path / "lonely.yaml").write_text(CONFIG)
+    with pytest.raises(UserError, match=r"No folder above .*lonely\.yaml has an expert\.py"):
+        parse_word(f"s3prl:{tmp_path / 'lonely.yaml'}")
+
+
+def test_two_folders_of_one_name_need_another(expert_folder, tmp_path: Path):
+    one = expert_folder()
+    two = tmp_path / "other" / "tones"
+    two.parent.mkdir()
+    one.rename(two)
+    words = [f"s3prl:{expert_folder('again').parent / 'again'}", f"s3prl:again={two}"]
+    with pytest.raises(UserError, match=r"both be named 's3prl:again'.*s3prl:NAME=again"):
+        tones_config(words)
+
+
+def test_no_config_file_is_an_error_that_says_where_they_are(expert_folder):
+    with pytest.raises(UserError, match=r"s3prl:emotion has no settings.*s3prl's repository"):
+        tones_config(["s3prl:emotion"])
+    folder = expert_folder(config=None)
+    (folder / "snips.yaml").write_text(CONFIG)
+    with pytest.raises(UserError, match=r"tones/config\.yaml\. It has snips\.yaml"):
+        tones_config([f"s3prl:{folder}"])
+
+
+def test_a_config_file_without_settings_of_an_expert_is_refused(expert_folder):
+    folder = expert_folder(config="runner: {}\n")
+    with pytest.raises(UserError, match=r"config\.yaml has no `downstream_expert`"):
+        tones_config([f"s3prl:{folder}"])

@@ -1,0 +1,268 @@
+"""s3prl's zoo: what runs without a download, and small checkpoints of the other modules."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+from zoo_checkpoints import MAKERS, make_checkpoint, of_s3prl
+
+from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.config import build_config
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.runner import MultiTaskRunner
+from s3prl_mtl.upstreams import load_upstream, rebuild_upstream
+from s3prl_mtl.upstreams.zoo import zoo_names
+
+WITHOUT_DOWNLOAD = {
+    "baseline": (240, 1, 160),
+    "spectrogram": (257, 1, 160),
+    "fbank": (240, 1, 160),
+    "fbank_no_cmvn": (240, 1, 160),
+    "mfcc": (39, 1, 160),
+    "mel": (80, 1, 160),
+    "linear": (201, 1, 160),
+    "customized_upstream": (8, 2, 1),
+}
+"""Width, hidden states and samples a frame, as s3prl's own modules state them."""
+
+STRIDES = {
+    "apc_local": 160,
+    "npc_local": 160,
+    "cpc_local": 160,
+    "wav2vec_local": 160,
+    "mockingjay_local": 160,
+    "tera_local": 160,
+    "audio_albert_local": 160,
+}
+
+
+def waveforms(*lengths: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [0.1 * torch.randn(samples, generator=generator) for samples in lengths]
+
+
+def alone(expert, wav: Tensor) -> Tensor:
+    """What s3prl gives a single utterance, ``(L, T, D)``."""
+    with torch.no_grad():
+        result = expert([wav])
+    states = result.get("hidden_states")
+    return torch.cat(list(states if states is not None else [result["last_hidden_state"]]))
+
+
+@pytest.fixture(scope="module")
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("zoo")
+
+    def _checkpoint_of(name: str) -> Path:
+        path = folder / f"{name}.pt"
+        return path if path.exists() else make_checkpoint(name, path)
+
+    return _checkpoint_of
+
+
+@pytest.mark.parametrize("name", WITHOUT_DOWNLOAD)
+def test_what_needs_no_download_gives_s3prls_features(name: str):
+    upstream = load_upstream(name)
+    found = upstream.hidden_size, upstream.num_hidden_states, upstream.downsample_rate
+    assert found == WITHOUT_DOWNLOAD[name]
+    theirs = getattr(of_s3prl(f"{zoo_names()[name]}.hubconf"), name)().eval()
+    theirs.load_state_dict({key: held for key, held in upstream.expert.state_dict().items()})
+    wavs = waveforms(9000, 16_000, 9000, 4001)
+    with torch.no_grad():
+        together = upstream(wavs).split()
+    for wav, states in zip(wavs, together, strict=True):
+        torch.testing.assert_close(states, alone(theirs, wav), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_features_are_those_that_s3prl_gives_each_utterance_alone(name: str, checkpoint_of):
+    path = checkpoint_of(name)
+    theirs = getattr(of_s3prl(f"{zoo_names()[name]}.hubconf"), name)(ckpt=str(path)).eval()
+    upstream = load_upstream(name, path)
+    wavs = waveforms(9000, 16_000, 9000, 4001)
+    with torch.no_grad():
+        together = upstream(wavs).split()
+    assert upstream.downsample_rate == STRIDES.get(name, 320)
+    for wav, states in zip(wavs, together, strict=True):
+        wanted = alone(theirs, wav)
+        assert len(wanted) == upstream.num_hidden_states
+        assert wanted.shape[-1] == upstream.hidden_size
+        torch.testing.assert_close(states, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_encoders_of_the_zoo_are_trained(name: str, checkpoint_of):
+    upstream = load_upstream(name, checkpoint_of(name)).train()
+    for _ in range(3):  # LayerDrop would leave hidden states out.
+        hidden = upstream(waveforms(8000))
+        assert len(hidden.states) == upstream.num_hidden_states
+    weights = torch.randn(hidden.states.shape, generator=torch.Generator().manual_seed(1))
+    (weights * hidden.states).sum().backward()
+    moved = [p for p in upstream.parameters() if p.grad is not None and p.grad.abs().max() > 0]
+    assert len(moved) > len(list(upstream.parameters())) / 2
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_encoders_are_rebuilt_without_their_file(name: str, checkpoint_of, tmp_path: Path):
+    path = make_checkpoint(name, tmp_path / "gone.pt")
+    upstream = load_upstream(name, path)
+    with torch.no_grad():
+        for parameter in upstream.parameters():
+            parameter.add_(0.01)
+    torch.save({"info": upstream.checkpoint_info, "state": upstream.state_dict()}, tmp_path / "run")
+    path.unlink()
+    saved = torch.load(tmp_path / "run", weights_only=True)
+    rebuilt = rebuild_upstream(saved["info"]).eval()
+    rebuilt.load_state_dict(saved["state"])
+    wavs = waveforms(8000, 5000)
+    with torch.no_grad():
+        assert torch.equal(rebuilt(wavs).states, upstream(wavs).states)
+    assert rebuilt.checkpoint_info == saved["info"]
+
+
+def test_parameters_have_s3prls_names_in_checkpoints(checkpoint_of):
+    for name in ("wav2vec2_local", "wavlm_local", "tera_local"):
+        path = checkpoint_of(name)
+        upstream = load_upstream(name, path)
+        theirs = getattr(of_s3prl(f"{zoo_names()[name]}.hubconf"), name)(ckpt=str(path))
+        saved = {f"model.{key}": held for key, held in upstream.state_dict().items()}
+        if name != "tera_local":  # Its expert has no `model`, whose name a checkpoint begins with.
+            theirs.load_state_dict(saved, strict=True)
+        upstream.load_state_dict(
+            {key.removeprefix("model."): held for key, held in theirs.state_dict().items()}
+        )
+
+
+def test_two_utterances_of_one_length_do_not_see_each_other(checkpoint_of):
+    upstream = load_upstream("wav2vec2_local", checkpoint_of("wav2vec2_local"))
+    first, second, other = waveforms(8000, 8000, 8000)
+    with torch.no_grad():
+        one = upstream([first, second]).split()[0]
+        two = upstream([first, 50 * other]).split()[0]
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+
+
+def test_an_utterance_without_a_frame_is_named(checkpoint_of):
+    for name in ("wav2vec2_local", "wavlm_local"):
+        upstream = load_upstream(name, checkpoint_of(name))
+        with pytest.raises(UserError, match=r"Utterance 1 .* 200 samples.*one frame"):
+            upstream(waveforms(8000, 200))
+    with pytest.raises(UserError, match=r"Utterance 1 .* 200 samples"):
+        load_upstream("fbank")(waveforms(8000, 200))
+
+
+@pytest.mark.parametrize(
+    ("name", "ckpt", "message"),
+    [
+        ("wavlm_local", None, r"TypeError.*Give its checkpoint with -k"),
+        ("stft_mag", None, r"Give its config file with -g"),
+        ("wavlm_local", "/nowhere/wavlm.pt", r"/nowhere/wavlm\.pt does not exist.*-k"),
+        ("fbank", __file__, r"has a checkpoint of its own|could not be loaded"),
+        ("mos_wav2vec2", None, r"could not be loaded \(ModuleNotFoundError.*sox_effects"),
+        ("discretebert", None, r"could not be loaded \(AttributeError"),
+    ],
+)
+def test_what_cannot_be_loaded_says_why(name: str, ckpt: str | None, message: str):
+    with pytest.raises(UserError, match=message):
+        load_upstream(name, ckpt)
+
+
+class Trap:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["tera_local", "distiller_local", "wavlm_local"])
+def test_nothing_in_a_checkpoint_is_executed(name: str, checkpoint_of, tmp_path: Path):
+    """Some of s3prl's modules would: they load with `weights_only=False`."""
+    states = torch.load(checkpoint_of(name), weights_only=True)
+    states["more"] = Trap(tmp_path / "sprung")
+    torch.save(states, tmp_path / "trap.pt")
+    with pytest.raises(UserError, match="could not be loaded"):
+        load_upstream(name, tmp_path / "trap.pt")
+    assert not (tmp_path / "sprung").exists()
+    with contextlib.suppress(pickle.UnpicklingError):
+        torch.load(tmp_path / "trap.pt", weights_only=False)
+    assert (tmp_path / "sprung").exists()
+
+
+def run_config(corpus: Path, cache: Path, steps: int, **flags):
+    settings = {
+        "downstream": ["ks", "er", "sd"],
+        "data": str(corpus),
+        "cache_dir": str(cache),
+        "device": "cpu",
+        "runner.total_steps": steps,
+        "runner.save_step": 1,
+        "runner.max_keep": 5,
+        "runner.eval_step": 100,
+        "runner.test_last": False,
+        "optimizer.lr": 1e-3,
+        "scheduler.num_warmup_steps": 1,
+    }
+    config = build_config(flags=settings | flags)
+    for task in ("ks", "er", "sd"):
+        config[task]["downstream_expert"]["datarc"]["num_workers"] = 0
+    return config
+
+
+def test_an_encoder_of_the_zoo_trains_and_resumes_bit_for_bit(
+    tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    path = make_checkpoint("wavlm_local", tmp_path / "wavlm.pt")
+    flags = {"upstream.name": "wavlm_local", "upstream.ckpt": str(path)}
+    config = run_config(tiny_corpus, manifest_cache, 2, **flags)
+    before = load_upstream("wavlm_local", path).state_dict()
+    MultiTaskRunner(config, tmp_path / "whole").train()
+    whole = checkpoints.load(tmp_path / "whole" / "states-2.ckpt")
+    changed = [
+        n for n, held in before.items() if not torch.equal(whole["Upstream"][f"model.{n}"], held)
+    ]
+    assert len(changed) > len(before) / 2
+    path.unlink()
+    halfway = checkpoints.load(tmp_path / "whole" / "states-1.ckpt")
+    MultiTaskRunner(config, tmp_path / "resumed", resume=halfway).train()
+    resumed = checkpoints.load(tmp_path / "resumed" / "states-2.ckpt")
+    for part in ("Upstream", "Featurizer"):
+        for name, held in whole[part].items():
+            assert torch.equal(resumed[part][name], held), name
+    for task in ("ks", "er", "sd"):
+        for name, held in whole["Tasks"][task]["Downstream"].items():
+            assert torch.equal(resumed["Tasks"][task]["Downstream"][name], held), name
+
+
+def test_heads_train_on_features_without_parameters(
+    tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    config = run_config(tiny_corpus, manifest_cache, 1, **{"upstream.name": "fbank"})
+    MultiTaskRunner(config, tmp_path / "run").train()
+    saved = checkpoints.load(tmp_path / "run" / "states-1.ckpt")
+    assert saved["Tasks"]["ks"]["Downstream"]["projector.weight"].shape == (256, 240)
+    assert MultiTaskRunner(config, tmp_path / "run", resume=saved).step == 1
+
+
+def test_settings_of_a_module_come_from_a_file(tmp_path: Path):
+    settings = {
+        "spectrogram": {
+            "n_fft": 512,
+            "hop_length": 160,
+            "win_length": 400,
+            "window": "hann",
+            "center": True,
+            "log": True,
+        }
+    }
+    (tmp_path / "stft.yaml").write_text(yaml.safe_dump(settings))
+    upstream = load_upstream("stft_mag", model_config=settings)
+    assert (upstream.hidden_size, upstream.downsample_rate) == (257, 160)
