@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -43,7 +42,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace, world: World, signals: StopSignals) -> None:
-    folder, past = world.together(lambda: _where_to_train(arguments))
+    if world.restarted:
+        logger.warning("torchrun has started the run again.")
+    folder, past = world.together(lambda: _where_to_train(arguments, world.restarted))
     saved, path = _load_past(past, world) if past is not None else (None, None)
     config = world.together(lambda: _config(arguments, saved))
     if saved is not None:
@@ -83,11 +84,12 @@ def _load_past(
     return saved, path
 
 
-def _where_to_train(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
-    """The folder of the run, and the folder or file that it goes on from."""
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
-    if restarted:
-        logger.warning("torchrun starts the run again, for the %d. time.", restarted)
+def _where_to_train(arguments: argparse.Namespace, restarted: bool) -> tuple[Path, Path | None]:
+    """The folder of the run, and the folder or file that it goes on from.
+
+    Args:
+        restarted: torchrun has started the run again: it goes on, whether or not `-a` is given.
+    """
     if arguments.past_exp:
         past = checkpoints.locate(Path(arguments.past_exp))
         elsewhere = arguments.expdir or arguments.expname

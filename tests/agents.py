@@ -19,7 +19,9 @@ from s3prl_mtl import checkpoint as checkpoints
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-SETTINGS = "runner.log_step=1,,runner.eval_step=1000,,runner.test_first=false,,runner.test_last=false"
+SETTINGS = (
+    "runner.log_step=1,,runner.eval_step=1000,,runner.test_first=false,,runner.test_last=false"
+)
 
 
 def training(folder: Path, steps: int, *words: str, save_step: int = 1000) -> list[str]:

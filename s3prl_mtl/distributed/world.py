@@ -164,6 +164,8 @@ class World(Group):
         super().__init__(range(size), rank, handle, watch)
         self.local_rank = local_rank
         """Which of the processes of this machine this is."""
+        self.restarted = False
+        """Whether torchrun has started these processes again, after one of them had failed."""
         self._groups: dict[tuple[int, ...], Group | None] = {self.ranks: self}
 
     @classmethod
@@ -210,7 +212,7 @@ class World(Group):
         timeout = timedelta(seconds=timeout_seconds)
         found, _, _ = next(dist.rendezvous("env://", timeout=timeout))
         found.set_timeout(timeout)
-        store = meet(found, rank, size, timeout_seconds)
+        store, again = meet(found, rank, size, timeout_seconds)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if over_gpus else "gloo",
             store=dist.PrefixStore("ranks", store),
@@ -228,7 +230,12 @@ class World(Group):
             stall_seconds=stall_seconds,
         )
         watch.start()
-        return cls(rank, size, _number_from_environment("LOCAL_RANK", 0), watch)
+        world = cls(rank, size, _number_from_environment("LOCAL_RANK", 0), watch)
+        # An agent counts the restarts that its own workers caused; those that it only took part in
+        # show in the store alone.
+        counts = world.all_gather(_number_from_environment("TORCHELASTIC_RESTART_COUNT", 0))
+        world.restarted = again or max(counts) > 0
+        return world
 
     def group(self, ranks: Sequence[int]) -> Group | None:
         """The group of some ranks; None if this one is not among them. All ranks must call it."""

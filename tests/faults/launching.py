@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +24,9 @@ DEMO = ROOT / "run_scripts" / "demo.yaml"
 
 DEADLINE_SECONDS = 120.0
 """For whatever a test waits for. A run that is well takes a small part of it."""
+
+TRACE = "s3prl_mtl/cli.py"
+"""In every traceback of a run; torchrun prints one of its own when a rank fails."""
 
 POLL_SECONDS = 0.002
 """A checkpoint of a tiny run is written in some ten milliseconds."""
@@ -280,10 +284,8 @@ def free_port() -> int:
 
 def send(pid: int, number: signal.Signals) -> None:
     """A signal to a process that may be gone."""
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def children(pid: int) -> list[int]:
