@@ -273,6 +273,7 @@ def play_round(size: int, way: str, arguments: argparse.Namespace, folder: Path)
                 "cache_dir": str(arguments.cache_dir),
                 "device": "cpu",
                 "distributed.parallel": way,
+                "distributed.placement": arguments.placement if way == "task" else None,
             },
             "overrides": ",,".join(
                 f"{task}.downstream_expert.datarc.num_workers={arguments.num_workers}"
@@ -402,6 +403,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="measured in a round")
     parser.add_argument("--quick", action="store_true", help="one round of few steps")
     parser.add_argument("--tasks", default="all")
+    parser.add_argument("--placement", help="by hand instead of by measured cost, of one size")
     parser.add_argument("--upstream", default="hubert_tiny")
     parser.add_argument("--num-workers", type=int, default=2, help="loader workers of each task")
     parser.add_argument("--data", type=Path, help="folder of the corpora")
@@ -409,6 +411,8 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds a rank waits")
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything that was measured")
     arguments = parser.parse_args()
+    if arguments.placement and len(arguments.processes) != 1:
+        parser.error("a placement is for one number of processes: name it with --processes")
     if arguments.quick:
         arguments.rounds, arguments.steps = 1, 2
     with tempfile.TemporaryDirectory() as folder:

@@ -24,7 +24,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.plugins import Plugin, discover_tasks, discover_upstreams, load_task
 from s3prl_mtl.results import results_table
 from s3prl_mtl.runner import MultiTaskRunner
-from s3prl_mtl.stopping import StopSignals
+from s3prl_mtl.stopping import Stopped, StopSignals
 from s3prl_mtl.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -35,10 +35,16 @@ def run(arguments: argparse.Namespace) -> None:
     with World.join(arguments.backend, arguments.timeout) as world:
         watch = world.watch
         with StopSignals(watch.ask_to_stop if watch is not None else None) as signals:
-            if arguments.mode == "evaluate":
-                _evaluate(arguments, world)
-            else:
-                _train(arguments, world, signals)
+            try:
+                if arguments.mode == "evaluate":
+                    _evaluate(arguments, world)
+                else:
+                    _train(arguments, world, signals)
+            except RankLost:
+                # A rank that is asked to stop while it builds ends at once, and so do the others.
+                if watch is None or watch.stop_asked is None or signals.was_deferred:
+                    raise
+                raise Stopped("Another rank was asked to stop before the training began.") from None
 
 
 def _train(arguments: argparse.Namespace, world: World, signals: StopSignals) -> None:

@@ -198,8 +198,11 @@ class World(Group):
             UserError: a backend that is not there, or an incomplete environment.
         """
         size = _number_from_environment("WORLD_SIZE", 1)
+        restarts = _number_from_environment("TORCHELASTIC_RESTART_COUNT", 0)
         if size == 1:
-            return cls()
+            world = cls()
+            world.restarted = restarts > 0
+            return world
         rank = _number_from_environment("RANK", None)
         has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
         if backend == "nccl" and not has_nccl:
@@ -233,8 +236,7 @@ class World(Group):
         world = cls(rank, size, _number_from_environment("LOCAL_RANK", 0), watch)
         # An agent counts the restarts that its own workers caused; those that it only took part in
         # show in the store alone.
-        counts = world.all_gather(_number_from_environment("TORCHELASTIC_RESTART_COUNT", 0))
-        world.restarted = again or max(counts) > 0
+        world.restarted = again or max(world.all_gather(restarts)) > 0
         return world
 
     def group(self, ranks: Sequence[int]) -> Group | None:

@@ -156,6 +156,23 @@ class Run:
             assert time.monotonic() < deadline, self.terminal
         return found
 
+    def freeze_while_saving(self, pid: int) -> Path:
+        """Wait for a checkpoint that is only written in part, and stop the process that writes it.
+
+        Args:
+            pid: of the first rank.
+
+        Returns:
+            the file; it stays as it is.
+        """
+        while True:
+            partial = self.until_partial()
+            send(pid, signal.SIGSTOP)
+            self.until(lambda: state(pid) == b"T", "it is frozen")
+            if partial.is_file():
+                return partial
+            send(pid, signal.SIGCONT)
+
     def wait(self, seconds: float = DEADLINE_SECONDS) -> int:
         """The exit code of the command."""
         try:
@@ -302,7 +319,12 @@ def descendants(pid: int) -> list[int]:
 
 def is_alive(pid: int) -> bool:
     """Whether a process is there, and not only waiting to be reaped."""
-    return read(f"/proc/{pid}/stat").rpartition(b") ")[2][:1] not in (b"", b"Z")
+    return state(pid) not in (b"", b"Z")
+
+
+def state(pid: int) -> bytes:
+    """R, S, D, T (stopped), Z (waits to be reaped), or empty: the process is gone."""
+    return read(f"/proc/{pid}/stat").rpartition(b") ")[2][:1]
 
 
 def processes_with(words: bytes) -> list[int]:
