@@ -15,8 +15,8 @@ from s3prl_mtl.plugins import canonical_task_name
 LARGEST_EXCESS = 0.15
 """What a rank may have more than the mean load, as a part of it, so that tasks stay whole.
 
-A head on a further rank costs memory, an update and a sum of its gradients there; and the batches of
-a task differ by more than this from step to step.
+A head on a further rank costs memory, an update and a sum of its gradients there; and the batches
+of a task differ by more than this from step to step.
 """
 
 
