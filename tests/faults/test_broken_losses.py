@@ -71,7 +71,8 @@ def test_a_task_without_a_finite_loss_on_one_rank_is_left_out_on_all(
     assert counts == {2: 1, 3: 1, 4: 2, 5: 3, 6: 3, 7: 3, 8: 3}
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_after_fifty_such_steps_in_a_row_the_run_ends_with_the_name_of_the_task(
     ranks: int, launch: Launcher, plugin: Plugin
 ):

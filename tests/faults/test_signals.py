@@ -75,9 +75,8 @@ def test_one_process_saves_itself_at_the_step_it_is_at(
     assert_ended_alike(run.folder, uninterrupted(WORDS), 30)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_to_the_process_and_its_loader_workers_loses_nothing(
     number: signal.Signals,
     launch: Launcher,
