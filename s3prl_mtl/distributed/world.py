@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from s3prl_mtl.distributed.meeting import meet
-from s3prl_mtl.distributed.watch import Watch
+from s3prl_mtl.distributed.watch import SILENT_BEATS, Watch
 from s3prl_mtl.errors import SharedMistake, UserError
 
 logger = logging.getLogger(__name__)
@@ -216,20 +216,22 @@ class World(Group):
         found, _, _ = next(dist.rendezvous("env://", timeout=timeout))
         found.set_timeout(timeout)
         store, again = meet(found, rank, size, timeout_seconds)
+        # A rank that stalls is named well before the others give up waiting for it. When they do,
+        # it takes them some beats to find out who it was: all of it within the timeout.
+        stall_seconds = min(MAXIMUM_STALL_SECONDS, timeout_seconds / 3)
+        beat_seconds = min(2.0, stall_seconds / 6)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if over_gpus else "gloo",
             store=dist.PrefixStore("ranks", store),
             rank=rank,
             world_size=size,
-            timeout=timeout,
+            timeout=timedelta(seconds=timeout_seconds - 2 * SILENT_BEATS * beat_seconds),
         )
-        # A rank that stalls is named well before the others give up waiting for it.
-        stall_seconds = min(MAXIMUM_STALL_SECONDS, timeout_seconds / 3)
         watch = Watch(
             dist.PrefixStore("watch", store),
             rank,
             size,
-            beat_seconds=min(2.0, stall_seconds / 6),
+            beat_seconds=beat_seconds,
             stall_seconds=stall_seconds,
         )
         watch.start()
