@@ -27,7 +27,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -44,7 +43,7 @@ from s3prl_mtl.distributed.world import Group, World
 from s3prl_mtl.runner import MultiTaskRunner
 
 WAYS = ("data", "task")
-WARM_UP_STEPS = 3
+WARM_UP_STEPS = 2
 SURROUNDINGS = {
     # More threads than cores would measure the scheduler.
     "OMP_NUM_THREADS": "1",
@@ -274,6 +273,7 @@ def play_round(size: int, way: str, arguments: argparse.Namespace, folder: Path)
                 "cache_dir": str(arguments.cache_dir),
                 "device": "cpu",
                 "distributed.parallel": way,
+                "distributed.placement": arguments.placement if way == "task" else None,
             },
             "overrides": ",,".join(
                 f"{task}.downstream_expert.datarc.num_workers={arguments.num_workers}"
@@ -371,21 +371,26 @@ def gigabytes(count: float) -> str:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
-    everything: dict[str, list[dict[str, Any]]] = {}
-    for size in arguments.processes:
-        rounds: dict[str, list[Round]] = defaultdict(list)
-        for number in range(arguments.rounds):
+    rounds: dict[int, dict[str, list[Round]]] = {
+        size: {way: [] for way in WAYS} for size in arguments.processes
+    }
+    for number in range(arguments.rounds):
+        for size, by_way in rounds.items():
             # Who is first changes, for what the first one warms up.
             for way in WAYS if number % 2 == 0 else reversed(WAYS):
-                rounds[way].append(play_round(size, way, arguments, folder))
-                seconds = rounds[way][-1].seconds()
+                by_way[way].append(play_round(size, way, arguments, folder))
+                seconds = by_way[way][-1].seconds()
                 console.print(f"{size} processes, {way}: {seconds:.2f} s a step", highlight=False)
-        show_ranks(console, size, {way: typical_of(rounds[way]) for way in WAYS})
-        show_ways(console, size, rounds)
-        everything[str(size)] = [asdict(one) for way in WAYS for one in rounds[way]]
-        if arguments.json:
-            # After each size: a machine that is too small for the next one has shown this one.
-            arguments.json.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+                if arguments.json:
+                    plain = {
+                        str(one): {way: [asdict(each) for each in played[way]] for way in WAYS}
+                        for one, played in rounds.items()
+                    }
+                    text = json.dumps(plain, indent=1) + "\n"
+                    arguments.json.write_text(text, encoding="utf-8")
+    for size, by_way in rounds.items():
+        show_ranks(console, size, {way: typical_of(by_way[way]) for way in WAYS})
+        show_ways(console, size, by_way)
 
 
 def main() -> None:
@@ -398,6 +403,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="measured in a round")
     parser.add_argument("--quick", action="store_true", help="one round of few steps")
     parser.add_argument("--tasks", default="all")
+    parser.add_argument("--placement", help="by hand instead of by measured cost, of one size")
     parser.add_argument("--upstream", default="hubert_tiny")
     parser.add_argument("--num-workers", type=int, default=2, help="loader workers of each task")
     parser.add_argument("--data", type=Path, help="folder of the corpora")
@@ -405,6 +411,8 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds a rank waits")
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything that was measured")
     arguments = parser.parse_args()
+    if arguments.placement and len(arguments.processes) != 1:
+        parser.error("a placement is for one number of processes: name it with --processes")
     if arguments.quick:
         arguments.rounds, arguments.steps = 1, 2
     with tempfile.TemporaryDirectory() as folder:

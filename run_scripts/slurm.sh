@@ -49,8 +49,8 @@ on_machine() {
     trap 'heard=yes' USR1 TERM
     (
         trap '' USR1 TERM
-        export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT
-        exec python -m torch.distributed.run --rdzv-conf "is_host=$((SLURM_NODEID == 0))" "$@"
+        exec python -m torch.distributed.run --signals-to-handle SIGINT,SIGHUP,SIGQUIT \
+            --rdzv-conf "is_host=$((SLURM_NODEID == 0))" "$@"
     ) &
     agent=$!
     # A signal breaks `wait` off. Once torchrun has ended, `wait` always gives its exit code.

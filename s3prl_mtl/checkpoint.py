@@ -116,8 +116,11 @@ def states_files(folder: Path) -> list[Path]:
 
 
 def keep_newest(folder: Path, count: int) -> None:
-    """Delete all but the newest `states-*.ckpt`. Call it when the newest one is on the disk."""
-    for path in states_files(folder)[:-count]:
+    """Delete all but the newest `states-*.ckpt`. Call it when the newest one is on the disk.
+
+    What a process left that was killed while it saved goes too.
+    """
+    for path in [*states_files(folder)[:-count], *folder.glob(".states-*.partial")]:
         path.unlink(missing_ok=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -23,7 +22,7 @@ from s3prl_mtl.distributed.world import RankLost, World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.results import results_table
 from s3prl_mtl.runner import MultiTaskRunner
-from s3prl_mtl.stopping import StopSignals
+from s3prl_mtl.stopping import Stopped, StopSignals
 from s3prl_mtl.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -34,14 +33,22 @@ def run(arguments: argparse.Namespace) -> None:
     with World.join(arguments.backend, arguments.timeout) as world:
         watch = world.watch
         with StopSignals(watch.ask_to_stop if watch is not None else None) as signals:
-            if arguments.mode == "evaluate":
-                _evaluate(arguments, world)
-            else:
-                _train(arguments, world, signals)
+            try:
+                if arguments.mode == "evaluate":
+                    _evaluate(arguments, world)
+                else:
+                    _train(arguments, world, signals)
+            except RankLost:
+                # A rank that is asked to stop while it builds ends at once, and so do the others.
+                if watch is None or watch.stop_asked is None or signals.was_deferred:
+                    raise
+                raise Stopped("Another rank was asked to stop before the training began.") from None
 
 
 def _train(arguments: argparse.Namespace, world: World, signals: StopSignals) -> None:
-    folder, past = world.together(lambda: _where_to_train(arguments))
+    if world.restarted:
+        logger.warning("torchrun has started the run again.")
+    folder, past = world.together(lambda: _where_to_train(arguments, world.restarted))
     saved, path = _load_past(past, world) if past is not None else (None, None)
     config = world.together(lambda: _config(arguments, saved))
     if saved is not None:
@@ -81,11 +88,12 @@ def _load_past(
     return saved, path
 
 
-def _where_to_train(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
-    """The folder of the run, and the folder or file that it goes on from."""
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
-    if restarted:
-        logger.warning("torchrun starts the run again, for the %d. time.", restarted)
+def _where_to_train(arguments: argparse.Namespace, restarted: bool) -> tuple[Path, Path | None]:
+    """The folder of the run, and the folder or file that it goes on from.
+
+    Args:
+        restarted: torchrun has started the run again: it goes on, whether or not `-a` is given.
+    """
     if arguments.past_exp:
         past = checkpoints.locate(Path(arguments.past_exp))
         elsewhere = arguments.expdir or arguments.expname

@@ -64,6 +64,8 @@ class Publisher:
             gathered = self.groups[name].gather(task.take_records())
             if gathered is not None:
                 records, batch_ids = put_together(gathered)
+                if not batch_ids:
+                    continue  # the task was left out of every step since then
                 total = task.stream.epoch_batches
                 reports.append(
                     report_split(task, task.train_split, records, step, batch_ids, total)

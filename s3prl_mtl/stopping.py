@@ -44,6 +44,8 @@ class StopSignals:
         self.on_request = on_request
         self.requested: str | None = None
         """Name of the first signal that came."""
+        self.was_deferred = False
+        """Whether the run has come to where a signal has to wait: it has begun to train."""
         self._deferring = 0
         self._raised = False
         self._owner: int | None = None
@@ -81,7 +83,8 @@ class StopSignals:
         try:
             if self.requested is not None and self._deferring == 1:
                 self._raised = True
-                raise Stopped(self.requested)
+                raise Stopped(self._nothing_to_save())
+            self.was_deferred = True
             yield
         finally:
             self._deferring -= 1
@@ -98,7 +101,13 @@ class StopSignals:
         # Once: a second signal must not break into the tidying that the first one led to.
         if self._deferring == 0 and not self._raised:
             self._raised = True
-            raise Stopped(self.requested)
+            raise Stopped(self._nothing_to_save())
+
+    def _nothing_to_save(self) -> str:
+        return (
+            f"The run was asked to stop ({self.requested}), "
+            "and nothing was trained since it was last saved."
+        )
 
     @staticmethod
     def _handle_in_child(number: int) -> None:

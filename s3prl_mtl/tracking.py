@@ -94,16 +94,26 @@ class Tracker:
         self.close()
 
     def close(self) -> None:
-        self._lines.close()
+        try:
+            self._lines.close()
+        except OSError as cause:  # what could not be written before cannot be now
+            logger.warning("metrics.jsonl is incomplete: %s", cause)
         self._tensorboard.close()
 
     def record(self, task: str, split: str, metric: str, value: float, step: int) -> None:
-        """Note one number: a line of `metrics.jsonl`, a point of TensorBoard's curve."""
+        """Note one number: a line of `metrics.jsonl`, a point of TensorBoard's curve.
+
+        Raises:
+            UserError: the disk is full.
+        """
         # JSON has no NaN: a number that is none is null there.
         stored = value if math.isfinite(value) else None
         entry = {"step": step, "task": task, "split": split, "metric": metric, "value": stored}
-        self._lines.write(json.dumps(entry) + "\n")
-        self._lines.flush()
+        try:
+            self._lines.write(json.dumps(entry) + "\n")
+            self._lines.flush()
+        except OSError as cause:
+            raise _unwritable(self.folder / "metrics.jsonl", cause) from cause
         self._tensorboard.add_scalar(f"{task}/{split}-{metric}", value, global_step=step)
 
     def write(self, report: Report) -> None:
@@ -120,8 +130,19 @@ class Tracker:
 
 def _replace(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as cause:
+        raise _unwritable(path, cause) from cause
+
+
+def _unwritable(path: Path, cause: OSError) -> UserError:
+    return UserError(
+        f"The numbers of the run cannot be written: {cause.strerror or cause}.",
+        where=str(path),
+        fix="Free space there or make it writable, then go on from the last checkpoint with -a.",
+    )
 
 
 def read_results(folder: Path) -> Results:

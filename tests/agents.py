@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from s3prl_mtl import checkpoint as checkpoints
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-SETTINGS = "runner.log_step=1,,runner.eval_step=1000,,runner.test_first=false,,runner.test_last=false"
+SETTINGS = (
+    "runner.log_step=1,,runner.eval_step=1000,,runner.test_first=false,,runner.test_last=false"
+)
 
 
 def training(folder: Path, steps: int, *words: str, save_step: int = 1000) -> list[str]:
@@ -64,26 +67,30 @@ class Started:
 
     def __init__(self, words: Sequence[str], output: Path, variables: Mapping[str, str]) -> None:
         self.output = output
-        self._children: set[int] = set()
+        # Whose parent has died belongs to nobody's children: all are known by their environment.
+        self._mark = f"STARTED_BY_TEST={uuid.uuid4().hex}"
+        name, value = self._mark.split("=")
         with output.open("wb") as file:
             self.process = subprocess.Popen(
-                words, cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT
+                words,
+                cwd=ROOT,
+                env={**variables, name: value},
+                stdout=file,
+                stderr=subprocess.STDOUT,
             )
 
     def __enter__(self) -> Started:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for pid in [*self._children, *self.children()]:
-            _kill(pid)
-        self.process.kill()
-        self.process.wait()
+        while marked := processes_with(self._mark):
+            for pid in marked:
+                _kill(pid)
+            self.process.wait()
 
     def children(self) -> list[int]:
         """All processes below this one."""
-        found = children_of(self.process.pid)
-        self._children |= set(found)
-        return found
+        return children_of(self.process.pid)
 
     def ranks(self) -> dict[int, int]:
         """The process of each rank that lives, by rank: whatever torchrun itself has started."""
@@ -139,6 +146,20 @@ def children_of(pid: int) -> list[int]:
         below = parents.get(waiting.pop(), [])
         found += below
         waiting += below
+    return found
+
+
+def processes_with(line: str) -> list[int]:
+    """All processes of this machine that have a line in their environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                environ = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if line.encode() in environ.split(b"\0"):
+                found.append(int(entry.name))
     return found
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from agents import ROOT, Started, environment, free_port, reached, same_weights, training, until
+
 from s3prl_mtl import checkpoint as checkpoints
 
 SCRIPT = ROOT / "run_scripts" / "slurm.sh"

@@ -16,7 +16,9 @@ PATIENCE_SECONDS = 1.0
 _POLL_SECONDS = 0.02
 
 
-def meet(store: dist.Store, rank: int, size: int, timeout_seconds: float) -> dist.Store:
+def meet(
+    store: dist.Store, rank: int, size: int, timeout_seconds: float
+) -> tuple[dist.Store, bool]:
     """A part of the store that the ranks of this attempt have for themselves.
 
     torchrun keeps one store for all its attempts, and agents on several machines need not count
@@ -33,6 +35,10 @@ def meet(store: dist.Store, rank: int, size: int, timeout_seconds: float) -> dis
         size: how many ranks there are.
         timeout_seconds: how long to wait for all of them.
 
+    Returns:
+        the part of the store; and whether ranks have met in this store before, so that torchrun
+        has started them again.
+
     Raises:
         UserError: not all have come in time; names those who are missing.
     """
@@ -48,7 +54,7 @@ def meet(store: dist.Store, rank: int, size: int, timeout_seconds: float) -> dis
             if plan["hellos"][rank : rank + 1] == [word]:
                 place.set(f"agreed/{plan['name']}/{rank}", "yes")
                 if place.check([f"final/{plan['name']}"]):
-                    return dist.PrefixStore(plan["name"], store)
+                    return dist.PrefixStore(plan["name"], store), plan["again"]
         time.sleep(_POLL_SECONDS)
     raise UserError(
         f"Rank 0 has not come to the rendezvous within {timeout_seconds:g} s, or has not heard of "
@@ -60,18 +66,19 @@ def meet(store: dist.Store, rank: int, size: int, timeout_seconds: float) -> dis
 
 def _lead(
     place: dist.Store, store: dist.Store, size: int, deadline: float, timeout_seconds: float
-) -> dist.Store:
+) -> tuple[dist.Store, bool]:
+    again = place.check(["plan"])
     while time.monotonic() < deadline:
         if not place.check([f"hello/{rank}" for rank in range(size)]):
             time.sleep(_POLL_SECONDS)
             continue
         name = uuid.uuid4().hex
         hellos = [place.get(f"hello/{rank}").decode() for rank in range(size)]
-        place.set("plan", json.dumps({"name": name, "hellos": hellos}))
+        place.set("plan", json.dumps({"name": name, "hellos": hellos, "again": again}))
         answers = [f"agreed/{name}/{rank}" for rank in range(1, size)]
         if _come(place, answers, min(deadline, time.monotonic() + PATIENCE_SECONDS)):
             place.set(f"final/{name}", "yes")
-            return dist.PrefixStore(name, store)
+            return dist.PrefixStore(name, store), again
     missing = [rank for rank in range(size) if not place.check([f"hello/{rank}"])]
     raise UserError(
         f"Not all of the {size} ranks have come to the rendezvous within {timeout_seconds:g} s"

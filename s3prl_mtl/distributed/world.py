@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from s3prl_mtl.distributed.meeting import meet
-from s3prl_mtl.distributed.watch import Watch
+from s3prl_mtl.distributed.watch import SILENT_BEATS, Watch
 from s3prl_mtl.errors import SharedMistake, UserError
 
 logger = logging.getLogger(__name__)
@@ -164,6 +164,8 @@ class World(Group):
         super().__init__(range(size), rank, handle, watch)
         self.local_rank = local_rank
         """Which of the processes of this machine this is."""
+        self.restarted = False
+        """Whether torchrun has started these processes again, after one of them had failed."""
         self._groups: dict[tuple[int, ...], Group | None] = {self.ranks: self}
 
     @classmethod
@@ -196,8 +198,11 @@ class World(Group):
             UserError: a backend that is not there, or an incomplete environment.
         """
         size = _number_from_environment("WORLD_SIZE", 1)
+        restarts = _number_from_environment("TORCHELASTIC_RESTART_COUNT", 0)
         if size == 1:
-            return cls()
+            world = cls()
+            world.restarted = restarts > 0
+            return world
         rank = _number_from_environment("RANK", None)
         has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
         if backend == "nccl" and not has_nccl:
@@ -210,25 +215,31 @@ class World(Group):
         timeout = timedelta(seconds=timeout_seconds)
         found, _, _ = next(dist.rendezvous("env://", timeout=timeout))
         found.set_timeout(timeout)
-        store = meet(found, rank, size, timeout_seconds)
+        store, again = meet(found, rank, size, timeout_seconds)
+        # A rank that stalls is named well before the others give up waiting for it. When they do,
+        # it takes them some beats to find out who it was: all of it within the timeout.
+        stall_seconds = min(MAXIMUM_STALL_SECONDS, timeout_seconds / 3)
+        beat_seconds = min(2.0, stall_seconds / 6)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if over_gpus else "gloo",
             store=dist.PrefixStore("ranks", store),
             rank=rank,
             world_size=size,
-            timeout=timeout,
+            timeout=timedelta(seconds=timeout_seconds - 2 * SILENT_BEATS * beat_seconds),
         )
-        # A rank that stalls is named well before the others give up waiting for it.
-        stall_seconds = min(MAXIMUM_STALL_SECONDS, timeout_seconds / 3)
         watch = Watch(
             dist.PrefixStore("watch", store),
             rank,
             size,
-            beat_seconds=min(2.0, stall_seconds / 6),
+            beat_seconds=beat_seconds,
             stall_seconds=stall_seconds,
         )
         watch.start()
-        return cls(rank, size, _number_from_environment("LOCAL_RANK", 0), watch)
+        world = cls(rank, size, _number_from_environment("LOCAL_RANK", 0), watch)
+        # An agent counts the restarts that its own workers caused; those that it only took part in
+        # show in the store alone.
+        world.restarted = again or max(world.all_gather(restarts)) > 0
+        return world
 
     def group(self, ranks: Sequence[int]) -> Group | None:
         """The group of some ranks; None if this one is not among them. All ranks must call it."""

@@ -29,9 +29,15 @@ def stores():
     del server
 
 
-def met(stores: Sequence[dist.Store], size: int, order: Sequence[int]) -> list[dist.Store]:
-    """What every rank has for the attempt; they come in this order."""
-    answers: dict[int, dist.Store] = {}
+def met(
+    stores: Sequence[dist.Store], size: int, order: Sequence[int], again: bool = False
+) -> list[dist.Store]:
+    """What every rank has for the attempt; they come in this order.
+
+    Args:
+        again: whether they must have noticed that ranks have met there before.
+    """
+    answers: dict[int, tuple[dist.Store, bool]] = {}
 
     def come(rank: int) -> None:
         answers[rank] = meet(stores[rank], rank, size, timeout_seconds=20)
@@ -43,7 +49,8 @@ def met(stores: Sequence[dist.Store], size: int, order: Sequence[int]) -> list[d
     for thread in threads:
         thread.join(20)
     assert len(answers) == size, "they have not met"
-    return [answers[rank] for rank in range(size)]
+    assert [answers[rank][1] for rank in range(size)] == [again] * size
+    return [answers[rank][0] for rank in range(size)]
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
@@ -51,7 +58,7 @@ def test_every_attempt_has_a_part_of_the_store_for_itself(stores, order):
     first = met(stores, 4, order)
     first[3].set("address", "of the dead")
     assert first[0].get("address") == b"of the dead", "they share it"
-    second = met(stores, 4, order)
+    second = met(stores, 4, order, again=True)
     assert not any(store.check(["address"]) for store in second)
     second[1].set("address", "new")
     assert second[2].get("address") == b"new"
@@ -65,7 +72,7 @@ def test_an_attempt_that_never_became_complete_leaves_nothing_that_misleads(stor
     )
     stores[0].set("meeting/agreed/old/1", "yes")
     stores[0].set("meeting/final/old", "yes")
-    first, second = met(stores, 2, (0, 1))
+    first, second = met(stores, 2, (0, 1), again=True)
     first.set("key", "value")
     assert second.get("key") == b"value"
     assert not stores[0].check(["old/key"])
@@ -73,7 +80,7 @@ def test_an_attempt_that_never_became_complete_leaves_nothing_that_misleads(stor
 
 def test_a_smaller_attempt_follows_a_larger_one(stores):
     met(stores, 4, (0, 1, 2, 3))
-    first, second = met(stores, 2, (1, 0))
+    first, second = met(stores, 2, (1, 0), again=True)
     first.set("key", "value")
     assert second.get("key") == b"value"
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 import pytest
 
 from s3prl_mtl.distributed.placement import (
+    LARGEST_EXCESS,
     Placement,
     by_cost,
     by_hand,
@@ -53,12 +54,12 @@ def test_data_parallel_gives_each_rank_its_share_of_every_task():
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_any_costs_are_balanced_within_five_percent(seed: int):
+def test_any_costs_are_balanced_within_fifteen_percent(seed: int):
     costs, world_size = random_costs(seed)
     placement = by_cost(costs, world_size)
     check_complete(placement, list(costs), world_size)
     # The sum of the costs is the mean load, so nothing can have a smaller largest one.
-    assert max(loads(placement, costs)) <= 1.05 * sum(costs.values()) * (1 + 1e-12)
+    assert max(loads(placement, costs)) <= (1 + LARGEST_EXCESS) * sum(costs.values()) * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -113,7 +114,7 @@ def test_hardly_more_experts_are_built_than_the_balance_needs(world_size: int, n
         costs = {f"t{i}": draw.uniform(0.1, 2.0) for i in range(num_tasks)}
         placement = by_cost(costs, world_size)
         built += sum(len(placement.ranks_of(task)) for task in costs)
-        limit = 1.05 * sum(costs.values())
+        limit = (1 + LARGEST_EXCESS) * sum(costs.values())
         needed += min(
             sum(count > 0 for counts_of_task in counts for count in counts_of_task)
             for counts in itertools.product(every, repeat=num_tasks)
@@ -135,14 +136,14 @@ def test_with_nine_tasks_on_eight_ranks_few_are_divided_far():
     assert max(built) <= 27
 
 
-# Nine equal tasks are balanced only where each rank has nine shares. On 2 ranks that cuts one task;
-# on 4, nine is 4 + 4 + 1; on 16, it is half of a task and 1 more.
-@pytest.mark.parametrize("world_size, experts", [(2, 10), (3, 9), (4, 12), (9, 9), (16, 32)])
+# Nine equal tasks are balanced only where each rank has nine shares. On 2 ranks ten and eight will
+# do, and no task is cut; on 4, one is; on 16, each is at least once.
+@pytest.mark.parametrize("world_size, experts", [(2, 9), (3, 9), (4, 10), (9, 9), (16, 24)])
 def test_nine_equal_tasks_are_balanced_with_few_experts(world_size: int, experts: int):
     costs = dict.fromkeys(SUPERB, 0.3)
     placement = by_cost(costs, world_size)
     check_complete(placement, SUPERB, world_size)
-    assert loads(placement, costs) == pytest.approx([2.7] * world_size)
+    assert max(loads(placement, costs)) <= 2.7 * (1 + LARGEST_EXCESS)
     assert sum(len(placement.ranks_of(task)) for task in SUPERB) == experts
 
 

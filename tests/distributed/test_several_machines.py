@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -27,12 +29,20 @@ from s3prl_mtl import checkpoint as checkpoints
 STEPS = 30
 
 
-def meeting_at(host: str, machine: int, *words: str, port: int) -> list[str]:
+def c10d(machine: int, port: int, *words: str, host: str = "127.0.0.1") -> list[str]:
     """torchrun's words on one of two machines with a rank each; the first hosts the rendezvous."""
     return [
         *("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "test"),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{host}:{port}"),
         *("--rdzv-conf", f"is_host={int(machine == 0)}", *words, "run_mtl.py"),
+    ]
+
+
+def static(machine: int, port: int, *words: str) -> list[str]:
+    """The same where every machine is told its number."""
+    return [
+        *("--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(machine)),
+        *("--master-addr", "127.0.0.1", "--master-port", str(port), *words, "run_mtl.py"),
     ]
 
 
@@ -59,25 +69,21 @@ def story(machines: list[Started]) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rendezvous", [c10d, static])
 def test_two_machines_train_as_one_with_as_many_ranks(
-    variables: dict[str, str], one_machine: Path, tmp_path: Path
+    rendezvous: Callable[..., list[str]],
+    variables: dict[str, str],
+    one_machine: Path,
+    tmp_path: Path,
 ):
     folder, port = tmp_path / "run", free_port()
+    words = training(folder, STEPS)
     with ExitStack() as stack:
-        machines = [
-            stack.enter_context(
-                Started(
-                    [
-                        *TORCHRUN,
-                        *meeting_at("127.0.0.1", machine, port=port),
-                        *training(folder, STEPS),
-                    ],
-                    tmp_path / f"out-{machine}",
-                    variables,
-                )
-            )
-            for machine in range(2)
-        ]
+        machines = []
+        for machine in range(2):
+            line = [*TORCHRUN, *rendezvous(machine, port), *words]
+            run = Started(line, tmp_path / f"out-{machine}", variables)
+            machines.append(stack.enter_context(run))
         assert [run.wait() for run in machines] == [0, 0], story(machines)
     assert same_weights(one_machine, folder / f"states-{STEPS}.ckpt")
     assert steps_logged(folder) == list(range(1, STEPS + 1))
@@ -86,29 +92,26 @@ def test_two_machines_train_as_one_with_as_many_ranks(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("rendezvous", [c10d, static])
 def test_a_rank_that_is_killed_on_one_machine_takes_both_back_to_the_last_checkpoint(
-    variables: dict[str, str], one_machine: Path, tmp_path: Path, victim: int
+    rendezvous: Callable[..., list[str]],
+    victim: int,
+    variables: dict[str, str],
+    one_machine: Path,
+    tmp_path: Path,
 ):
     folder, port = tmp_path / "run", free_port()
     words = training(folder, STEPS, save_step=2)
     with ExitStack() as stack:
-        machines = [
-            stack.enter_context(
-                Started(
-                    [
-                        *TORCHRUN,
-                        *meeting_at("127.0.0.1", machine, "--max-restarts", "1", port=port),
-                        *words,
-                    ],
-                    tmp_path / f"out-{machine}",
-                    variables,
-                )
-            )
-            for machine in range(2)
-        ]
+        machines = []
+        for machine in range(2):
+            line = [*TORCHRUN, *rendezvous(machine, port, "--max-restarts", "1"), *words]
+            run = Started(line, tmp_path / f"out-{machine}", variables)
+            machines.append(stack.enter_context(run))
         until(lambda: reached(folder, 5), lambda: story(machines))
         # Which machine has which rank is up to the agents.
-        os.kill(next(run.ranks()[victim] for run in machines if victim in run.ranks()), 9)
+        pids = {rank: pid for run in machines for rank, pid in run.ranks().items()}
+        os.kill(pids[victim], signal.SIGKILL)
         assert [run.wait() for run in machines] == [0, 0], story(machines)
     assert "Resuming" in (folder / "log.txt").read_text()
     assert same_weights(one_machine, folder / f"states-{STEPS}.ckpt")
@@ -177,39 +180,36 @@ def network() -> Iterator[Network]:
 
 
 @pytest.mark.slow
-def test_machines_that_lose_each_other_stop_and_say_so(
+def test_machines_that_lose_each_other_stop_and_say_whom_they_do_not_hear_of(
     network: Network, variables: dict[str, str], tmp_path: Path
 ):
-    folder, port, timeout = tmp_path / "run", 29500, 15
-    first = network.addresses[0]
-    words = training(folder, 100_000, "--timeout", str(timeout), save_step=2)
+    folder, timeout_seconds = tmp_path / "run", 15
+    words = training(folder, 100_000, "--timeout", str(timeout_seconds), save_step=2)
+    variables |= {"GLOO_SOCKET_IFNAME": network.cable}
     with ExitStack() as stack:
-        machines = [
-            stack.enter_context(
-                Started(
-                    [
-                        *network.on(machine),
-                        *TORCHRUN,
-                        *meeting_at(
-                            first, machine, "--local-addr", network.addresses[machine], port=port
-                        ),
-                        *words,
-                    ],
-                    tmp_path / f"out-{machine}",
-                    variables | {"GLOO_SOCKET_IFNAME": network.cable},
-                )
-            )
-            for machine in range(2)
-        ]
+        machines = []
+        for machine, address in enumerate(network.addresses):
+            meeting = c10d(machine, 29500, "--local-addr", address, host=network.addresses[0])
+            line = [*network.on(machine), *TORCHRUN, *meeting, *words]
+            run = Started(line, tmp_path / f"out-{machine}", variables)
+            machines.append(stack.enter_context(run))
         until(lambda: reached(folder, 5), lambda: story(machines))
-        processes = {rank: (run, pid) for run in machines for rank, pid in run.ranks().items()}
-        assert sorted(processes) == [0, 1]
+        assert [list(run.ranks()) for run in machines] == [[0], [1]]
         network.cut()
-        for rank, (run, _) in processes.items():
-            # The timeout, and what it takes to find out who is to blame.
-            until(lambda: rank not in run.ranks(), lambda: story(machines), timeout + 30)  # noqa: B023
-        assert all(run.wait() == 1 for run in machines), story(machines)
-    logs = [(folder / name).read_text() for name in ("log.txt", "log-rank1.txt")]
-    for log in logs:
-        assert "ERROR" in log
+        # Beyond the timeout: what it takes to find out who is to blame, and to end.
+        until(
+            lambda: not any(run.ranks() for run in machines),
+            lambda: story(machines),
+            timeout_seconds + 30,
+        )
+        # The second agent has lost its store, and waits until the kernel gives the connection up.
+        assert machines[0].wait() == 1, story(machines)
+    (there,) = errors(folder / "log.txt")
+    assert re.search(r"Rank 1 \(host .*\) was killed, is frozen or cut off: it has not", there)
+    (here,) = errors(folder / "log-rank1.txt")
+    assert "The machine that hosts the rendezvous is gone, or cannot be reached" in here
     assert checkpoints.states_files(folder)
+
+
+def errors(log: Path) -> list[str]:
+    return [line for line in log.read_text().splitlines() if " ERROR " in line]

@@ -132,8 +132,7 @@ def plugin(tmp_path: Path, variables: dict[str, str]) -> Callable[[str], dict[st
             entries += "[s3prl_mtl.upstreams]\nlimited = tones_task:limited\n"
         (metadata / "entry_points.txt").write_text(entries)
         known = variables.get("PYTHONPATH")
-        return {
-            "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), *([known] if known else [])])
-        }
+        folders = [str(tmp_path / "site"), *([known] if known else [])]
+        return {"PYTHONPATH": os.pathsep.join(folders)}
 
     return _plugin

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +24,9 @@ DEMO = ROOT / "run_scripts" / "demo.yaml"
 
 DEADLINE_SECONDS = 120.0
 """For whatever a test waits for. A run that is well takes a small part of it."""
+
+TRACE = "s3prl_mtl/cli.py"
+"""In every traceback of a run; torchrun prints one of its own when a rank fails."""
 
 POLL_SECONDS = 0.002
 """A checkpoint of a tiny run is written in some ten milliseconds."""
@@ -152,6 +156,23 @@ class Run:
             assert time.monotonic() < deadline, self.terminal
         return found
 
+    def freeze_while_saving(self, pid: int) -> Path:
+        """Wait for a checkpoint that is only written in part, and stop the process that writes it.
+
+        Args:
+            pid: of the first rank.
+
+        Returns:
+            the file; it stays as it is.
+        """
+        while True:
+            partial = self.until_partial()
+            send(pid, signal.SIGSTOP)
+            self.until(lambda: state(pid) == b"T", "it is frozen")
+            if partial.is_file():
+                return partial
+            send(pid, signal.SIGCONT)
+
     def wait(self, seconds: float = DEADLINE_SECONDS) -> int:
         """The exit code of the command."""
         try:
@@ -280,10 +301,8 @@ def free_port() -> int:
 
 def send(pid: int, number: signal.Signals) -> None:
     """A signal to a process that may be gone."""
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def children(pid: int) -> list[int]:
@@ -300,7 +319,12 @@ def descendants(pid: int) -> list[int]:
 
 def is_alive(pid: int) -> bool:
     """Whether a process is there, and not only waiting to be reaped."""
-    return read(f"/proc/{pid}/stat").rpartition(b") ")[2][:1] not in (b"", b"Z")
+    return state(pid) not in (b"", b"Z")
+
+
+def state(pid: int) -> bytes:
+    """R, S, D, T (stopped), Z (waits to be reaped), or empty: the process is gone."""
+    return read(f"/proc/{pid}/stat").rpartition(b") ")[2][:1]
 
 
 def processes_with(words: bytes) -> list[int]:

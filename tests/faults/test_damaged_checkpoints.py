@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults.launching import Launcher, Run, assert_ended_alike, words_of
+from faults.launching import TRACE, Launcher, Run, assert_ended_alike, words_of
 
 from s3prl_mtl import checkpoint as checkpoints
 
@@ -78,5 +78,5 @@ def test_where_no_checkpoint_is_whole_nothing_is_trained_or_touched(launch: Laun
     kept = {path: path.read_bytes() for path in files}
     refused = launch(WORDS, "-a")
     assert refused.wait() == 2, refused.terminal
-    assert "None of the checkpoints" in refused.terminal and "Traceback" not in refused.terminal
+    assert "None of the checkpoints" in refused.terminal and TRACE not in refused.terminal
     assert {path: path.read_bytes() for path in files} == kept

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults.launching import Launcher, assert_ended_alike, newest, partial_files, words_of
+from faults.launching import TRACE, Launcher, assert_ended_alike, newest, partial_files, words_of
 
 WORDS = words_of("ks,er", 20)
 LIMIT_BYTES = 1_000_000
@@ -32,8 +32,27 @@ def test_a_checkpoint_that_does_not_fit_costs_none_of_those_before(
     assert ranks == 1 or "exitcode  : 2" in run.terminal
     assert "The checkpoint could not be saved" in run.terminal
     assert "Earlier checkpoints are intact" in run.terminal and "-a" in run.terminal
-    assert "Traceback (most recent call last)" not in run.terminal
+    assert TRACE not in run.terminal
     assert not partial_files(run.folder)
     assert newest(run.folder) == run.logged_step() - 1
     launch.finished(WORDS, "-a", ranks=ranks)
     assert_ended_alike(run.folder, uninterrupted(WORDS, ranks), 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_metrics_that_do_not_fit_end_the_run_with_their_name(
+    ranks: int, launch: Launcher, uninterrupted: Callable[..., Path]
+):
+    """Nothing was saved yet, and the disk has no room to: `-a` begins anew."""
+    words = words_of("ks,er", 20, runner__save_step=1000)
+    run = launch(words, ranks=ranks)
+    pids = run.rank_pids()
+    run.until_step(1)
+    resource.prlimit(pids[0], resource.RLIMIT_FSIZE, (4096, 4096))
+    assert run.wait() == (2 if ranks == 1 else 1), run.terminal
+    assert ranks == 1 or "exitcode  : 2" in run.terminal
+    assert "metrics.jsonl" in run.terminal and "-a" in run.terminal
+    assert TRACE not in run.terminal
+    launch.finished(words, "-a", ranks=ranks)
+    assert_ended_alike(run.folder, uninterrupted(words, ranks), 20)

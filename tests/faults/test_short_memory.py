@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from faults.launching import Launcher, words_of
+from faults.launching import TRACE, Launcher, words_of
 
 from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl.tracking import read_metrics
@@ -112,5 +112,6 @@ def test_where_single_utterances_do_not_fit_the_run_ends_on_all_ranks(
     run = launch(words, ranks=2, **variables)
     assert run.wait() == 1, run.terminal
     assert "exitcode  : 2" in run.terminal
-    assert "error: The memory of the GPU is too small for 1 utterances at once" in run.terminal
-    assert "Traceback" not in run.terminal
+    assert "error: The memory of the GPU is too small" in run.terminal
+    assert "cannot be parted further: at most 1 utterances" in run.terminal
+    assert TRACE not in run.terminal

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from faults.launching import (
+    TRACE,
     Launcher,
     Run,
     assert_ended_alike,
@@ -74,9 +75,8 @@ def test_one_process_saves_itself_at_the_step_it_is_at(
     assert_ended_alike(run.folder, uninterrupted(WORDS), 30)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_to_the_process_and_its_loader_workers_loses_nothing(
     number: signal.Signals,
     launch: Launcher,
@@ -133,7 +133,7 @@ def test_while_the_corpora_are_read_the_run_ends_at_once(
     send(victim, number)
     code = run.wait(GRACE_SECONDS)
     assert code == 0, run.terminal
-    assert "Traceback" not in run.terminal
+    assert TRACE not in run.terminal
     assert not checkpoints.states_files(run.folder), "it had begun to train"
     launch.finished(EVERYTHING, "-a", ranks=ranks, S3PRL_MTL_CACHE=cache)
     assert_ended_alike(run.folder, uninterrupted(EVERYTHING, ranks), 2)
