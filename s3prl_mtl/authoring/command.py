@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rich.table import Table
 from rich.text import Text
 
 from s3prl_mtl.authoring.conformance import check_task
@@ -58,10 +59,15 @@ def check(arguments: argparse.Namespace) -> None:
         overrides=arguments.override,
         batches=arguments.batches,
     )
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column()
     for finding in findings:
-        head = Text(f"{finding.verdict:>14}", style=_COLOURS[finding.holds])
-        OUTPUT.print(Text.assemble(head, f"  {finding.clause.number:>2}. {finding.clause.text}"))
-        OUTPUT.print(Text(f"{'':>20}{finding.why}", style="dim"))
+        verdict = Text(finding.verdict, style=_COLOURS[finding.holds])
+        table.add_row(verdict, f"{finding.clause.number}.", Text(finding.clause.text))
+        table.add_row("", "", Text(finding.why, style="italic"))
+    OUTPUT.print(table)
     failed = [finding for finding in findings if finding.holds is False]
     skipped = sum(finding.holds is None for finding in findings)
     OUTPUT.print(

@@ -231,6 +231,11 @@ class Subject:
                     parts[batch.number] = defaultdict(list)
                     self.loss(expert, split, batch, parts[batch.number])
             reports.append(self.report(experts[0], split, parts))
+            for expert in experts[1:]:
+                # What the one that measured remembers of it, the others take over.
+                expert.load_state_dict(experts[0].state_dict())
+                if hasattr(expert, "decision"):
+                    expert.decision = dict(experts[0].decision)
         return reports
 
     def report(self, expert: Any, split: str, parts: Mapping[int, Records]) -> Report:

@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TextIO
@@ -21,11 +21,11 @@ from typing import Any, TextIO
 import soundfile
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler, Sampler
 
 from s3prl_mtl.data.audio import UnreadableAudio
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.s3prl_tasks.effects import apply_effects
+from s3prl_mtl.s3prl_tasks.sampler import DistributedSamplerWrapper
 from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,12 @@ def print_for_experts(
         logger.info("%s", (" " if sep is None else sep).join(map(str, values)))
 
 
-# ------------------------------------------------------------------------------ torchaudio
+@functools.cache
+def catalyst_sampler() -> ModuleType:
+    """The module `catalyst.data.sampler` with the one class that s3prl's experts use."""
+    module = ModuleType("catalyst.data.sampler")
+    module.__dict__["DistributedSamplerWrapper"] = DistributedSamplerWrapper
+    return module
 
 
 class ExpertTorchaudio(ModuleType):
@@ -252,53 +257,3 @@ class _readable:
         raise UnreadableAudio(
             f"The audio file cannot be read: {reason.rstrip('.')}.", where=str(self.path)
         ) from error
-
-
-# -------------------------------------------------------------------------------- catalyst
-
-
-class _Drawn(Dataset[int]):
-    """What a sampler draws, as a data set: it has only a length."""
-
-    def __init__(self, sampler: Sampler[int]) -> None:
-        self.sampler = sampler
-
-    def __len__(self) -> int:
-        assert isinstance(self.sampler, Sized)
-        return len(self.sampler)
-
-    def __getitem__(self, index: int) -> int:
-        raise TypeError("what a sampler draws is known only once an epoch begins")
-
-
-class DistributedSamplerWrapper(DistributedSampler[int]):
-    """What any sampler draws, divided among processes, as catalyst's class of this name does.
-
-    Args:
-        sampler: draws the indices of an epoch.
-        num_replicas: processes; those of torch's process group by default.
-        rank: which of them this is.
-        shuffle: in another order than drawn.
-    """
-
-    def __init__(
-        self,
-        sampler: Sampler[int],
-        num_replicas: int | None = None,
-        rank: int | None = None,
-        shuffle: bool = True,
-    ) -> None:
-        super().__init__(_Drawn(sampler), num_replicas=num_replicas, rank=rank, shuffle=shuffle)
-        self.sampler = sampler
-
-    def __iter__(self) -> Iterator[int]:
-        drawn = list(self.sampler)
-        return iter([drawn[place] for place in super().__iter__()])
-
-
-@functools.cache
-def catalyst_sampler() -> ModuleType:
-    """The module `catalyst.data.sampler` with the one class that s3prl's experts use."""
-    module = ModuleType("catalyst.data.sampler")
-    module.__dict__["DistributedSamplerWrapper"] = DistributedSamplerWrapper
-    return module

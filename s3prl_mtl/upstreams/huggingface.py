@@ -270,7 +270,8 @@ def _switch_off(config: Any) -> None:
     for key in ("layerdrop", "encoder_layerdrop"):
         if hasattr(config, key):
             setattr(config, key, 0.0)
-    if hasattr(config, "apply_spec_augment"):
+    if hasattr(config, "mask_time_prob") or hasattr(config, "apply_spec_augment"):
+        # data2vec's config lacks it, and its model takes that for a yes.
         config.apply_spec_augment = False
 
 

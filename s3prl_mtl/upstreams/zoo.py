@@ -6,10 +6,11 @@ import argparse
 import ast
 import importlib
 import importlib.util
+import inspect
 import os
 import pkgutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from s3prl_mtl.upstreams.base import HiddenStates, Upstream, check_waveforms
 from s3prl_mtl.upstreams.renaming import rename_state
 from s3prl_mtl.upstreams.skeleton import skeleton_of, write_skeleton
 
+TAKES_CHECKPOINT = ("_local", "_custom", "_url", "customized_upstream")
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """torch's own switch: `torch.load(weights_only=False)` is no exception to it."""
 
@@ -71,13 +73,14 @@ class ZooUpstream(Upstream):
 
     @property
     def checkpoint_info(self) -> dict[str, Any]:
-        return {
+        """Plain values from which :func:`rebuild_from_zoo` makes the upstream again."""
+        info = {
             "kind": "zoo",
             "name": self.name,
             "ckpt": self.ckpt,
             "model_config": self.model_config,
-            "skeleton": self.skeleton,
         }
+        return info if self.skeleton is None else {**info, "skeleton": self.skeleton}
 
     def forward(self, wavs: list[Tensor]) -> HiddenStates:
         """Waveforms ``(samples_i,)`` -> packed hidden states; see :class:`Upstream`."""
@@ -196,8 +199,13 @@ def _build(
         hub = importlib.import_module(f"s3prl.upstream.{module}.hubconf")
         if cache_dir is not None:
             importlib.import_module("s3prl.util.download").set_dir(str(cache_dir))
+        make = getattr(hub, name)
+        if ckpt is not None:
+            _check_takes_checkpoint(name, make)
         with _nothing_executed():
-            expert: nn.Module = getattr(hub, name)(**settings)
+            expert: nn.Module = make(**settings)
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:
         # Anything may go wrong in a stranger's model: a missing package, no network, its own bug.
         reason = (str(error).splitlines() or ["no message"])[0]
@@ -207,6 +215,17 @@ def _build(
             fix=_remedy(error, ckpt, model_config),
         ) from error
     return expert
+
+
+def _check_takes_checkpoint(name: str, make: Callable[..., nn.Module]) -> None:
+    """s3prl's functions swallow a checkpoint that they have no use for, and take their own."""
+    takes = "ckpt" in inspect.signature(make).parameters
+    if not takes and not name.endswith(TAKES_CHECKPOINT):
+        raise UserError(
+            f"The upstream {name!r} takes no checkpoint of yours.",
+            where="-k",
+            fix="Leave out -k, or choose an upstream whose name ends in _local.",
+        )
 
 
 @contextmanager
@@ -231,8 +250,6 @@ def _remedy(error: BaseException, ckpt: str | None, model_config: Mapping[str, A
         return "Give its checkpoint with -k."
     if isinstance(error, TypeError) and "'model_config'" in text and model_config is None:
         return "Give its config file with -g."
-    if isinstance(error, TypeError) and "unexpected keyword argument 'ckpt'" in text:
-        return "It has a checkpoint of its own: leave out -k."
     if isinstance(error, OSError):
         return "Download its checkpoint where there is a network, or give a local one with -k."
     return "Install what it needs, or choose another upstream."

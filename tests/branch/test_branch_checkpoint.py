@@ -107,8 +107,8 @@ def test_the_branchs_checkpoint_is_evaluated_as_ours_is(
     folder, _ = run
     code = main(
         # The dev split first: there sd chooses its threshold, which the branch does not save.
-        f"-m evaluate -e {branch_file} -t ks:test,er:test,sd:dev,sd:test -p {tmp_path} --device cpu "
-        f"--cache_dir {manifest_cache}".split()
+        f"-m evaluate -e {branch_file} -t ks:test,er:test,sd:dev,sd:test -p {tmp_path} "
+        f"--device cpu --cache_dir {manifest_cache}".split()
     )
     assert code == 0
     found, wanted = read_results(tmp_path), read_results(folder)

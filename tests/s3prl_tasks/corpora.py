@@ -332,6 +332,7 @@ def mosei(corpus: Path, scratch: Path) -> tuple[Settings, list[str]]:
         "label_path": str(scratch / "labels.csv"),
         "num_class": 2,
         **batches(),
+        "num_workers": 1,
     }
     return {"datarc": datarc, "modelrc": {"input_dim": 8}}, []
 

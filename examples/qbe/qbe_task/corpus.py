@@ -1,0 +1,144 @@
+"""QUESST 2014: spoken queries, and the documents that they are looked for in.
+
+Layout::
+
+    Audio/*.wav  dev_queries/*.wav  eval_queries/*.wav
+    scoring/language_key_{utterances,dev,eval}.lst        lines `<folder>/Audio/<name>.wav <language>`
+    scoring/groundtruth_quesst14_{dev,eval}/*.rttm        lines `LEXEME <document> ... <query> ...`
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+from s3prl_mtl.data import Corpus, Utterance, absolute, read_lines
+from s3prl_mtl.errors import UserError
+
+PARTS = {"dev": "dev", "test": "eval"}
+"""What QUESST calls the splits."""
+QUERIES, STATISTICS = "-queries", "-statistics"
+_TERM_FIELD = 5
+
+
+class Quesst14(Corpus):
+    """The Query by Example Search on Speech Task of MediaEval 2014.
+
+    `dev` and `test` hold the documents, which are the same; `dev-queries` and `test-queries` what
+    is looked for in them; `dev-statistics` and `test-statistics` some of the documents, evenly
+    spaced. Labels: `kind`, one of document, query, statistics. There is no label space.
+
+    Args:
+        root: the folder `quesst14Database`.
+        language: as in the lists of languages; None takes all.
+        statistics_documents: how many documents the splits `-statistics` have at most.
+    """
+
+    title: ClassVar[str] = "QUESST 2014"
+    task: ClassVar[str] = "qbe"
+    splits: tuple[str, ...] = tuple(
+        part + suffix for part in PARTS for suffix in ("", QUERIES, STATISTICS)
+    )
+
+    def __init__(
+        self,
+        *,
+        root: str | os.PathLike[str],
+        language: str | None = None,
+        statistics_documents: int = 200,
+    ) -> None:
+        self.root = absolute(root)
+        self.language = language
+        self.statistics_documents = statistics_documents
+        super().__init__(
+            {
+                "root": self.root,
+                "language": language,
+                "statistics_documents": statistics_documents,
+            }
+        )
+
+    def problems(self) -> list[str]:
+        missing = self.missing_folder(self.root, f"the unpacked {self.title}", "root")
+        if missing:
+            return missing
+        lists = [self.language_key(part) for part in ("utterances", *PARTS.values())]
+        expected = "a list of audio files and their languages"
+        found = [p for path in lists for p in self.missing_file(path, expected, "root")]
+        for split in PARTS:
+            folder = self.truth_folder(split)
+            found += self.missing_folder(folder, "the ground truth, *.rttm", "root")
+        return found
+
+    def language_key(self, part: str) -> Path:
+        return self.root / "scoring" / f"language_key_{part}.lst"
+
+    def truth_folder(self, split: str) -> Path:
+        return self.root / "scoring" / f"groundtruth_quesst14_{PARTS[split]}"
+
+    def utterances(self, split: str) -> list[Utterance]:
+        """The documents or queries of a split, in the order of their list.
+
+        Raises:
+            UserError: there is no such split, or a list is missing or malformed.
+        """
+        self.check_split(split)
+        part, dash, kind = split.partition("-")
+        if kind == "queries":
+            return self._listed(PARTS[part], "query")
+        documents = self._listed("utterances", kind or "document")
+        if not dash or len(documents) <= self.statistics_documents:
+            return documents
+        count = self.statistics_documents
+        return [documents[len(documents) * i // count] for i in range(count)]
+
+    def _listed(self, part: str, kind: str) -> list[Utterance]:
+        path = self.language_key(part)
+        found = []
+        for number, line in read_lines(path):
+            fields = line.split()
+            if len(fields) != 2 or "/" not in fields[0]:
+                raise UserError(
+                    f"qbe: {line.strip()!r} is not a file and its language.",
+                    where=f"{path}, line {number}",
+                    fix="Each line is `<folder>/<folder>/<name>.wav <language>`.",
+                )
+            if self.language is None or fields[1] == self.language:
+                # The first folder is that of the data base itself, whatever it was called.
+                inside = PurePosixPath(fields[0].partition("/")[2])
+                found.append(Utterance(inside.stem, self.root / inside, {"kind": kind}))
+        if not found:
+            raise UserError(
+                f"qbe: {path.name} lists nothing in {self.language!r}.",
+                where=str(path),
+                fix="Set qbe's `datarc.language` to a language of the list, or to null.",
+            )
+        return found
+
+    def matches(self, split: str) -> set[tuple[str, str]]:
+        """The pairs (query, document) of which the document holds what the query says.
+
+        Args:
+            split: dev or test.
+
+        Raises:
+            UserError: there is no ground truth.
+        """
+        files = sorted(self.truth_folder(split).glob("*.rttm"))
+        if not files:
+            raise UserError(
+                "qbe: the ground truth is missing.",
+                where=f"{self.truth_folder(split)}/*.rttm",
+                fix="Unpack the corpus again.",
+            )
+        pairs = set()
+        for path in files:
+            for _, line in read_lines(path):
+                fields = line.split()
+                if fields[0] == "LEXEME" and len(fields) > _TERM_FIELD:
+                    pairs.add((fields[_TERM_FIELD], fields[1]))
+        return pairs
+
+    def label_space(self) -> dict[str, Any]:
+        return {}

@@ -1,0 +1,275 @@
+"""check-task finds what is broken, and only that."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from s3prl_mtl.authoring import CONTRACT, check_task
+from s3prl_mtl.cli import main
+from s3prl_mtl.config import BUILT_IN_TASKS
+from s3prl_mtl.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+# An expert that keeps every line, without anything of this package.
+WHOLE = '''
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+
+class Metric:
+    name, better, title, headline = "acc", "higher", "accuracy", True
+
+
+class Tones:
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, i):
+        time = torch.arange(4000 + 160 * i) / 16000
+        return torch.sin(2 * torch.pi * (300 + 900 * (i % 2)) * time).numpy(), i % 2
+
+
+def collate(items):
+    return [wav for wav, _ in items], [label for _, label in items]
+
+
+class DownstreamExpert(nn.Module):
+    metrics = (Metric(),)
+
+    def __init__(
+        self, upstream_dim, upstream_rate, downstream_expert, expdir, labels=None, **kwargs
+    ):
+        super().__init__()
+        self.batch = downstream_expert["datarc"]["batch"]
+        self.labels = labels or {"tones": ["low", "high"]}
+        self.linear = nn.Linear(upstream_dim, len(self.labels["tones"]))
+
+    def get_dataloader(self, split, epoch=0):
+        return DataLoader(Tones(), self.batch, shuffle=split == "train", collate_fn=collate)
+
+    def scores(self, features):
+        return self.linear(torch.stack([feature.mean(dim=0) for feature in features]))
+
+    def forward(self, split, features, labels, records, **kwargs):
+        logits = self.scores(features)
+        labels = torch.tensor(labels, device=logits.device)
+        records["right"] += (logits.argmax(-1) == labels).float().tolist()
+        return nn.functional.cross_entropy(logits, labels)
+
+    def predict(self, features, lengths_samples):
+        return [{"tone": self.labels["tones"][int(i)]} for i in self.scores(features).argmax(-1)]
+
+    def log_records(self, split, records, logger, global_step, **kwargs):
+        right = records["right"]
+        if not right:
+            return []
+        value = sum(right) / len(right)
+        logger.add_scalar(f"tones/{split}-acc", value, global_step=global_step)
+        return [f"{split}-best.ckpt"]
+'''
+CONFIG = "downstream_expert: {datarc: {batch: 2}}\n"
+
+# What is broken, the line that it breaks, and words of the finding.
+BROKEN = {
+    "no module": (1, "class DownstreamExpert(nn.Module)", "class DownstreamExpert", ""),
+    "a setting without default": (1, '["batch"]', '["batches"]', "KeyError"),
+    "arguments of the runner": (1, "labels=None, **kwargs\n", "labels=None\n", "TypeError"),
+    "labels are no JSON": (2, "labels or {", "labels or {1: 2, ", "not the same"),
+    "labels are not enough": (2, "labels or {", "labels and 1 / 0 or {", "ZeroDivisionError|division"),
+    "other parameters": (
+        2,
+        "len(self.labels",
+        "(0 if labels else 3) + len(self.labels",
+        "other parameters: linear",
+    ),
+    "waveforms of a matrix": (4, "* time).numpy()", "* time).reshape(2, -1).numpy()", "shape"),
+    "waveforms are too loud": (4, "return torch.sin(", "return 3 * torch.sin(", "goes up to 3"),
+    "waveforms are whole numbers": (4, "* time).numpy()", "* time).long().numpy()", "int64"),
+    "waveforms are too short": (4, "torch.arange(4000 + 160 * i)", "torch.arange(300)", "300"),
+    "a split has no batch": (4, "Tones(), self", "Tones() if split != 'test' else [], self", "'test'"),
+    "another order each time": (
+        5,
+        "    def get_dataloader(self, split, epoch=0):\n",
+        "    def get_dataloader(self, split, epoch=0):\n"
+        "        import random, time\n"
+        "        torch.manual_seed(random.SystemRandom().randrange(2**30))\n",
+        "the batches are others",
+    ),
+    "collate is a lambda": (6, "collate_fn=collate", "collate_fn=lambda x: collate(x)", "pickled"),
+    "shares that overlap": (
+        7,
+        "    def get_dataloader(self, split, epoch=0):\n",
+        "    def get_dataloader(\n"
+        "        self, split, epoch=0, skip_batches=0, shares=(0,), num_shares=1\n"
+        "    ):\n"
+        "        batches = [collate([Tones()[i]]) for i in range(7)]\n"
+        "        if split != 'train':\n"
+        "            batches = batches[shares[0]::num_shares]\n"
+        "        return batches[skip_batches:]\n",
+        "7 are too many",
+    ),
+    "no scalar": (8, "cross_entropy(logits, labels)", "cross_entropy(logits, labels).reshape(1)", "scalar"),
+    "not finite": (8, "cross_entropy(logits, labels)", "cross_entropy(logits, labels) / 0", "inf"),
+    "fails on test": (8, "        logits = self.scores", "        assert split != 'test'\n        logits = self.scores", "AssertionError"),
+    "a parameter that is not used": (
+        9,
+        "        self.linear =",
+        "        self.spare = nn.Linear(2, 2)\n        self.linear =",
+        "no gradient reaches spare",
+    ),
+    "features are detached": (9, "feature.mean(dim=0)", "feature.detach().mean(dim=0)", "features"),
+    "one utterance": (
+        10,
+        "        logits = self.scores(features)\n        labels",
+        "        logits = self.scores(features)\n        assert len(labels) > 1 or len(features[0]) == 15\n        labels",
+        "AssertionError",
+    ),
+    "records that are no lists": (
+        11,
+        'records["right"] +=',
+        'records["n"] = records["n"] if records["n"] else 1\n        records["right"] +=',
+        "'n' is a int",
+    ),
+    "records of functions": (11, ".float().tolist()", ".float().tolist()\n        records['f'] += [lambda: 0]", "pickled"),
+    "percent": (12, "value = sum", "value = 100 * sum", "no fraction"),
+    "another name": (12, "{split}-acc", "{split}-accuracy", "declares 'acc'"),
+    "nothing reported": (12, "logger.add_scalar(f", "(lambda *a, **k: None)(f", "nothing was reported"),
+    "paths of checkpoints": (13, 'f"{split}-best.ckpt"', 'f"/tmp/{split}-best.ckpt"', "no name"),
+    "no batch": (14, "        if not right:\n            return []\n", "", "ZeroDivisionError"),
+    "made up": (14, "        if not right:\n            return []\n", "        right = right or [1.0]\n", "of no batch"),
+    "counts by itself": (
+        15,
+        'value = sum(right) / len(right)',
+        'self.seen = getattr(self, "seen", 0)\n        value = min(1.0, self.seen / 7)',
+        "on two processes",
+    ),
+    "learned outside of the state": (
+        16,
+        "        self.linear = nn",
+        "        self.scale = torch.rand(1)\n        self.linear = nn",
+        "with the same weights",
+    ),
+    "answers that are tensors": (17, 'self.labels["tones"][int(i)]', "i", "not plain JSON"),
+    "one answer for all": (17, "for i in self.scores(features).argmax(-1)]", "for i in [0]]", "gave"),
+}
+ALSO = {
+    "counts by itself": ("        logits = self.scores(features)\n", "        logits = self.scores(features)\n        self.seen = getattr(self, 'seen', 0) + len(features) * (split != 'train')\n"),
+    "learned outside of the state": ("return self.linear(", "return self.scale * self.linear("),
+}
+
+
+def verdicts(findings) -> dict[int, bool | None]:
+    return {finding.clause.number: finding.holds for finding in findings}
+
+
+@pytest.mark.parametrize("task", BUILT_IN_TASKS)
+def test_the_built_in_tasks_keep_every_line(task: str, tiny_corpus: Path, manifest_cache: Path):
+    findings = check_task(
+        task,
+        data=tiny_corpus,
+        config=[ROOT / "run_scripts" / "demo.yaml"],
+        overrides=f"cache_dir={manifest_cache}",
+    )
+    assert not [str(finding) for finding in findings if finding.holds is not True]
+
+
+def test_an_expert_of_ones_own_can_keep_every_line(install):
+    install(WHOLE, CONFIG)
+    findings = check_task("tones")
+    assert not [str(finding) for finding in findings if finding.holds is not True]
+    assert [finding.clause for finding in findings] == list(CONTRACT)
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_is_broken_is_found(what: str, install):
+    line, old, new, words = BROKEN[what]
+    assert WHOLE.count(old) == 1
+    source = WHOLE.replace(old, new)
+    if what in ALSO:
+        assert source.count(ALSO[what][0]) == 1
+        source = source.replace(*ALSO[what])
+    install(source, CONFIG)
+    findings = check_task("tones")
+    broken = findings[line - 1]
+    assert broken.holds is False, verdicts(findings)
+    assert re.search(words, broken.why), broken.why
+
+
+def test_a_misspelt_setting_that_nobody_refuses_is_found(install):
+    open_settings = WHOLE.replace('["datarc"]["batch"]', '.get("batch", 2)')
+    install(open_settings, None)
+    found = {f.clause.number: f for f in check_task("tones")}
+    assert found[3].holds is False
+    assert "downstream_expert.zz_misspelt is taken without a word" in found[3].why
+    assert [number for number, f in found.items() if f.holds is False] == [3]
+
+
+def test_settings_that_the_class_checks_itself_are_fine(install):
+    checks = '.get("batch", 2)\n        assert set(downstream_expert) <= {"batch"}'
+    install(WHOLE.replace('["datarc"]["batch"]', checks), None)
+    assert verdicts(check_task("tones"))[3] is True
+
+
+def test_an_expert_that_cannot_be_built_is_not_judged_further(install):
+    install(WHOLE.replace("super().__init__()", "1 / 0"), CONFIG)
+    first, *others = check_task("tones")
+    assert first.holds is False and "ZeroDivisionError" in first.why
+    assert all(finding.holds is None for finding in others)
+
+
+def stranger_of_the_other_test() -> tuple[str, str]:
+    path = ROOT / "tests" / "test_strangers.py"
+    spec = importlib.util.spec_from_file_location("strangers", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.EXPERT, module.DEFAULTS
+
+
+def test_an_s3prl_expert_is_judged_fairly(install):
+    install(*stranger_of_the_other_test())
+    found = {finding.clause.number: finding for finding in check_task("tones")}
+    # It has no label space and answers nothing: such lines do not apply to it.
+    assert {number for number, finding in found.items() if finding.holds is None} == {2, 17}
+    # And it asserts that there are batches to report of.
+    assert {number for number, finding in found.items() if finding.holds is False} == {14}
+
+
+def test_the_command_lists_every_line_and_tells_by_its_exit_code(install, capsys):
+    install(WHOLE, CONFIG)
+    assert main(["check-task", "tones"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count(" holds ") + shown.startswith("holds ") == len(CONTRACT)
+    assert "tones: 17 lines hold, 0 do not, 0 do not apply." in shown
+
+
+def test_the_command_fails_when_a_line_does(install, capsys):
+    install(WHOLE.replace("value = sum", "value = 100 * sum"), CONFIG)
+    with pytest.raises(SystemExit) as stop:
+        main(["check-task", "tones"])
+    assert stop.value.code == 1
+    assert "does not hold 12." in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_corpus_that_is_not_there_is_a_mistake_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("SUPERB_DATA", raising=False)
+    with pytest.raises(UserError, match="speech_commands_root"):
+        check_task("ks", data=tmp_path / "nothing")
+    with pytest.raises(UserError, match="No data folder|--data"):
+        check_task("ks")
+
+
+def test_the_docs_quote_the_contract_line_by_line():
+    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    section = text.partition("## The contract\n")[2].partition("\n## ")[0]
+    quoted = re.findall(r"^(\d+)\. (.*?)(?=^\d+\. |\n\n|\Z)", section, flags=re.M | re.S)
+    lines = {int(number): " ".join(words.split()) for number, words in quoted}
+    assert lines == {clause.number: clause.text for clause in CONTRACT}

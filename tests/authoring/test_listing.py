@@ -1,0 +1,95 @@
+"""`tasks` and `upstreams` list everything, the broken with what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from s3prl_mtl.cli import main
+from s3prl_mtl.console import OUTPUT
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(OUTPUT, "width", 200)
+    monkeypatch.delenv("SUPERB_DATA", raising=False)
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The cells of a table by its first column."""
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines()]
+    return {row[0]: row[1:] for row in cells if row}
+
+
+def test_the_nine_tasks_say_whose_they_are_and_what_they_need(capsys, tiny_corpus: Path):
+    assert main(["tasks", "--data", str(tiny_corpus)]) == 0
+    found = rows(capsys.readouterr().out)
+    assert found["asr"] == ["s3prl-mtl 0.1.0", "WER", "LibriSpeech", "there", "ok"]
+    assert found["sf"][1] == "slot type F1, slot value CER"
+    assert found["asv"][4] == "another word for sv"
+    assert {row[3] for row in found.values()} == {"there"}
+
+
+def test_data_that_is_missing_is_said_with_the_path(capsys, tmp_path: Path):
+    assert main(["tasks", "--data", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert rows(shown)["ks"][3] == "missing"
+    assert f"ks: {tmp_path}/speech_commands_v0.01 does not exist" in shown
+
+
+def test_without_a_data_folder_that_is_said_once(capsys):
+    assert main(["tasks"]) == 0
+    shown = capsys.readouterr().out
+    assert rows(shown)["ks"][3] == "?"
+    assert shown.count("--data") == 1
+
+
+def test_a_broken_task_is_listed_with_the_reason_and_the_others_are_fine(capsys, install):
+    install("import no_such_module_anywhere\n", None)
+    assert main(["tasks"]) == 0
+    shown = capsys.readouterr().out
+    assert rows(shown)["tones"] == ["tones 0.1", "", "", "", "broken"]
+    assert "No module named 'no_such_module_anywhere'" in shown
+    assert rows(shown)["ks"][4] == "ok"
+
+
+def test_a_config_that_is_no_yaml_makes_a_task_broken(capsys, install):
+    install("class DownstreamExpert: pass\n", "a: [")
+    assert main(["tasks"]) == 0
+    assert rows(capsys.readouterr().out)["tones"][4] == "broken"
+
+
+def test_a_stranger_without_metrics_or_corpus_is_listed(capsys, install):
+    install("class DownstreamExpert: pass\n", None)
+    assert main(["tasks"]) == 0
+    shown = capsys.readouterr().out
+    assert rows(shown)["tones"] == ["tones 0.1", "", "", "it does not say", "ok"]
+
+
+def test_two_packages_with_one_name_are_both_listed(capsys, install, tmp_path: Path, monkeypatch):
+    install("class DownstreamExpert: pass\n", None)
+    other = tmp_path / "other" / "bells-0.2.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: bells\nVersion: 0.2\n")
+    (other / "entry_points.txt").write_text(
+        "[s3prl_mtl.tasks]\ntones = tones_plugin:DownstreamExpert\n"
+    )
+    monkeypatch.syspath_prepend(str(other.parent))
+    assert main(["tasks"]) == 0
+    found = rows(capsys.readouterr().out)
+    assert found["bells:tones"][0] == "bells 0.2" and found["tones:tones"][0] == "tones 0.1"
+    assert "two packages have it" in found["bells:tones"][4]
+
+
+def test_upstreams_are_listed_with_what_they_are(capsys, install):
+    install("def DownstreamExpert(): 'Listens.'\n", None, "ears", "s3prl_mtl.upstreams")
+    install("1 / 0\n", None, "nose", "s3prl_mtl.upstreams")
+    install("DownstreamExpert = 3\n", None, "mouth", "s3prl_mtl.upstreams")
+    assert main(["upstreams"]) == 0
+    shown = capsys.readouterr().out
+    found = rows(shown)
+    assert found["hubert_tiny"][0] == "s3prl-mtl 0.1.0" and found["hubert_tiny"][1]
+    assert found["ears"] == ["ears 0.1", "Listens.", "ok"]
+    assert found["nose"][2] == "broken" and "ZeroDivisionError" in shown
+    assert found["mouth"][2] == "broken" and "no function but a int" in shown

@@ -1,0 +1,116 @@
+"""new-task writes a package that is whole and trains, or says why not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from s3prl_mtl.authoring import new_task
+from s3prl_mtl.cli import main
+from s3prl_mtl.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_package_is_whole(tmp_path: Path):
+    written = new_task("spoken_words", tmp_path / "words")
+    names = {str(path.relative_to(tmp_path / "words")) for path in written}
+    assert names == {
+        "README.md",
+        "pyproject.toml",
+        "spoken_words_task/__init__.py",
+        "spoken_words_task/config.yaml",
+        "spoken_words_task/corpus.py",
+        "tests/test_spoken_words_task.py",
+    }
+    assert not [path for path in written if "$name" in path.read_text() or "$module" in path.read_text()]
+    project = tomllib.loads((tmp_path / "words" / "pyproject.toml").read_text())
+    assert project["project"]["name"] == "spoken-words-task"
+    assert project["project"]["entry-points"]["s3prl_mtl.tasks"] == {
+        "spoken_words": "spoken_words_task:SpokenWordsTask"
+    }
+
+
+def test_what_is_written_is_in_good_order(tmp_path: Path):
+    new_task("spoken_words", tmp_path / "task")
+    for words in (["check", "--config", str(ROOT / "pyproject.toml")], ["format", "--check", "--config", str(ROOT / "pyproject.toml")]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *words, "."], cwd=tmp_path / "task", capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["my-task", "1task", "", "a b", "Words", "class", "_words", "a__b", "wörter"])
+def test_what_is_no_name_is_refused(name: str, tmp_path: Path):
+    with pytest.raises(UserError, match="cannot be the name of a task"):
+        new_task(name, tmp_path / "task")
+    assert not (tmp_path / "task").exists()
+
+
+@pytest.mark.parametrize("name", ["runner", "data", "all", "optimizer"])
+def test_a_word_that_means_something_else_is_refused(name: str, tmp_path: Path):
+    with pytest.raises(UserError, match="means something else"):
+        new_task(name, tmp_path / "task")
+
+
+def test_a_name_that_is_taken_is_refused_with_the_package_that_has_it(tmp_path: Path):
+    with pytest.raises(UserError, match=r"already: it is of s3prl-mtl 0"):
+        new_task("ks", tmp_path / "task")
+
+
+def test_nothing_is_written_over(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        new_task("words", tmp_path)
+    with pytest.raises(UserError, match="is a file"):
+        new_task("words", tmp_path / "notes.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_the_command_says_how_to_go_on(tmp_path: Path, capsys):
+    assert main(["new-task", "words", str(tmp_path / "words")]) == 0
+    shown = capsys.readouterr().out
+    assert "python -m s3prl_mtl check-task words --data corpora" in shown
+    assert main(["new-task", "words", str(tmp_path / "words")]) == 2
+
+
+@pytest.mark.slow
+def test_it_is_installed_passes_its_own_test_and_trains(
+    tmp_path: Path, tiny_corpus: Path, manifest_cache: Path
+):
+    new_task("words", tmp_path / "words")
+    site = tmp_path / "site"
+    words = ["install", "-q", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run(
+        [sys.executable, "-m", "pip", *words, "--target", str(site), str(tmp_path / "words")],
+        check=True,
+        capture_output=True,
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{site}:{ROOT}",
+        "S3PRL_MTL_CACHE": str(manifest_cache),
+    }
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "words-task 0.1.0" in " ".join(run("-m", "s3prl_mtl", "tasks").split())
+    assert " passed" in run("-m", "pytest", "-q", str(tmp_path / "words" / "tests"))
+    settings = "words.downstream_expert.datarc.num_workers=0"
+    flags = ["-u", "hubert_tiny", "-d", "words,ks", "--data", str(tiny_corpus), "-p", "run"]
+    shown = run(str(ROOT / "run_mtl.py"), *flags, "--steps", "2", "-o", settings)
+    assert "words" in shown and (tmp_path / "run" / "states-2.ckpt").is_file()
