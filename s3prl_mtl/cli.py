@@ -202,7 +202,9 @@ def _new_task_parser() -> argparse.ArgumentParser:
 
 def _check_task_parser() -> argparse.ArgumentParser:
     parser = _parser(
-        "check-task", "Try out whether a task keeps its contract (docs/plugins.md).", authoring.check
+        "check-task",
+        "Try out whether a task keeps its contract (docs/plugins.md).",
+        authoring.check,
     )
     authoring.add_check_task_arguments(parser)
     return parser

@@ -1,4 +1,4 @@
-"""For the authors of tasks: a package to start from, and the test that a task keeps its contract."""
+"""For the authors of tasks: a package to start from, and the test of the contract."""
 
 from s3prl_mtl.authoring.conformance import check_task
 from s3prl_mtl.authoring.contract import CONTRACT, Clause, Finding

@@ -79,9 +79,7 @@ def works_with_workers(subject: Subject) -> str:
             except Exception as error:
                 raise Broken(f"{split}: its {what} cannot be pickled: {error}.") from error
         wanted = _read(subject, _with_workers(reader, 0), training)
-        found = _read(
-            subject, _with_workers(subject.reader(expert, split, training), 1), training
-        )
+        found = _read(subject, _with_workers(subject.reader(expert, split, training), 1), training)
         if found != wanted:
             raise Broken(f"{split}: one worker gives other batches than none.")
         checked.append(split)

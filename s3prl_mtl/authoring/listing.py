@@ -1,11 +1,11 @@
-"""What is installed: tasks and upstreams, whose they are, and what is wrong with the broken ones."""
+"""What is installed: tasks and upstreams, whose they are, and what is wrong with them."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -13,6 +13,7 @@ from rich.table import Table
 from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.console import OUTPUT
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.expert import Metric
 from s3prl_mtl.plugins import (
     Plugin,
     discover_tasks,
@@ -51,7 +52,7 @@ def list_tasks(arguments: argparse.Namespace) -> None:
 
 def _metrics(expert: Any) -> str:
     """The titles of what the task shows in the table of results."""
-    metrics = getattr(expert, "metrics", ())
+    metrics: Sequence[Metric] = getattr(expert, "metrics", ())
     shown = [metric.title for metric in metrics if metric.headline or metric is metrics[0]]
     return ", ".join(shown)
 

@@ -246,5 +246,3 @@ class Subject:
                 together[key] += list(values)
         numbers = list(range(len(parts)))
         return report_split(self.task(expert), split, together, 1, numbers, len(parts))
-
-

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 
 from s3prl_mtl.authoring import new_task
 from s3prl_mtl.cli import main
@@ -28,7 +28,9 @@ def test_the_package_is_whole(tmp_path: Path):
         "spoken_words_task/corpus.py",
         "tests/test_spoken_words_task.py",
     }
-    assert not [path for path in written if "$name" in path.read_text() or "$module" in path.read_text()]
+    assert not [
+        path for path in written if "$name" in path.read_text() or "$module" in path.read_text()
+    ]
     project = tomllib.loads((tmp_path / "words" / "pyproject.toml").read_text())
     assert project["project"]["name"] == "spoken-words-task"
     assert project["project"]["entry-points"]["s3prl_mtl.tasks"] == {
@@ -38,14 +40,22 @@ def test_the_package_is_whole(tmp_path: Path):
 
 def test_what_is_written_is_in_good_order(tmp_path: Path):
     new_task("spoken_words", tmp_path / "task")
-    for words in (["check", "--config", str(ROOT / "pyproject.toml")], ["format", "--check", "--config", str(ROOT / "pyproject.toml")]):
+    for words in (
+        ["check", "--config", str(ROOT / "pyproject.toml")],
+        ["format", "--check", "--config", str(ROOT / "pyproject.toml")],
+    ):
         done = subprocess.run(
-            [sys.executable, "-m", "ruff", *words, "."], cwd=tmp_path / "task", capture_output=True, text=True
+            [sys.executable, "-m", "ruff", *words, "."],
+            cwd=tmp_path / "task",
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["my-task", "1task", "", "a b", "Words", "class", "_words", "a__b", "wörter"])
+@pytest.mark.parametrize(
+    "name", ["my-task", "1task", "", "a b", "Words", "class", "_words", "a__b", "wörter"]
+)
 def test_what_is_no_name_is_refused(name: str, tmp_path: Path):
     with pytest.raises(UserError, match="cannot be the name of a task"):
         new_task(name, tmp_path / "task")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from lid_task.corpus import LanguageFolders
 from s3prl_mtl import ClassificationExpert
 
@@ -11,4 +14,4 @@ class LanguageIdentification(ClassificationExpert):
 
     name = "lid"
     corpus_type = LanguageFolders
-    questions = {"language": "languages"}
+    questions: ClassVar[Mapping[str, str]] = {"language": "languages"}

@@ -1,6 +1,6 @@
 """A small corpus to try the task on: five languages, spoken by espeak-ng.
 
-    python -m lid_task.mini_corpus corpora/languages
+python -m lid_task.mini_corpus corpora/languages
 """
 
 from __future__ import annotations

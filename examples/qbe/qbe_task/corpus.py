@@ -3,8 +3,8 @@
 Layout::
 
     Audio/*.wav  dev_queries/*.wav  eval_queries/*.wav
-    scoring/language_key_{utterances,dev,eval}.lst        lines `<folder>/Audio/<name>.wav <language>`
-    scoring/groundtruth_quesst14_{dev,eval}/*.rttm        lines `LEXEME <document> ... <query> ...`
+    scoring/language_key_{utterances,dev,eval}.lst     lines `<folder>/Audio/<name>.wav <language>`
+    scoring/groundtruth_quesst14_{dev,eval}/*.rttm     lines `LEXEME <document> ... <query> ...`
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""QUESST's layout made from the mini corpus of s3prl-mtl: its words are looked for in its sentences.
+"""QUESST's layout made from the mini corpus: its words are looked for in its sentences.
 
     python -m s3prl_mtl make-corpus corpora --size tiny
     python -m qbe_task.mini_corpus corpora
@@ -37,7 +37,9 @@ def make_corpus(corpora: Path, target: Path) -> None:
                 name, _, text = line.partition(" ")
                 document = f"quesst14_{len(documents) + 1:05d}"
                 words[document] = set(text.lower().split())
-                documents.append(_write(target, transcript.parent / f"{name}.flac", f"Audio/{document}"))
+                documents.append(
+                    _write(target, transcript.parent / f"{name}.flac", f"Audio/{document}")
+                )
     _write_list(target, "utterances", documents)
     spoken = set().union(*words.values())
     commands = corpora / "speech_commands_v0.01"

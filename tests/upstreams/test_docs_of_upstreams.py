@@ -1,0 +1,69 @@
+"""What docs/upstreams.md says holds for the s3prl that is installed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_zoo import WITHOUT_DOWNLOAD
+from zoo_checkpoints import MAKERS
+
+from s3prl_mtl.cli import run_parser
+from s3prl_mtl.upstreams.zoo import zoo_names
+
+TEXT = (Path(__file__).parents[2] / "docs" / "upstreams.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.DOTALL)
+ROWS = {
+    cells[0].strip("` "): [cell.strip() for cell in cells[1:]]
+    for line in TEXT.splitlines()
+    if line.startswith("| `") and len(cells := line.strip("| ").split(" | ")) >= 3
+}
+
+IMPORT_ALL = """
+import importlib, json, sys
+from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
+ensure_torchaudio()
+imported = {}
+for module in json.loads(sys.argv[1]):
+    try:
+        importlib.import_module(f"s3prl.upstream.{module}.hubconf")
+        imported[module] = "yes"
+    except Exception:
+        imported[module] = "no"
+assert "s3prl.hub" not in sys.modules
+print(json.dumps(imported))
+"""
+
+
+def test_the_table_has_every_module_and_which_import() -> None:
+    modules = sorted(set(zoo_names().values()))
+    command = [sys.executable, "-c", IMPORT_ALL, json.dumps(modules)]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    imported = json.loads(answer.stdout.splitlines()[-1])
+    assert {module: row[0] for module, row in ROWS.items()} == imported
+
+
+def test_what_the_table_calls_compared_is_compared() -> None:
+    names = zoo_names()
+    compared = {module for module, row in ROWS.items() if row[1].startswith("compared")}
+    assert compared == {names[name] for name in [*MAKERS, *WITHOUT_DOWNLOAD]}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [line for _, block in BLOCKS for line in block.splitlines() if "run_mtl.py" in line],
+)
+def test_every_command_can_be_typed(line: str) -> None:
+    run_parser().parse_args(shlex.split(line)[2:])
+
+
+def test_the_example_in_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = [text for language, text in BLOCKS if language == "python"]
+    exec(compile(block, "docs/upstreams.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines()[0] == "[49, 74]"
