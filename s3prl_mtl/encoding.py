@@ -59,8 +59,9 @@ class Encoding:
 
     def inputs(self, expert: Any, wavs: Sequence[Any]) -> list[Tensor]:
         """What the `forward` of an expert gets of utterances: features, or all hidden states."""
-        hidden = self.hidden_states(wavs)
-        return layers(hidden) if wants_hidden_states(expert) else self.weighted(hidden)
+        if wants_hidden_states(expert):
+            return layers(self.hidden_states(wavs))
+        return self.features(wavs)
 
     def set_training(self, training: bool) -> None:
         self.upstream.train(training and not self.freeze)

@@ -107,15 +107,20 @@ def forward(
     """
     if not pieces:
         return []
-    hidden = encoding.hidden_states([wav for piece in pieces for wav in piece.wavs])
-    features = encoding.weighted(hidden)
+    wavs = [wav for piece in pieces for wav in piece.wavs]
+    states: list[Tensor] = []
+    if any(wants_hidden_states(tasks[piece.task].expert) for piece in pieces):
+        hidden = encoding.hidden_states(wavs)
+        states, features = layers(hidden), encoding.weighted(hidden)
+    else:
+        features = encoding.features(wavs)
     if specaug is not None:
         features = specaug(features)
     losses = []
     first = 0
     for piece in pieces:
         task = tasks[piece.task]
-        inputs = layers(hidden) if wants_hidden_states(task.expert) else features
+        inputs = states if wants_hidden_states(task.expert) else features
         own = inputs[first : first + piece.utterances]
         first += piece.utterances
         losses.append(

@@ -118,7 +118,7 @@ def test_it_is_installed_passes_its_own_test_and_trains(
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    assert "words-task 0.1.0" in " ".join(run("-m", "s3prl_mtl", "tasks").split())
+    assert "words-task" in run("-m", "s3prl_mtl", "tasks")
     assert " passed" in run("-m", "pytest", "-q", str(tmp_path / "words" / "tests"))
     settings = "words.downstream_expert.datarc.num_workers=0"
     flags = ["-u", "hubert_tiny", "-d", "words,ks", "--data", str(tiny_corpus), "-p", "run"]
