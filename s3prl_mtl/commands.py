@@ -283,7 +283,11 @@ def _config(arguments: argparse.Namespace, saved: Mapping[str, Any] | None) -> C
 def _run_folder(arguments: argparse.Namespace, config: Mapping[str, Any]) -> Path:
     if arguments.expdir:
         return Path(arguments.expdir)
-    name = arguments.expname or "-".join([config["upstream"]["name"], *config["downstream"]])
+    if arguments.expname:
+        return Path("result") / "downstream" / arguments.expname
+    # Names of upstreams and tasks may be paths.
+    words = [config["upstream"]["name"], *config["downstream"]]
+    name = "-".join(Path(word.rstrip("/")).name for word in words)
     return Path("result") / "downstream" / name
 
 
