@@ -17,6 +17,18 @@ class OutOfMemory(Exception):
     """The GPU of one of the ranks was too small for what it had to do at once."""
 
 
+class DroppedLate(Exception):
+    """A loss that is no number, in a step that has begun to count its task.
+
+    Args:
+        tasks: what the step is to be taken without, on all ranks.
+    """
+
+    def __init__(self, tasks: frozenset[str]) -> None:
+        super().__init__(tasks)
+        self.tasks = tasks
+
+
 @dataclass
 class Verdict:
     """What the ranks found in a forward pass, all of them the same.

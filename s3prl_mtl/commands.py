@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -27,17 +29,20 @@ from s3prl_mtl.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
+LAUNCH = ".launch"
+"""The file of a run that says which torchrun started it."""
+
 
 def run(arguments: argparse.Namespace) -> None:
     """Train or evaluate, as `run_mtl.py` is told."""
     with World.join(arguments.backend, arguments.timeout) as world:
+        if arguments.mode == "evaluate":
+            _evaluate(arguments, world)
+            return
         watch = world.watch
         with StopSignals(watch.ask_to_stop if watch is not None else None) as signals:
             try:
-                if arguments.mode == "evaluate":
-                    _evaluate(arguments, world)
-                else:
-                    _train(arguments, world, signals)
+                _train(arguments, world, signals)
             except RankLost:
                 # A rank that is asked to stop while it builds ends at once, and so do the others.
                 if watch is None or watch.stop_asked is None or signals.was_deferred:
@@ -46,15 +51,18 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace, world: World, signals: StopSignals) -> None:
-    if world.restarted:
-        logger.warning("torchrun has started the run again.")
-    folder, past = world.together(lambda: _where_to_train(arguments, world.restarted))
-    saved, path = _load_past(past, world) if past is not None else (None, None)
+    # The first rank decides for all: another machine may not see what it sees.
+    chosen = world.together(lambda: _where_to_train(arguments, world) if world.is_lead else None)
+    folder, past = world.broadcast(chosen) or _where_to_train(arguments, world)
+    own = past is not None and past.resolve() == folder.resolve() and not arguments.dry_run
+    saved, path = _load_past(past, world, set_aside=own) if past is not None else (None, None)
     config = world.together(lambda: _config(arguments, saved))
     if saved is not None:
         world.together(lambda: resuming.check(saved, config, path))
         config["downstream"] = list(saved["Tasks"])
     with _working_in(folder, world, lock=True):
+        if world.is_lead and not arguments.dry_run:
+            (folder / LAUNCH).write_text(_launch(), encoding="utf-8")
         runner = MultiTaskRunner(config, folder, resume=saved, world=world)
         if arguments.dry_run:
             runner.try_out()
@@ -88,18 +96,17 @@ def _load_past(
     return saved, path
 
 
-def _where_to_train(arguments: argparse.Namespace, restarted: bool) -> tuple[Path, Path | None]:
+def _where_to_train(arguments: argparse.Namespace, world: World) -> tuple[Path, Path | None]:
     """The folder of the run, and the folder or file that it goes on from.
 
-    Args:
-        restarted: torchrun has started the run again: it goes on, whether or not `-a` is given.
+    A run that torchrun has started again goes on, whether or not `-a` is given.
     """
     if arguments.past_exp:
         past = checkpoints.locate(Path(arguments.past_exp))
         elsewhere = arguments.expdir or arguments.expname
         folder = _run_folder(arguments, {}) if elsewhere else past.parent
         files = checkpoints.states_files(folder)
-        if restarted and files:
+        if files and _is_restarted(folder, world):
             return folder, folder
         newest = (files or [past])[-1]
         if newest.resolve() != past.resolve():
@@ -111,7 +118,7 @@ def _where_to_train(arguments: argparse.Namespace, restarted: bool) -> tuple[Pat
         return folder, Path(arguments.past_exp)
     folder = _run_folder(arguments, _config(arguments, None))
     files = checkpoints.states_files(folder)
-    if arguments.auto_resume or restarted:
+    if arguments.auto_resume or _is_restarted(folder, world):
         return folder, folder if files else None
     if files or (folder / "metrics.jsonl").is_file():
         raise UserError(
@@ -120,6 +127,20 @@ def _where_to_train(arguments: argparse.Namespace, restarted: bool) -> tuple[Pat
             fix="Resume it with -a, or choose another name.",
         )
     return folder, None
+
+
+def _is_restarted(folder: Path, world: World) -> bool:
+    """Whether torchrun has started a run of this folder before and now starts it again."""
+    mark = folder / LAUNCH
+    same = world.restarted and mark.is_file() and mark.read_text(encoding="utf-8") == _launch()
+    if same:
+        logger.warning("torchrun has started the run again.")
+    return same
+
+
+def _launch() -> str:
+    """What is the same for all attempts of one torchrun, and of no other."""
+    return f"{socket.gethostname()} {os.getppid()} {os.environ.get('TORCHELASTIC_RUN_ID', '')}\n"
 
 
 def _bring_best_checkpoints(run: Path, fork: Path) -> None:
@@ -236,6 +257,9 @@ def _config(arguments: argparse.Namespace, saved: Mapping[str, Any] | None) -> C
     }
     if arguments.upstream_trainable:
         flags["upstream.freeze"] = False
+    if arguments.parallel and not arguments.placement:
+        # Of the two the placement counts; one that an earlier run had is not asked for now.
+        flags["distributed.placement"] = None
     if arguments.downstream:
         flags["downstream"] = parse_tasks(arguments.downstream)
     return build_config(
@@ -249,7 +273,11 @@ def _config(arguments: argparse.Namespace, saved: Mapping[str, Any] | None) -> C
 def _run_folder(arguments: argparse.Namespace, config: Mapping[str, Any]) -> Path:
     if arguments.expdir:
         return Path(arguments.expdir)
-    name = arguments.expname or "-".join([config["upstream"]["name"], *config["downstream"]])
+    if arguments.expname:
+        return Path("result") / "downstream" / arguments.expname
+    # Names of upstreams and tasks may be paths.
+    words = [config["upstream"]["name"], *config["downstream"]]
+    name = "-".join(Path(word.rstrip("/")).name for word in words)
     return Path("result") / "downstream" / name
 
 

@@ -17,13 +17,15 @@ def show_log(verbose: bool, on_terminal: bool = True) -> None:
 
     Args:
         verbose: debug messages too.
-        on_terminal: False for all but one of several processes; their logs are in files only.
+        on_terminal: False for all but one of several processes: their logs are in files, and only
+            what ends them is shown, since it may happen before there is a file.
     """
     root = logging.getLogger()
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
     handler: logging.Handler
     if not on_terminal:
-        handler = logging.NullHandler()
+        handler = logging.StreamHandler()
+        handler.setLevel(logging.ERROR)
     elif MESSAGES.is_terminal:
         handler = RichHandler(console=MESSAGES, show_path=False, markup=False)
         handler.setFormatter(logging.Formatter("%(message)s", datefmt="[%X]"))

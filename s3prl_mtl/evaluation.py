@@ -5,30 +5,46 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
 
+from s3prl_mtl.data.batching import check_dropped
 from s3prl_mtl.distributed.world import Group, World
 from s3prl_mtl.encoding import Encoding
-from s3prl_mtl.errors import SharedMistake, UserError
+from s3prl_mtl.errors import UserError
 from s3prl_mtl.reading import EpochReader
 from s3prl_mtl.reporting import Report, report_split
 from s3prl_mtl.snapshot import head_entry
 from s3prl_mtl.task import Task
 
+
+@dataclass
+class Share:
+    """What one rank found of a split.
+
+    Args:
+        records: {batch: what the expert recorded of it}.
+        dropped: utterances that could not be decoded.
+        utterances: of the whole split, as far as its loader says so.
+    """
+
+    records: dict[int, Records]
+    dropped: int
+    utterances: int
+
+
 logger = logging.getLogger(__name__)
 
 Records = dict[str, list[Any]]
+Memory = tuple[dict[str, Any], Any]
+"""An expert's buffers, and its decision."""
 
 
 class Interrupted(Exception):
     """A rank was asked to stop, so the evaluation ended on all of them without a result."""
-
-
-class EvaluationFailed(RuntimeError):
-    """Another rank met a failure of the program while it evaluated."""
 
 
 class Evaluator:
@@ -78,7 +94,7 @@ class Evaluator:
             Interrupted: on all ranks. What the experts remember is as it was before.
             UserError: a split cannot be read, or has no utterances; likewise on all ranks.
         """
-        before = {name: _memory(task) for name, task in self.tasks.items()}
+        before = self.memories()
         share_buffers(self.tasks, self.groups)
         failure: Exception | None = None
         reports: list[tuple[int, Report]] = []
@@ -86,18 +102,19 @@ class Evaluator:
             if name not in self.tasks:
                 continue
             task, group = self.tasks[name], self.groups[name]
-            parts = None
+            share = None
             if failure is None and not self.stop_asked():
                 try:
                     with self.world.doing(f"evaluating {name} {split}"):
-                        parts = self._records_of_own_batches(task, split)
+                        share = self._own_share(task, split)
                 except Exception as error:
                     failure = error
-            gathered = group.gather(parts)
-            if gathered is not None and all(part is not None for part in gathered):
+            gathered = group.gather(share)
+            shares = [part for part in gathered or [] if part is not None]
+            if len(shares) == group.size:
                 try:
                     with self.world.doing(f"measuring {name} {split}"):
-                        report = self._measure(task, split, gathered, step)
+                        report = self._measure(task, split, shares, step)
                     logger.info("step %d  %s", step, report)
                     reports.append((place, report))
                 except Exception as error:
@@ -106,8 +123,7 @@ class Evaluator:
         try:
             self._agree(failure)
         except Exception:
-            for name, task in self.tasks.items():
-                _remember(task, before[name])
+            self.restore(before)
             raise
         collected = self.world.gather(reports) or []
         for rank, others in enumerate(collected):
@@ -132,8 +148,8 @@ class Evaluator:
                 logger.info("%s %s: in order", name, split)
 
     @torch.no_grad()
-    def _records_of_own_batches(self, task: Task, split: str) -> dict[int, Records] | None:
-        """{batch: what the expert recorded of it} of this rank; None if it was asked to stop."""
+    def _own_share(self, task: Task, split: str) -> Share | None:
+        """What the expert records of this rank's batches; None if it was asked to stop."""
         self.encoding.set_training(False)
         task.expert.train(False)
         group = self.groups[task.name]
@@ -155,12 +171,12 @@ class Evaluator:
             number = {"batch_id": batch.number} if task.takes_batch_id else {}
             parts[batch.number] = defaultdict(list)
             task.expert(split, features, *batch.others, records=parts[batch.number], **number)
-        return parts
+        return Share(parts, reader.dropped, reader.utterances)
 
-    def _measure(
-        self, task: Task, split: str, gathered: Sequence[dict[int, Records] | None], step: int
-    ) -> Report:
-        parts = {number: records for part in gathered for number, records in (part or {}).items()}
+    def _measure(self, task: Task, split: str, shares: Sequence[Share], step: int) -> Report:
+        # Of all shares together, as one process would judge it.
+        check_dropped(sum(share.dropped for share in shares), shares[0].utterances)
+        parts = {number: part for share in shares for number, part in share.records.items()}
         if not parts:
             raise UserError(f"{task.name}: the split {split!r} has no utterances.")
         records: Records = defaultdict(list)
@@ -179,21 +195,19 @@ class Evaluator:
             report.head = head_entry(task)
         return report
 
+    def memories(self) -> dict[str, Memory]:
+        """What the experts of this rank remember: best scores, decisions, counts."""
+        return {name: _memory(task) for name, task in self.tasks.items()}
+
+    def restore(self, memories: Mapping[str, Memory]) -> None:
+        """Let the experts remember what they did, as if they had not evaluated since."""
+        for name, task in self.tasks.items():
+            _remember(task, memories[name])
+
     def _agree(self, failure: Exception | None) -> None:
         """Raise on all ranks what happened on one."""
-        told = None if failure is None else (isinstance(failure, UserError), str(failure))
-        said = self.world.all_gather((self.stop_asked(), told))
-        for rank, (_, other) in enumerate(said):
-            if other is None or self.world.size == 1:
-                continue
-            is_mistake, text = other
-            if is_mistake:
-                raise SharedMistake(text) from failure
-            if failure is None:
-                raise EvaluationFailed(f"Rank {rank} failed in the evaluation: {text}.")
-        if failure is not None:
-            raise failure
-        if any(stop for stop, _ in said):
+        self.world.agree(failure)
+        if any(self.world.all_gather(self.stop_asked())):
             raise Interrupted
 
 
@@ -214,12 +228,12 @@ def _follow(task: Task, group: Group) -> None:
         _remember(task, group.broadcast(_memory(task)))
 
 
-def _memory(task: Task) -> tuple[dict[str, Any], Any]:
+def _memory(task: Task) -> Memory:
     buffers = {name: buffer.detach().cpu().clone() for name, buffer in task.expert.named_buffers()}
     return buffers, getattr(task.expert, "decision", None)
 
 
-def _remember(task: Task, memory: tuple[dict[str, Any], Any]) -> None:
+def _remember(task: Task, memory: Memory) -> None:
     buffers, decision = memory
     for name, buffer in task.expert.named_buffers():
         buffer.data = buffers[name].to(buffer.device)

@@ -263,6 +263,15 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
             # Listing the folder of a large corpus takes seconds: once a run is enough.
             self._split_cuts[split] = self.cuts(split)
 
+    def utterances(self, split: str) -> int:
+        """How many utterances a split has.
+
+        Raises:
+            UserError: as :meth:`prepare`.
+        """
+        self.prepare(split)
+        return len(self._split_cuts[split])
+
     @property
     def selecting_metric(self) -> Metric:
         """The metric that decides which checkpoint is the task's best."""

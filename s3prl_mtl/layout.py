@@ -28,6 +28,7 @@ from s3prl_mtl.encoding import Encoding
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.pieces import Piece, forward
 from s3prl_mtl.task import Task
+from s3prl_mtl.text_files import replace_text
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +57,19 @@ def choose_placement(
         UserError: the placement of the config does not fit the tasks or the ranks.
     """
     names = config["downstream"]
-    settings = config["distributed"]
-    if settings["placement"]:
-        text = settings["placement"]
+    text, parallel = config["distributed"]["placement"], config["distributed"]["parallel"]
+    if text and saved is not None and "Placement" in saved:
+        then = saved["Config"]["distributed"]["placement"]
+        ranks = Placement.from_plain(saved["Placement"]).world_size
+        if text == then and ranks != world.size:
+            logger.warning(
+                "The placement %r is for the %d ranks that the run had: it is not used for %d.",
+                *(text, ranks, world.size),
+            )
+            text, parallel = None, "task"
+    if text:
         return world.together(lambda: by_hand(text, names, world.size)), {}
-    if settings["parallel"] == "data" or world.size == 1:
+    if parallel == "data" or world.size == 1:
         return every_task_everywhere(names, world.size), {}
     if saved is not None and "Placement" in saved:
         before = Placement.from_plain(saved["Placement"])
@@ -76,11 +85,19 @@ def write_placement(
     placement: Placement, costs: Mapping[str, float], config: Config, folder: Path
 ) -> None:
     """Record in the run directory who trains what, and what that rests on."""
+    path = folder / FILE_NAME
+    if not costs and path.is_file():
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError:
+            known = {}
+        if known.get("tasks") == placement.to_plain()["tasks"]:
+            return  # it also says what was measured, and that is not measured again
     plain: dict[str, Any] = {"parallel": config["distributed"]["parallel"], **placement.to_plain()}
     if costs:
         plain["seconds_per_batch"] = dict(costs)
         plain["seconds_per_step"] = loads(placement, costs)
-    (folder / FILE_NAME).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(plain, indent=2) + "\n")
 
 
 def _measure_costs(

@@ -47,9 +47,15 @@ def split_mistakes(task: Task) -> list[str]:
     if isinstance(task.expert, TaskExpert):
         for split in dict.fromkeys([task.train_split, *task.dev_splits, *task.test_splits]):
             try:
-                task.expert.prepare(split)
+                count = task.expert.utterances(split)
             except UserError as mistake:
                 mistakes.append(f"{task.name} {split}: {mistake}")
+                continue
+            if split == task.train_split and count < task.stream.num_shares:
+                mistakes.append(
+                    f"{task.name} {split}: {count} utterances cannot be shared by "
+                    f"{task.stream.num_shares} processes."
+                )
     return mistakes
 
 

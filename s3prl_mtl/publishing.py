@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -85,7 +85,7 @@ class Publisher:
         logger.info("step %d  loss %.3f  (%s)", step, total_loss, shown)
 
     def publish_evaluation(
-        self, tracker: Tracker | None, step: int, reports: Iterable[Report], keep_best: bool
+        self, tracker: Tracker | None, step: int, reports: Sequence[Report], keep_best: bool
     ) -> None:
         """The reports of an evaluation; if one cannot be written, all ranks raise that.
 
@@ -102,14 +102,16 @@ class Publisher:
         def write() -> None:
             if tracker is None:
                 return
+            # First what may not fit on the disk: a number that was written is not taken back.
+            for report in reports if keep_best else []:
+                for file in report.save_names:
+                    head = report.head or head_entry(self.tasks[report.task])
+                    best = self.run_state.weights(step, {report.task: head})
+                    checkpoints.save(best, self.folder / report.task / file)
             self._write_layer_weights(tracker, step)
             for report in reports:
                 tracker.write(report)
                 tracker.keep(report)
-                for file in report.save_names if keep_best else []:
-                    head = report.head or head_entry(self.tasks[report.task])
-                    best = self.run_state.weights(step, {report.task: head})
-                    checkpoints.save(best, self.folder / report.task / file)
 
         self.world.together(write)
 

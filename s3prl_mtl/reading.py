@@ -73,6 +73,10 @@ class EpochReader:
 
     num_batches: int
     """Batches of the whole epoch over all shares; 0 where the loader does not say."""
+    dropped: int
+    """Utterances that were left out because they could not be decoded; known at the end."""
+    utterances: int
+    """Utterances of the split over all shares; 0 where the loader does not say."""
 
     def __init__(
         self,
@@ -102,10 +106,12 @@ class EpochReader:
         self._round_size = len(self.shares) if self._by_shares else num_shares
         self._done = first_round * self._round_size
         """Batches of the epoch, as far as this loader knows them, that are not needed again."""
+        self.dropped = 0
         self._deaths = 0
         self._iterator: Iterator[Any] | None = None
         self._open()
         self.num_batches = self._count()
+        self.utterances = getattr(self._loader, "utterances", 0)
 
     def next_round(self) -> list[Batch] | None:
         """The next batch of each of the shares, in the order of `shares`.
@@ -169,6 +175,7 @@ class EpochReader:
             return None
         item = self._next_item()
         if item is _OVER:
+            self.dropped += getattr(self._loader, "dropped", 0)
             # Its workers go with it.
             self._loader = self._iterator = None
             return None
@@ -197,6 +204,7 @@ class EpochReader:
                 if not self._is_worker_death(error):
                     raise
                 self._count_death(error)
+            self.dropped += getattr(self._loader, "dropped", 0)
             self._open()
 
     def _is_worker_death(self, error: Exception) -> bool:

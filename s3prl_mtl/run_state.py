@@ -14,6 +14,7 @@ from s3prl_mtl import snapshot
 from s3prl_mtl.checkpoint import Checkpoint
 from s3prl_mtl.config import Config
 from s3prl_mtl.data.sampling import derived_seed
+from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.placement import Placement
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.encoding import Encoding
@@ -38,6 +39,7 @@ class RunState:
         tasks: those of this rank.
         optimizer, scheduler: of what this rank holds.
         tallies: of the run.
+        gradients: how the gradients of this rank travel.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class RunState:
         optimizer: Optimizer,
         scheduler: LRScheduler | None,
         tallies: Tallies,
+        gradients: GradientSum,
     ) -> None:
         self.config = config
         self.world = world
@@ -59,6 +62,7 @@ class RunState:
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.tallies = tallies
+        self.gradients = gradients
 
     def weights(self, step: int, heads: Mapping[str, dict[str, Any]]) -> Checkpoint:
         """The encoder, the featurizer and these heads: what evaluates their tasks."""
@@ -78,8 +82,12 @@ class RunState:
             step: steps taken.
             evaluated_step: the last one after which the dev splits were evaluated.
         """
-        own = {
+        unused = self.gradients.unused
+        own: dict[str, Any] = {
             "Random": random_state(),
+            "Unused": None
+            if unused is None
+            else [name for name, parameter in self._names().items() if parameter in unused],
             # A head that several ranks hold comes from the first of them.
             "Tasks": {
                 name: {
@@ -107,6 +115,7 @@ class RunState:
             "Optimizer": optimizer,
             "Scheduler": self.scheduler.state_dict() if self.scheduler else None,
             "Placement": self.placement.to_plain(),
+            "Unused": _union([part["Unused"] for part in gathered]),
             "Random": [part["Random"] for part in gathered],
         }
 
@@ -128,8 +137,12 @@ class RunState:
             self.scheduler.load_state_dict(saved["Scheduler"])
         for name, task in self.tasks.items():
             task.stream.load_state_dict(saved["Tasks"][name]["Stream"])
+        if saved["Unused"] is not None:
+            names = self._names()
+            self.gradients.know({names[name] for name in saved["Unused"] if name in names})
         before = Placement.from_plain(saved["Placement"])
-        for sentence in changes(before, self.placement, saved):
+        places = {name: task.stream.state_dict() for name, task in self.tasks.items()}
+        for sentence in changes(before, self.placement, saved, places):
             logger.warning("%s", sentence)
         if self.world.size == before.world_size:
             set_random_state(saved["Random"][self.world.rank])
@@ -152,33 +165,52 @@ class RunState:
         return {"Settings": whole["Settings"], "State": state}
 
 
-def changes(before: Placement, now: Placement, saved: Checkpoint) -> list[str]:
+def _union(lists: list[list[str] | None]) -> list[str] | None:
+    known = [names for names in lists if names is not None]
+    return sorted({name for names in known for name in names}) if known else None
+
+
+def changes(
+    before: Placement, now: Placement, saved: Checkpoint, places: Mapping[str, dict[str, Any]]
+) -> list[str]:
     """What cannot be exact when a run goes on with other processes than it had; empty if nothing.
 
     Args:
         before: who read what when the checkpoint was saved.
         now: who does from here on.
         saved: the checkpoint.
+        places: where the streams of this rank's tasks go on.
     """
-    if before == now:
-        return []
-    if before.world_size == now.world_size:
-        return [
+    sentences = []
+    old, new = before.world_size, now.world_size
+    if old != new:
+        sentences.append(
+            f"The run was trained by {_processes(old)} and goes on with {_processes(new)}: step, "
+            "weights, optimizer, schedule and epochs are kept. A step now has "
+            f"{new} instead of {old} batches of every task, and dropout and SpecAugment draw anew."
+        )
+    elif before != now:
+        sentences.append(
             "The tasks are placed on other ranks than before: the batches go on as they were, but "
             "dropout and SpecAugment draw anew."
-        ]
-    old, new = before.world_size, now.world_size
-    sentences = [
-        f"The run was trained by {_processes(old)} and goes on with {_processes(new)}: step, "
-        f"weights, optimizer, schedule and epochs are kept. A step now has {new} instead of {old} "
-        "batches of every task, and dropout and SpecAugment draw anew."
-    ]
-    again = {
-        name: had - had // new * new
-        for name, task in saved["Tasks"].items()
-        if (had := task["Stream"]["round"] * old) % new
-    }
-    if again:
+        )
+    again, resized = {}, []
+    for name, place in places.items():
+        was = saved["Tasks"][name]["Stream"]
+        had, has = (entry["round"] * entry["num_shares"] for entry in (was, place))
+        if was["batch_size"] != place["batch_size"]:
+            resized.append(f"{name} {was['batch_size']} to {place['batch_size']}")
+            had *= was["batch_size"]
+            has *= place["batch_size"]
+        if had > has:
+            again[name] = had - has
+    if resized:
+        sentences.append(
+            f"Batches have another size than before: {', '.join(resized)}. The current epoch goes "
+            "on after about as many utterances as it has had; where it is bucketed, utterances of "
+            "it may come again or not at all."
+        )
+    elif again:
         listed = ", ".join(f"{name} {count}" for name, count in again.items())
         sentences.append(f"Batches of the current epoch that are drawn a second time: {listed}.")
     return sentences

@@ -104,22 +104,6 @@ class MultiTaskRunner:
         self.optimizer = make_optimizer(parameters.values(), config["optimizer"])
         total_steps = config["runner"]["total_steps"]
         self.scheduler = make_scheduler(self.optimizer, config["scheduler"], total_steps)
-        self.run_state = RunState(
-            self.source_config,
-            world,
-            self.placement,
-            self.encoding,
-            self.tasks,
-            self.optimizer,
-            self.scheduler,
-            self.tallies,
-        )
-        if resume is not None:
-            self.step = resume["Step"]
-            world.together(lambda: self.run_state.restore_weights(resume))
-        check_same(world, "the encoder", self._encoder_parameters())
-        for name, task in self.tasks.items():
-            check_same(self.groups[name], f"the head of {name}", task.expert.parameters())
         self.training_step = TrainingStep(
             self.encoding,
             self.tasks,
@@ -134,6 +118,23 @@ class MultiTaskRunner:
             tallies=self.tallies,
             stop_asked=self.stop_asked,
         )
+        self.run_state = RunState(
+            self.source_config,
+            world,
+            self.placement,
+            self.encoding,
+            self.tasks,
+            self.optimizer,
+            self.scheduler,
+            self.tallies,
+            self.training_step.gradients,
+        )
+        if resume is not None:
+            self.step = resume["Step"]
+            world.together(lambda: self.run_state.restore_weights(resume))
+        check_same(world, "the encoder", self._encoder_parameters())
+        for name, task in self.tasks.items():
+            check_same(self.groups[name], f"the head of {name}", task.expert.parameters())
         self.evaluator = Evaluator(
             self.encoding, self.tasks, self.groups, world, config["seed"], self.stop_asked
         )
@@ -190,9 +191,11 @@ class MultiTaskRunner:
             self.run_state.restore_rest(self._resumed)
             self._resumed = None
         self._signals = signals
+        owed = self._evaluation_is_due() and self.evaluated_step < self.step
+        made_up = self.splits("dev_splits") if owed else []
         with (
             signals.deferred() if signals is not None else nullcontext(),
-            Tracker(self.folder, self.step) if world.is_lead else nullcontext() as tracker,
+            Tracker(self.folder, self.step, made_up) if world.is_lead else nullcontext() as tracker,
         ):
             self._train(tracker)
             return tracker.results if tracker is not None else {}
@@ -213,9 +216,12 @@ class MultiTaskRunner:
                     self.publisher.publish_training(tracker, self.step, report.losses)
                 if report.stop:
                     self._save_and_stop()
+                save_is_due = self.step % runner["save_step"] == 0 or self.step == total
                 if self._evaluation_is_due():
+                    if save_is_due:
+                        self.save()  # before what may take hours, and after it what it found
                     self._evaluate_on_the_way(tracker)
-                if self.step % runner["save_step"] == 0 or self.step == total:
+                if save_is_due:
                     self.save()
         if runner["test_last"]:
             self._evaluate_or_stop("test_splits", tracker)
@@ -297,8 +303,14 @@ class MultiTaskRunner:
                     where="-t",
                     fix=nearest(name, self.config["downstream"]),
                 )
+        before = self.evaluator.memories()
         reports = self.evaluator.evaluate(wanted, self.step)
-        self.publisher.publish_evaluation(tracker, self.step, reports, keep_best)
+        try:
+            self.publisher.publish_evaluation(tracker, self.step, reports, keep_best)
+        except Exception:
+            # Nobody was told of these scores: they are measured again.
+            self.evaluator.restore(before)
+            raise
 
     # ---------------------------------------------------------------------- checkpoints
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from s3prl_mtl.agreement import OutOfMemory, Verdict, agree
+from s3prl_mtl.agreement import DroppedLate, OutOfMemory, Verdict, agree
 from s3prl_mtl.balancing import sum_of_losses
 from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.world import Group, World
@@ -109,11 +109,14 @@ class TrainingStep:
         self.set_training(True)
         draws = [self.draw() for _ in range(self.accumulate)]
         parts = 1
+        without: frozenset[str] = frozenset()
         while True:
             try:
-                return self._attempt(draws, parts)
+                return self._attempt(draws, parts, without)
             except OutOfMemory:
                 parts = self._more_parts(draws, parts)
+            except DroppedLate as late:
+                without = late.tasks
 
     def set_training(self, training: bool) -> None:
         self.encoding.set_training(training)
@@ -141,12 +144,19 @@ class TrainingStep:
 
     # ------------------------------------------------------------------- inside a step
 
-    def _attempt(self, draws: Sequence[list[Piece]], parts: int) -> StepReport:
-        """The step with each draw cut into parts that go through the network one by one."""
+    def _attempt(
+        self, draws: Sequence[list[Piece]], parts: int, without: frozenset[str]
+    ) -> StepReport:
+        """The step with each draw cut into parts that go through the network one by one.
+
+        Raises:
+            OutOfMemory: memory is too short for that.
+            DroppedLate: a task has to be left out that an earlier part has already counted.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         records: dict[str, dict[str, list[Any]]] = {name: defaultdict(list) for name in self.tasks}
         losses = dict.fromkeys(self.names, 0.0)
-        dropped: set[str] = set()
+        dropped = set(without)
         stop = False
         memory_is_short = False
         todo = [(draw, part) for draw in draws for part in cut(draw, parts)]
@@ -161,6 +171,9 @@ class TrainingStep:
             verdict = agree(
                 self.world, self.names, draw, part, found, memory_is_short, self.stop_asked()
             )
+            verdict.dropped |= dropped
+            if number > 1 and verdict.dropped > dropped:
+                raise DroppedLate(frozenset(verdict.dropped))
             total = self._total(part, found, verdict)
             overlapping = self.gradients.overlapping if number == len(todo) else nullcontext
             with self.world.doing("computing the backward pass"), overlapping():
@@ -173,7 +186,7 @@ class TrainingStep:
             del found, total
             for name in self.names:
                 losses[name] += verdict.losses[name] / len(draws)
-            dropped |= verdict.dropped
+            dropped = verdict.dropped
             stop |= verdict.stop
         self.gradients.finish()
         self._update(memory_is_short)

@@ -68,7 +68,10 @@ class StopSignals:
             return
         for number, previous in self._previous.items():
             # None stands for a handler that was not set from Python and cannot be set again.
-            signal.signal(number, signal.SIG_DFL if previous is None else previous)
+            back = signal.SIG_DFL if previous is None else previous
+            # A run that was asked to stop is about to end in order: a second signal, as schedulers
+            # send them, must not make a failure of that.
+            signal.signal(number, back if self.requested is None else signal.SIG_IGN)
         self._previous.clear()
         self._owner = None
 

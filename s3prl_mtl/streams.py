@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from s3prl_mtl.errors import UserError
@@ -42,6 +42,10 @@ class TaskStream:
         self.seed = seed
         self.shares = tuple(shares)
         self.num_shares = num_shares
+        datarc = getattr(expert, "datarc", None)
+        size = datarc.get("train_batch_size") if isinstance(datarc, Mapping) else None
+        self.batch_size = size if isinstance(size, int) and size > 0 else 1
+        """Utterances in a batch, as far as the expert's settings say so."""
         self.epoch = 0
         self.round = 0
         """Rounds of the epoch that were drawn; each is one batch of every share."""
@@ -86,16 +90,23 @@ class TaskStream:
         return batches
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "round": self.round, "num_shares": self.num_shares}
+        return {
+            "epoch": self.epoch,
+            "round": self.round,
+            "num_shares": self.num_shares,
+            "batch_size": self.batch_size,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken.
 
         With another number of shares than then, some batches of the epoch may come again; none is
-        left out.
+        left out. Where batches have another size, it goes on after no more utterances than the
+        epoch has had.
         """
         self.epoch = state["epoch"]
-        self.round = state["round"] * state["num_shares"] // self.num_shares
+        utterances = state["round"] * state["num_shares"] * state["batch_size"]
+        self.round = utterances // (self.num_shares * self.batch_size)
         self._reader = None
 
     def _begin_next_epoch(self) -> None:

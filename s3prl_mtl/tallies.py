@@ -58,8 +58,8 @@ class Tallies:
                     f"The loss of {task} has not been a finite number for {MAXIMUM_IN_A_ROW} "
                     "steps in a row.",
                     where=f"step {self.step}",
-                    fix="Go on from the last checkpoint with a lower `optimizer.lr`, or look "
-                    f"into the corpus and the settings of {task}, or leave it out.",
+                    fix="Start a new run from the weights of the last checkpoint (-i) with a lower "
+                    f"`optimizer.lr` or without {task}, or look into its corpus and settings.",
                 )
 
     def note_norm(self, norm: float, culprits: Sequence[str]) -> None:
@@ -86,7 +86,8 @@ class Tallies:
                 f"The gradient has not been finite for {MAXIMUM_IN_A_ROW} steps in a row "
                 f"({', '.join(culprits)}).",
                 where=f"step {self.step}",
-                fix="Go on from the last checkpoint with a lower `optimizer.lr`.",
+                fix="Start a new run from the weights of the last checkpoint (-i) with a lower "
+                "`optimizer.lr`.",
             )
 
     def note_retry(self, parts: int) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +14,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.text_files import replace_text
 
 logger = logging.getLogger(__name__)
 
@@ -64,20 +64,31 @@ class Tracker:
         folder: the run directory.
         resumed_at: the step from which a training run goes on, 0 for one from its beginning. What
             an interrupted run noted after it is dropped, since those steps are taken again. None:
-            only add, as evaluation does.
+            only add, as evaluation does, also while another process trains there.
+        made_up: pairs of task and split that are evaluated again at that very step, because
+            their evaluation did not come to its end: what it noted is dropped too.
     """
 
-    def __init__(self, folder: Path, resumed_at: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        resumed_at: int | None = None,
+        made_up: Iterable[tuple[str, str]] = (),
+    ) -> None:
         self.folder = folder
-        self.results = read_results(folder)
         path = folder / "metrics.jsonl"
         purge_step = None
-        if path.is_file():
-            # All at once, without an incomplete last line: what is added begins on a new one.
-            kept = list(read_metrics(folder))
-            if resumed_at is not None:
-                purge_step = resumed_at + 1 if resumed_at else 0
-                kept = [entry for entry in kept if entry["step"] < purge_step]
+        if path.is_file() and resumed_at is None:
+            _drop_incomplete_line(path)
+        elif path.is_file() and resumed_at is not None:
+            purge_step = resumed_at + 1 if resumed_at else 0
+            again = {(resumed_at, task, split) for task, split in made_up}
+            kept = [
+                entry
+                for entry in read_metrics(folder)
+                if entry["step"] < purge_step
+                and (entry["step"], entry["task"], entry["split"]) not in again
+            ]
             _replace(path, "".join(json.dumps(entry) + "\n" for entry in kept))
         self._lines = path.open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(str(folder), purge_step=purge_step)
@@ -98,7 +109,10 @@ class Tracker:
             self._lines.close()
         except OSError as cause:  # what could not be written before cannot be now
             logger.warning("metrics.jsonl is incomplete: %s", cause)
-        self._tensorboard.close()
+        try:
+            self._tensorboard.close()
+        except OSError as cause:
+            logger.warning("TensorBoard's events are incomplete: %s", cause)
 
     def record(self, task: str, split: str, metric: str, value: float, step: int) -> None:
         """Note one number: a line of `metrics.jsonl`, a point of TensorBoard's curve.
@@ -112,9 +126,9 @@ class Tracker:
         try:
             self._lines.write(json.dumps(entry) + "\n")
             self._lines.flush()
+            self._tensorboard.add_scalar(f"{task}/{split}-{metric}", value, global_step=step)
         except OSError as cause:
             raise _unwritable(self.folder / "metrics.jsonl", cause) from cause
-        self._tensorboard.add_scalar(f"{task}/{split}-{metric}", value, global_step=step)
 
     def write(self, report: Report) -> None:
         """Note all numbers of a split."""
@@ -124,17 +138,33 @@ class Tracker:
     def keep(self, report: Report) -> None:
         """Make these the results of the last evaluation of a split."""
         finite = {name: value for name, value in report.values.items() if math.isfinite(value)}
-        self.results.setdefault(report.task, {})[report.split] = finite
-        _replace(self.folder / "results.json", json.dumps(self.results, indent=2) + "\n")
+        # Read anew: a run may be evaluated while it is trained.
+        results = self.results
+        results.setdefault(report.task, {})[report.split] = finite
+        _replace(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
+
+    @property
+    def results(self) -> Results:
+        """The results of the run so far."""
+        return read_results(self.folder)
 
 
 def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        replace_text(path, text)
     except OSError as cause:
         raise _unwritable(path, cause) from cause
+
+
+def _drop_incomplete_line(path: Path) -> None:
+    """Take away what a crash left of a last line: what is added begins on a new one.
+
+    In place, since a process that trains may have the file open.
+    """
+    with path.open("r+b") as file:
+        content = file.read()
+        if content and not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
 
 
 def _unwritable(path: Path, cause: OSError) -> UserError:

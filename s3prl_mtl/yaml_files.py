@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.text_files import replace_text
 
 
 def read_yaml(path: str | Path, where: str) -> dict[str, Any]:
@@ -42,4 +43,4 @@ def write_yaml(content: Mapping[str, Any], path: Path) -> None:
     """Write a mapping, its keys in their order."""
     # Without going through JSON, parts that occur twice would become YAML's references.
     plain = json.loads(json.dumps(content))
-    path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    replace_text(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))

@@ -270,3 +270,19 @@ def test_the_results_of_no_run_are_refused(tmp_path: Path):
     done = module("results", str(tmp_path), cwd=tmp_path)
     assert done.returncode == 2
     assert "not the folder of a run" in done.stderr
+
+
+def test_a_restart_by_torchrun_takes_up_its_own_run_and_no_other(run_mtl, tmp_path: Path):
+    words = ["-u", "hubert_tiny", "-d", "ks", "-c", str(SMALL_HEADS), "-n", "run"]
+    settings = "runner.test_first=false,,runner.test_last=false"
+    # What torchrun tells a single process; the parent stays the same, as its agent would.
+    launch = {"WORLD_SIZE": "1", "RANK": "0", "TORCHELASTIC_RUN_ID": "job"}
+    first = run_mtl(*words, "--steps", "2", "-o", settings, **launch)
+    assert first.returncode == 0, first.stderr
+    again = {**launch, "TORCHELASTIC_RESTART_COUNT": "1"}
+    other = run_mtl(*words, "--steps", "4", "-o", settings, **again | {"TORCHELASTIC_RUN_ID": "x"})
+    assert other.returncode == 2 and "already holds a run" in other.stderr
+    own = run_mtl(*words, "--steps", "4", "-o", settings, **again)
+    assert own.returncode == 0, own.stderr
+    assert "torchrun has started the run again" in own.stderr
+    assert "at step 2" in own.stderr

@@ -174,3 +174,19 @@ def test_a_run_finishes_its_step_and_saves_it_when_another_process_asks(number: 
     saved, stopped = output.splitlines()
     assert saved == "saved 1" and f"stopped The run was asked to stop ({number.name})" in stopped
     assert run.returncode == 0
+
+
+def test_a_second_signal_does_not_make_a_failure_of_an_orderly_end():
+    script = """
+import os, signal
+from s3prl_mtl.stopping import Stopped, StopSignals
+try:
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+except Stopped:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    print("ended in order")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "ended in order\n"), done.stderr

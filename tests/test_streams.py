@@ -126,12 +126,12 @@ def test_our_own_loaders_are_asked_for_the_shares_alone():
     stream = TaskStream("x", Ours(), "train", seed=0, shares=(3, 1), num_shares=4)
     drawn(stream, 1)
     state = stream.state_dict()
-    assert state == {"epoch": 0, "round": 1, "num_shares": 4}
+    assert state == {"epoch": 0, "round": 1, "num_shares": 4, "batch_size": 1}
     resumed = TaskStream("x", Ours(), "train", seed=0, shares=(3, 1), num_shares=4)
     resumed.load_state_dict(state)
     assert drawn(resumed, 1) == drawn(stream, 1) == [[[["0.7"]], [["0.5"]]]]
     assert [batch.number for batch in resumed.next_round()] == [11, 9]
-    assert resumed.state_dict() == {"epoch": 1, "round": 0, "num_shares": 4}
+    assert resumed.state_dict() == {"epoch": 1, "round": 0, "num_shares": 4, "batch_size": 1}
 
 
 @pytest.mark.parametrize("old", [1, 2, 3, 5])
@@ -159,11 +159,11 @@ def test_with_other_shares_than_saved_no_batch_of_the_epoch_is_left_out(
 def test_an_epoch_that_is_over_with_other_shares_makes_room_for_the_next():
     stream = TaskStream("x", Unsized(), "train", seed=3)
     drawn(stream, 4)
-    assert stream.state_dict() == {"epoch": 0, "round": 4, "num_shares": 1}
+    assert stream.state_dict() == {"epoch": 0, "round": 4, "num_shares": 1, "batch_size": 1}
     resumed = TaskStream("x", Unsized(), "train", seed=3, shares=(0, 1), num_shares=2)
     resumed.load_state_dict(stream.state_dict())
     resumed.next_round()
-    assert resumed.state_dict() == {"epoch": 1, "round": 1, "num_shares": 2}
+    assert resumed.state_dict() == {"epoch": 1, "round": 1, "num_shares": 2, "batch_size": 1}
 
 
 def test_the_workers_of_an_epoch_end_with_its_last_batch():
@@ -173,9 +173,29 @@ def test_the_workers_of_an_epoch_end_with_its_last_batch():
     assert len(set(multiprocessing.active_children()) - before) == 2
     drawn(stream, 1)
     assert set(multiprocessing.active_children()) == before
-    assert stream.state_dict() == {"epoch": 1, "round": 0, "num_shares": 1}
+    assert stream.state_dict() == {"epoch": 1, "round": 0, "num_shares": 1, "batch_size": 1}
 
 
 def test_a_split_without_utterances_is_an_error_not_an_endless_loop():
     with pytest.raises(UserError, match="'train' has no utterances"):
         TaskStream("x", Empty(), "train", seed=0).next_round()
+
+
+class Sized(Ours):
+    """As ours, with the batch size in its settings as the built-in tasks have it."""
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__()
+        self.datarc = {"train_batch_size": batch_size}
+
+
+@pytest.mark.parametrize(("ranks", "size"), [(1, 8), (2, 8), (4, 1), (1, 3), (2, 4)])
+def test_with_batches_of_another_size_no_utterance_of_the_epoch_is_passed_over(
+    ranks: int, size: int
+):
+    state = {"epoch": 2, "round": 5, "num_shares": 2, "batch_size": 4}
+    stream = TaskStream("x", Sized(size), "train", seed=0, num_shares=ranks)
+    stream.load_state_dict(state)
+    had, has = 5 * 2 * 4, stream.round * ranks * size
+    assert stream.epoch == 2
+    assert had - ranks * size < has <= had

@@ -94,3 +94,30 @@ def test_a_value_that_is_no_number_is_valid_json(tmp_path: Path):
     line = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(line, parse_constant=lambda text: 1 / 0)["value"] is None
     assert read_results(tmp_path) == {"ks": {"train": {"acc": 0.5}}}
+
+
+def test_a_run_is_evaluated_while_it_trains_and_no_number_is_lost(tmp_path: Path):
+    with Tracker(tmp_path, resumed_at=0) as training:
+        training.record("ks", "train", "loss", 1.0, 1)
+        with Tracker(tmp_path) as evaluating:
+            evaluating.record("ks", "test", "acc", 0.5, 1)
+            evaluating.keep(Report("ks", "test", [("acc", 0.5, 1)]))
+        training.record("ks", "train", "loss", 0.5, 2)
+        training.keep(Report("ks", "dev", [("acc", 0.6, 2)]))
+    assert [(e["step"], e["split"]) for e in read_metrics(tmp_path)] == [
+        (1, "train"),
+        (1, "test"),
+        (2, "train"),
+    ]
+    assert read_results(tmp_path) == {"ks": {"test": {"acc": 0.5}, "dev": {"acc": 0.6}}}
+
+
+def test_an_evaluation_that_is_made_up_is_noted_once(tmp_path: Path):
+    with Tracker(tmp_path, resumed_at=0) as tracker:
+        tracker.record("ks", "train", "loss", 1.0, 2)
+        tracker.record("ks", "dev", "acc", 0.5, 1)
+        tracker.record("ks", "dev", "acc", 0.6, 2)
+    with Tracker(tmp_path, resumed_at=2, made_up=[("ks", "dev")]) as tracker:
+        tracker.record("ks", "dev", "acc", 0.7, 2)
+    noted = [(e["split"], e["step"], e["value"]) for e in read_metrics(tmp_path)]
+    assert noted == [("train", 2, 1.0), ("dev", 1, 0.5), ("dev", 2, 0.7)]

@@ -102,6 +102,7 @@ def make_loader(
         batch_size=None,
         num_workers=num_workers,
         worker_init_fn=OutlivesStopSignals(),
+        is_whole=len(shares) == num_shares,
         epoch_batches=len(epoch_plan),
         # DataLoader draws a seed for its workers; from the global state that would make training
         # depend on how often loaders were made.
@@ -129,34 +130,57 @@ class EpochLoader(DataLoader[Any]):
 
     Args:
         epoch_batches: batches of the whole epoch, over all shares.
+        is_whole: it reads all shares, so that what it had to leave out is all that was.
         arguments: DataLoader's.
     """
 
-    def __init__(self, *arguments: Any, epoch_batches: int, **keywords: Any) -> None:
+    def __init__(
+        self, *arguments: Any, epoch_batches: int, is_whole: bool, **keywords: Any
+    ) -> None:
         super().__init__(*arguments, **keywords)
         self.epoch_batches = epoch_batches
+        self.is_whole = is_whole
+        self.dropped = 0
+        """Utterances that could not be decoded, since iteration began."""
         self.batches_read = 0
         """Since iteration began, with the ones that were passed over."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        dropped = 0
+        self.dropped = 0
         self.batches_read = 0
         for loaded in super().__iter__():
             self.batches_read += 1
             if isinstance(loaded, UserError):
                 raise loaded
-            dropped += loaded.dropped
+            self.dropped += loaded.dropped
             if loaded.batch is not None:
                 yield loaded.batch
         dataset = self.dataset
         assert isinstance(dataset, _Batches)
-        if not dataset.training and dropped > MAXIMUM_SKIPPED * len(dataset.cuts):
-            raise UserError(
-                f"{dropped} of {len(dataset.cuts)} utterances of an evaluated split cannot be "
-                f"decoded, more than {MAXIMUM_SKIPPED:.0%}.",
-                where="the files that the log names",
-                fix="Unpack the corpus again, or take these files out of it.",
-            )
+        if not dataset.training and self.is_whole:
+            check_dropped(self.dropped, len(dataset.cuts))
+
+    @property
+    def utterances(self) -> int:
+        """Of the split, over all shares."""
+        dataset = self.dataset
+        assert isinstance(dataset, _Batches)
+        return len(dataset.cuts)
+
+
+def check_dropped(dropped: int, utterances: int) -> None:
+    """Refuse an evaluation that had to leave too much out.
+
+    Raises:
+        UserError: more than 1 % of a split could not be decoded.
+    """
+    if dropped > MAXIMUM_SKIPPED * utterances:
+        raise UserError(
+            f"{dropped} of {utterances} utterances of an evaluated split cannot be decoded, more "
+            f"than {MAXIMUM_SKIPPED:.0%}.",
+            where="the files that the log names",
+            fix="Unpack the corpus again, or take these files out of it.",
+        )
 
 
 class OutlivesStopSignals:

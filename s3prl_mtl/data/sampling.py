@@ -72,7 +72,8 @@ def plan_batches(
         weights: draw as many utterances as there are, with replacement and these relative
             probabilities, instead of each one once.
         bucketed: put utterances of similar duration together.
-        max_batch_seconds: end a batch earlier rather than exceed this total duration; a single
+        max_batch_seconds: end a batch earlier rather than exceed this total duration (the smaller
+            batches that are dealt out at the end of a shared epoch may exceed it); a single
             longer utterance is a batch of its own.
         shares: which shares, of 0 to num_shares - 1, each at most once.
         num_shares: equal parts that the epoch is cut into.
@@ -179,7 +180,11 @@ def _cut(
 
 
 def _whole_rounds(batches: list[list[Draw]], num_shares: int) -> list[list[Draw]]:
-    """The batches with those that do not make a round dealt out anew, one for each share."""
+    """The batches with those that do not make a round dealt out anew, one for each share.
+
+    A batch of these may exceed the limit of a batch's duration: it holds fewer utterances, but not
+    those that were put together for it.
+    """
     extra = len(batches) % num_shares
     whole = batches[: len(batches) - extra]
     left = [draw for batch in batches[len(whole) :] for draw in batch]

@@ -31,6 +31,10 @@ class GradientSum:
         blocks: parameters, each block with the ranks that hold it; in the order of the forward
             pass, the same on all ranks that share a block.
         bucket_bytes: when a bucket is full.
+
+    Which parameters never get a gradient is found out in the first step, and they then travel last,
+    so that they do not hold up the others. How sums round depends on who travels with whom: a run
+    that goes on from a checkpoint has to be given `unused` of the run that wrote it.
     """
 
     def __init__(
@@ -50,10 +54,16 @@ class GradientSum:
         self._next = 0
         self._active = False
         self._begun = False
-        self._knows_used = False
+        self.unused: set[nn.Parameter] | None = None
+        """Those without a gradient on any rank in the first step; None before it."""
         self._fill_buckets()
         for parameter in self._home:
             parameter.register_post_accumulate_grad_hook(self._on_gradient)
+
+    def know(self, unused: set[nn.Parameter] | None) -> None:
+        """Travel as in the run that found these to be without a gradient."""
+        self.unused = unused
+        self._fill_buckets()
 
     @contextmanager
     def overlapping(self) -> Iterator[None]:
@@ -85,10 +95,14 @@ class GradientSum:
                     self._home[parameter].give(parameter)
                 else:
                     parameter.grad = None
-        if not self._knows_used:
-            # What never has a gradient would hold up the buckets that it is in.
-            self._knows_used = True
-            self._fill_buckets(used)
+        if self.unused is None:
+            self.unused = {
+                parameter
+                for block, flags in zip(self._blocks, used, strict=True)
+                for parameter, is_used in zip(block.parameters, flags, strict=True)
+                if not is_used
+            }
+            self._fill_buckets()
 
     def _begin(self) -> None:
         self._begun = True
@@ -109,23 +123,14 @@ class GradientSum:
         has = [parameter.grad is not None for parameter in block.parameters]
         return (block.group.sum(torch.tensor(has, dtype=torch.int32)) > 0).tolist()
 
-    def _fill_buckets(self, used: Sequence[Sequence[bool]] | None = None) -> None:
+    def _fill_buckets(self) -> None:
         self._buckets = []
-        # Heads come after the encoder in the forward pass, so first in the backward one.
-        for i, block in reversed(list(enumerate(self._blocks))):
-            flags = [True] * len(block.parameters) if used is None else used[i]
-            order = list(reversed(list(zip(block.parameters, flags, strict=True))))
-            for wanted in (True, False):
-                self._cut(block.group, [p for p, is_used in order if is_used is wanted])
-        # Sums of parameters that nobody uses come last of all.
-        if used is not None:
-            never = {
-                parameter
-                for block, flags in zip(self._blocks, used, strict=True)
-                for parameter, is_used in zip(block.parameters, flags, strict=True)
-                if not is_used
-            }
-            self._buckets.sort(key=lambda bucket: bucket.parameters[0] in never)
+        unused = self.unused or set()
+        for wanted in (True, False):
+            # Heads come after the encoder in the forward pass, so first in the backward one.
+            for block in reversed(self._blocks):
+                order = reversed(block.parameters)
+                self._cut(block.group, [p for p in order if (p not in unused) is wanted])
         self._home = {p: bucket for bucket in self._buckets for p in bucket.parameters}
 
     def _cut(self, group: Group, parameters: Sequence[nn.Parameter]) -> None:
@@ -156,7 +161,7 @@ class _Bucket:
 
     group: Group
     parameters: list[nn.Parameter]
-    buffer: Tensor | None = None
+    buffer: Tensor = field(init=False)
     views: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     taken: set[nn.Parameter] = field(default_factory=set)
     wait: Callable[[], None] | None = None
@@ -165,16 +170,15 @@ class _Bucket:
     def is_full(self) -> bool:
         return len(self.taken) == len(self.parameters)
 
+    def __post_init__(self) -> None:
+        # Now, while memory is not full of what a step computes.
+        like = self.parameters[0]
+        sizes = [p.numel() for p in self.parameters]
+        self.buffer = torch.empty(sum(sizes), dtype=like.dtype, device=like.device)
+        pieces = self.buffer.split(sizes)
+        self.views = {p: piece.view_as(p) for p, piece in zip(self.parameters, pieces, strict=True)}
+
     def empty(self) -> None:
-        if self.buffer is None:
-            like = self.parameters[0]
-            self.buffer = torch.empty(
-                sum(p.numel() for p in self.parameters), dtype=like.dtype, device=like.device
-            )
-            pieces = self.buffer.split([p.numel() for p in self.parameters])
-            self.views = {
-                p: piece.view_as(p) for p, piece in zip(self.parameters, pieces, strict=True)
-            }
         self.taken.clear()
 
     def take(self, parameter: nn.Parameter) -> None:
@@ -191,7 +195,6 @@ class _Bucket:
                 self.take(parameter)
             else:
                 self.views[parameter].zero_()
-        assert self.buffer is not None
         self.wait = self.group.start_sum(self.buffer)
 
     def receive(self) -> None:

@@ -42,6 +42,10 @@ class RankLost(RuntimeError):
         self.spoken_for = spoken_for
 
 
+class OtherRankFailed(RuntimeError):
+    """Another rank met a failure of the program, and all ranks know."""
+
+
 class Group:
     """Some of the ranks of a run, this one among them. A group of one says nothing to anybody.
 
@@ -142,7 +146,8 @@ class Group:
             except RuntimeError as error:  # torch has no narrower class for gloo's errors
                 culprit = self.watch.blame(error)
                 raise RankLost(
-                    f"{culprit} Rank {self.rank} stops; `-a` goes on from the last checkpoint.",
+                    f"{culprit} Rank {self.rank} stops; `-a` goes on from the last checkpoint, and "
+                    "a longer --timeout waits longer.",
                     spoken_for=self.watch.speaker != self.rank,
                 ) from error
 
@@ -166,6 +171,7 @@ class World(Group):
         """Which of the processes of this machine this is."""
         self.restarted = False
         """Whether torchrun has started these processes again, after one of them had failed."""
+        self._timeout: timedelta | None = None
         self._groups: dict[tuple[int, ...], Group | None] = {self.ranks: self}
 
     @classmethod
@@ -220,12 +226,13 @@ class World(Group):
         # it takes them some beats to find out who it was: all of it within the timeout.
         stall_seconds = min(MAXIMUM_STALL_SECONDS, timeout_seconds / 3)
         beat_seconds = min(2.0, stall_seconds / 6)
+        collectives = timedelta(seconds=timeout_seconds - 2 * SILENT_BEATS * beat_seconds)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if over_gpus else "gloo",
             store=dist.PrefixStore("ranks", store),
             rank=rank,
             world_size=size,
-            timeout=timedelta(seconds=timeout_seconds - 2 * SILENT_BEATS * beat_seconds),
+            timeout=collectives,
         )
         watch = Watch(
             dist.PrefixStore("watch", store),
@@ -236,6 +243,7 @@ class World(Group):
         )
         watch.start()
         world = cls(rank, size, _number_from_environment("LOCAL_RANK", 0), watch)
+        world._timeout = collectives
         # An agent counts the restarts that its own workers caused; those that it only took part in
         # show in the store alone.
         world.restarted = again or max(world.all_gather(restarts)) > 0
@@ -248,36 +256,56 @@ class World(Group):
             return Group(key, self.rank, watch=self.watch) if key[0] == self.rank else None
         if key not in self._groups:
             # torch wants every rank to take part in making a group, members or not.
-            handle = dist.new_group(list(key))
+            handle = dist.new_group(list(key), timeout=self._timeout)
             member = self.rank in key
             self._groups[key] = Group(key, self.rank, handle, self.watch) if member else None
         return self._groups[key]
 
     def together(self, action: Callable[[], T]) -> T:
-        """Do something on every rank; a mistake that shows on one of them is raised on all.
+        """Do something on every rank; an error that shows on one of them is raised on all.
 
         Raises:
             UserError: of any rank.
+            OtherRankFailed: any other error of another rank; that rank raises the error itself.
         """
         if self.size == 1:
             return action()
-        mistake: UserError | None = None
+        error: Exception | None = None
         try:
             result = action()
-        except UserError as error:
-            mistake = error
-        texts = self.all_gather(None if mistake is None else str(mistake))
-        if not any(texts):
-            return result
+        except Exception as caught:
+            error = caught
+        self.agree(error)
+        return result
+
+    def agree(self, error: Exception | None) -> None:
+        """Raise on all ranks what happened on any of them; nothing if nothing did.
+
+        Raises:
+            UserError, OtherRankFailed: as :meth:`together`.
+        """
+        if self.size == 1:
+            if error is not None:
+                raise error
+            return
+        told = None if error is None else (isinstance(error, UserError), str(error))
+        said = self.all_gather(told)
         distinct: dict[str, list[int]] = {}
-        for rank, text in enumerate(texts):
-            if text:
-                distinct.setdefault(text, []).append(rank)
-        if len(distinct) == 1 and None not in texts:
-            raise SharedMistake(next(iter(distinct))) from mistake
-        raise SharedMistake(
-            " ".join(f"On rank {_listed(ranks)}: {text}" for text, ranks in distinct.items())
-        ) from mistake
+        for rank, entry in enumerate(said):
+            if entry is None:
+                continue
+            is_mistake, text = entry
+            if not is_mistake:
+                if error is not None:
+                    raise error
+                raise OtherRankFailed(f"Rank {rank} failed: {text or 'see its log'}.")
+            distinct.setdefault(text, []).append(rank)
+        if len(distinct) == 1 and None not in said:
+            raise SharedMistake(next(iter(distinct))) from error
+        if distinct:
+            raise SharedMistake(
+                " ".join(f"On rank {_listed(ranks)}: {text}" for text, ranks in distinct.items())
+            ) from error
 
     def __enter__(self) -> World:
         return self
@@ -290,7 +318,7 @@ class World(Group):
     ) -> None:
         if self.watch is None:
             return
-        if error is not None and not isinstance(error, RankLost | SharedMistake):
+        if error is not None and not isinstance(error, RankLost | OtherRankFailed | SharedMistake):
             text = (str(error).splitlines() or [""])[0]
             known = isinstance(error, UserError)
             self.watch.fail(text if known else f"{type(error).__name__}: {text}")

@@ -89,11 +89,11 @@ def evaluate_with_a_fault(
     ("fault", "expected"),
     [
         ("stop", ["Interrupted: ", "Interrupted: "]),
-        ("mistake", ["SharedMistake: The file x.wav is not audio."] * 2),
+        ("mistake", ["SharedMistake: On rank 1: The file x.wav is not audio."] * 2),
         (
             "bug",
             [
-                "EvaluationFailed: Rank 1 failed in the evaluation: a bug.",
+                "OtherRankFailed: Rank 1 failed: a bug.",
                 "ZeroDivisionError: a bug",
             ],
         ),

@@ -64,7 +64,7 @@ def config(tiny_corpus: Path, manifest_cache: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("ranks", "parallel"),
-    [(2, "data"), (2, "task"), pytest.param(3, "data", marks=pytest.mark.slow)],
+    [(2, "data"), (2, "task"), (3, "data"), pytest.param(4, "task", marks=pytest.mark.slow)],
 )
 def test_the_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     ranks: int, parallel: str, config: dict[str, Any], tmp_path: Path

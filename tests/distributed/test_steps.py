@@ -64,6 +64,37 @@ def test_a_task_without_a_number_is_left_out_on_all_ranks_and_the_others_go_on(
         assert_same_update(expected[:3], (before, after, losses), names=list(expected[0]))
 
 
+def no_number_in_the_second_draw(world: World, runner: MultiTaskRunner) -> None:
+    expert = runner.tasks["er"].expert
+    forward = expert.forward
+    calls: list[int] = []
+
+    def sometimes(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(1)
+        loss = forward(*args, **kwargs)
+        return loss * math.nan if len(calls) == 2 and world.rank == world.size - 1 else loss
+
+    expert.forward = sometimes
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_task_that_fails_late_in_a_step_has_no_part_in_any_of_it(
+    ranks: int, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    config = plain_descent(tiny_corpus, manifest_cache)
+    config["runner"]["gradient_accumulate_steps"] = 2
+    without = plain_descent(tiny_corpus, manifest_cache, "ks,asr")
+    without["runner"]["gradient_accumulate_steps"] = 2
+    expected = run_ranks(ranks, step_with, without, tmp_path / "b", None)[0]
+    for before, after, losses, counted in run_ranks(
+        ranks, step_with, config, tmp_path / "a", no_number_in_the_second_draw
+    ):
+        assert counted["dropped_steps"] == {"ks": 0, "er": 1, "asr": 0}
+        head = [name for name in before if name.startswith("er/")]
+        assert head and all(torch.equal(before[name], after[name]) for name in head)
+        assert_same_update(expected[:3], (before, after, losses), names=list(expected[0]))
+
+
 def test_fifty_such_steps_in_a_row_end_the_run_by_the_name_of_the_task():
     tallies = Tallies(["ks", "er"])
     for tallies.step in range(1, MAXIMUM_IN_A_ROW):
