@@ -180,7 +180,6 @@ class SpeakerDiarization(TaskExpert):
         )
         return diarization_error_rate(decided, self.frame_shift / SAMPLE_RATE)
 
-
     def _chosen(self) -> tuple[float, int]:
         """Threshold and median filter: those chosen on dev, once there are any."""
         threshold = self.decision.get("threshold", DEFAULT_THRESHOLD)
