@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comparison import assert_same
 
 from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl.config import Config, build_config, parse_tasks
@@ -41,21 +42,6 @@ def make_config(tiny_corpus: Path, manifest_cache: Path):
         return build_config(files=[SMALL_HEADS], flags=settings | dotted)
 
     return _make_config
-
-
-def assert_same(first: object, second: object, where: str = "") -> None:
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), where
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_same(first[key], second[key], f"{where}/{key}")
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second), where
-        for i, (a, b) in enumerate(zip(first, second, strict=True)):
-            assert_same(a, b, f"{where}/{i}")
-    else:
-        assert first == second, where
 
 
 def losses_of_a_draw(runner: MultiTaskRunner) -> list[torch.Tensor]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from comparison import assert_same
 from distributed.ranks import run_ranks
 from distributed.test_updates import make_config
 
@@ -19,7 +21,6 @@ from s3prl_mtl.tracking import read_metrics
 def train(world: World, config: dict[str, Any], folder: Path, resume: Path | None) -> list[str]:
     """Train to the end; what was said about the change of processes."""
     said: list[str] = []
-    import logging
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -30,21 +31,6 @@ def train(world: World, config: dict[str, Any], folder: Path, resume: Path | Non
     torch.rand(17 + world.rank)  # chance must come from the checkpoint, not from what ran before
     MultiTaskRunner(config, folder, resume=saved, world=world).train()
     return said
-
-
-def assert_same(first: object, second: object, where: str = "") -> None:
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), where
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_same(first[key], second[key], f"{where}/{key}")
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second), where
-        for i, (a, b) in enumerate(zip(first, second, strict=True)):
-            assert_same(a, b, f"{where}/{i}")
-    else:
-        assert first == second, where
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-import torch
+from comparison import assert_same
 
 from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl.tracking import read_metrics
@@ -250,22 +250,6 @@ class Launcher:
 
 
 # --------------------------------------------------------------------------- comparisons
-
-
-def assert_same(first: object, second: object, where: str = "checkpoint") -> None:
-    """Equal to the last bit."""
-    if isinstance(first, torch.Tensor):
-        assert isinstance(second, torch.Tensor) and torch.equal(first, second), where
-    elif isinstance(first, dict):
-        assert isinstance(second, dict) and first.keys() == second.keys(), where
-        for key in first:
-            assert_same(first[key], second[key], f"{where}/{key}")
-    elif isinstance(first, list | tuple):
-        assert isinstance(second, list | tuple) and len(first) == len(second), where
-        for i, (a, b) in enumerate(zip(first, second, strict=True)):
-            assert_same(a, b, f"{where}/{i}")
-    else:
-        assert first == second, where
 
 
 def assert_ended_alike(run: Path, whole: Path, steps: int) -> None:
