@@ -67,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not loss.spoken_for:
             _show_mistake(str(loss))
         return FAILURE_OF_OURS
+    except BrokenPipeError:
+        # Who reads has had enough, as `head` has: nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno not in ENVIRONMENT:
             logger.exception("This is a failure of the program, not a mistake of yours.")

@@ -74,15 +74,17 @@ OPEN_SECTIONS = {"optimizer": optimizer_settings, "scheduler": scheduler_setting
 OPTIONAL_SECTIONS = ("scheduler", "specaug")
 
 
-def parse_tasks(text: str) -> list[str]:
-    """The task names of `-d`: separated by commas; `all` is every task of this distribution."""
+def parse_tasks(text: str, flag: str = "-d") -> list[str]:
+    """The task names of a flag: separated by commas; `all` is every task of this distribution."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     tasks: list[str] = []
     for word in words:
         names = _all_nine() if word == "all" else [canonical_task_name(word)]
         tasks.extend(name for name in names if name not in tasks)
     if not tasks:
-        raise UserError("No task is named.", where="-d", fix="For example: -d asr,ks or -d all.")
+        raise UserError(
+            "No task is named.", where=flag, fix=f"For example: {flag} asr,ks or {flag} all."
+        )
     return tasks
 
 

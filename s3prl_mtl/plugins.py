@@ -98,7 +98,11 @@ def load_task(name: str, folder: str | None = None) -> type:
 
 def find_upstream(name: str) -> Callable[..., Any] | None:
     """The factory of an upstream, or None where no plugin has the name."""
-    if name not in discover_upstreams():
+    plugins = discover_upstreams()
+    package, colon, plain = name.partition(":")
+    is_of_package = bool(colon) and plain in plugins and plugins[plain].package == package
+    has_several = any(key.partition(":")[2] == name for key in plugins)
+    if name not in plugins and not is_of_package and not has_several:
         return None
     return find_plugin(UPSTREAM_GROUP, name, "upstream").load()
 
@@ -117,7 +121,7 @@ def find_plugin(group: str, name: str, kind: str) -> Plugin:
             f"{plugins[key].package} {plugins[key].version}" for key in qualified
         )
         raise UserError(
-            f"Two packages have a {kind} named {name!r}: {packages}.",
+            f"Two packages have the {kind} {name!r}: {packages}.",
             fix="Say which one: " + " or ".join(qualified) + ".",
         )
     raise UserError(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from torch import Tensor
 
 from s3prl_mtl.config import parse_tasks
-from s3prl_mtl.data import MINIMUM_SAMPLES, UnreadableAudio, read_audio
+from s3prl_mtl.data import UnreadableAudio, read_audio
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.trained import TrainedRun, load
 
@@ -35,39 +38,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def predict(arguments: argparse.Namespace) -> None:
     """Write a line of JSON for every file: `file`, and the answer of each task.
 
-    A file that cannot be read gets a line with `error`, and the others go on.
+    A file that cannot be read, or that the encoder refuses, gets a line with `error`, and the
+    others go on.
 
     Raises:
-        UserError: the run or a task is not there; in the end, that files could not be read.
+        UserError: the run or a task is not there; in the end, that files have no answer.
     """
-    tasks = parse_tasks(arguments.task) if arguments.task else None
-    run = load(arguments.run, tasks, arguments.device)
-    for flag, task in (("--rttm", "sd"), ("--against", "sv")):
-        if getattr(arguments, flag.removeprefix("--")) and task not in run.tasks:
-            raise UserError(f"{flag} needs the task {task}.", where=flag, fix=f"--task ...,{task}")
-    failed = 0
-    rttm = arguments.rttm.open("w", encoding="utf-8") if arguments.rttm else None
-    try:
+    tasks = parse_tasks(arguments.task, flag="--task") if arguments.task else None
+    names = recording_names(arguments.audio) if arguments.rttm else {}
+    with _opened(arguments.rttm) as rttm:
+        run = load(arguments.run, tasks, arguments.device)
+        for flag, task in (("--rttm", "sd"), ("--against", "sv")):
+            if getattr(arguments, flag.removeprefix("--")) and task not in run.tasks:
+                raise UserError(
+                    f"{flag} needs the task {task}.", where=flag, fix=f"--task ...,{task}"
+                )
+        failed = 0
         for line in answers(run, arguments.audio, arguments.against):
             failed += "error" in line
-            sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+            sys.stdout.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
             sys.stdout.flush()
             if rttm is not None and "error" not in line:
-                write_rttm(rttm, Path(line["file"]).stem, line["sd"]["segments"])
-    finally:
-        if rttm is not None:
-            rttm.close()
+                write_rttm(rttm, names[line["file"]], line["sd"]["segments"])
     if failed:
         raise UserError(
-            f"{failed} of {len(arguments.audio)} files could not be read; their lines say why.",
-            fix="Give wav, flac, ogg, opus, mp3 or another format that libsndfile reads.",
+            f"{failed} of {len(arguments.audio)} files have no answer; their lines say why."
         )
+
+
+@contextmanager
+def _opened(path: Path | None) -> Iterator[TextIO | None]:
+    """A file to write to, if one is asked for; before the run is loaded, which takes longer."""
+    if path is None:
+        yield None
+        return
+    try:
+        file = path.open("w", encoding="utf-8")
+    except OSError as cause:
+        raise UserError(
+            f"The file cannot be written: {cause.strerror}.", where=f"--rttm {path}"
+        ) from cause
+    with file:
+        yield file
+
+
+def recording_names(files: Sequence[Path]) -> dict[str, str]:
+    """What RTTM calls each file: its stem without white space, its path where two share a stem."""
+    stems = Counter(file.stem for file in files)
+    return {
+        str(file): "_".join((file.stem if stems[file.stem] == 1 else str(file)).split())
+        for file in files
+    }
 
 
 def answers(
     run: TrainedRun, files: Sequence[Path], against: Path | None = None
 ) -> Iterator[dict[str, Any]]:
-    """For each file, in the order given, what the heads say of it, or why it cannot be read."""
+    """For each file, in the order given, what the heads say of it, or why they say nothing."""
     speaker = None
     if against is not None:
         speaker = torch.tensor(run.predict([against], ["sv"])[0]["sv"]["embedding"])
@@ -77,21 +104,25 @@ def answers(
         waveforms, readable = [], []
         for line, file in zip(lines, batch, strict=True):
             try:
-                waveform = read_audio(file)
+                waveforms.append(read_audio(file))
+                readable.append(line)
             except UnreadableAudio as error:
                 line["error"] = str(error)
-                continue
-            if len(waveform) < MINIMUM_SAMPLES:
-                line["error"] = f"{len(waveform)} samples are too short for the encoder."
-                continue
-            waveforms.append(waveform)
-            readable.append(line)
-        for line, answer in zip(readable, run.predict(waveforms), strict=True):
+        for line, answer in zip(readable, _answers_of(run, waveforms), strict=True):
             line |= answer
-        if speaker is not None:
-            for line in readable:
+            if speaker is not None and "sv" in answer:
                 line["sv"]["score"] = float(torch.tensor(line["sv"]["embedding"]) @ speaker)
         yield from lines
+
+
+def _answers_of(run: TrainedRun, waveforms: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """What the heads say, all at once; one by one where the encoder refuses one of them."""
+    try:
+        return run.predict(waveforms)
+    except UserError as error:
+        if len(waveforms) == 1:
+            return [{"error": str(error)}]
+    return [answer for waveform in waveforms for answer in _answers_of(run, [waveform])]
 
 
 def write_rttm(file: TextIO, recording: str, segments: Sequence[dict[str, Any]]) -> None:

@@ -76,6 +76,8 @@ class TrainedRun:
         Raises:
             UserError: an audio file that is none, an unknown task, or one that gives no answers.
         """
+        if isinstance(audio, str) or isinstance(tasks, str):
+            raise TypeError("audio and tasks are lists: predict([file], tasks=[name])")
         wanted = list(tasks) if tasks is not None else self.tasks
         for name in wanted:
             self._task(name)
@@ -141,12 +143,19 @@ class TrainedRun:
         return task
 
     def _waveform(self, audio: Audio, sample_rate: int) -> Tensor:
-        if not isinstance(audio, Tensor):
+        if isinstance(audio, str | os.PathLike):
             return read_audio(audio)
-        if audio.dim() != 1 or not audio.is_floating_point():
+        if not isinstance(audio, Tensor):
+            raise TypeError(f"audio is a path or a waveform, not {type(audio).__name__}")
+        if audio.dim() != 1 or not audio.is_floating_point() or not len(audio):
             raise ValueError(
-                f"a waveform is a 1-D tensor of floats, not {tuple(audio.shape)} of {audio.dtype}"
+                "a waveform is a 1-D tensor of floats, not empty, and not "
+                f"{tuple(audio.shape)} of {audio.dtype}"
             )
+        if not audio.isfinite().all():
+            raise ValueError("a waveform holds values that are not finite")
+        if sample_rate < 1:
+            raise ValueError(f"a sample rate of {sample_rate} samples a second")
         return resample(audio.float().cpu(), sample_rate)
 
 
@@ -163,6 +172,8 @@ def load(
     Raises:
         UserError: there is no such run or task, or the checkpoint is damaged or of other code.
     """
+    if isinstance(tasks, str):
+        raise TypeError(f"tasks is a list of names: load(run, tasks=[{tasks!r}])")
     saved, _ = checkpoints.load_newest(Path(run), flag="load", set_aside=False)
     names = list(saved["Tasks"]) if tasks is None else list(tasks)
     for name in names:

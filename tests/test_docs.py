@@ -18,7 +18,7 @@ PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*/READ
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 # Placeholders of a synopsis: such lines only have to parse.
-_PLACEHOLDER = re.compile(r"\bRUN\b|\bOUT\b|\bDIR\b|\bNAME\b|\.\.\.|\.\.\|\|/path/")
+_PLACEHOLDER = re.compile(r"\bRUN\b|\bOUT\b|\bDIR\b|\bNAME\b|\.\.\.|/path/")
 _EXECUTED = ("export", "predict", "results")
 
 

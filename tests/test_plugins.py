@@ -119,3 +119,22 @@ def test_an_entry_point_that_is_no_class_is_refused(install):
 
 def test_an_upstream_that_no_plugin_has_is_none():
     assert find_upstream("nobody_has_this") is None
+
+
+def test_an_upstream_that_two_packages_have_is_not_looked_for_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "rival_encoder.py").write_text("def hubert_tiny(ckpt):\n    return 'rival'\n")
+    metadata = tmp_path / "rival-1.2.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: rival\nVersion: 1.2\n")
+    (metadata / "entry_points.txt").write_text(
+        "[s3prl_mtl.upstreams]\nhubert_tiny = rival_encoder:hubert_tiny\n"
+    )
+    ours = find_upstream("hubert_tiny")
+    assert find_upstream("s3prl-mtl:hubert_tiny") is ours
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=r"rival 1\.2"):
+        find_upstream("hubert_tiny")
+    assert find_upstream("s3prl-mtl:hubert_tiny") is ours
+    assert find_upstream("rival:hubert_tiny")(None) == "rival"

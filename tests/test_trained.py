@@ -191,7 +191,7 @@ def test_the_command_writes_a_line_for_every_file(runner, tiny_corpus, tmp_path,
     lines = [json.loads(line) for line in shown.out.splitlines()]
     assert code == 2 and "2 of 4 files" in shown.err
     assert [line["file"] for line in lines] == files
-    assert "error" in lines[1] and "too short" in lines[2]["error"]
+    assert "error" in lines[1] and "too few" in lines[2]["error"]
     assert lines[0]["sv"]["score"] == pytest.approx(1.0, abs=1e-5)
     assert set(lines[3]) == {"file", "asr", "sd", "sv"}
     marks = [line.split() for line in rttm.read_text().splitlines()]

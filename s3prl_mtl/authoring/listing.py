@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.console import OUTPUT
@@ -21,11 +21,15 @@ from s3prl_mtl.plugins import (
     load_task,
     task_defaults,
 )
+from s3prl_mtl.s3prl_tasks.folders import installed_folders
+from s3prl_mtl.upstreams.zoo import zoo_names
 
 
 def list_tasks(arguments: argparse.Namespace) -> None:
     """`tasks`: every installed task, whether its data is there, and what is broken."""
-    table = Table("task", "package", "metric", "corpus", "data", "state")
+    # Names are to be typed and searched for: other columns give way first.
+    names = [Column(title, no_wrap=True) for title in ("task", "package")]
+    table = Table(*names, "metric", "corpus", "data", "state")
     paragraphs: dict[str, str] = {}
     data = arguments.data or os.environ.get("SUPERB_DATA")
     tasks = discover_tasks()
@@ -46,6 +50,10 @@ def list_tasks(arguments: argparse.Namespace) -> None:
     OUTPUT.print(table)
     for name, paragraph in paragraphs.items():
         OUTPUT.print(f"{name}: {paragraph.removeprefix(f'{name}: ')}", markup=False, soft_wrap=True)
+    experts = installed_folders()
+    if experts:
+        listed = ", ".join(f"s3prl:{folder}" for folder in sorted(experts))
+        OUTPUT.print(f"s3prl's own experts: {listed}", markup=False, soft_wrap=True)
     if not data:
         OUTPUT.print("Whether the data is there is shown with --data DIR (or $SUPERB_DATA).")
 
@@ -87,7 +95,8 @@ def _data_state(name: str, expert: Any, data: str | None) -> tuple[str, list[str
 
 def list_upstreams(arguments: argparse.Namespace) -> None:
     """`upstreams`: every installed upstream, and what is broken."""
-    table = Table("upstream", "package", "what it is", "state")
+    names = [Column(title, no_wrap=True) for title in ("upstream", "package")]
+    table = Table(*names, "what it is", "state")
     broken = []
     for name, plugin in discover_upstreams().items():
         try:
@@ -107,7 +116,12 @@ def list_upstreams(arguments: argparse.Namespace) -> None:
     OUTPUT.print(table)
     for paragraph in broken:
         OUTPUT.print(paragraph, markup=False, soft_wrap=True)
-    OUTPUT.print("Any other name is looked up in s3prl's zoo, if s3prl is installed.")
+    OUTPUT.print("hf:PATH_OR_NAME is an encoder of Hugging Face, if transformers is installed.")
+    zoo = zoo_names()
+    if zoo:
+        OUTPUT.print(f"s3prl's zoo: {', '.join(sorted(zoo))}", markup=False, soft_wrap=True)
+    else:
+        OUTPUT.print("The names of s3prl's zoo are there once s3prl is installed.")
 
 
 def _package(plugin: Plugin) -> str:

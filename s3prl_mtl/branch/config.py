@@ -31,8 +31,7 @@ def translate(values: dict[str, Any], file: str | Path, say: bool = True) -> dic
         say: log what has no meaning here.
 
     Raises:
-        UserError: a key that the branch does not know either, or an expert that is none of the
-            nine tasks.
+        UserError: a key that the branch does not know either.
     """
     blocks = [key for key, value in values.items() if _is_task(key, value)]
     if not blocks:
@@ -44,17 +43,18 @@ def translate(values: dict[str, Any], file: str | Path, say: bool = True) -> dic
         for key, value in values.items()
         if key not in (*blocks, "runner", "optimizer", "scheduler", "specaug")
     }
-    runner = dict(values.get("runner") or {})
+    runner = dict(_mapping(values.get("runner") or {}, "runner", file))
     names: dict[str, str] = {}
     loops: dict[str, Block] = {}
     for key in blocks:
-        task = task_of(Block(values[key], key, file, Notes()))
+        try:
+            task = task_of(Block(values[key], key, file, Notes()))
+        except UserError as mistake:
+            notes.add(key, f"the block is left out: {mistake}")
+            continue
         if task in names:
-            raise UserError(
-                f"{names[task]!r} and {key!r} are both the task {task!r}.",
-                where=str(file),
-                fix="Leave one of them out.",
-            )
+            notes.add(key, f"the block is left out: {names[task]!r} is the task {task!r} too.")
+            continue
         names[task] = key
         block = Block(values[key], key, file, notes)
         block.take("folder")
@@ -105,6 +105,11 @@ def _is_task(key: str, value: object) -> bool:
 def _splits(loop: Block, task: str) -> dict[str, list[str]]:
     """Dev splits choose the best checkpoint; test splits are evaluated after the last step."""
     listed = loop.take("eval_dataloaders") or []
+    if not isinstance(listed, list):
+        raise UserError(
+            f"eval_dataloaders is a list of splits, not {listed!r}.",
+            where=f"{task}.looprc.eval_dataloaders",
+        )
     tests = [split for split in listed if str(split).startswith("test")]
     devs = [split for split in listed if split not in tests]
     if devs and tests:
@@ -137,11 +142,16 @@ def _runner(runner: dict[str, Any], file: Path, notes: Notes) -> dict[str, Any]:
     return runner
 
 
+def _mapping(values: object, section: str, file: Path) -> Mapping[Any, Any]:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{section} must be a mapping, not {values!r}.", where=str(file))
+    return values
+
+
 def _optimizer(values: object, file: Path) -> dict[str, Any]:
     """`TorchOptim` is torch's optimizer of that name."""
-    if not isinstance(values, Mapping):
-        raise UserError(f"optimizer must be a mapping, not {values!r}.", where=str(file))
-    settings = {str(key): value for key, value in values.items()}
+    mapping = _mapping(values, "optimizer", file)
+    settings = {str(key): value for key, value in mapping.items()}
     name = settings.get("name")
     if name == "TorchOptim":
         if "torch_optim_name" not in settings:

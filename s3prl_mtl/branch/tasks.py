@@ -226,7 +226,7 @@ def task_of(block: Block) -> str:
             where=f"{block.path}.corpus.name in {block.file}",
             fix="Take s3prl's own expert: -d s3prl:ctc.",
         )
-    if folder not in _TASKS:
+    if not isinstance(folder, str) or folder not in _TASKS:
         raise UserError(
             f"The expert of folder {folder!r} is none of the nine tasks.",
             where=f"{block.path}.folder in {block.file}",

@@ -78,6 +78,8 @@ def read_audio(path: str | os.PathLike[str]) -> Tensor:
         reason = error.error_string if os.path.exists(path) else "it does not exist"
     except OSError as error:
         reason = error.strerror or str(error)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error)  # a name such as x.raw says a format that has no header
     if reason is None and not len(samples):
         reason = "it has no samples"
     if reason is None and not np.isfinite(samples).all():

@@ -150,12 +150,14 @@ def _describe(model: Any, run: SavedRun, encoder: Hubert) -> None:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Keep torch's exporter from telling users what operators it does not know."""
-    chatty = logging.getLogger("torch.onnx")
-    level = chatty.level
-    chatty.setLevel(logging.ERROR)
+    chatty = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [log.level for log in chatty]
+    for log in chatty:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        chatty.setLevel(level)
+        for log, level in zip(chatty, levels, strict=True):
+            log.setLevel(level)

@@ -35,7 +35,12 @@ def decide_speech(
         raise ValueError(f"a median filter has an odd number of frames, not {median_filter}")
     decisions = (np.asarray(probabilities) > threshold).astype(np.float32)
     if median_filter > 1:
-        decisions = medfilt(decisions, (median_filter, 1))
+        # The silence that the filter assumes: scipy warns where it is longer than the decisions.
+        silence = np.zeros((median_filter // 2, decisions.shape[1]), dtype=np.float32)
+        padded = np.concatenate([silence, decisions, silence])
+        decisions = medfilt(padded, (median_filter, 1))[
+            len(silence) : len(silence) + len(decisions)
+        ]
     return decisions.astype(np.int8)
 
 

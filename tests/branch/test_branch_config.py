@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -130,17 +131,37 @@ def test_choices_that_do_something_else_are_named(multitask_yaml: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("task", "folder", "message"),
+    ("folder", "message"),
     [
-        ("ks", "separation_stft", "none of the nine tasks.*s3prl:separation_stft"),
-        ("ks", "emotion", "'er' and 'ks' are both the task 'er'"),
+        ("separation_stft", r"ks: the block is left out: .*none of the nine tasks"),
+        ("emotion", r"(er|ks): the block is left out: '(ks|er)' is the task 'er' too"),
+        (["keyword"], r"ks: the block is left out: .*none of the nine tasks"),
     ],
 )
-def test_experts_beyond_the_nine_are_refused(
-    task: str, folder: str, message: str, multitask_yaml: Path, tmp_path: Path
+def test_blocks_of_experts_beyond_the_nine_are_left_out_and_that_is_said(
+    folder: object, message: str, multitask_yaml: Path, tmp_path: Path, caplog
 ):
     def change(values):
-        values[task]["folder"] = folder
+        values["ks"]["folder"] = folder
+
+    with caplog.at_level(logging.WARNING):
+        config = config_of(changed(multitask_yaml, tmp_path, change), ["asr", "ic"])
+    assert config["downstream"] == ["asr", "ic"]
+    assert re.search(message, caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "message"),
+    [
+        ("runner", [1], "runner must be a mapping"),
+        ("optimizer", "AdamW", "optimizer must be a mapping"),
+    ],
+)
+def test_sections_of_another_kind_are_refused(
+    section: str, value: object, message: str, multitask_yaml: Path, tmp_path: Path
+):
+    def change(values):
+        values[section] = value
 
     with pytest.raises(UserError, match=message):
         config_of(changed(multitask_yaml, tmp_path, change))
