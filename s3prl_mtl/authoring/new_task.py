@@ -55,9 +55,14 @@ def new_task(name: str, directory: str | os.PathLike[str]) -> list[Path]:
     }.items():
         source = files("s3prl_mtl.authoring") / "templates" / f"{template}.template"
         target = root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
         text = Template(source.read_text(encoding="utf-8")).substitute(words)
-        target.write_text(text, encoding="utf-8")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+        except OSError as cause:
+            raise UserError(
+                f"The package cannot be written: {cause.strerror}.", where=str(target)
+            ) from cause
         written.append(target)
     return written
 

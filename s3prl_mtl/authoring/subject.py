@@ -60,7 +60,10 @@ class Subject:
         overrides: str | None = None,
         batches: int | None = None,
     ) -> None:
-        (self.word,) = parse_tasks(name)
+        words = parse_tasks(name, flag="NAME")
+        if len(words) > 1:
+            raise UserError(f"{name!r} names {len(words)} tasks.", where="NAME", fix="Check one.")
+        (self.word,) = words
         self.folder = folder
         self.files = list(files)
         self.overrides = overrides
