@@ -243,8 +243,8 @@ def _load_single_heads(folder: Path, upstream_name: str, experts: Mapping[str, n
                 fix=f"Expected {folder}/<task>/{upstream_name}_<task>.ckpt for every task of -d.",
             )
         saved = checkpoints.read_tensors(path)
-        if "Downstream" not in saved:
-            raise UserError(f"{path} holds no `Downstream`.", where="-i")
+        if not isinstance(saved.get("Downstream"), Mapping):
+            raise UserError(f"{path} holds no weights as `Downstream`.", where="-i")
         _start_head(name, expert, saved["Downstream"], str(path))
 
 

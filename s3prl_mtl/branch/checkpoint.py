@@ -66,20 +66,33 @@ def from_branch(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
         path: the file, for errors.
 
     Raises:
-        UserError: a task of it is none of the nine, or its weights are missing.
+        UserError: a task of it is none of the nine, its weights are missing, or a part of it is
+            not what the branch writes.
     """
     settings = to_plain(checkpoint["Config"])
     arguments = to_plain(checkpoint["Args"])
     names = [str(key).removeprefix(_EPOCH) for key in checkpoint if str(key).startswith(_EPOCH)]
-    tasks = {_task(name, settings, path): name for name in names}
     for name in names:
         if name not in checkpoint:
             raise UserError(f"The checkpoint lacks the head of {name!r}.", where=str(path))
+    parts = {name: checkpoint[name] for name in (*names, "Featurizer")}
+    parts |= {"Config": settings, "Args": arguments, "Upstream": checkpoint.get("Upstream") or {}}
+    for key, value in parts.items():
+        if not isinstance(value, Mapping):
+            raise UserError(
+                f"`{key}` of the checkpoint is {type(value).__name__}, where the branch has a "
+                "mapping.",
+                where=str(path),
+                fix="Give a checkpoint that the branch has written, as it is.",
+            )
+    if not isinstance(checkpoint["Step"], int):
+        raise UserError(f"`Step` is {checkpoint['Step']!r}, not a number.", where=str(path))
+    tasks = {_task(name, settings, path): name for name in names}
     encoder = _unwrapped(checkpoint.get("Upstream") or {})
     upstream, ckpt = arguments.get("upstream"), arguments.get("upstream_ckpt")
     return {
         "Format": 2,
-        "Step": int(checkpoint["Step"]),
+        "Step": checkpoint["Step"],
         "Tallies": Tallies(list(tasks)).state_dict(),
         "Config": {
             **_config(settings, path),

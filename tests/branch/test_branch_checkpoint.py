@@ -236,6 +236,27 @@ def test_the_branchs_official_encoders_need_no_original(branch_file: Path):
     )
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("Args", None),
+        ("Config", [1]),
+        ("Upstream", 5),
+        ("ks", 3),
+        ("Featurizer", "x"),
+        ("Step", "x"),
+    ],
+)
+def test_a_part_that_is_not_what_the_branch_writes_is_named(
+    key: str, value: object, branch_file: Path
+):
+    content = torch.load(branch_file, weights_only=False)
+    content[key] = value
+    torch.save(content, branch_file)
+    with pytest.raises(UserError, match=f"`{key}`"):
+        checkpoints.load(branch_file)
+
+
 def test_nothing_in_a_branchs_file_is_executed(branch_file: Path, tmp_path: Path):
     states = torch.load(branch_file, weights_only=False)
     states["Args"].hook = print
