@@ -141,6 +141,7 @@ def _sd(block: Block, _evaluated: Sequence[str]) -> Settings:
     part = block.part("datarc")
     part.keep(datarc, "chunk_size", "frame_shift", "num_speakers")
     part.expect("subsampling", (1,), "every label frame is used.")
+    part.expect("use_last_samples", (True,), "what remains of a recording is a chunk too.")
     part.expect("label_delay", (0,), "labels are not delayed.")
     part.expect("rate", (16_000,), "audio is resampled to 16 kHz.")
     loader = block.part("loaderrc")

@@ -120,6 +120,7 @@ def test_choices_that_do_something_else_are_named(multitask_yaml: Path, tmp_path
     def change(values):
         values["asr"]["datarc"]["decoder_args"]["decoder_type"] = "kenlm"
         values["sd"]["datarc"]["subsampling"] = 2
+        values["sd"]["datarc"]["use_last_samples"] = True
         values["sv"]["datarc"]["vad_config"]["min_sec"] = 16_000
 
     with caplog.at_level(logging.WARNING):
