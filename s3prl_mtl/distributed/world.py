@@ -323,8 +323,10 @@ class World(Group):
             known = isinstance(error, UserError)
             self.watch.fail(text if known else f"{type(error).__name__}: {text}")
         self.watch.close()
-        if error is None:
-            # After an error the others may be gone, and torch would wait for them.
+        if error is None or isinstance(error, KeyboardInterrupt):
+            # Threads that torch still has at the end of the process may abort it, which would make
+            # a failure of an orderly end. After other errors the ranks may be gone, and torch would
+            # wait for them.
             dist.destroy_process_group()
 
 
