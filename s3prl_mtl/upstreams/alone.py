@@ -22,7 +22,9 @@ TOLERATED_FRAMES = 5
 """How far a stated rate may be off, as in s3prl."""
 
 
-def encode_by_length(wavs: Sequence[Tensor], encode: Encode, name: str) -> HiddenStates:
+def encode_by_length(
+    wavs: Sequence[Tensor], encode: Encode, name: str, one_by_one: bool = False
+) -> HiddenStates:
     """Encode waveforms ``(samples_i,)``; only those of the same length go through together.
 
     Such a batch has no padding, so that whatever an encoder does with padding does not happen.
@@ -31,15 +33,17 @@ def encode_by_length(wavs: Sequence[Tensor], encode: Encode, name: str) -> Hidde
         wavs: at least one.
         encode: the encoder.
         name: of the encoder, for errors.
+        one_by_one: each goes through alone; for an encoder of which :func:`sees_batch` holds.
 
     Raises:
-        UserError: an utterance is too short; the message gives its index.
+        UserError: an utterance is too short: the encoder fails, gives no frame, or gives values
+            that are not finite, as it does not for a longer one. The message gives its index.
     """
-    by_length: dict[int, list[int]] = {}
+    by_length: dict[tuple[int, int], list[int]] = {}
     for index, wav in enumerate(wavs):
-        by_length.setdefault(len(wav), []).append(index)
+        by_length.setdefault((len(wav), index if one_by_one else 0), []).append(index)
     pieces: dict[int, Tensor] = {}
-    for samples, indices in by_length.items():
+    for (samples, _), indices in by_length.items():
         try:
             states = torch.stack(list(encode([wavs[index] for index in indices])))
         except torch.OutOfMemoryError:
@@ -50,9 +54,31 @@ def encode_by_length(wavs: Sequence[Tensor], encode: Encode, name: str) -> Hidde
             raise _too_short(indices[0], samples, len(wavs), name) from cause
         if states.shape[2] < 1:
             raise _too_short(indices[0], samples, len(wavs), name)
+        if samples < SHORT_SAMPLES and not torch.isfinite(states).all():
+            # A variance over a single frame is none. Where longer ones give no numbers either,
+            # it is the weights, and not for us to say.
+            rows = torch.isfinite(states).flatten(2).all(dim=2).all(dim=0).tolist()
+            bad = next(index for index, good in zip(indices, rows, strict=True) if not good)
+            if torch.isfinite(wavs[bad]).all() and _gives_numbers(encode, wavs[bad]):
+                raise _too_short(bad, samples, len(wavs), name)
         pieces |= {index: states[:, row] for row, index in enumerate(indices)}
     ordered = [pieces[index] for index in range(len(wavs))]
     return HiddenStates(torch.cat(ordered, dim=1), [piece.shape[1] for piece in ordered])
+
+
+def sees_batch(encode: Encode) -> bool:
+    """Whether an utterance's features change with another one of its length in the batch.
+
+    Args:
+        encode: the encoder, in evaluation mode.
+    """
+    wav, other = _noise(PROBE_SAMPLES[0], 0), 50 * _noise(PROBE_SAMPLES[0], 1)
+    with torch.no_grad():
+        alone, together = list(encode([wav])), list(encode([wav, other]))
+    return any(
+        not torch.allclose(one[0], two[0], rtol=1e-3, atol=1e-3 * float(one.abs().mean()))
+        for one, two in zip(alone, together, strict=True)
+    )
 
 
 def probe(
@@ -75,9 +101,8 @@ def probe(
     """
     frames = []
     for samples in PROBE_SAMPLES:
-        generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            states = list(encode([0.1 * torch.randn(samples, generator=generator)]))
+            states = list(encode([_noise(samples, 0)]))
         widths = {state.shape[-1] for state in states}
         lengths = {state.shape[1] for state in states}
         if len(widths) != 1 or len(lengths) != 1:
@@ -90,6 +115,16 @@ def probe(
             )
         frames.append(lengths.pop())
     return widths.pop(), len(states), _rate(frames, stated_rate, name, where)
+
+
+def _noise(samples: int, seed: int) -> Tensor:
+    return 0.1 * torch.randn(samples, generator=torch.Generator().manual_seed(seed))
+
+
+def _gives_numbers(encode: Encode, like: Tensor) -> bool:
+    with torch.no_grad():
+        states = encode([_noise(PROBE_SAMPLES[0], 0).to(like)])
+    return all(bool(torch.isfinite(state).all()) for state in states)
 
 
 def _rate(frames: Sequence[int], stated: int | None, name: str, where: str) -> int:

@@ -168,7 +168,7 @@ def load_transformers(
     preprocessing = _read_preprocessing(transformers, source, arguments, where)
     try:
         config = transformers.AutoConfig.from_pretrained(source, **arguments)
-        _switch_off(config)
+        switch_off(config)
         model, report = transformers.AutoModel.from_pretrained(
             source,
             config=config,
@@ -202,7 +202,7 @@ def rebuild_transformers(info: Mapping[str, Any]) -> TransformersUpstream:
     settings = dict(info["config"])
     try:
         config = transformers.AutoConfig.for_model(**settings)
-        _switch_off(config)
+        switch_off(config)
         with torch.random.fork_rng():
             model = transformers.AutoModel.from_config(config)
     except Exception as error:
@@ -265,7 +265,7 @@ def _extractor_from(preprocessing: Mapping[str, Any], name: str) -> Any:
     return known(**settings)
 
 
-def _switch_off(config: Any) -> None:
+def switch_off(config: Any) -> None:
     """No LayerDrop and no masking inside the model: the hidden states of a step are all there."""
     for key in ("layerdrop", "encoder_layerdrop"):
         if hasattr(config, key):

@@ -25,7 +25,7 @@ def skeleton_of(path: Path) -> Any | None:
         None for a file that does not load without executing what it holds.
     """
     try:
-        return _emptied(to_plain(load_inert(path, kind="checkpoint")))
+        return emptied(to_plain(load_inert(path, kind="checkpoint")))
     except UserError:
         return None
 
@@ -35,17 +35,18 @@ def write_skeleton(skeleton: Any, path: Path) -> None:
     torch.save(from_plain(_filled(skeleton)), path, pickle_module=NamingPickle)
 
 
-def _emptied(value: Any) -> Any:
+def emptied(value: Any) -> Any:
+    """Plain values and tensors, with the shapes of large tensors in their place."""
     if isinstance(value, Tensor):
         if value.numel() <= KEPT_ELEMENTS:
             return value.clone()
         return {_SHAPE: list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, OrderedDict):
-        return OrderedDict((key, _emptied(held)) for key, held in value.items())
+        return OrderedDict((key, emptied(held)) for key, held in value.items())
     if isinstance(value, Mapping):
-        return {key: _emptied(held) for key, held in value.items()}
+        return {key: emptied(held) for key, held in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_emptied(held) for held in value)
+        return type(value)(emptied(held) for held in value)
     return value
 
 

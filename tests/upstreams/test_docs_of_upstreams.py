@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from test_zoo import WITHOUT_DOWNLOAD
-from zoo_checkpoints import MAKERS
+from test_zoo_transformers import CLASSES
+from zoo_checkpoints import DOWNLOADED, MAKERS
 
 from s3prl_mtl.cli import run_parser
 from s3prl_mtl.upstreams.zoo import zoo_names
@@ -25,13 +26,12 @@ ROWS = {
 }
 
 IMPORT_ALL = """
-import importlib, json, sys
-from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
-ensure_torchaudio()
+import json, sys
+from s3prl_mtl.upstreams.zoo_hub import import_hub
 imported = {}
 for module in json.loads(sys.argv[1]):
     try:
-        importlib.import_module(f"s3prl.upstream.{module}.hubconf")
+        import_hub(module)
         imported[module] = "yes"
     except Exception:
         imported[module] = "no"
@@ -52,7 +52,8 @@ def test_the_table_has_every_module_and_which_import() -> None:
 def test_what_the_table_calls_compared_is_compared() -> None:
     names = zoo_names()
     compared = {module for module, row in ROWS.items() if row[1].startswith("compared")}
-    assert compared == {names[name] for name in [*MAKERS, *WITHOUT_DOWNLOAD]}
+    tested = [*MAKERS, *WITHOUT_DOWNLOAD, *DOWNLOADED, *CLASSES]
+    assert compared == {names[name] for name in tested}
 
 
 @pytest.mark.parametrize(

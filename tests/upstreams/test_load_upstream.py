@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.util
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
@@ -155,7 +156,14 @@ def test_zoo_upstream_is_rebuilt_from_plain_values() -> None:
     upstream = load_upstream("baseline_local", model_config=settings)
     assert upstream.hidden_size == 20
     info = upstream.checkpoint_info
-    assert info == {"kind": "zoo", "name": "baseline_local", "ckpt": None, "model_config": settings}
+    assert info == {
+        "kind": "zoo",
+        "name": "baseline_local",
+        "ckpt": None,
+        "model_config": settings,
+        "files": {},
+        "one_by_one": False,
+    }
     wav = [torch.linspace(-1, 1, 4000)]
     assert torch.equal(rebuild_upstream(info)(wav).states, upstream(wav).states)
 
@@ -187,7 +195,7 @@ def test_missing_s3prl_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -
     def find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
         return None
 
-    monkeypatch.setattr(zoo.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     with pytest.raises(UserError, match=r"pip install 's3prl-mtl\[s3prl\]'"):
         load_upstream("fbank")
 

@@ -16,7 +16,7 @@ from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl.config import build_config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.runner import MultiTaskRunner
-from s3prl_mtl.upstreams import load_upstream, rebuild_upstream
+from s3prl_mtl.upstreams import load_upstream, rebuild_upstream, skeleton
 from s3prl_mtl.upstreams.zoo import zoo_names
 
 WITHOUT_DOWNLOAD = {
@@ -39,6 +39,7 @@ STRIDES = {
     "mockingjay_local": 160,
     "tera_local": 160,
     "audio_albert_local": 160,
+    "vq_wav2vec_custom": 160,
 }
 
 
@@ -108,8 +109,13 @@ def test_encoders_of_the_zoo_are_trained(name: str, checkpoint_of):
     assert len(moved) > len(list(upstream.parameters())) / 2
 
 
+@pytest.mark.parametrize("kept_elements", [0, skeleton.KEPT_ELEMENTS])
 @pytest.mark.parametrize("name", MAKERS)
-def test_encoders_are_rebuilt_without_their_file(name: str, checkpoint_of, tmp_path: Path):
+def test_encoders_are_rebuilt_without_their_file(
+    name: str, kept_elements: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Also where no tensor of the file is small enough to be kept: all are in the state dict."""
+    monkeypatch.setattr(skeleton, "KEPT_ELEMENTS", kept_elements)
     path = make_checkpoint(name, tmp_path / "gone.pt")
     upstream = load_upstream(name, path)
     with torch.no_grad():
@@ -124,6 +130,40 @@ def test_encoders_are_rebuilt_without_their_file(name: str, checkpoint_of, tmp_p
     with torch.no_grad():
         assert torch.equal(rebuilt(wavs).states, upstream(wavs).states)
     assert rebuilt.checkpoint_info == saved["info"]
+
+
+def test_a_run_of_an_earlier_version_is_rebuilt(tmp_path: Path):
+    """It has what was kept of a local checkpoint under another name."""
+    path = make_checkpoint("wavlm_local", tmp_path / "gone.pt")
+    upstream = load_upstream("wavlm_local", path)
+    path.unlink()
+    info = upstream.checkpoint_info
+    kept = {key: info[key] for key in ("kind", "name", "ckpt", "model_config")}
+    rebuilt = rebuild_upstream({**kept, "skeleton": info["files"][str(path)]["skeleton"]})
+    rebuilt.load_state_dict(upstream.state_dict())
+    with torch.no_grad():
+        wavs = waveforms(8000)
+        assert torch.equal(rebuilt.eval()(wavs).states, upstream(wavs).states)
+
+
+@pytest.mark.parametrize("name", ["npc_local", "mae_ast_local"])
+def test_batch_normalisation_keeps_its_statistics_in_training(name: str, checkpoint_of):
+    upstream = load_upstream(name, checkpoint_of(name))
+    before = {key: held.clone() for key, held in upstream.state_dict().items()}
+    wavs = waveforms(8000, 8000, 12_000)
+    with torch.no_grad():
+        wanted = upstream(wavs).states
+        for module in upstream.train().modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            if isinstance(getattr(module, "dropout", None), float):
+                module.dropout = 0.0
+            if isinstance(getattr(module, "dropout_module", None), torch.nn.Module):
+                module.dropout_module.p = 0.0
+        trained = upstream(wavs).states
+    torch.testing.assert_close(trained, wanted, atol=1e-5, rtol=1e-5)
+    for key, held in upstream.state_dict().items():
+        assert torch.equal(held, before[key]), key
 
 
 def test_parameters_have_s3prls_names_in_checkpoints(checkpoint_of):
@@ -157,9 +197,21 @@ def test_an_utterance_without_a_frame_is_named(checkpoint_of):
         load_upstream("fbank")(waveforms(8000, 200))
 
 
+@pytest.mark.parametrize("name", ["fbank", "mfcc", "spectrogram"])
+def test_a_single_frame_that_cannot_be_normalised_is_too_short(name: str):
+    """s3prl divides by the deviation over time, and of one frame there is none."""
+    upstream = load_upstream(name)
+    with pytest.raises(UserError, match=r"Utterance 2 .* 401 samples.*one frame"):
+        upstream(waveforms(8000, 16_000, 401))
+    assert torch.isfinite(upstream(waveforms(8000, 720)).states).all()
+
+
 @pytest.mark.parametrize(
     ("name", "ckpt", "message"),
     [
+        ("hf_hubert_custom", "/no/folder", r"/no/folder is neither a folder nor a name of hugg"),
+        ("hf_wav2vec2_custom", __file__, r"test_zoo\.py is a file, and a folder of transformers"),
+        ("hf_wav2vec2_custom", str(Path(__file__).parent), r"folder .*upstreams has no config"),
         ("wavlm_local", None, r"TypeError.*Give its checkpoint with -k"),
         ("stft_mag", None, r"Give its config file with -g"),
         ("wavlm_local", "/nowhere/wavlm.pt", r"/nowhere/wavlm\.pt does not exist.*-k"),
@@ -172,6 +224,15 @@ def test_an_utterance_without_a_frame_is_named(checkpoint_of):
 def test_what_cannot_be_loaded_says_why(name: str, ckpt: str | None, message: str):
     with pytest.raises(UserError, match=message):
         load_upstream(name, ckpt)
+
+
+def test_a_model_that_fails_on_a_waveform_is_named(monkeypatch: pytest.MonkeyPatch):
+    def forward(_expert, _wavs):
+        raise ModuleNotFoundError("No module named 'einops'")
+
+    monkeypatch.setattr(of_s3prl("example.expert").UpstreamExpert, "forward", forward)
+    with pytest.raises(UserError, match=r"'customized_upstream' was loaded and cannot.*einops"):
+        load_upstream("customized_upstream")
 
 
 class Trap:
@@ -196,6 +257,27 @@ def test_nothing_in_a_checkpoint_is_executed(name: str, checkpoint_of, tmp_path:
     with contextlib.suppress(pickle.UnpicklingError):
         torch.load(tmp_path / "trap.pt", weights_only=False)
     assert (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "key"),
+    [
+        ("wav2vec2_local", "model_cfg", "conv_feature_layers"),
+        ("wavlm_local", "cfg", "conv_feature_layers"),
+        ("vq_wav2vec_custom", "model_cfg", "conv_aggregator_layers"),
+    ],
+)
+def test_a_setting_that_is_code_is_not_executed(
+    name: str, part: str, key: str, checkpoint_of, tmp_path: Path
+):
+    """s3prl evaluates these texts."""
+    states = torch.load(checkpoint_of(name), weights_only=True)
+    states[part][key] += f" + [__import__('pathlib').Path({str(tmp_path / 'sprung')!r}).touch()]"
+    torch.save(states, tmp_path / "trap.pt")
+    with pytest.raises(UserError, match=r"A setting in the checkpoint is code.*not executed"):
+        load_upstream(name, tmp_path / "trap.pt")
+    assert not (tmp_path / "sprung").exists()
+    assert eval("abs(-1)") == 1
 
 
 def run_config(corpus: Path, cache: Path, steps: int, **flags):

@@ -6,11 +6,13 @@ import importlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
+from s3prl_mtl.upstreams.zoo_hub import import_hub
 
 CONVOLUTIONS = "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2"
 SIZE: dict[str, Any] = {
@@ -170,9 +172,10 @@ def cpc() -> dict[str, Any]:
     return {"config": vars(arguments), "weights": model.state_dict()}
 
 
-def wav2vec() -> dict[str, Any]:
+def wav2vec(**more: Any) -> dict[str, Any]:
     module = of_s3prl("wav2vec.wav2vec_model")
     config = module.Wav2VecConfig(
+        **more,
         infonce=True,
         conv_feature_layers="[(24,10,5),(24,8,4),(24,4,2),(24,4,2),(24,4,2)]",
         conv_aggregator_layers="[(24,2,1),(24,3,1)]",
@@ -184,6 +187,81 @@ def wav2vec() -> dict[str, Any]:
         "model_cfg": settings,
         "model_weight": dict(model.state_dict()),
     }
+
+
+def vq_wav2vec() -> dict[str, Any]:
+    return wav2vec(vq_type="kmeans", vq_vars=8)
+
+
+def lighthubert() -> dict[str, Any]:
+    """Its sizes are written in s3prl's code: this is the smaller of its two, 20 M parameters."""
+    module = of_s3prl("lighthubert.lighthubert")
+    settings = {
+        "_name": "hubert_pruner",
+        "pruner_supernet": "small.yaml",
+        "conv_feature_layers": CONVOLUTIONS,
+        "extractor_mode": "default",
+        "encoder_embed_dim": 384,
+        "encoder_ffn_embed_dim": 1536,
+        "encoder_attention_heads": 6,
+        "conv_pos": 16,
+    }
+    model = module.LightHuBERT(module.LightHuBERTConfig(settings))
+    return {"cfg": {"model": settings}, "model": model.state_dict()}
+
+
+def mae_ast() -> dict[str, Any]:
+    module = of_s3prl("mae_ast.mae_ast")
+    config = module.MAE_AST_Config(
+        ast_kernel_size_chan=128,
+        ast_kernel_stride_chan=128,
+        ast_kernel_size_time=2,
+        ast_kernel_stride_time=2,
+        encoder_layers=2,
+        encoder_embed_dim=24,
+        encoder_ffn_embed_dim=32,
+        encoder_attention_heads=4,
+        decoder_embed_dim=24,
+        decoder_layers=1,
+        enc_sine_pos=True,
+        dec_sine_pos=True,
+        max_token_length=500,
+    )
+    settings = {key: value for key, value in asdict(config).items() if _is_plain(value)}
+    task = {
+        "sample_rate": 16_000,
+        "feature_type": "fbank",
+        "feature_dim": 128,
+        "feature_rate": 100,
+        "mask_type": "random_mask",
+    }
+    model = module.MAE_AST(SimpleNamespace(**settings), SimpleNamespace(**task))
+    # Statistics of its spectrograms, which batch normalisation gathered in pre-training.
+    model.batch_norm.running_mean.fill_(-8.0)
+    model.batch_norm.running_var.fill_(20.0)
+    return {"cfg": {"model": settings, "task": task}, "model": model.state_dict()}
+
+
+def multires_hubert() -> dict[str, Any]:
+    module = of_s3prl("multires_hubert.hubert_model")
+    config = module.MultiresHubertConfig(
+        label_rate=50, label_rate_ratios=[1, 2], **SIZE, final_dim=16
+    )
+    task = module.MultiresHubertPretrainingConfig(label_rate=50, label_rate_ratios=[1, 2])
+    symbols = [[str(number) for number in range(8)]] * 2
+    model = module.MultiresHubertModel(config, task, symbols)
+    checkpoint = _converted(model, config, normalize=False)
+    checkpoint["task_cfg"] |= {"label_rate": 50, "label_rate_ratios": [1, 2]}
+    return {**checkpoint, "dictionaries_symbols": symbols}
+
+
+def byol_a() -> dict[str, Any]:
+    return dict(of_s3prl("byol_a.byol_a").AudioNTT2020(d=512).state_dict())
+
+
+def byol_s() -> dict[str, Any]:
+    import_hub("byol_s")
+    return dict(of_s3prl("byol_s.byol_a.models.audio_ntt").AudioNTT2020(64, 2048).state_dict())
 
 
 MAKERS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -200,13 +278,30 @@ MAKERS: dict[str, Callable[[], dict[str, Any]]] = {
     "audio_albert_local": audio_albert,
     "cpc_local": cpc,
     "wav2vec_local": wav2vec,
+    "lighthubert_local": lighthubert,
+    "mae_ast_local": mae_ast,
+    "multires_hubert_local": multires_hubert,
+    "vq_wav2vec_custom": vq_wav2vec,
 }
 """What makes a checkpoint for each of these names of the zoo."""
+
+DOWNLOADED: dict[str, Callable[[], dict[str, Any]]] = {
+    "wavlm_base_plus": wavlm,
+    "wav2vec2": wav2vec2,
+    "hubert_base_robust_mgr": hubert,
+    "distilhubert": distiller,
+    "tera": mockingjay,
+    "vq_apc": apc,
+    "vq_wav2vec_gumbel": lambda: wav2vec(vq_type="gumbel", vq_vars=8),
+    "byol_a_512": byol_a,
+    "byol_s_default": byol_s,
+}
+"""The same for names with a URL of their own: what lies there."""
 
 
 def make_checkpoint(name: str, path: Path) -> Path:
     """Write a checkpoint for an upstream of the zoo, the same each time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        torch.save(MAKERS[name](), path)
+        torch.save({**MAKERS, **DOWNLOADED}[name](), path)
     return path

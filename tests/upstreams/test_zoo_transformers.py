@@ -1,0 +1,111 @@
+"""s3prl's wrappers of transformers: `hf_hubert_custom` and `hf_wav2vec2_custom`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from test_huggingface import SIZE
+from test_zoo import alone, waveforms
+
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
+from s3prl_mtl.upstreams import load_upstream, rebuild_upstream
+from s3prl_mtl.upstreams.zoo_hub import import_hub
+
+ensure_torchaudio()
+import transformers  # noqa: E402
+
+CLASSES = {
+    "hf_hubert_custom": (transformers.HubertConfig, transformers.HubertModel),
+    "hf_wav2vec2_custom": (transformers.Wav2Vec2Config, transformers.Wav2Vec2Model),
+}
+
+
+@pytest.fixture(params=CLASSES)
+def folder_of(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+    config, model = CLASSES[request.param]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model(config(**SIZE, hidden_dropout=0.0)).save_pretrained(tmp_path / "encoder")
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
+    extractor.save_pretrained(tmp_path / "encoder")
+    return request.param, tmp_path / "encoder"
+
+
+def test_features_are_those_that_s3prl_gives_each_utterance_alone(folder_of):
+    name, folder = folder_of
+    theirs = getattr(import_hub(name.removesuffix("_custom")), name)(str(folder)).eval()
+    upstream = load_upstream(name, folder)
+    assert (upstream.hidden_size, upstream.num_hidden_states, upstream.downsample_rate) == (
+        32,
+        3,
+        320,
+    )
+    wavs = waveforms(9000, 16_000, 9000)
+    with torch.no_grad():
+        together = upstream(wavs).split()
+    for wav, states in zip(wavs, together, strict=True):
+        torch.testing.assert_close(states, alone(theirs, wav), atol=1e-4, rtol=1e-4)
+
+
+def test_the_folder_is_needed_once(folder_of, tmp_path: Path):
+    name, folder = folder_of
+    upstream = load_upstream(name, folder)
+    with torch.no_grad():
+        for parameter in upstream.parameters():
+            parameter.add_(0.01)
+    torch.save({"info": upstream.checkpoint_info, "state": upstream.state_dict()}, tmp_path / "run")
+    shutil.rmtree(folder)
+    saved = torch.load(tmp_path / "run", weights_only=True)
+    rebuilt = rebuild_upstream(saved["info"]).eval()
+    rebuilt.load_state_dict(saved["state"])
+    wavs = waveforms(8000, 5000)
+    with torch.no_grad():
+        assert torch.equal(rebuilt(wavs).states, upstream(wavs).states)
+    assert rebuilt.checkpoint_info == saved["info"]
+
+
+def test_masking_and_layerdrop_are_off_in_training(folder_of):
+    name, folder = folder_of
+    upstream = load_upstream(name, folder).train()
+    for module in upstream.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+    wavs = waveforms(16_000)
+    with torch.no_grad():
+        wanted = upstream(wavs).states
+        for _ in range(3):
+            assert torch.equal(upstream(wavs).states, wanted)
+    upstream(wavs).states.square().sum().backward()
+    layers = [p for key, p in upstream.named_parameters() if "encoder.layers" in key]
+    assert all(p.grad is not None for p in layers)
+
+
+def test_a_name_that_cannot_be_loaded_is_the_one_that_the_message_is_about(
+    folder_of, monkeypatch: pytest.MonkeyPatch
+):
+    """s3prl tries another model's feature extractor then, and that one's absence is its error."""
+    name, folder = folder_of
+    hub = import_hub(name.removesuffix("_custom"))
+    asked: list[str] = []
+
+    def away(ckpt: str):
+        asked.append(ckpt)
+        raise OSError(f"{ckpt} is not there")
+
+    monkeypatch.setattr(
+        hub._UpstreamExpert.__init__.__globals__["Wav2Vec2FeatureExtractor"],
+        "from_pretrained",
+        away,
+    )
+    with pytest.raises(UserError, match=r"nobody/encoder is no folder here, and could not") as said:
+        load_upstream(name, "nobody/encoder")
+    assert asked[0] == "nobody/encoder" and asked[1] not in str(said.value)
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match=r"encoder has no preprocessor_config\.json.*-k"):
+        load_upstream(name, folder)
