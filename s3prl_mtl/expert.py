@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -38,15 +39,43 @@ class Metric:
         better: `"lower"` or `"higher"`.
         title: how tables show it, such as `"WER"`.
         headline: shown in the short table of a run; the first metric of a task always is.
+        range: the lowest and the highest value that there can be, both included; a fraction of a
+            whole by default. A rate of errors that counts insertions has no upper end:
+            `(0.0, math.inf)`.
+        percent: tables show it as percent, 100 times the value. False shows the value as it is,
+            for what is no fraction: a squared error, decibels.
     """
 
     name: str
     better: str
     title: str
     headline: bool = False
+    range: tuple[float, float] = (0.0, 1.0)
+    percent: bool = True
+
+    @classmethod
+    def of(cls, declared: Any) -> Metric:
+        """What an expert declares, which may be a look-alike with fewer attributes than this.
+
+        Raises:
+            TypeError: it has no name, title or direction.
+        """
+        names = [field.name for field in fields(cls) if hasattr(declared, field.name)]
+        return cls(**{name: getattr(declared, name) for name in names})
+
+    @property
+    def interval(self) -> str:
+        """The range as mathematics writes it: `[0, 1]`, `[0, inf)`."""
+        lowest, highest = self.range
+        opening, closing = "(" if lowest == -math.inf else "[", ")" if highest == math.inf else "]"
+        return f"{opening}{lowest:g}, {highest:g}{closing}"
 
     def improves(self, value: float, best: float) -> bool:
         return value < best if self.better == "lower" else value > best
+
+    def shown(self, value: float) -> str:
+        """A value as tables show it: `12.34 %`, or as it is."""
+        return f"{100 * value:.2f} %" if self.percent else f"{value:.5g}"
 
 
 class TaskExpert(CheckedSettings, nn.Module, ABC):

@@ -9,22 +9,30 @@ from typing import Any
 from s3prl_mtl.config import Config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.expert import TaskExpert
+from s3prl_mtl.reading import EpochReader
+from s3prl_mtl.s3prl_tasks.adapter import S3prlTask
 from s3prl_mtl.task import Task
 
 
 def check_splits(config: Config, tasks: Mapping[str, Task]) -> None:
     """Scan every split that a run will need.
 
+    Of an expert of s3prl nothing can be scanned: it is asked for the loader of each split that is
+    evaluated, from which nothing is read.
+
     Raises:
-        UserError: one report of what is wrong with any of them.
+        UserError: one report of what is wrong with any of them, from the first error of an expert.
     """
     classes = {name: type(task.expert) for name, task in tasks.items()}
     problems = corpus_problems(config, classes)
     mistakes = [line for lines in problems.values() for line in lines]
+    causes: list[UserError] = []
     for name, task in tasks.items():
         if name not in problems:
             mistakes += split_mistakes(task)
-    raise_together(mistakes)
+            causes += (found := loader_mistakes(config, task))
+            mistakes += [f"{name}: {mistake}" for mistake in found]
+    raise_together(mistakes, causes[0] if causes else None)
 
 
 def corpus_problems(config: Config, classes: Mapping[str, type]) -> dict[str, list[str]]:
@@ -59,6 +67,22 @@ def split_mistakes(task: Task) -> list[str]:
     return mistakes
 
 
+def loader_mistakes(config: Config, task: Task) -> list[UserError]:
+    """What an expert of s3prl says of the splits that a run evaluates, asked for their loaders."""
+    if not isinstance(task.expert, S3prlTask):
+        return []
+    runner = config["runner"]
+    tested = task.test_splits if runner["test_first"] or runner["test_last"] else []
+    mistakes = []
+    for split in dict.fromkeys([*task.dev_splits, *tested]):
+        try:
+            # It leaves the random generators alone, as when the split is evaluated.
+            EpochReader(task.name, task.expert, split, seed=task.stream.seed, training=False)
+        except UserError as mistake:
+            mistakes.append(mistake)
+    return mistakes
+
+
 def check_plain(task: str, expert: Any) -> None:
     """Refuse, before training, what a checkpoint could hold but never give back."""
     for attribute in ("labels", "decision"):
@@ -72,13 +96,13 @@ def check_plain(task: str, expert: Any) -> None:
             ) from cause
 
 
-def raise_together(mistakes: Sequence[str]) -> None:
+def raise_together(mistakes: Sequence[str], cause: Exception | None = None) -> None:
     """Raise what is wrong with several tasks as one report; nothing if nothing is.
 
     Raises:
-        UserError: all of it.
+        UserError: all of it, from the cause.
     """
     if len(mistakes) == 1:
-        raise UserError(mistakes[0])
+        raise UserError(mistakes[0]) from cause
     if mistakes:
-        raise UserError("Several tasks cannot be run.\n  " + "\n  ".join(mistakes))
+        raise UserError("Several tasks cannot be run.\n  " + "\n  ".join(mistakes)) from cause

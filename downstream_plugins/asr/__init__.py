@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -25,8 +26,8 @@ class SpeechRecognition(TranscriptionExpert):
     dev_split = "dev-clean"
     test_split = "test-clean"
     metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("wer", "lower", "WER"),
-        Metric("uer", "lower", "UER"),
+        Metric("wer", "lower", "WER", range=(0.0, math.inf)),
+        Metric("uer", "lower", "UER", range=(0.0, math.inf)),
     )
     worst_score = 100.0
     head_section = "modelrc"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ class PhonemeRecognition(TranscriptionExpert):
 
     name = "pr"
     corpus_type = LibriSpeechPhones
-    metrics: ClassVar[tuple[Metric, ...]] = (Metric("per", "lower", "PER"),)
+    metrics: ClassVar[tuple[Metric, ...]] = (Metric("per", "lower", "PER", range=(0.0, math.inf)),)
     worst_score = float(2**31)
     decoding = "merged"  # of s3prl's branch, whose settings have no such key
 

@@ -42,7 +42,7 @@ class SpeakerDiarization(TaskExpert):
     name = "sd"
     corpus_type = Libri2Mix
     metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("der", "lower", "DER"),
+        Metric("der", "lower", "DER", range=(0.0, math.inf)),
         Metric("acc", "higher", "frame accuracy"),
     )
     selected_by = "acc"

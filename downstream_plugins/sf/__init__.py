@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -37,12 +38,12 @@ class SlotFilling(TranscriptionExpert):
     dev_split = "valid"
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("slot_type_f1", "higher", "slot type F1"),
-        Metric("slot_value_cer", "lower", "slot value CER", headline=True),
-        Metric("slot_value_wer", "lower", "slot value WER"),
+        Metric("slot_value_cer", "lower", "slot value CER", headline=True, range=(0.0, math.inf)),
+        Metric("slot_value_wer", "lower", "slot value WER", range=(0.0, math.inf)),
         Metric("slot_edit_f1_full", "higher", "slot edit F1, full"),
         Metric("slot_edit_f1_part", "higher", "slot edit F1, part"),
-        Metric("wer", "lower", "WER"),
-        Metric("cer", "lower", "CER"),
+        Metric("wer", "lower", "WER", range=(0.0, math.inf)),
+        Metric("cer", "lower", "CER", range=(0.0, math.inf)),
     )
     decoding = "merged"  # of s3prl's branch, whose settings have no such key
 

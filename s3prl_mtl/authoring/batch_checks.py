@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import pickle
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from s3prl_mtl.authoring.processes import program_left_out, standard_error_kept
 from s3prl_mtl.authoring.subject import Subject
 from s3prl_mtl.authoring.verdicts import Broken, Check, NotApplicable
 from s3prl_mtl.data import MINIMUM_SAMPLES
@@ -24,7 +25,7 @@ def gives_batches(subject: Subject) -> str:
     seen = []
     for split, training in subject.splits(expert):
         count = 0
-        for batch in subject.some(subject.reader(expert, split, training), training):
+        for batch in _batches(subject, subject.reader(expert, split, training), training):
             if not batch.wavs:
                 raise Broken(f"{split}: batch {batch.number} holds no utterance.")
             for wav in batch.wavs:
@@ -35,6 +36,15 @@ def gives_batches(subject: Subject) -> str:
         seen.append(f"{count} of {split}")
     untrained = "" if task.train_split else " (it is not trained)"
     return f"utterances: {', '.join(seen)}{untrained}."
+
+
+def _batches(subject: Subject, reader: EpochReader, training: bool) -> Iterator[Batch]:
+    try:
+        yield from subject.some(reader, training)
+    except (TypeError, ValueError) as error:
+        if "unpack" not in str(error):
+            raise
+        raise Broken(f"{reader.split}: a batch is not `(wavs, *others)`: {error}.") from error
 
 
 def _look_at(wav: Any, where: str) -> None:
@@ -67,7 +77,9 @@ def gives_them_again(subject: Subject) -> str:
 
 def works_with_workers(subject: Subject) -> str:
     expert = subject.build()
-    checked = []
+    forked: list[str] = []
+    spawned: list[str] = []
+    kinds = set()
     for split, training in subject.splits(expert):
         reader = subject.reader(expert, split, training)
         loader = reader._loader
@@ -78,59 +90,62 @@ def works_with_workers(subject: Subject) -> str:
                 pickle.dumps(getattr(loader, what))
             except Exception as error:
                 raise Broken(f"{split}: its {what} cannot be pickled: {error}.") from error
-        wanted = _read(subject, _with_workers(reader, 0), training)
-        found = _read(subject, _with_workers(subject.reader(expert, split, training), 1), training)
-        if found != wanted:
-            raise Broken(f"{split}: one worker gives other batches than none.")
-        checked.append(split)
-    if not checked:
+        # A worker that is spawned takes seconds to start: one for each kind of data set.
+        collate = loader.collate_fn
+        kind = type(loader.dataset), collate if inspect.isfunction(collate) else type(collate)
+        methods = ["fork"] if kind in kinds else ["fork", "spawn"]
+        kinds.add(kind)
+        loader.num_workers, loader.prefetch_factor = 0, None
+        wanted = _read(subject, reader, training)
+        for method in methods:
+            if method not in torch.multiprocessing.get_all_start_methods():
+                continue
+            with_worker = subject.reader(expert, split, training, reader_class=MortalReader)
+            assert isinstance(with_worker, MortalReader)
+            if with_worker.read_by_a_worker(subject, method) != wanted:
+                raise Broken(f"{split}: one worker ({method}) gives other batches than none.")
+            (spawned if method == "spawn" else forked).append(split)
+    if not spawned:
         raise NotApplicable("its loaders are none of torch's and have no workers.")
-    return f"with one worker: {', '.join(checked)}."
+    return f"with one worker: {', '.join(forked)} (forked), {', '.join(spawned)} (spawned)."
 
 
-def _with_workers(reader: EpochReader, count: int) -> EpochReader:
-    loader = reader._loader
-    loader.num_workers = count
-    loader.prefetch_factor = 2 if count else None
-    return reader
+STARTED = {"fork": "forked", "spawn": "spawned"}
 
 
-def two_shares_are_the_whole(subject: Subject) -> str:
-    expert = subject.build()
-    split = subject.task(expert).train_split
-    if not split:
-        raise NotApplicable("it is not trained.")
-    rounds = subject.limit(training=True) or 0
-    whole: list[str] = []
-    ended = True
-    for number, batch in enumerate(subject.reader(expert, split, True)):
-        if number == 2 * rounds:
-            ended = False
-            break
-        whole += _digests(batch)
-    halves: list[str] = []
-    for share in (0, 1):
-        reader = subject.reader(expert, split, True, (share,), 2)
-        done = 0
-        while (ended or done < rounds) and (found := reader.next_round()) is not None:
-            done += 1
-            for batch in found:
-                halves += _digests(batch)
-    missing, extra = Counter(whole) - Counter(halves), Counter(halves) - Counter(whole)
-    # One utterance cannot be shared by two, and comes with a later epoch.
-    if extra or missing.total() > (1 if ended else 0):
-        raise Broken(
-            f"of {len(whole)} utterances {missing.total()} are in no share, and {extra.total()} "
-            "are too many."
-        )
-    return f"{len(halves)} of {len(whole)} utterances, none twice."
+class MortalReader(EpochReader):
+    """Does not replace a worker that dies."""
+
+    def _is_worker_death(self, error: Exception) -> bool:
+        return False
+
+    def read_by_a_worker(self, subject: Subject, method: str) -> list[str]:
+        """The batches as one worker reads them.
+
+        Raises:
+            Broken: it died.
+        """
+        assert isinstance(self._loader, DataLoader)
+        self._loader.num_workers, self._loader.prefetch_factor = 1, 2
+        self._loader.multiprocessing_context = method
+        with program_left_out(), standard_error_kept() as written:
+            try:
+                return _read(subject, self, self.training)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                self._iterator = None
+                last = (written().strip().splitlines() or [str(error)])[-1].rstrip(".")
+                raise Broken(
+                    f"{self.split}: a worker that is {STARTED[method]} dies: {last}."
+                ) from error
 
 
 def _read(subject: Subject, reader: EpochReader, training: bool) -> list[str]:
-    return ["+".join(_digests(batch)) for batch in subject.some(reader, training)]
+    return ["+".join(digests(batch)) for batch in subject.some(reader, training)]
 
 
-def _digests(batch: Batch) -> Iterable[str]:
+def digests(batch: Batch) -> list[str]:
     """What tells an utterance from others: its samples."""
     return [
         hashlib.blake2b(np.ascontiguousarray(wav).tobytes(), digest_size=12).hexdigest()
@@ -142,5 +157,4 @@ BATCH_CHECKS: dict[int, Check] = {
     4: gives_batches,
     5: gives_them_again,
     6: works_with_workers,
-    7: two_shares_are_the_whole,
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from s3prl_mtl.authoring.subject import Subject
+from s3prl_mtl.authoring.subject import NeedsData, Subject
 from s3prl_mtl.authoring.verdicts import Broken, Check, NotApplicable
 from s3prl_mtl.errors import UserError
 
@@ -67,6 +67,8 @@ def _refuses(subject: Subject, override: str) -> bool:
         return True
     try:
         subject.build(config)
+    except NeedsData:
+        raise
     except Exception:
         return True
     return False

@@ -14,6 +14,10 @@ from s3prl_mtl.console import OUTPUT
 
 _COLOURS = {True: "green", False: "red", None: "dim"}
 
+LINE_DOES_NOT_HOLD = 1
+LINE_NOT_CHECKED = 3
+"""Exit codes of `check-task`; 2 is a mistake of the user, as everywhere."""
+
 
 def add_new_task_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="the word after -d")
@@ -46,12 +50,16 @@ def add_check_task_arguments(parser: argparse.ArgumentParser) -> None:
         "--batches",
         type=int,
         metavar="N",
-        help="read at most so many batches of each split (default: 16 of training, all others)",
+        help="read at most so many batches of each split, 1 or more (default: 16 of training, all "
+        "others)",
     )
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """`check-task`: every line of the contract, and whether it holds. Exits with 1 if one fails."""
+    """`check-task`: every line of the contract, and whether it holds.
+
+    Exits with 1 if a line does not hold, with 3 if all that were checked hold and others were not.
+    """
     findings = check_task(
         arguments.name,
         data=arguments.data,
@@ -69,10 +77,14 @@ def check(arguments: argparse.Namespace) -> None:
         table.add_row("", "", Text(finding.why, style="italic"))
     OUTPUT.print(table)
     failed = [finding for finding in findings if finding.holds is False]
-    skipped = sum(finding.holds is None for finding in findings)
-    OUTPUT.print(
-        f"{arguments.name}: {len(findings) - len(failed) - skipped} lines hold, {len(failed)} do "
-        f"not, {skipped} do not apply."
-    )
+    held = sum(finding.holds is True for finding in findings)
+    unchecked = sum(not finding.checked for finding in findings)
+    others = len(findings) - held - len(failed) - unchecked
+    counts = f"{held} lines hold, {len(failed)} do not, {others} do not apply"
+    if unchecked:
+        counts += f", {unchecked} {'was' if unchecked == 1 else 'were'} not checked"
+    OUTPUT.print(f"{arguments.name}: {counts}.")
     if failed:
-        raise SystemExit(1)
+        raise SystemExit(LINE_DOES_NOT_HOLD)
+    if unchecked:
+        raise SystemExit(LINE_NOT_CHECKED)

@@ -19,17 +19,22 @@ class Finding:
 
     Args:
         clause: the line.
-        holds: None where the line does not apply to the task, or could not be checked.
+        holds: None where the line does not apply to the task, or was not checked.
         why: what was seen.
+        checked: False: whether the line holds is not known, for want of a corpus or because the
+            expert cannot be built.
     """
 
     clause: Clause
     holds: bool | None
     why: str
+    checked: bool = True
 
     @property
     def verdict(self) -> str:
         """The finding in words."""
+        if not self.checked:
+            return "not checked"
         return {True: "holds", False: "does not hold", None: "not applicable"}[self.holds]
 
     def __str__(self) -> str:
@@ -48,18 +53,21 @@ _LINES = (
     "The batches of an epoch follow from the seed and the epoch's number: read twice they are the "
     "same, and reading can begin after any of them.",
     "Loader workers can be used: what is sent to them can be pickled, and with one worker the "
-    "batches are the same.",
-    "Two shares of a training epoch hold all its utterances, each once.",
+    "batches are the same, whether it is forked or spawned.",
+    "Two shares of a training epoch, each read by a process of its own, hold all its utterances, "
+    "each once.",
     "`forward(split, features, *others, records=...)` takes the batches of every split and returns "
     "a scalar that is finite.",
     "The training loss has a finite gradient for the features and for every parameter.",
     "A batch may hold a single utterance.",
     "What `forward` records are lists, and other processes can be sent them.",
-    "`log_records` reports by `logger.add_scalar` each number that `metrics` declares: finite, a "
-    "fraction; higher is better up to 1, or lower is better down to 0.",
+    "`log_records` reports by `logger.add_scalar` each number that `metrics` declares: finite, and "
+    "within the metric's `range`, by default a fraction in [0, 1].",
     "`log_records` gives the names of the checkpoints to keep: plain file names, or none at all.",
     "`log_records` copes with the records of no batch, and then reports nothing made up.",
     "An evaluation that is divided between two processes reports what one process reports.",
+    "A training step that is divided between two processes has the loss and the gradient of one "
+    "process that takes the same batches.",
     "All that was learned is in `state_dict()`: loaded strictly into a new expert it gives the "
     "same loss.",
     "`predict(features, lengths_samples)`, where there is one, gives a dict of plain JSON for each "

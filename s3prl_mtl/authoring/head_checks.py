@@ -141,6 +141,6 @@ HEAD_CHECKS: dict[int, Check] = {
     8: takes_every_batch,
     9: has_gradients,
     10: takes_one_utterance,
-    16: restores_its_weights,
-    17: answers,
+    17: restores_its_weights,
+    18: answers,
 }

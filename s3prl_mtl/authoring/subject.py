@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from s3prl_mtl.authoring.processes import Answer
 from s3prl_mtl.config import Config, build_config, parse_tasks, resolve
 from s3prl_mtl.data import MINIMUM_SAMPLES
+from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.pieces import Piece
 from s3prl_mtl.plugins import load_task
 from s3prl_mtl.preflight import corpus_problems, raise_together
+from s3prl_mtl.randomness import RandomStream
 from s3prl_mtl.reading import Batch, EpochReader
 from s3prl_mtl.reporting import report_split
 from s3prl_mtl.task import Task
@@ -32,6 +38,10 @@ TRAINING_BATCHES = 16
 Records = dict[str, list[Any]]
 
 
+class NeedsData(Exception):
+    """A line cannot be checked because nobody said where the corpora are."""
+
+
 class Subject:
     """A task under test.
 
@@ -41,7 +51,8 @@ class Subject:
     Args:
         name: of the task, as after `-d`.
         folder: for what its experts write.
-        data: the folder of the corpora.
+        data: the folder of the corpora. Without one, what needs the corpus of a task whose settings
+            mention `${data}` raises :class:`NeedsData`.
         files: YAML files of settings, as after `-c`.
         overrides: settings, as after `-o`.
         batches: how many batches of a split are read at most; None reads `TRAINING_BATCHES` of the
@@ -68,11 +79,33 @@ class Subject:
         self.files = list(files)
         self.overrides = overrides
         self.batches = batches
-        self.config = self._config(data)
-        (self.name,) = self.config["downstream"]
-        self.expert_class: Any = load_task(self.name, self.config[self.name].get("folder"))
-        problems = corpus_problems(self.config, {self.name: self.expert_class})
-        raise_together(problems.get(self.name, []))
+        self.on_two_ranks: list[Answer] | None = None
+        """What two processes found out about it, once they did."""
+        self.data = None if data is None else str(data)
+        unresolved = self._unresolved(self.data)
+        (self.name,) = unresolved["downstream"]
+        self.has_data = unresolved["data"] != str(self._nowhere) or "${data}" not in json.dumps(
+            unresolved[self.name]
+        )
+        """Whether the corpus is there, as far as the settings say."""
+        self.config = resolve(unresolved)
+        block = self.config[self.name]
+        self.expert_class: Any = load_task(self.name, block.get("folder"), block.get("package"))
+        if self.has_data:
+            problems = corpus_problems(self.config, {self.name: self.expert_class})
+            raise_together(problems.get(self.name, []))
+
+    def again(self) -> partial[Subject]:
+        """What makes this subject once more, in another process."""
+        return partial(
+            Subject,
+            self.word,
+            self.folder,
+            data=self.data,
+            files=self.files,
+            overrides=self.overrides,
+            batches=self.batches,
+        )
 
     # ------------------------------------------------------------------------- building
 
@@ -82,18 +115,25 @@ class Subject:
         Raises:
             UserError: the config refuses them.
         """
-        return self._config(self.config["data"], overrides)
+        return resolve(self._unresolved(self.config["data"], overrides))
 
     def without_corpus(self) -> Config:
         """The task's config where there are no corpora."""
-        return self._config(self.folder / "no" / "corpora")
+        return resolve(self._unresolved(str(self._nowhere)))
 
-    def _config(self, data: str | Path | None, more: str | None = None) -> Config:
+    @property
+    def _nowhere(self) -> Path:
+        return self.folder / "no" / "corpora"
+
+    def _unresolved(self, data: str | None, more: str | None = None) -> Config:
         flags: dict[str, Any] = {"downstream": [self.word], "device": "cpu"}
         if data is not None:
-            flags["data"] = str(data)
+            flags["data"] = data
+        # Where nothing else says it, neither a file nor an override: it is the first of the layers.
+        missing = data is None and not os.environ.get("SUPERB_DATA")
+        base = {"data": str(self._nowhere)} if missing else None
         overrides = ",,".join(part for part in (self.overrides, more) if part)
-        return resolve(build_config(files=self.files, flags=flags, overrides=overrides))
+        return build_config(files=self.files, flags=flags, overrides=overrides, base=base)
 
     def build(self, config: Config | None = None, labels: Any = None, seed: int = 1) -> Any:
         """A new expert, built as the runner builds it.
@@ -102,6 +142,9 @@ class Subject:
             config: another one than the task's.
             labels: the label space that stands in for the corpus.
             seed: of its weights.
+
+        Raises:
+            NeedsData: there is no corpus, and it is not built without.
         """
         config = config or self.config
         folder = self.folder / self.name
@@ -116,9 +159,15 @@ class Subject:
         }
         if labels is not None:
             arguments["labels"] = labels
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return self.expert_class(**arguments)
+        try:
+            with RandomStream(seed).in_place():
+                return self.expert_class(**arguments)
+        except Exception as error:
+            if self.has_data or labels is not None:
+                raise
+            known = isinstance(error, UserError | OSError)
+            reason = "" if known else f" ({type(error).__name__}: {error})"
+            raise NeedsData(f"it is not built without its corpus{reason}") from error
 
     def task(self, expert: Any) -> Task:
         """The place of an expert in a run: its splits."""
@@ -145,9 +194,16 @@ class Subject:
         shares: Sequence[int] = (0,),
         num_shares: int = 1,
         first_round: int = 0,
+        reader_class: type[EpochReader] = EpochReader,
     ) -> EpochReader:
-        """The batches of the first epoch of a split, as the runner reads them."""
-        return EpochReader(
+        """The batches of the first epoch of a split, as the runner reads them.
+
+        Raises:
+            NeedsData: there is no corpus.
+        """
+        if not self.has_data:
+            raise NeedsData("it reads the corpus")
+        return reader_class(
             self.name,
             expert,
             split,
@@ -212,34 +268,48 @@ class Subject:
         return expert(split, features, *batch.others, records=records, **number)
 
     @torch.no_grad()
-    def evaluate(self, experts: Sequence[Any]) -> list[Report]:
-        """Evaluate all evaluated splits, divided between experts that stand for processes.
+    def evaluate(self, expert: Any, world: World) -> list[Report]:
+        """Evaluate all evaluated splits as the runner does, each rank its share.
 
         Args:
-            experts: with the same weights; the first one measures.
+            expert: of this rank, with the same weights on all.
+            world: all ranks; they must all call this.
+
+        Returns:
+            the reports on the first rank, nothing on the others.
         """
         reports = []
-        task = self.task(experts[0])
-        for expert in experts:
-            self.task(expert)
-            expert.eval()
+        task = self.task(expert)
+        expert.eval()
         for split in dict.fromkeys([*task.dev_splits, *task.test_splits]):
-            parts: dict[int, Records] = {}
-            limit = self.limit(training=False)
-            for share, expert in enumerate(experts):
-                reader = self.reader(expert, split, False, (share,), len(experts))
-                for batch in reader:
-                    if limit is not None and batch.number >= limit:
-                        break
-                    parts[batch.number] = defaultdict(list)
-                    self.loss(expert, split, batch, parts[batch.number])
-            reports.append(self.report(experts[0], split, parts))
-            for expert in experts[1:]:
-                # What the one that measured remembers of it, the others take over.
-                expert.load_state_dict(experts[0].state_dict())
-                if hasattr(expert, "decision"):
-                    expert.decision = dict(experts[0].decision)
+            share = world.together(partial(self._own_share, expert, split, world))
+            gathered = world.gather(share)
+            if gathered is not None:
+                parts = {number: part for some in gathered for number, part in some.items()}
+                measure = partial(self.report, expert, split, parts)
+            else:
+                measure = None
+            report = world.together(measure or _nothing)
+            if report is not None:
+                reports.append(report)
+            # What the one that measured remembers of it, the others take over.
+            remembered = dict(expert.named_buffers()), getattr(expert, "decision", None)
+            buffers, decision = world.broadcast(remembered)
+            for name, buffer in expert.named_buffers():
+                buffer.data = buffers[name]
+            if decision is not None:
+                expert.decision = dict(decision)
         return reports
+
+    def _own_share(self, expert: Any, split: str, world: World) -> dict[int, Records]:
+        parts: dict[int, Records] = {}
+        limit = self.limit(training=False)
+        for batch in self.reader(expert, split, False, (world.rank,), world.size):
+            if limit is not None and batch.number >= limit:
+                break
+            parts[batch.number] = defaultdict(list)
+            self.loss(expert, split, batch, parts[batch.number])
+        return parts
 
     def report(self, expert: Any, split: str, parts: Mapping[int, Records]) -> Report:
         """What the expert reports of batches, put together as the runner does."""
@@ -249,3 +319,7 @@ class Subject:
                 together[key] += list(values)
         numbers = list(range(len(parts)))
         return report_split(self.task(expert), split, together, 1, numbers, len(parts))
+
+
+def _nothing() -> None:
+    return None

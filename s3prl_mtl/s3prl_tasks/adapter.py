@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.expert import ScalarLogger
@@ -60,6 +62,7 @@ class S3prlTask:
       with the next loader reads with 12): they get a copy, put back before each loader.
     - They may record a value that is no list, under a key that no other batch has (`sv_voxceleb1`
       keeps each embedding under its file's name).
+    - Their workers are forked, whatever Python's default is.
     - They may log more than scalars, and return nothing where no checkpoint is earned.
     - What they raise on a wrong path or setting names their folder.
     """
@@ -108,6 +111,8 @@ class S3prlTask:
                 where="train_split, dev_splits or test_splits of the task, or -t",
                 fix="Its get_dataloader says which ones it has.",
             )
+        if isinstance(loader, DataLoader):
+            _fork_workers(loader)
         return loader
 
     def forward(
@@ -188,6 +193,17 @@ class ScalarsOnly:
         logger.debug("%s is not kept: only numbers are.", tag)
 
     add_image = add_figure = add_text = add_histogram = add_embedding = add_audio
+
+
+def _fork_workers(loader: DataLoader[Any]) -> None:
+    """Let the workers of a loader know the modules of experts.
+
+    They are imported by a finder that a spawned process does not have, and newer Pythons no longer
+    fork where nobody asks for it.
+    """
+    chosen = loader.num_workers > 0 and loader.multiprocessing_context is None
+    if chosen and sys.platform == "linux":
+        loader.multiprocessing_context = "fork"
 
 
 def _wants_gpu(error: Exception) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.s3prl_tasks.folders import folder_path
+from s3prl_mtl.s3prl_tasks.folders import folder_path, installed_root
 from s3prl_mtl.s3prl_tasks.word import PREFIX, is_expert, parse_word
 from s3prl_mtl.yaml_files import read_yaml
 
@@ -41,7 +41,7 @@ def chosen_blocks(words: Sequence[str]) -> tuple[list[str], dict[str, Block]]:
             raise UserError(
                 f"Two tasks would both be named {name!r}.",
                 where="-d",
-                fix=f"Name one of them: -d {PREFIX}NAME={name.removeprefix(PREFIX)}.",
+                fix=f"Name one of them: -d {PREFIX}NAME={_place(block or blocks[name])}.",
             )
         if name not in names:
             names.append(name)
@@ -124,15 +124,28 @@ def _last(blocks: Sequence[Mapping[str, Any]], key: str) -> Any:
     return next((block[key] for block in reversed(blocks) if block.get(key)), None)
 
 
+def _place(block: Mapping[str, Any]) -> str:
+    return str(block.get("config") or block["folder"])
+
+
 def _no_settings(task: str, home: Path) -> UserError:
-    files = sorted(str(file.relative_to(home)) for file in home.rglob("*.yaml"))
-    beside = f" It has {', '.join(files[:5])}." if files else ""
+    files = sorted(home.rglob("*.yaml"))
+    beside = ", ".join(str(file.relative_to(home)) for file in files[:5])
+    if files:
+        fix = f"Name one of these: -d {PREFIX}{task.removeprefix(PREFIX)}={files[0]}."
+    else:
+        fix = f'Name a config file of the expert: -o "{task}.config=FILE".'
+        if home.parent == installed_root():
+            fix = (
+                "s3prl's package on the registry carries no config files. Take the expert's from "
+                f"s3prl's repository (s3prl/downstream/{home.name}) and name it: "
+                f'-o "{task}.config=FILE", or -d {PREFIX}{home.name}=FILE.'
+            )
     return UserError(
-        f"{task} has no settings: there is no {home / 'config.yaml'}.{beside}",
+        f"{task} has no settings: there is no {home / 'config.yaml'}."
+        + (f" It has {beside}." if files else ""),
         where=f"{task}.config",
-        fix="s3prl's package on the registry carries no config files. Take the expert's from "
-        f"s3prl's repository (s3prl/downstream/{home.name}) and name it: "
-        f'-o "{task}.config=FILE", or -d {PREFIX}{task.removeprefix(PREFIX)}=FOLDER/FILE.',
+        fix=fix,
     )
 
 

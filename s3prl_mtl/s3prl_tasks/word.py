@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.s3prl_tasks.folders import installed_root
+from s3prl_mtl.s3prl_tasks.folders import installed_folders, installed_root
 
 PREFIX = "s3prl:"
 EXPERT_FILE = "expert.py"
@@ -45,8 +45,9 @@ def parse_word(word: str) -> ExpertWord:
     """The parts of `s3prl:[NAME=]PLACE`.
 
     PLACE is a folder of the installed s3prl (`ctc`), any folder with an `expert.py` (it has a
-    `/`), or a config file in or below one of these (`ctc/snips.yaml`). The task is named after
-    the folder, unless NAME is given.
+    `/`), or a config file (it has a `/`, or ends in `.yaml`) in or below one of these
+    (`ctc/snips.yaml`). The task is named after the folder, unless NAME is given. A config file that
+    lies elsewhere is one of the installed s3prl's expert NAME.
 
     Raises:
         UserError: there is no such folder or file, or no name can be made of it.
@@ -58,10 +59,10 @@ def parse_word(word: str) -> ExpertWord:
             where="-d",
             fix="For example -d s3prl:fluent_commands, or -d s3prl:/path/to/folder.",
         )
-    if "/" not in place and not place.startswith("~") and place not in (".", ".."):
+    if not _is_path(place):
         return ExpertWord(_task_name(name or place, word), place if name else None)
     path = _find(place, word)
-    home = path if path.is_dir() else _home_of(path, word)
+    home = path if path.is_dir() else _home_of(path, name, word)
     config = None if path.is_dir() else str(path)
     root = installed_root()
     inside = root is not None and home.parent == root
@@ -87,6 +88,11 @@ def _split(word: str) -> tuple[str | None, str]:
     return (name, place) if equals and "/" not in name else (None, rest)
 
 
+def _is_path(place: str) -> bool:
+    named = place in (".", "..") or place.startswith("~") or place.endswith((".yaml", ".yml"))
+    return named or "/" in place
+
+
 def _task_name(label: str, word: str) -> str:
     if not _NAME.fullmatch(label):
         raise UserError(
@@ -110,13 +116,18 @@ def _find(place: str, word: str) -> Path:
     )
 
 
-def _home_of(config: Path, word: str) -> Path:
+def _home_of(config: Path, name: str | None, word: str) -> Path:
     """The folder of the expert that a config file belongs to."""
     for folder in config.parents:
         if (folder / EXPERT_FILE).is_file():
             return folder
+    experts = installed_folders()
+    if name in experts:
+        return experts[name]
+    said = f", and the installed s3prl has no expert {name!r}" if name else ""
     raise UserError(
-        f"No folder above {config} has an {EXPERT_FILE}.",
+        f"No folder above {config} has an {EXPERT_FILE}{said}.",
         where=f"-d {word}",
-        fix="Name the folder, and the config file as `config` in the task's block.",
+        fix=f"Say whose it is: -d {PREFIX}EXPERT={config} for an expert of the installed s3prl, or "
+        f'-d {PREFIX}NAME=FOLDER -o "{PREFIX}NAME.config={config}" for one in any FOLDER.',
     )

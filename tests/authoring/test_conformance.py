@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.authoring import CONTRACT, check_task
+from s3prl_mtl.authoring import CONTRACT, Finding, check_task
 from s3prl_mtl.cli import main
 from s3prl_mtl.config import BUILT_IN_TASKS
 from s3prl_mtl.errors import UserError
@@ -93,6 +96,12 @@ BROKEN = {
         "(0 if labels else 3) + len(self.labels",
         "other parameters: linear",
     ),
+    "batches that are none": (
+        4,
+        "return [wav for wav, _ in items], [label for _, label in items]",
+        "return len(items)",
+        r"train: a batch is not `\(wavs, \*others\)`",
+    ),
     "waveforms of a matrix": (4, "* time).numpy()", "* time).reshape(2, -1).numpy()", "shape"),
     "waveforms are too loud": (4, "return torch.sin(", "return 3 * torch.sin(", "goes up to 3"),
     "waveforms are whole numbers": (4, "* time).numpy()", "* time).long().numpy()", "int64"),
@@ -135,7 +144,7 @@ BROKEN = {
         8,
         "        logits = self.scores",
         "        assert split != 'test'\n        logits = self.scores",
-        "AssertionError",
+        r"AssertionError \(tones_plugin/__init__\.py, line \d+, in forward\)",
     ),
     "a parameter that is not used": (
         9,
@@ -163,6 +172,31 @@ BROKEN = {
         "pickled",
     ),
     "percent": (12, "value = sum", "value = 100 * sum", "no fraction"),
+    "percent that is declared": (
+        12,
+        'headline = "acc", "higher", "accuracy", True',
+        'headline, range = "acc", "higher", "accuracy", True, (0, 100)',
+        r"tables would say 10000 %.*percent=False",
+    ),
+    "outside of its range": (
+        12,
+        'headline = "acc", "higher", "accuracy", True',
+        'headline, range, percent = "acc", "higher", "accuracy", True, (2, float("inf")), False',
+        r"outside of its declared range \[2, inf\)",
+    ),
+    "a range that is none": (
+        12,
+        'headline = "acc", "higher", "accuracy", True',
+        'headline, range = "acc", "higher", "accuracy", True, 1.0',
+        "its range is 1.0, and not the lowest and the highest",
+    ),
+    "an error rate without end": (
+        12,
+        'better, title, headline = "acc", "higher", "accuracy", True',
+        'better, title, headline = "acc", "lower", "error", True',
+        "1.5, which is no fraction",
+    ),
+    "a metric that is a word": (12, "metrics = (Metric(),)", "metrics = 'acc'", "is no Metric"),
     "another name": (12, "{split}-acc", "{split}-accuracy", "declares 'acc'"),
     "nothing reported": (
         12,
@@ -171,6 +205,12 @@ BROKEN = {
         "nothing was reported",
     ),
     "paths of checkpoints": (13, 'f"{split}-best.ckpt"', 'f"/tmp/{split}-best.ckpt"', "no name"),
+    "no list of checkpoints": (
+        13,
+        'return [f"{split}-best.ckpt"]',
+        'return f"{split}-best.ckpt"',
+        "dev: it returns 'dev-best.ckpt', and not a list",
+    ),
     "no batch": (14, "        if not right:\n            return []\n", "", "ZeroDivisionError"),
     "made up": (
         14,
@@ -184,21 +224,78 @@ BROKEN = {
         'self.seen = getattr(self, "seen", 0)\n        value = min(1.0, self.seen / 7)',
         "on two processes",
     ),
-    "learned outside of the state": (
+    "a process of its own": (
+        7,
+        "(300 + 900 * (i % 2)) * time",
+        "(300 + 900 * (i % 2) + __import__('os').getpid() / 1000) * time",
+        "7 are in no share, and 7 are too many",
+    ),
+    "data that only this process has": (
+        6,
+        "        self.batch =",
+        "        Tones.gain = 0.5\n        self.batch =",
+        r"one worker \(spawn\) gives other batches",
+    ),
+    "a class that is made as it is needed": (
+        6,
+        "return DataLoader(Tones()",
+        "globals()['Made'] = type('Made', (Tones,), {'__module__': __name__})\n"
+        "        return DataLoader(Made()",
+        "a worker that is spawned dies: AttributeError.*'Made'",
+    ),
+    "a step that counts the batches": (
         16,
+        "return nn.functional.cross_entropy(logits, labels)",
+        "self.seen = getattr(self, 'seen', 0) + 1\n"
+        "        return self.seen * nn.functional.cross_entropy(logits, labels)",
+        r"the loss is 1\..*, and 0\..* on two processes",
+    ),
+    "a gradient that belongs to the first rank": (
+        16,
+        "self.linear(torch.stack([feature.mean(dim=0)",
+        "self.linear(torch.stack([feature.mean(dim=0) if __import__('os').environ.get('RANK', '0')"
+        " == '0' else feature.mean(dim=0).detach() * 0",
+        "the (loss|gradient of linear)",
+    ),
+    "a rank that is gone": (
+        15,
+        "        logits = self.scores",
+        "        __import__('os').environ.get('RANK') == '1' and __import__('os')._exit(7)\n"
+        "        logits = self.scores",
+        "on rank 1 of two processes: the process of rank 1 ended with 7",
+    ),
+    "a rank that cannot be built": (
+        15,
+        "        self.batch =",
+        "        1 / (__import__('os').environ.get('RANK') != '1')\n        self.batch =",
+        "on rank 1 of two processes: ZeroDivisionError",
+    ),
+    "an exit": (
+        8,
+        "        logits = self.scores",
+        "        raise SystemExit('no luck')\n        logits = self.scores",
+        "SystemExit: no luck",
+    ),
+    "learned outside of the state": (
+        17,
         "        self.linear = nn",
         "        self.scale = torch.rand(1)\n        self.linear = nn",
         "with the same weights",
     ),
-    "answers that are tensors": (17, 'self.labels["tones"][int(i)]', "i", "not plain JSON"),
+    "answers that are tensors": (18, 'self.labels["tones"][int(i)]', "i", "not plain JSON"),
     "one answer for all": (
-        17,
+        18,
         "for i in self.scores(features).argmax(-1)]",
         "for i in [0]]",
         "gave",
     ),
 }
 ALSO = {
+    "an error rate without end": ("value = sum(right) / len(right)", "value = 1.5"),
+    "data that only this process has": (
+        "return torch.sin(2 * torch.pi * (300",
+        "return getattr(Tones, 'gain', 1.0) * torch.sin(2 * torch.pi * (300",
+    ),
     "counts by itself": (
         "        logits = self.scores(features)\n",
         "        logits = self.scores(features)\n"
@@ -264,7 +361,7 @@ def test_an_expert_that_cannot_be_built_is_not_judged_further(install):
     install(WHOLE.replace("super().__init__()", "1 / 0"), CONFIG)
     first, *others = check_task("tones")
     assert first.holds is False and "ZeroDivisionError" in first.why
-    assert all(finding.holds is None for finding in others)
+    assert all(finding.holds is None and not finding.checked for finding in others)
 
 
 def stranger_of_the_other_test() -> tuple[str, str]:
@@ -280,7 +377,7 @@ def test_an_s3prl_expert_is_judged_fairly(install):
     install(*stranger_of_the_other_test())
     found = {finding.clause.number: finding for finding in check_task("tones")}
     # It has no label space and answers nothing: such lines do not apply to it.
-    assert {number for number, finding in found.items() if finding.holds is None} == {2, 17}
+    assert {number for number, finding in found.items() if finding.holds is None} == {2, 18}
     # And it asserts that there are batches to report of.
     assert {number for number, finding in found.items() if finding.holds is False} == {14}
 
@@ -290,7 +387,7 @@ def test_the_command_lists_every_line_and_tells_by_its_exit_code(install, capsys
     assert main(["check-task", "tones"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.count(" holds ") + shown.startswith("holds ") == len(CONTRACT)
-    assert "tones: 17 lines hold, 0 do not, 0 do not apply." in shown
+    assert "tones: 18 lines hold, 0 do not, 0 do not apply." in shown
 
 
 def test_the_command_fails_when_a_line_does(install, capsys):
@@ -307,8 +404,72 @@ def test_a_corpus_that_is_not_there_is_a_mistake_of_the_user(
     monkeypatch.delenv("SUPERB_DATA", raising=False)
     with pytest.raises(UserError, match="speech_commands_root"):
         check_task("ks", data=tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"No data folder|--data"):
-        check_task("ks")
+
+
+def without_data(task: str, monkeypatch: pytest.MonkeyPatch) -> dict[int, Finding]:
+    monkeypatch.delenv("SUPERB_DATA", raising=False)
+    return {finding.clause.number: finding for finding in check_task(task)}
+
+
+def test_without_corpora_the_lines_that_need_none_are_checked(monkeypatch: pytest.MonkeyPatch):
+    # The twelve words of Speech Commands are known, the letters of LibriSpeech are read.
+    found = without_data("ks", monkeypatch)
+    assert {number for number, finding in found.items() if finding.holds} == {1, 2, 3, 14}
+    read = without_data("asr", monkeypatch)
+    assert {number for number, finding in read.items() if finding.holds} == {3}
+    for finding in [*found.values(), *read.values()]:
+        assert finding.checked == (finding.holds is True)
+        assert finding.checked or "NOT CHECKED: needs --data DIR" in str(finding)
+
+
+def test_what_is_broken_is_found_without_corpora(install, monkeypatch: pytest.MonkeyPatch):
+    settings = "downstream_expert: {datarc: {batch: 2, root: '${data}/tones'}}\n"
+    install(WHOLE.replace("        if not right:\n            return []\n", ""), settings)
+    found = without_data("tones", monkeypatch)
+    assert {number for number, finding in found.items() if finding.holds is False} == {14}
+    assert {number for number, finding in found.items() if finding.holds} == {1, 2, 3}
+
+
+def test_the_command_tells_lines_that_were_not_checked_from_lines_that_fail(
+    monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.delenv("SUPERB_DATA", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        main(["check-task", "ks"])
+    assert stop.value.code == 3
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "ks: 4 lines hold, 0 do not, 0 do not apply, 14 were not checked." in shown
+
+
+@pytest.mark.parametrize("count", ["0", "-1"])
+def test_no_batches_are_too_few(count: str, capsys):
+    assert main(["check-task", "ks", f"--batches={count}"]) == 2
+    assert f"{count} batches cannot be read. Where: --batches." in capsys.readouterr().err
+
+
+def test_a_metric_may_be_anything_that_it_declares_to_be(install):
+    declared = 'headline, range, percent = "acc", "lower", "error", True, (0, float("inf")), False'
+    source = WHOLE.replace('headline = "acc", "higher", "accuracy", True', declared)
+    install(source.replace("value = sum(right) / len(right)", "value = 31.5"), CONFIG)
+    (_, finding) = check_task("tones", lines=[12])
+    assert finding.holds is True
+    assert "Declared: acc in [0, inf)." in finding.why
+
+
+def test_a_program_that_checks_at_its_top_level_is_not_run_again(install, tmp_path: Path):
+    install(WHOLE, CONFIG)
+    (tmp_path / "program.py").write_text(
+        "print('begun')\n"
+        "from s3prl_mtl.authoring import check_task\n"
+        "print([f.clause.number for f in check_task('tones', lines=[6, 15]) if f.holds])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([sys.path[0], str(ROOT)])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == ["begun", "[1, 6, 15]"], done.stderr
 
 
 def test_the_docs_quote_the_contract_line_by_line():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from s3prl_tasks.test_experts import run_config
 from s3prl_mtl.cli import main
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.preflight import check_splits
 from s3prl_mtl.reading import EpochReader
+from s3prl_mtl.results import results_table
 from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.tracking import read_results
 
@@ -47,6 +50,69 @@ def test_a_split_that_it_does_not_have_is_named(tones, tmp_path: Path):
     runner = MultiTaskRunner(tones, tmp_path / "run")
     with pytest.raises(UserError, match=r"'.*tones' has no split 'test'"):
         runner.evaluate([("s3prl:tones", "test")], None)
+
+
+def test_a_split_that_will_be_missed_is_missed_before_training(expert_folder, tmp_path: Path):
+    words, more = [f"s3prl:{expert_folder()}"], {"s3prl:tones": {"test_splits": ["test"]}}
+    config = run_config(words, tmp_path, tmp_path / "cache", more)
+    runner = MultiTaskRunner(config, tmp_path / "run")
+    with pytest.raises(UserError, match=r"s3prl:tones: .*'.*tones' has no split 'test'"):
+        runner.train()
+    assert runner.step == 0
+    config["runner"]["test_first"] = config["runner"]["test_last"] = False
+    runner = MultiTaskRunner(config, tmp_path / "untested")
+    runner.train()
+    assert runner.step == config["runner"]["total_steps"] > 0
+
+
+def test_a_split_that_cannot_be_loaded_says_the_error_of_the_expert(expert_folder, tmp_path):
+    from s3prl_tasks.conftest import EXPERT
+
+    line = "        if split not in"
+    source = EXPERT.replace(line, f"        if split == 'dev':\n            [][3]\n{line}")
+    folder = expert_folder(source=source)
+    config = run_config([f"s3prl:{folder}"], tmp_path, tmp_path / "cache")
+    runner = MultiTaskRunner(config, tmp_path / "run")
+    with pytest.raises(UserError, match=r"cannot load the split 'dev': IndexError") as error:
+        runner.train()
+    assert runner.step == 0
+    causes = [error.value.__cause__, error.value.__cause__.__cause__]
+    assert [type(cause) for cause in causes] == [UserError, IndexError]
+
+
+def test_workers_know_the_modules_of_experts_whatever_the_start_method(expert_folder, tmp_path):
+    from s3prl_tasks.conftest import EXPERT
+
+    source = EXPERT.replace("batch_size=2,", "batch_size=2, num_workers=1,")
+    config = run_config([f"s3prl:{expert_folder(source=source)}"], tmp_path, tmp_path / "cache")
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        MultiTaskRunner(config, tmp_path / "run").train()
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert read_results(tmp_path / "run")["s3prl:tones"]["dev"] == {"seen": 5.0}
+
+
+def test_asking_for_loaders_before_training_changes_no_number(expert_folder, tmp_path: Path):
+    from s3prl_tasks.conftest import EXPERT
+
+    line = "        if split not in"
+    drawn = f"        self.drawn = torch.rand(1) * len(self.workers_seen)\n{line}"
+    folder = expert_folder(source=EXPERT.replace(line, drawn))
+    config = run_config([f"s3prl:{folder}"], tmp_path, tmp_path / "cache")
+    runner = MultiTaskRunner(config, tmp_path / "run")
+    before = torch.get_rng_state()
+    check_splits(runner.config, runner.tasks)
+    assert runner.tasks["s3prl:tones"].expert.workers_seen == [0]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_numbers_of_which_nobody_says_what_they_are_are_shown_as_they_are(tones, tmp_path: Path):
+    MultiTaskRunner(tones, tmp_path / "run").train()
+    columns = results_table(tmp_path / "run").columns
+    assert list(columns[2].cells) == ["seen"]
+    assert list(columns[5].cells) == ["5"]
 
 
 def test_an_expert_that_fails_on_its_settings_is_named(tiny_corpus, manifest_cache, tmp_path):

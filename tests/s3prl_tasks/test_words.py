@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -157,6 +159,98 @@ def test_a_config_file_of_no_expert_is_refused(tmp_path: Path):
     (tmp_path / "lonely.yaml").write_text(CONFIG)
     with pytest.raises(UserError, match=r"No folder above .*lonely\.yaml has an expert\.py"):
         parse_word(f"s3prl:{tmp_path / 'lonely.yaml'}")
+    with pytest.raises(UserError, match=r"no expert 'nobody'"):
+        parse_word(f"s3prl:nobody={tmp_path / 'lonely.yaml'}")
+
+
+def test_a_config_file_elsewhere_may_be_that_of_an_installed_expert(tmp_path, monkeypatch):
+    path = tmp_path / "lonely.yaml"
+    path.write_text(CONFIG)
+    word = ExpertWord("s3prl:example", "example", str(path))
+    assert parse_word(f"s3prl:example={path}") == word
+    assert parse_word(str(word)) == word
+    monkeypatch.chdir(tmp_path)
+    assert parse_word("s3prl:example=lonely.yaml") == word
+
+
+def advice(error: UserError) -> list[str]:
+    """The command lines that the advice of an error consists of, without what is around them."""
+    found = re.findall(r'-[do] [^ ]+(?: -o "[^"]+")?|-o "[^"]+"', str(error.fix))
+    return [flags.rstrip(".,") for flags in found]
+
+
+def follow(flags: str, words: list[str], **placeholders: str) -> dict:
+    """The config of a command line with the words after -d and the flags of an advice."""
+    for placeholder, value in placeholders.items():
+        flags = flags.replace(placeholder, value)
+    pieces = shlex.split(flags)
+    given = dict(zip(pieces[::2], pieces[1::2], strict=True))
+    words = parse_tasks(given["-d"]) if "-d" in given else words
+    return tones_config(words, overrides=given.get("-o"))
+
+
+def test_the_advice_for_an_installed_expert_without_settings_works(tmp_path: Path):
+    with pytest.raises(UserError, match=r"s3prl:example has no settings") as error:
+        tones_config(["s3prl:example"])
+    (tmp_path / "some.yaml").write_text(CONFIG)
+    override, word = advice(error.value)
+    for flags in (override, word):
+        config = follow(flags, ["s3prl:example"], FILE=str(tmp_path / "some.yaml"))
+        assert config["s3prl:example"]["downstream_expert"]["corpus"]["size"] == 5
+        assert config["s3prl:example"]["folder"] == "example"
+
+
+def test_the_advice_for_an_expert_elsewhere_without_settings_works(expert_folder, tmp_path):
+    folder = expert_folder(config=None)
+    with pytest.raises(UserError, match=r"tones has no settings") as error:
+        tones_config([f"s3prl:{folder}"])
+    (tmp_path / "some.yaml").write_text(CONFIG)
+    (flags,) = advice(error.value)
+    config = follow(flags, [f"s3prl:{folder}"], FILE=str(tmp_path / "some.yaml"))
+    assert config["s3prl:tones"]["config"] == str(tmp_path / "some.yaml")
+    (folder / "configs").mkdir()
+    (folder / "configs" / "small.yaml").write_text(CONFIG)
+    with pytest.raises(UserError, match=r"It has configs/small\.yaml") as error:
+        tones_config([f"s3prl:{folder}"])
+    (flags,) = advice(error.value)
+    config = follow(flags, [])
+    assert config["s3prl:tones"]["config"] == str(folder / "configs" / "small.yaml")
+
+
+def test_the_advice_for_a_config_file_of_nobody_works(expert_folder, tmp_path: Path):
+    folder = expert_folder(config=None)
+    (tmp_path / "lonely.yaml").write_text(CONFIG)
+    with pytest.raises(UserError) as error:
+        parse_word(f"s3prl:{tmp_path / 'lonely.yaml'}")
+    installed, elsewhere = advice(error.value)
+    assert follow(installed, [], EXPERT="example")["s3prl:example"]["folder"] == "example"
+    block = follow(elsewhere, [], NAME="my", FOLDER=str(folder))["s3prl:my"]
+    assert (block["folder"], block["config"]) == (str(folder), str(tmp_path / "lonely.yaml"))
+
+
+@pytest.mark.parametrize("with_file", [False, True])
+def test_the_advice_for_two_tasks_of_one_name_works(
+    expert_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_file: bool
+):
+    plain, other = expert_folder("plain"), expert_folder("my.task")
+    monkeypatch.chdir(tmp_path)
+    second = "./mine/my.task/config.yaml" if with_file else "./mine/my.task"
+    words = parse_tasks(f"s3prl:./mine/plain,s3prl:plain={second}")
+    with pytest.raises(UserError, match="both be named 's3prl:plain'") as error:
+        tones_config(words)
+    (flags,) = advice(error.value)
+    config = follow(f"-d s3prl:./mine/plain,{flags.removeprefix('-d ')}", [], NAME="other")
+    assert config["downstream"] == ["s3prl:plain", "s3prl:other"]
+    assert config["s3prl:plain"]["folder"] == str(plain)
+    assert config["s3prl:other"]["folder"] == str(other)
+
+
+def test_the_advice_for_a_folder_that_cannot_be_a_name_works(expert_folder):
+    folder = expert_folder("v1.5")
+    with pytest.raises(UserError) as error:
+        parse_word(f"s3prl:{folder}")
+    (flags,) = advice(error.value)
+    assert follow(flags, [], NAME="new")["s3prl:new"]["folder"] == str(folder)
 
 
 def test_two_folders_of_one_name_need_another(expert_folder, tmp_path: Path):
@@ -165,7 +259,7 @@ def test_two_folders_of_one_name_need_another(expert_folder, tmp_path: Path):
     two.parent.mkdir()
     one.rename(two)
     words = [f"s3prl:{expert_folder('again').parent / 'again'}", f"s3prl:again={two}"]
-    with pytest.raises(UserError, match=r"both be named 's3prl:again'.*s3prl:NAME=again"):
+    with pytest.raises(UserError, match=rf"both be named 's3prl:again'.*s3prl:NAME={two}"):
         tones_config(words)
 
 
