@@ -16,10 +16,11 @@ from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl.config import Config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fitting import check_encoder, check_head, check_selection
-from s3prl_mtl.plugins import OUR_PACKAGE, discover_tasks, find_upstream, load_task
+from s3prl_mtl.plugins import OUR_PACKAGE, find_upstream, load_task, split_name, task_offers
 from s3prl_mtl.preflight import check_plain, corpus_problems, raise_together, split_mistakes
 from s3prl_mtl.snapshot import encoder_weights, load_strictly
 from s3prl_mtl.task import Task
+from s3prl_mtl.task_words import Packages, held_as, packages_of, rivals_of
 from s3prl_mtl.upstreams import Featurizer, Upstream, load_upstream, rebuild_upstream
 from s3prl_mtl.upstreams.huggingface import HUGGING_FACE
 from s3prl_mtl.yaml_files import read_yaml
@@ -104,11 +105,16 @@ def build_experts(
     Raises:
         UserError: one report of all that keeps the corpora of the tasks from being read.
     """
-    classes = {name: load_task(name, config[name].get("folder")) for name in names}
-    held = list(saved["Tasks"]) if saved is not None else []
+    classes = {
+        name: load_task(name, config[name].get("folder"), config[name].get("package"))
+        for name in names
+    }
+    held = packages_of(saved["Config"], saved["Tasks"]) if saved is not None else {}
     for name, expert_class in classes.items():
         _check_held(name, expert_class, held if saved is not None else None)
-    own_labels = {name: kind for name, kind in classes.items() if name not in held}
+    # The branch's checkpoints hold no label spaces, nor do those of s3prl's experts.
+    labels = {name: saved["Tasks"][name]["Labels"] for name in held} if saved is not None else {}
+    own_labels = {name: kind for name, kind in classes.items() if labels.get(name) is None}
     problems = corpus_problems(config, own_labels)
     mistakes = [line for lines in problems.values() for line in lines]
     experts = {}
@@ -126,8 +132,8 @@ def build_experts(
             "cache_dir": config["cache_dir"],
             "seed": config["seed"],
         }
-        if name in held and saved is not None and saved["Tasks"][name]["Labels"] is not None:
-            arguments["labels"] = saved["Tasks"][name]["Labels"]
+        if labels.get(name) is not None:
+            arguments["labels"] = labels[name]
         # A head starts from the same weights whatever other tasks the run has.
         with torch.random.fork_rng():
             torch.manual_seed(config["seed"] + zlib.crc32(name.encode()))
@@ -137,7 +143,7 @@ def build_experts(
             except UserError as mistake:
                 mistakes.append(str(mistake))
             except Exception as cause:
-                _blame_plugin(name, cause)
+                _blame_plugin(name, config[name].get("package"), cause)
                 raise
     if mistakes:
         # The splits are scanned later; with a report to give they belong in it.
@@ -147,7 +153,7 @@ def build_experts(
     return experts
 
 
-def _check_held(name: str, expert_class: type, held: Sequence[str] | None) -> None:
+def _check_held(name: str, expert_class: type, held: Packages | None) -> None:
     """Only what learns something is trained and held by checkpoints.
 
     Args:
@@ -161,22 +167,25 @@ def _check_held(name: str, expert_class: type, held: Sequence[str] | None) -> No
             fix=f"Train without it, then: run_mtl.py -m evaluate -e RUN -d {name}.",
         )
     if held is not None and learns and name not in held:
+        rivals = rivals_of(name, held)
+        others = [other for other in held if split_name(other)[1] != split_name(name)[1]]
         raise UserError(
             f"The checkpoint holds no task {name!r}.",
             where="-d",
-            fix="It holds: " + ", ".join(held) + ".",
+            fix="It holds: " + ", ".join([*rivals, *others]) + ".",
         )
 
 
-def _blame_plugin(task: str, cause: Exception) -> None:
+def _blame_plugin(task: str, package: str | None, cause: Exception) -> None:
     """An expert of another package failed: say whose it is. Ours is our own failure."""
-    plugin = discover_tasks().get(task)
-    if plugin is not None and plugin.package != OUR_PACKAGE:
-        raise UserError(
-            f"The expert of task {task!r} cannot be built: {type(cause).__name__}: {cause}.",
-            where=f"{plugin.entry_point.value} of package {plugin.package} {plugin.version}",
-            fix="Its settings are the task's block of the config; --verbose shows where it failed.",
-        ) from cause
+    for plugin in task_offers(split_name(task)[1]):
+        if plugin.package == package != OUR_PACKAGE:
+            raise UserError(
+                f"The expert of task {task!r} cannot be built: {type(cause).__name__}: {cause}.",
+                where=f"{plugin.entry_point.value} of package {plugin}",
+                fix="Its settings are the task's block of the config; --verbose shows where it "
+                "failed.",
+            ) from cause
 
 
 def load_initial_weights(
@@ -185,16 +194,16 @@ def load_initial_weights(
     """Start from other runs: `--init_upstream_ckpt` for the encoder, `-i` for the rest.
 
     `-i` names a checkpoint of a run (encoder, featurizer and the heads that it holds), or a folder
-    of heads trained singly: `<task>/<upstream>_<task>.ckpt`, each with `Downstream`.
+    of heads trained singly: `<task>/<upstream>_<task>.ckpt`, each with `Downstream`; <task> is the
+    plain name there. Of a run the heads are taken that are of the same task of the same package.
     """
     if config["init_ckpt"]:
         path = Path(config["init_ckpt"])
         if path.is_dir() and not checkpoints.states_files(path):
             _load_single_heads(path, _word(config["upstream"]["name"]), experts)
         else:
-            _load_from_run(
-                checkpoints.load(checkpoints.locate(path, "-i")), upstream, featurizer, experts
-            )
+            saved = checkpoints.load(checkpoints.locate(path, "-i"))
+            _load_from_run(saved, upstream, featurizer, experts, packages_of(config, experts))
     if config["init_upstream_ckpt"]:
         flag = "--init_upstream_ckpt"
         path = checkpoints.locate(Path(config["init_upstream_ckpt"]), flag)
@@ -214,6 +223,7 @@ def _load_from_run(
     upstream: Upstream,
     featurizer: Featurizer,
     experts: Mapping[str, nn.Module],
+    packages: Packages,
 ) -> None:
     if saved["Upstream"]:
         _load_encoder(saved, upstream, "-i")
@@ -221,9 +231,18 @@ def _load_from_run(
         logger.info("-i holds no encoder, it was frozen: it stays as it was pre-trained.")
     check_selection(saved["Featurizer"], upstream, featurizer, "-i")
     load_strictly(featurizer, saved["Featurizer"], "the featurizer", "-i")
+    held = packages_of(saved["Config"], saved["Tasks"])
     for name, expert in experts.items():
-        if name in saved["Tasks"]:
-            _start_head(name, expert, saved["Tasks"][name]["Downstream"], "-i")
+        other = held_as(name, packages[name], held)
+        rivals = rivals_of(name, held)
+        if other is not None:
+            _start_head(name, expert, saved["Tasks"][other]["Downstream"], "-i")
+        elif rivals:
+            logger.warning(
+                "-i holds a head of %s, and the task here is that of package %s: it starts from "
+                "random weights.",
+                *(" and ".join(rivals), packages[name]),
+            )
         else:
             logger.info("-i holds no head of %s: it starts from random weights.", name)
 
@@ -235,7 +254,9 @@ def _word(upstream_name: str) -> str:
 
 def _load_single_heads(folder: Path, upstream_name: str, experts: Mapping[str, nn.Module]) -> None:
     for name, expert in experts.items():
-        path = folder / name / f"{upstream_name}_{name}.ckpt"
+        # s3prl, which trained them, knows no packages.
+        plain = split_name(name)[1]
+        path = folder / plain / f"{upstream_name}_{plain}.ckpt"
         if not path.is_file():
             raise UserError(
                 f"There is no head of {name} to start from: {path} does not exist.",

@@ -24,7 +24,8 @@ Checkpoint = dict[str, Any]
 `Format` 2 · `Step` · `Config` · `Upstream` (state dict, fairseq's names under `model.` as s3prl has
 them) · `UpstreamInfo` (what rebuilds the encoder without its original file) · `Featurizer` ·
 `Tasks` {task: `Downstream` (the expert's state dict), `Labels`, `Decision`, `Stream`} · and in
-`states-*.ckpt` also `Optimizer`, `Scheduler`, `Random`.
+`states-*.ckpt` also `Optimizer`, `Scheduler`, `Random`. What another program wrote and is given
+these keys has `Origin`: `Config` is not complete then.
 """
 
 

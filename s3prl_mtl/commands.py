@@ -17,14 +17,16 @@ from rich.progress import Progress
 
 from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl import resuming
-from s3prl_mtl.config import ARGUMENT_KEYS, Config, build_config, parse_tasks
+from s3prl_mtl.config import ARGUMENT_KEYS, Config, build_config
 from s3prl_mtl.console import MESSAGES, OUTPUT, log_to_file
 from s3prl_mtl.data.mini_corpus import make_corpus
 from s3prl_mtl.distributed.world import RankLost, World
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.plugins import split_name
 from s3prl_mtl.results import results_table
 from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.stopping import Stopped, StopSignals
+from s3prl_mtl.task_words import find_held, packages_of, split_words
 from s3prl_mtl.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -116,7 +118,9 @@ def _where_to_train(arguments: argparse.Namespace, world: World) -> tuple[Path, 
                 fix=f"Go on from it with -e {folder}, or train in another folder with -p.",
             )
         return folder, Path(arguments.past_exp)
-    folder = _run_folder(arguments, _config(arguments, None))
+    # What `-d` means may depend on the run that is in the folder: a folder with a name comes first.
+    is_named = arguments.expdir or arguments.expname
+    folder = _run_folder(arguments, {} if is_named else _config(arguments, None))
     files = checkpoints.states_files(folder)
     if arguments.auto_resume or _is_restarted(folder, world):
         return folder, folder if files else None
@@ -216,6 +220,8 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> None:
     elif not arguments.downstream:
         arguments.downstream = ",".join(saved["Tasks"])
     config = world.together(lambda: _config(arguments, saved))
+    names = packages_of(config, config["downstream"])
+    targets = world.together(lambda: [(find_held(w, names) or w, split) for w, split in targets])
     # However the run was trained: every rank takes its part of every split.
     config["distributed"] = {"parallel": "data", "placement": None}
     folder = Path(arguments.expdir) if arguments.expdir else _folder_of(past)
@@ -225,7 +231,7 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> None:
         with Tracker(folder) if world.is_lead else nullcontext() as tracker:
             runner.evaluate(targets or runner.splits("test_splits"), tracker)
     if world.is_lead:
-        OUTPUT.print(results_table(folder))
+        OUTPUT.print(results_table(folder, config=config))
 
 
 def make_mini_corpus(arguments: argparse.Namespace) -> None:
@@ -261,7 +267,7 @@ def _config(arguments: argparse.Namespace, saved: Mapping[str, Any] | None) -> C
         # Of the two the placement counts; one that an earlier run had is not asked for now.
         flags["distributed.placement"] = None
     if arguments.downstream:
-        flags["downstream"] = parse_tasks(arguments.downstream)
+        flags["downstream"] = split_words(arguments.downstream)
     return build_config(
         files=arguments.config,
         flags=flags,
@@ -275,8 +281,9 @@ def _run_folder(arguments: argparse.Namespace, config: Mapping[str, Any]) -> Pat
         return Path(arguments.expdir)
     if arguments.expname:
         return Path("result") / "downstream" / arguments.expname
-    # Names of upstreams and tasks may be paths.
-    words = [config["upstream"]["name"], *config["downstream"]]
+    # Names of upstreams and tasks may be paths. A run is found again also when another package has
+    # come to have a task of the same name, so that `-d` has to say whose it is.
+    words = [config["upstream"]["name"], *(split_name(task)[1] for task in config["downstream"])]
     name = "-".join(Path(word.rstrip("/")).name for word in words)
     return Path("result") / "downstream" / name
 
@@ -289,6 +296,7 @@ def _folder_of(past: Path) -> Path:
 
 
 def _parse_splits(text: str | None) -> list[tuple[str, str]]:
+    """The words for tasks of `-t`, and the splits."""
     targets = []
     for word in (text or "").split(","):
         if not word.strip():
@@ -298,5 +306,5 @@ def _parse_splits(text: str | None) -> list[tuple[str, str]]:
             raise UserError(
                 f"{word!r} is not of the form task:split.", where="-t", fix='"asr:test-clean"'
             )
-        targets.append((parse_tasks(task)[0], split))
+        targets.append((task, split))
     return targets

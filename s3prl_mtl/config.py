@@ -20,9 +20,18 @@ from s3prl_mtl.branch.config import translate
 from s3prl_mtl.config_values import check_values
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.optim import optimizer_settings, scheduler_settings
-from s3prl_mtl.plugins import OUR_PACKAGE, canonical_task_name, discover_tasks, task_defaults
+from s3prl_mtl.plugins import discover_tasks, task_defaults
 from s3prl_mtl.s3prl_tasks.block import block_defaults, chosen_blocks
 from s3prl_mtl.s3prl_tasks.word import is_expert
+from s3prl_mtl.task_words import (
+    BUILT_IN_TASKS,
+    Packages,
+    blocks_under_names,
+    choose,
+    packages_of,
+    split_words,
+    stated_packages,
+)
 from s3prl_mtl.yaml_files import read_yaml
 
 Config = dict[str, Any]
@@ -31,12 +40,17 @@ Config = dict[str, Any]
 DEFAULT_PATH = Path(__file__).with_name("default.yaml")
 
 TASK_SETTINGS: Config = {
+    "package": None,
     "train_split": "train",
     "dev_splits": None,
     "test_splits": None,
     "downstream_expert": {},
 }
-"""What a task's block may hold beside the settings of its own `config.yaml`."""
+"""What a task's block may hold beside the settings of its own `config.yaml`.
+
+`package` is the distribution whose task it is. A block may choose it; in the config of a run it is
+always there, so that the run goes on with the same task whatever is installed later.
+"""
 
 # The arguments of the command line that `-o args.NAME=...` may set, and their keys.
 ARGUMENT_KEYS = {
@@ -75,26 +89,12 @@ OPTIONAL_SECTIONS = ("scheduler", "specaug")
 
 
 def parse_tasks(text: str, flag: str = "-d") -> list[str]:
-    """The task names of a flag: separated by commas; `all` is every task of this distribution."""
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    tasks: list[str] = []
-    for word in words:
-        names = _all_nine() if word == "all" else [canonical_task_name(word)]
-        tasks.extend(name for name in names if name not in tasks)
-    if not tasks:
-        raise UserError(
-            "No task is named.", where=flag, fix=f"For example: {flag} asr,ks or {flag} all."
-        )
-    return tasks
+    """The task names of a flag: separated by commas; `all` is every task of this distribution.
 
-
-def _all_nine() -> list[str]:
-    """The tasks of this distribution, also where another one has a task of the same name."""
-    installed = discover_tasks()
-    return [task if task in installed else f"{OUR_PACKAGE}:{task}" for task in BUILT_IN_TASKS]
-
-
-BUILT_IN_TASKS = ("asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd")
+    Raises:
+        UserError: there is none, or a word is that of no task or of several.
+    """
+    return list(choose(split_words(text, flag), {}, {}))
 
 
 def build_config(
@@ -127,14 +127,17 @@ def build_config(
         layers.append((_nested(key, value), f"the command line ({key})"))
     layers += _parse_overrides(overrides)
 
-    chosen: list[str] = []
+    words: list[str] = []
     for layer, origin in reversed(layers):
-        chosen = chosen or _tasks_of(layer, origin)
-    if not chosen:
+        words = words or _words_of(layer, origin)
+    if not words:
         raise UserError("No task is named.", where="-d", fix="For example: -d asr,ks or -d all.")
+    held = packages_of(base, base.get("downstream") or ()) if base is not None else {}
+    packages = choose(words, held, stated_packages(layers))
+    layers = blocks_under_names(layers, packages)
 
     # A word such as s3prl:/path/to/folder is a name and a part of the block that goes by it.
-    chosen, blocks = chosen_blocks(chosen)
+    chosen, blocks = chosen_blocks(list(packages))
     if blocks:
         layers.append((dict(blocks), "-d"))
 
@@ -143,7 +146,7 @@ def build_config(
     others = []
     for task in sorted(_tasks_left_out(layers) - set(chosen) - set(defaults)):
         try:
-            defaults[task] = _defaults_of(task, layers, base)
+            defaults[task] = _defaults_of(task, layers, base, stated_packages(layers))
             others.append(task)
         except UserError:
             # Not installed, broken, or two of them: no concern of a run without it.
@@ -152,10 +155,13 @@ def build_config(
                 for layer, origin in layers
             ]
     for task in chosen:
-        defaults[task] = _defaults_of(task, layers, base)
+        defaults[task] = _defaults_of(task, layers, base, packages)
     merged: Any = OmegaConf.create(defaults)
     for layer, origin in layers:
         for section, settings_of in OPEN_SECTIONS.items():
+            if merged[section] is None and isinstance(layer.get(section), dict):
+                # Switched off by a layer before this one, and on again: from its defaults.
+                merged[section] = defaults[section]
             merged = _rename(merged, layer, section)
             if isinstance(layer.get(section), dict):
                 name = str(layer[section].get("name", (merged[section] or {}).get("name")))
@@ -168,6 +174,9 @@ def build_config(
         # As the word or the layers said, the path now absolute.
         for key in ("folder", "config"):
             merged[task][key] = defaults[task][key]
+    for task in chosen:
+        if not is_expert(task):
+            merged[task]["package"] = packages[task]
     merged["downstream"] = chosen
     _fix_paths(merged)
     _require_data_folder(merged, chosen)
@@ -179,17 +188,23 @@ def build_config(
 
 
 def _defaults_of(
-    task: str, layers: Sequence[tuple[Config, str]], base: Mapping[str, Any] | None
+    task: str,
+    layers: Sequence[tuple[Config, str]],
+    base: Mapping[str, Any] | None,
+    packages: Packages,
 ) -> Config:
     """The block of a task before any layer is merged into it."""
     if is_expert(task):
         return block_defaults(task, [layer for layer, _ in layers], base)
-    return {**TASK_SETTINGS, **task_defaults(task)}
+    return {**TASK_SETTINGS, **task_defaults(task, packages.get(task))}
 
 
 def _tasks_left_out(layers: Sequence[tuple[Config, str]]) -> set[str]:
     """The names in the layers that are those of tasks: installed ones, or ones they list."""
-    known = set(BUILT_IN_TASKS) | {name.rpartition(":")[2] for name in discover_tasks()}
+    known = set(BUILT_IN_TASKS) | set(stated_packages(layers))
+    for name, plugin in discover_tasks().items():
+        plain = name.removeprefix(f"{plugin.package}:")
+        known |= {plain, f"{plugin.package}:{plain}"}
     for layer, _ in layers:
         listed = layer.get("downstream")
         if isinstance(listed, list):
@@ -225,13 +240,14 @@ def _fix_paths(merged: Any) -> None:
             OmegaConf.update(merged, key, os.path.abspath(os.path.expanduser(path)))
 
 
-def _tasks_of(layer: Mapping[str, Any], origin: str) -> list[str]:
+def _words_of(layer: Mapping[str, Any], origin: str) -> list[str]:
+    """The words for tasks of a layer; none if it says nothing of them."""
     tasks = layer.get("downstream") or []
     if isinstance(tasks, str):
-        return parse_tasks(tasks)
+        return split_words(tasks)
     if not isinstance(tasks, list):
         raise UserError("`downstream` is a list of tasks.", where=origin)
-    return parse_tasks(",".join(str(task) for task in tasks)) if tasks else []
+    return split_words(",".join(str(task) for task in tasks)) if tasks else []
 
 
 def _parse_overrides(text: str | None) -> list[tuple[Config, str]]:

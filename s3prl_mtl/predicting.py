@@ -14,10 +14,9 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from s3prl_mtl.config import parse_tasks
-from s3prl_mtl.data import UnreadableAudio, read_audio
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.trained import TrainedRun, load
+from s3prl_mtl.task_words import split_words
+from s3prl_mtl.trained import TrainedRun, load, read_utterance
 
 MAXIMUM_BATCH = 8
 """Files that go through the encoder together."""
@@ -38,28 +37,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def predict(arguments: argparse.Namespace) -> None:
     """Write a line of JSON for every file: `file`, and the answer of each task.
 
-    A file that cannot be read, or that the encoder refuses, gets a line with `error`, and the
-    others go on.
+    A file that cannot be read, that is too short, or that the encoder refuses, gets a line with
+    `error`, and the others go on. That of `--against` is needed for all: nothing is said without.
 
     Raises:
-        UserError: the run or a task is not there; in the end, that files have no answer.
+        UserError: the run or a task is not there, or the file of `--against` cannot be used; in the
+            end, that files have no answer.
     """
-    tasks = parse_tasks(arguments.task, flag="--task") if arguments.task else None
+    tasks = split_words(arguments.task, flag="--task") if arguments.task else None
     names = recording_names(arguments.audio) if arguments.rttm else {}
     with _opened(arguments.rttm) as rttm:
         run = load(arguments.run, tasks, arguments.device)
         for flag, task in (("--rttm", "sd"), ("--against", "sv")):
-            if getattr(arguments, flag.removeprefix("--")) and task not in run.tasks:
+            if getattr(arguments, flag.removeprefix("--")) and run.find(task) is None:
                 raise UserError(
                     f"{flag} needs the task {task}.", where=flag, fix=f"--task ...,{task}"
                 )
+        diarization = run.find("sd")
         failed = 0
         for line in answers(run, arguments.audio, arguments.against):
             failed += "error" in line
             sys.stdout.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
             sys.stdout.flush()
-            if rttm is not None and "error" not in line:
-                write_rttm(rttm, names[line["file"]], line["sd"]["segments"])
+            if rttm is not None and diarization is not None and "error" not in line:
+                write_rttm(rttm, names[line["file"]], line[diarization]["segments"])
     if failed:
         raise UserError(
             f"{failed} of {len(arguments.audio)} files have no answer; their lines say why."
@@ -95,23 +96,26 @@ def answers(
     run: TrainedRun, files: Sequence[Path], against: Path | None = None
 ) -> Iterator[dict[str, Any]]:
     """For each file, in the order given, what the heads say of it, or why they say nothing."""
-    speaker = None
-    if against is not None:
-        speaker = torch.tensor(run.predict([against], ["sv"])[0]["sv"]["embedding"])
+    speaker, voice = None, run.find("sv")
+    if against is not None and voice is not None:
+        try:
+            speaker = run.embedding(against, voice)
+        except UserError as error:
+            raise UserError(error.what, where=f"--against {against}", fix=error.fix) from error
     for first in range(0, len(files), MAXIMUM_BATCH):
         batch = files[first : first + MAXIMUM_BATCH]
         lines: list[dict[str, Any]] = [{"file": str(file)} for file in batch]
         waveforms, readable = [], []
         for line, file in zip(lines, batch, strict=True):
             try:
-                waveforms.append(read_audio(file))
+                waveforms.append(read_utterance(file))
                 readable.append(line)
-            except UnreadableAudio as error:
+            except UserError as error:
                 line["error"] = str(error)
         for line, answer in zip(readable, _answers_of(run, waveforms), strict=True):
             line |= answer
-            if speaker is not None and "sv" in answer:
-                line["sv"]["score"] = float(torch.tensor(line["sv"]["embedding"]) @ speaker)
+            if speaker is not None and voice in answer:
+                line[voice]["score"] = float(torch.tensor(line[voice]["embedding"]) @ speaker)
         yield from lines
 
 

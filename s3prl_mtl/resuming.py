@@ -23,12 +23,12 @@ def check(saved: Checkpoint, config: Mapping[str, Any], past: Path | None) -> No
         UserError: names the setting, what it was and what it is now.
     """
     if "Optimizer" not in saved:
+        what = f"one of {saved['Origin']}" if "Origin" in saved else "a best checkpoint"
         raise UserError(
-            "A best checkpoint, or one of s3prl's branch, holds weights only: training cannot go "
-            "on from it.",
+            f"The checkpoint is {what} and holds weights only: training cannot go on from it.",
             where=f"-e {past}",
-            fix="Resume from a states-*.ckpt of this package, or start a new run from these "
-            "weights with -i.",
+            fix=f"Start a new run from these weights with -i {past} instead of -e, or resume from "
+            "a states-*.ckpt of this package.",
         )
     tasks = list(saved["Tasks"])
     if set(tasks) != set(config["downstream"]):

@@ -191,7 +191,8 @@ def test_the_command_writes_a_line_for_every_file(runner, tiny_corpus, tmp_path,
     lines = [json.loads(line) for line in shown.out.splitlines()]
     assert code == 2 and "2 of 4 files" in shown.err
     assert [line["file"] for line in lines] == files
-    assert "error" in lines[1] and "too few" in lines[2]["error"]
+    assert str(text) in lines[1]["error"]
+    assert "100 samples" in lines[2]["error"] and str(short) in lines[2]["error"]
     assert lines[0]["sv"]["score"] == pytest.approx(1.0, abs=1e-5)
     assert set(lines[3]) == {"file", "asr", "sd", "sv"}
     marks = [line.split() for line in rttm.read_text().splitlines()]
@@ -204,3 +205,93 @@ def test_a_flag_without_its_task_is_refused(runner, tmp_path, capsys):
     words = ["predict", str(runner.folder), "--task", "ks", "--rttm", str(tmp_path / "x"), "a.wav"]
     assert main(words) == 2
     assert "--rttm needs the task sd" in capsys.readouterr().err
+
+
+SOUND = 0.1 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+NAN = np.where(np.arange(len(SOUND)) == 5, np.nan, SOUND)
+UNUSABLE = {
+    "short.wav": (SOUND[:399], 16_000, "399 samples"),
+    "short_at_8_kHz.wav": (SOUND[:100], 8_000, "200 samples"),
+    "empty.wav": (SOUND[:0], 16_000, "no samples"),
+    "nan.wav": (NAN, 16_000, "not finite"),
+    "folder.wav": (None, 0, "a folder"),
+    "text.wav": ("this is not audio", 0, "cannot be read"),
+    "no_bytes.wav": ("", 0, "cannot be read"),
+    "missing.wav": (None, -1, "does not exist"),
+}
+USABLE = {
+    "one_frame.wav": (SOUND[:400], 16_000),
+    "stereo.wav": (np.stack([SOUND, SOUND], axis=1), 16_000),
+    "at_8_kHz.wav": (SOUND[::2], 8_000),
+    "silence.wav": (np.zeros_like(SOUND), 16_000),
+}
+
+
+@pytest.fixture
+def folder_of_audio(tmp_path: Path) -> Path:
+    """One file of each of the above."""
+    for name, (content, rate, *_) in (UNUSABLE | USABLE).items():
+        path = tmp_path / name
+        if isinstance(content, str):
+            path.write_text(content)
+        elif content is not None:
+            soundfile.write(path, content, rate, subtype="FLOAT")
+        elif rate == 0:
+            path.mkdir()
+    return tmp_path
+
+
+def test_every_file_that_cannot_be_used_is_named_beside_the_answers_of_the_others(
+    runner, trained, folder_of_audio: Path, capsys
+):
+    files = [str(folder_of_audio / name) for name in UNUSABLE | USABLE]
+    for tasks in ("sv", "ks,sv"):
+        code = main(["predict", str(runner.folder), "--task", tasks, "--device", "cpu", *files])
+        shown = capsys.readouterr()
+        lines = {line["file"]: line for line in map(json.loads, shown.out.splitlines())}
+        assert code == 2 and f"{len(UNUSABLE)} of {len(files)} files have no answer" in shown.err
+        for name, (_, _, reason) in UNUSABLE.items():
+            line = lines[str(folder_of_audio / name)]
+            assert reason in line["error"] and line["file"] in line["error"]
+            assert set(line) == {"file", "error"}
+        for name in USABLE:
+            line = lines[str(folder_of_audio / name)]
+            assert set(line) == {"file", *tasks.split(",")}
+            assert np.isfinite(line["sv"]["embedding"]).all()
+        # Two equal channels are one.
+        stereo = lines[str(folder_of_audio / "stereo.wav")]["sv"]["embedding"]
+        mono = trained.embedding(torch.from_numpy(SOUND))
+        torch.testing.assert_close(torch.tensor(stereo), mono, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(UNUSABLE))
+def test_python_names_the_file_that_cannot_be_used(trained, folder_of_audio: Path, name: str):
+    file = folder_of_audio / name
+    for ask in (
+        lambda: trained.predict([folder_of_audio / "stereo.wav", file], ["sv"]),
+        lambda: trained.verify(folder_of_audio / "stereo.wav", file),
+        lambda: trained.features([file]),
+    ):
+        with pytest.raises(UserError, match=UNUSABLE[name][2]) as mistake:
+            ask()
+        assert str(file) in str(mistake.value)
+
+
+def test_nobody_is_recognised_by_silence(runner, trained, folder_of_audio: Path, capsys):
+    sound, silence = folder_of_audio / "stereo.wav", folder_of_audio / "silence.wav"
+    for first, second in ((sound, silence), (silence, sound)):
+        with pytest.raises(UserError, match=r"nothing but silence.*silence\.wav"):
+            trained.verify(first, second)
+    words = ["predict", str(runner.folder), "--task", "sv", "--device", "cpu"]
+    for file, reason in ((silence, "nothing but silence"), (folder_of_audio / "short.wav", "399")):
+        assert main([*words, "--against", str(file), str(sound)]) == 2
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        told = "".join(shown.err.split())
+        assert "".join(reason.split()) in told and f"--against{file}" in told
+
+
+def test_a_waveform_shorter_than_a_frame_is_refused(trained):
+    for task in ("ks", "sv"):
+        with pytest.raises(UserError, match="100 samples"):
+            trained.predict([torch.zeros(100)], [task])

@@ -23,6 +23,9 @@ from s3prl_mtl.upstreams.inert import to_plain
 
 logger = logging.getLogger(__name__)
 
+ORIGIN = "s3prl's multi-task branch"
+"""What `Origin` says in the place of nothing: `Config` is not complete, `Labels` are not there."""
+
 _EPOCH = "Epoch."
 _WEIGHT_OF_LOSS = "log_sigma"
 _WRAPPED = "module."
@@ -92,6 +95,7 @@ def from_branch(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
     upstream, ckpt = arguments.get("upstream"), arguments.get("upstream_ckpt")
     return {
         "Format": 2,
+        "Origin": ORIGIN,
         "Step": checkpoint["Step"],
         "Tallies": Tallies(list(tasks)).state_dict(),
         "Config": {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from s3prl_mtl.errors import UserError, nearest
-from s3prl_mtl.plugins import canonical_task_name
+from s3prl_mtl.task_words import find_held
 
 LARGEST_EXCESS = 0.15
 """What a rank may have more than the mean load, as a part of it, so that tasks stay whole.
@@ -297,13 +297,8 @@ def _parse_entry(entry: str, text: str) -> tuple[int, list[str]]:
 
 
 def _task_of_run(word: str, tasks: Sequence[str]) -> str:
-    if word in tasks:
-        return word
-    try:
-        name = canonical_task_name(word)  # the run has sv for asv
-    except UserError:
-        name = word  # said below, of the tasks that would be right here
-    if name not in tasks:
+    name = find_held(word, dict.fromkeys(tasks))  # the run has sv for asv
+    if name is None:
         raise _misplaced(
             f"The task {word!r} is not one of this run (-d).", nearest(word, list(tasks))
         )

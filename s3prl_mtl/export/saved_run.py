@@ -10,12 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.errors import UserError
 from s3prl_mtl.snapshot import encoder_weights, load_strictly
 from s3prl_mtl.upstreams import (
     Featurizer,
     Hubert,
     Upstream,
     hubert_from_state,
+    load_upstream,
     rebuild_upstream,
 )
 
@@ -39,9 +41,13 @@ class SavedRun:
         Nothing in the folder is changed, damaged files neither.
 
         Raises:
-            UserError: there is no such file, it is damaged, or it is no checkpoint of a run.
+            UserError: there is no such file, it is damaged, or it is no checkpoint of a run; or it
+                is one of the branch, which does not say how its encoder is built, and the file
+                that it was trained from is not there.
         """
         checkpoint, path = checkpoints.load_newest(run, flag="RUN", set_aside=False)
+        if "Origin" in checkpoint and checkpoint["UpstreamInfo"] is None:
+            checkpoint |= _original_encoder(checkpoint, path)
         return cls(path, checkpoint)
 
     @property
@@ -106,3 +112,23 @@ class SavedRun:
         where = f"Featurizer of {self.path}"
         load_strictly(featurizer, self.checkpoint["Featurizer"], "the featurizer", where)
         return featurizer.eval()
+
+
+def _original_encoder(checkpoint: checkpoints.Checkpoint, path: Path) -> dict[str, Any]:
+    """What the encoder of a branch's checkpoint is, from what it was trained from."""
+    settings = checkpoint["Config"]["upstream"]
+    try:
+        upstream = load_upstream(settings["name"], settings["ckpt"])
+    except UserError as error:
+        raise UserError(
+            f"The checkpoint is of {checkpoint['Origin']} and does not say how its encoder is "
+            f"built; what it was trained from cannot be had: {error}",
+            where=str(path),
+            fix="Put that file there again; or start a run from the checkpoint (-u, -k, -i) and "
+            "export that.",
+        ) from error
+    # Where the encoder was frozen the branch does not save it: it is the original.
+    return {
+        "UpstreamInfo": upstream.checkpoint_info,
+        "Upstream": checkpoint["Upstream"] or upstream.state_dict(),
+    }

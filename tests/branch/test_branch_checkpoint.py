@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections import OrderedDict
 from dataclasses import fields
 from pathlib import Path
@@ -10,11 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from comparison import assert_same
 
 from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl import load
 from s3prl_mtl.cli import main
 from s3prl_mtl.config import build_config
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.export.command import export
 from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.tracking import read_results
@@ -121,8 +125,53 @@ def test_training_does_not_go_on_from_the_branchs_optimizers(
 ):
     assert main(["-e", str(branch_file), "--device", "cpu"]) == 2
     words = " ".join(capsys.readouterr().err.split())
-    assert "holds weights only" in words
-    assert "with -i" in words
+    assert "is one of s3prl's multi-task branch and holds weights only" in words
+    assert f"-i {branch_file}" in words
+
+
+def test_the_branchs_checkpoint_is_used_as_ours_is(run, branch_file: Path, tiny_corpus: Path):
+    folder, _ = run
+    ours = load(folder, ["ks", "er"], device="cpu")
+    theirs = load(branch_file, ["ks", "er"], device="cpu")
+    assert theirs.labels == ours.labels
+    wavs = sorted(tiny_corpus.glob("IEMOCAP_full_release/Session1/sentences/wav/*/*.wav"))[:3]
+    assert_same(theirs.predict(wavs), ours.predict(wavs))
+
+
+def test_label_spaces_that_are_not_there_are_named(branch_file: Path, tiny_corpus: Path):
+    saved = torch.load(branch_file, weights_only=False)
+    saved["Config"] = yaml.safe_load(
+        yaml.safe_dump(saved["Config"]).replace(str(tiny_corpus), "/moved")
+    )
+    torch.save(saved, branch_file)
+    reason = r"saves no label spaces.*/moved/speech_commands_v0.01 does not exist.*-i"
+    with pytest.raises(UserError, match=re.compile(reason, re.DOTALL)):
+        load(branch_file, ["ks"])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_encoder_of_the_branch_is_exported_as_ours_is(
+    run, branch_file: Path, tmp_path: Path, frozen: bool
+):
+    _, ours = run
+    wanted = dict(ours["Upstream"])
+    if frozen:
+        saved = torch.load(branch_file, weights_only=False)
+        del saved["Upstream"]
+        torch.save(saved, branch_file)
+        original = load_upstream("hubert_tiny").state_dict()
+        wanted = {f"model.{name}": value for name, value in original.items()}
+    export(branch_file, "fairseq", tmp_path / "out.pt")
+    found = load_upstream("hubert", str(tmp_path / "out.pt")).state_dict()
+    same({f"model.{name}": value for name, value in found.items()}, wanted)
+
+
+def test_an_encoder_that_cannot_be_had_is_named(branch_file: Path, tmp_path: Path):
+    saved = torch.load(branch_file, weights_only=False)
+    saved["Args"].upstream, saved["Args"].upstream_ckpt = "hubert_local", str(tmp_path / "gone.pt")
+    torch.save(saved, branch_file)
+    with pytest.raises(UserError, match=r"does not say how its encoder is built.*gone\.pt"):
+        export(branch_file, "fairseq", tmp_path / "out.pt")
 
 
 def test_the_encoder_alone_is_taken_over(

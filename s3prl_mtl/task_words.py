@@ -1,0 +1,261 @@
+"""Which task a word of the user means, and under which name a run keeps it.
+
+A task is the same as another if it has the same plain name and is of the same package. A run keeps
+a task under the name that it was begun with, whatever packages are installed later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.plugins import (
+    OUR_PACKAGE,
+    TASK_GROUP,
+    find_plugin,
+    load_task,
+    resolve_task,
+    same_package,
+    split_name,
+    task_offers,
+)
+from s3prl_mtl.s3prl_tasks.word import canonical_word, is_expert, task_name
+
+BUILT_IN_TASKS = ("asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd")
+
+Packages = Mapping[str, str | None]
+"""The package of each task of a run by the name that the run has for it.
+
+None where that is not known: experts of s3prl, and what was saved before packages were.
+"""
+Layers = Sequence[tuple[dict[str, Any], str]]
+"""The layers of a config, each with what it is from."""
+
+_UNRECORDED = "the checkpoint, which does not say of which package it is"
+
+
+def split_words(text: str, flag: str = "-d") -> list[str]:
+    """The words of a flag, separated by commas; `all` is every task of this distribution.
+
+    Raises:
+        UserError: there is none.
+    """
+    words: list[str] = []
+    ours = [f"{OUR_PACKAGE}:{task}" for task in BUILT_IN_TASKS]
+    for word in filter(None, map(str.strip, text.split(","))):
+        words += ours if word == "all" else [word]
+    if not words:
+        raise UserError(
+            "No task is named.", where=flag, fix=f"For example: {flag} asr,ks or {flag} all."
+        )
+    return list(dict.fromkeys(words))
+
+
+def packages_of(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str | None]:
+    """The packages of tasks, as their blocks in a config say.
+
+    Args:
+        config: a run's own, or that of one of its checkpoints.
+        names: of the tasks in it.
+    """
+    blocks = {name: config.get(name) for name in names}
+    return {
+        name: (block.get("package") if isinstance(block, Mapping) else None) or split_name(name)[0]
+        for name, block in blocks.items()
+    }
+
+
+def find_held(word: str, held: Packages) -> str | None:
+    """The name under which a run holds the task that a word means; None if it does not hold it.
+
+    Args:
+        word: `ks`, `package:ks`, another word such as `asv`, or `s3prl:...`.
+        held: the tasks of the run. One whose package is not known is what any word of its plain
+            name means.
+
+    Raises:
+        UserError: the word means several of them.
+    """
+    if is_expert(word):
+        name = word if word in held else task_name(word)
+        return name if name in held else None
+    if word in held:
+        return word
+    package, plain = split_name(word)
+    found = _matching(plain, package, held)
+    if not found:
+        for plugin in task_offers(plain):
+            if package is None or same_package(package, plugin.package):
+                found += _behind(f"{plugin.package}:{plain}", held)
+    return _only(found, word)
+
+
+def held_as(name: str, package: str | None, held: Packages) -> str | None:
+    """The name under which another run holds the task that this run has under `name`, or None.
+
+    Args:
+        name: of the task in this run.
+        package: the one that it is of.
+        held: the tasks of the other run.
+    """
+    if is_expert(name):
+        return name if name in held else None
+    found = _matching(split_name(name)[1], package, held)
+    # What is known to be of the package goes before what may be.
+    found.sort(key=lambda other: (held[other] is None, other != name))
+    return found[0] if found else None
+
+
+def rivals_of(name: str, held: Packages) -> list[str]:
+    """What a run holds under the plain name of a task, with the packages, for messages."""
+    plain = split_name(name)[1]
+    return [
+        f"{other} of package {package}"
+        for other, package in held.items()
+        if split_name(other)[1] == plain and package is not None
+    ]
+
+
+def choose(
+    words: Sequence[str], held: Packages, stated: Mapping[str, str]
+) -> dict[str, str | None]:
+    """The names under which a run has the tasks that the words mean, and their packages.
+
+    Args:
+        words: as after `-d`.
+        held: the tasks of the run that goes on; empty for a new one.
+        stated: the packages that blocks of the config state, by the blocks' names.
+
+    Raises:
+        UserError: a word means no task, or several; or the package that is asked for does not have
+            it, or is not the one of the run.
+    """
+    chosen: dict[str, str | None] = {}
+    for word in words:
+        if is_expert(word):
+            chosen[canonical_word(word)] = None
+            continue
+        name = find_held(word, held)
+        if name is None and word in stated:
+            name = word
+        if name is not None:
+            package = _package_of(name, word, held, stated)
+        else:
+            plain, package = resolve_task(word)
+            known = {**held, **stated}.get(plain)
+            is_free = len(task_offers(plain)) == 1 if known is None else False
+            is_it = known is not None and same_package(known, package)
+            name = plain if (is_free and plain not in held) or is_it else f"{package}:{plain}"
+        chosen.setdefault(name, package)
+    return chosen
+
+
+def saved_package(name: str, package: str | None) -> str:
+    """The package whose plugin a checkpoint's task is built with, as that package spells itself.
+
+    Args:
+        name: of the task in the checkpoint.
+        package: that was recorded, or that the user says; None if neither.
+
+    Raises:
+        UserError: it is not installed; or none is known, and several have the task.
+    """
+    return find_plugin(TASK_GROUP, name, "task", package, where=_UNRECORDED).package
+
+
+def stated_packages(layers: Layers) -> dict[str, str]:
+    """The packages that blocks of tasks state, by the blocks' names; the later layer counts.
+
+    Raises:
+        UserError: one is no text.
+    """
+    stated: dict[str, str] = {}
+    for layer, origin in layers:
+        for key, block in layer.items():
+            package = block.get("package") if isinstance(block, Mapping) else None
+            if package is None or is_expert(key):
+                continue
+            if not isinstance(package, str):
+                raise UserError(
+                    f"{key}.package is the name of a package, not {package!r}.", where=origin
+                )
+            stated[key] = package
+    return stated
+
+
+def blocks_under_names(layers: Layers, chosen: Packages) -> list[tuple[dict[str, Any], str]]:
+    """The layers, with the blocks of the chosen tasks under the names that the run has for them.
+
+    A block `ks` is that of `package:ks`, and the other way round, unless its `package` is another.
+
+    Raises:
+        UserError: a block could be that of several of the tasks.
+    """
+    renamed = []
+    for layer, origin in layers:
+        names = {}
+        for key, block in layer.items():
+            names[key] = key
+            if key in chosen or is_expert(key) or not isinstance(block, Mapping):
+                continue
+            package, plain = split_name(key)
+            owners = _matching(plain, block.get("package") or package, chosen)
+            if len(owners) > 1:
+                raise UserError(
+                    f"The block {key!r} could be that of {' or '.join(owners)}.",
+                    where=origin,
+                    fix="Give it one of these names, or the `package` that it is for.",
+                )
+            if owners and owners[0] not in layer:
+                names[key] = owners[0]
+        renamed.append(({names[key]: value for key, value in layer.items()}, origin))
+    return renamed
+
+
+def _package_of(name: str, word: str, held: Packages, stated: Mapping[str, str]) -> str:
+    """The package of a task that the run or a block of the config knows by name."""
+    was, now = held.get(name), stated.get(name)
+    spoken = split_name(word)[0] or split_name(name)[0]
+    for before, after in ((was, now), (now, spoken)):
+        if before is not None and after is not None and not same_package(before, after):
+            raise UserError(
+                f"The task {name!r} is that of package {before}, and cannot be that of {after}.",
+                where=f"{name}.package in the config",
+                fix=f"Leave it as it is, or name the other one: -d {after}:{split_name(name)[1]}.",
+            )
+    package = was or now or spoken
+    if name in held:
+        return saved_package(name, package)
+    return find_plugin(TASK_GROUP, name, "task", package).package
+
+
+def _matching(plain: str, package: str | None, held: Packages) -> list[str]:
+    """The tasks of a plain name that are, or may be, of a package."""
+    return [
+        name
+        for name, own in held.items()
+        if split_name(name)[1] == plain
+        and not is_expert(name)
+        and (package is None or own is None or same_package(own, package))
+    ]
+
+
+def _behind(word: str, held: Packages) -> list[str]:
+    """The tasks that an installed plugin is another word for."""
+    try:
+        load_task(word)
+        plain, package = resolve_task(word)
+    except UserError:
+        return []  # broken: it is no word for anything
+    return _matching(plain, package, held)
+
+
+def _only(found: Sequence[str], word: str) -> str | None:
+    distinct = list(dict.fromkeys(found))
+    if len(distinct) > 1:
+        raise UserError(
+            f"{word!r} could be {' or '.join(repr(name) for name in distinct)} of the run.",
+            fix="Name one of them.",
+        )
+    return distinct[0] if distinct else None
