@@ -85,10 +85,18 @@ def test_every_python_block_runs(code: str, workplace: Path) -> None:
 
 
 def test_the_code_for_fairseq_is_what_fairseq_ran() -> None:
-    (code,) = [text for language, text in BLOCKS if language == "text"]
+    (code,) = [text for language, text in BLOCKS if language == "text" and "fairseq" in text]
     ran = (FIXTURES / "export" / "read_with_fairseq.py").read_text(encoding="utf-8")
     for line in code.splitlines():
         assert re.search(rf"^\s*{re.escape(line)}$", ran, flags=re.MULTILINE), line
+
+
+def test_the_folder_for_s3prl_holds_the_files_that_are_shown(workplace: Path) -> None:
+    (shown,) = [text for language, text in BLOCKS if text.startswith("for-s3prl/")]
+    upstream, head, pattern = [line.split()[0] for line in shown.splitlines()]
+    assert pattern.replace("<task>", "ks").replace("<upstream>", "hubert_tiny") == head
+    files = [path for path in (workplace / "for-s3prl").rglob("*") if path.is_file()]
+    assert {str(path.relative_to(workplace)) for path in files} == {upstream, head}
 
 
 def test_the_folder_for_s3prl_starts_the_heads_of_a_new_run(

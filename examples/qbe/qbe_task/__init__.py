@@ -33,7 +33,8 @@ class QueryByExample(TaskExpert):
     name = "qbe"
     corpus_type = Quesst14
     corpus: Quesst14
-    metrics: ClassVar[tuple[Metric, ...]] = (Metric("mtwv", "higher", "MTWV"),)
+    # A term weighted value may be below 0, but not the best one: a threshold may find nothing.
+    metrics: ClassVar[tuple[Metric, ...]] = (Metric("mtwv", "higher", "MTWV", range=(0.0, 1.0)),)
     worst_score = -1.0
     wants_hidden_states = True
     is_trained = False
@@ -41,6 +42,7 @@ class QueryByExample(TaskExpert):
     def build_head(self) -> None:
         self.choice_setting("search", "distance", choices=("cosine_exp", "cosine"))
         self.search: dict[str, Any] = dict(self.setting("search"))
+        self.unsearched_score: float | None = self.setting("scoring").get("unsearched_score")
         costs = ("target_prior", "miss_cost", "false_alarm_cost")
         self.false_alarm_weight = false_alarm_weight(
             *(float(self.setting("scoring", key)) for key in costs)
@@ -193,6 +195,14 @@ class QueryByExample(TaskExpert):
         spread = scores.std(dim=-1, correction=0, keepdim=True).clamp(min=1e-9)
         scores = (scores - scores.mean(dim=-1, keepdim=True)) / spread
         matches = self.corpus.matches(split)
+        unsearched = self.unsearched_score
+        if unsearched is not None:
+            # MediaEval's program scores the queries and documents of all languages.
+            more_queries = sorted({query for query, _ in matches} - set(queries))
+            more_documents = sorted(set(self.corpus.all_documents()) - set(documents))
+            queries, documents = queries + more_queries, documents + more_documents
+            widths = (0, len(more_documents), 0, len(more_queries))
+            scores = F.pad(scores, widths, value=float(unsearched))
         targets = torch.tensor([[(q, d) in matches for d in documents] for q in queries])
         if not targets.any():
             raise UserError(

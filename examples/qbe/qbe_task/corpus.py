@@ -2,9 +2,14 @@
 
 Layout::
 
-    Audio/*.wav  dev_queries/*.wav  eval_queries/*.wav
+    Audio/quesst14_*.wav  dev_queries/quesst14_dev_*.wav  eval_queries/quesst14_eval_*.wav   (8 kHz)
     scoring/language_key_{utterances,dev,eval}.lst     lines `<folder>/Audio/<name>.wav <language>`
-    scoring/groundtruth_quesst14_{dev,eval}/*.rttm     lines `LEXEME <document> ... <query> ...`
+    scoring/groundtruth_quesst14_{dev,eval}/quesst14_{dev,eval}.rttm
+        NIST's format: `LEXEME <document> <channel> <begin> <duration> <query> ...`
+
+Languages are albanian, basque, czech, nnenglish, romanian and slovak; the ground truth is of all of
+them. Of what else is in `scoring` (MediaEval's program, lists of the terms and of the audio in XML,
+the ground truth of the query types T1 to T3 in folders of their own) nothing is needed.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ PARTS = {"dev": "dev", "test": "eval"}
 """What QUESST calls the splits."""
 QUERIES, STATISTICS = "-queries", "-statistics"
 _TERM_FIELD = 5
+_NO_TERM = "NO_KEYWORD"
 
 
 class Quesst14(Corpus):
@@ -93,7 +99,28 @@ class Quesst14(Corpus):
         count = self.statistics_documents
         return [documents[len(documents) * i // count] for i in range(count)]
 
+    def all_documents(self) -> list[str]:
+        """The names of the documents of all languages."""
+        return [name.stem for name, _ in self._lines("utterances")]
+
     def _listed(self, part: str, kind: str) -> list[Utterance]:
+        # The first folder is that of the data base itself, whatever it was called.
+        found = [
+            Utterance(inside.stem, self.root / inside, {"kind": kind})
+            for inside, language in self._lines(part)
+            if self.language is None or language == self.language
+        ]
+        if not found:
+            path = self.language_key(part)
+            raise UserError(
+                f"qbe: {path.name} lists nothing in {self.language!r}.",
+                where=str(path),
+                fix="Set qbe's `datarc.language` to a language of the list, or to null.",
+            )
+        return found
+
+    def _lines(self, part: str) -> list[tuple[PurePosixPath, str]]:
+        """The audio files of a list, within the data base, and their languages."""
         path = self.language_key(part)
         found = []
         for number, line in read_lines(path):
@@ -104,20 +131,12 @@ class Quesst14(Corpus):
                     where=f"{path}, line {number}",
                     fix="Each line is `<folder>/<folder>/<name>.wav <language>`.",
                 )
-            if self.language is None or fields[1] == self.language:
-                # The first folder is that of the data base itself, whatever it was called.
-                inside = PurePosixPath(fields[0].partition("/")[2])
-                found.append(Utterance(inside.stem, self.root / inside, {"kind": kind}))
-        if not found:
-            raise UserError(
-                f"qbe: {path.name} lists nothing in {self.language!r}.",
-                where=str(path),
-                fix="Set qbe's `datarc.language` to a language of the list, or to null.",
-            )
+            found.append((PurePosixPath(fields[0].partition("/")[2]), fields[1]))
         return found
 
     def matches(self, split: str) -> set[tuple[str, str]]:
-        """The pairs (query, document) of which the document holds what the query says.
+        """The pairs (query, document) of which the document holds what the query says, of all
+        languages.
 
         Args:
             split: dev or test.
@@ -134,9 +153,17 @@ class Quesst14(Corpus):
             )
         pairs = set()
         for path in files:
-            for _, line in read_lines(path):
+            for number, line in read_lines(path):
                 fields = line.split()
-                if fields[0] == "LEXEME" and len(fields) > _TERM_FIELD:
+                if fields[0] != "LEXEME":
+                    continue
+                if len(fields) <= _TERM_FIELD:
+                    raise UserError(
+                        f"qbe: {line.strip()!r} does not say which query is in the document.",
+                        where=f"{path}, line {number}",
+                        fix="LEXEME <document> <channel> <begin> <duration> <query>",
+                    )
+                if fields[_TERM_FIELD] != _NO_TERM:
                     pairs.add((fields[_TERM_FIELD], fields[1]))
         return pairs
 

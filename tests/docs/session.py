@@ -1,0 +1,160 @@
+"""A page at work: its commands and its Python, one after the other, in one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import not_run
+import pytest
+from pages import ROOT, Block, Command
+from typed import DOWNLOADED, training
+
+from s3prl_mtl.cli import main
+
+TRIED = ("export", "predict", "results", "tasks", "upstreams")
+"""Commands of ours that need no corpus, and take seconds."""
+LONG = "check_task("
+"""What takes a block of Python half a minute."""
+PLACEHOLDERS = {"RUN", "OUT", "NAME"}
+
+
+def is_not_run(line: str) -> bool:
+    return any(line.startswith(beginning) for beginning in not_run.COMMANDS)
+
+
+class Session:
+    """Runs blocks in the working folder.
+
+    Args:
+        folder: the working folder.
+        corpora: the tiny corpus.
+        everything: also train, make corpora, install and check tasks.
+    """
+
+    def __init__(self, folder: Path, corpora: Path, everything: bool) -> None:
+        self.folder = folder
+        self.corpora = corpora
+        self.everything = everything
+        self.namespace: dict[str, Any] = {"__name__": "docs"}
+        self.printed = ""
+        self.ran: list[str] = []
+
+    def python(self, block: Block) -> None:
+        if LONG in block.text and not self.everything:
+            return
+        script = self.folder / f"block_{block.line}.py"
+        script.write_text(block.text, encoding="utf-8")
+        self.namespace |= runpy.run_path(str(script), init_globals=self.namespace, run_name="docs")
+
+    def command(self, command: Command) -> None:
+        line = command.text
+        if is_not_run(line) or "|" in line:
+            return
+        words = shlex.split(line, comments=True)
+        if "run_mtl.py" in line:
+            if self.everything:
+                self._train(command)
+        elif words[:3] == ["python", "-m", "s3prl_mtl"]:
+            if self.everything or (words[3] in TRIED and not PLACEHOLDERS & set(words)):
+                self._ours(words[3:])
+        elif words[:2] == ["pip", "install"]:
+            if self.everything:
+                self._install(words[-1])
+        elif words[:2] == ["python", "-m"] and words[2].endswith("_task.mini_corpus"):
+            if self.everything:
+                self._run(sys.executable, *words[1:])
+        else:
+            raise AssertionError(f"{command}: nothing says how this is run")
+        self.ran.append(line)
+
+    def _train(self, command: Command) -> None:
+        launcher, words = training(command, self.corpora)
+        if not {"-n", "-p", "-e"} & set(words):
+            # Lines of a block are alternatives, and the default name would be the same.
+            words += ["-n", f"line_{len(self.ran)}"]
+        words = [part for word in words for part in DOWNLOADED.get(word, [word])]
+        program = str(ROOT / "run_mtl.py")
+        if launcher == ["python"]:
+            self._main(words)
+            return
+        assert launcher[0] == "torchrun", command
+        port = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+        launch = [re.sub("^4$", "2", word) for word in launcher[1:]]
+        self._run(sys.executable, "-m", "torch.distributed.run", *port, *launch, program, *words)
+
+    def _ours(self, words: list[str]) -> None:
+        words = ["tiny" if word == "mini" else word for word in words]
+        if words[0] == "make-corpus":
+            # The same corpus, made once for all tests, is there at once.
+            shutil.copytree(self.corpora, self.folder / words[1], dirs_exist_ok=True)
+        if "--data" in words and words[words.index("--data") + 1] == "DIR":
+            words[words.index("--data") + 1] = str(self.corpora)
+        self._main(words)
+
+    def _main(self, words: list[str]) -> None:
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            code = main(words)
+        self.printed = said.getvalue()
+        assert code == 0, (words, self.printed)
+
+    def _install(self, package: str) -> None:
+        # From a copy: building leaves files in the source.
+        source = self.folder / "sources" / Path(package).name
+        shutil.copytree(ROOT / package if package.startswith("./") else package, source)
+        install(source, self.folder / "site")
+
+    def _run(self, *words: str) -> None:
+        variables = {"PYTHONPATH": f"{self.folder / 'site'}:{ROOT}", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            words, env={**os.environ, **variables}, capture_output=True, text=True
+        )
+        self.printed = done.stdout
+        assert done.returncode == 0, (words, done.stdout + done.stderr)
+
+    def printed_json(self, block: Block) -> None:
+        """Every line of the block has the keys, and the types, of what was printed last."""
+        shown = [json.loads(line) for line in block.text.splitlines()]
+        printed = [json.loads(line) for line in self.printed.splitlines()]
+        assert shown and printed, block
+        for line in shown:
+            assert shape(line) == shape(printed[0]), block
+
+
+def install(source: Path, site: Path) -> None:
+    """Install a package into a folder for Python's path, with what is on this machine."""
+    words = ["install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--upgrade"]
+    pip = [sys.executable, "-m", "pip", *words, "--target", str(site), str(source)]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def shape(value: Any) -> Any:
+    """Keys and types of plain JSON; of a list those of its first element."""
+    if isinstance(value, dict):
+        return {key: shape(held) for key, held in value.items()}
+    if isinstance(value, list):
+        return [shape(held) for held in value[:1]]
+    return type(value).__name__
+
+
+def prepare_environment(
+    patch: pytest.MonkeyPatch, folder: Path, corpora: Path, cache: Path
+) -> None:
+    (folder / "site").mkdir(exist_ok=True)
+    patch.chdir(folder)
+    patch.syspath_prepend(str(folder / "site"))
+    patch.setenv("SUPERB_DATA", str(corpora))
+    patch.setenv("S3PRL_MTL_CACHE", str(cache))
+    patch.setenv("HF_HUB_OFFLINE", "1")

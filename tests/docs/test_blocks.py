@@ -1,0 +1,276 @@
+"""Every block of the documentation is run, or checked as closely as it can be."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import not_run
+import pytest
+import workplace
+import yaml
+from pages import ALL_BLOCKS, PAGES, ROOT, SHELL, Block, Command, blocks, commands, indented_code
+from session import Session, is_not_run
+from torch.distributed.run import get_args_parser as torchrun_parser
+from typed import training
+
+from s3prl_mtl import ClassificationExpert
+from s3prl_mtl import commands as command_line
+from s3prl_mtl.cli import COMMANDS, run_parser
+from s3prl_mtl.config import build_config
+
+NAMES = list(PAGES)
+PARENTHESES = r"\(((?:[^()]|\([^()]*\))*)\)"
+
+
+def text_rule(block: Block) -> str | None:
+    """How a block that nobody types is checked."""
+    if block.language not in (*SHELL, "text"):
+        return None
+    for (page, beginning), reason in not_run.TEXTS.items():
+        if block.page == page and block.first_line.strip().startswith(beginning):
+            return reason
+    if re.match(r"(def )?\w+\((self, )?\w+", block.first_line):
+        return "signatures"
+    if block.first_line.strip() == "/path/to/corpora/":
+        return "folders"
+    return None
+
+
+TYPED = [
+    command
+    for block in ALL_BLOCKS
+    if block.language in SHELL and text_rule(block) is None
+    for command in commands(block)
+]
+TRAINING = [command for command in TYPED if "run_mtl.py" in command.text]
+OURS = [command for command in TYPED if command.text.startswith("python -m s3prl_mtl ")]
+OTHERS = [command for command in TYPED if command not in TRAINING and command not in OURS]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_code_stands_in_fences(name: str):
+    assert indented_code(name) == []
+
+
+@pytest.mark.parametrize("block", ALL_BLOCKS, ids=str)
+def test_every_block_is_of_a_kind_that_is_tested(block: Block):
+    known = block.language in ("python", "yaml")
+    if block.language == "json":
+        # It is compared with what the last command before it printed.
+        known = any("predict" in c.text for c in TYPED if c.block.page == block.page)
+    assert known or text_rule(block) or (block.language in SHELL and commands(block)), (
+        "This block has no rule: mark it as python, yaml, json or bash, or say in not_run.TEXTS "
+        "why it cannot be tested."
+    )
+
+
+def test_what_is_not_run_is_there():
+    for beginning in not_run.COMMANDS:
+        assert any(command.text.startswith(beginning) for command in TYPED), beginning
+    for page, beginning in not_run.TEXTS:
+        assert any(block.first_line.strip().startswith(beginning) for block in blocks(page))
+
+
+@pytest.mark.parametrize("command", TRAINING, ids=str)
+def test_the_settings_of_a_training_command_hold(
+    command: Command,
+    tiny_corpus: Path,
+    examples_site: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Its flags, files and tasks give a config, as when it is run."""
+    monkeypatch.syspath_prepend(str(examples_site))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SUPERB_DATA", str(tiny_corpus))
+    if "s3prl:" in command.text:
+        workplace.add_tasks_of_s3prl(tmp_path, tiny_corpus)
+    if "multitask.yaml" in command.text or "states-200000" in command.text:
+        workplace.add_branch_config(tmp_path, tiny_corpus)
+    if "stft.yaml" in command.text:
+        workplace.add_stft(tmp_path)
+    launcher, words = training(command, tiny_corpus)
+    if launcher[0] == "torchrun":
+        torchrun_parser().parse_args([*launcher[1:], "run_mtl.py", *words])
+    else:
+        assert launcher == ["python"]
+    arguments = run_parser().parse_args(words)
+    if arguments.mode == "evaluate":
+        splits = command_line._parse_splits(arguments.evaluate_split)
+        assert arguments.past_exp and (splits or arguments.downstream)
+        return
+    if arguments.downstream == "spoken_words":
+        # Its package is made where the page is run.
+        arguments.downstream = "ks"
+    config = command_line._config(arguments, None)
+    assert config["downstream"] and config["runner"]["total_steps"] == 2
+
+
+@pytest.mark.parametrize("command", OURS, ids=str)
+def test_every_other_command_of_ours_can_be_typed(command: Command):
+    line = command.text.replace("fairseq|transformers|s3prl|onnx", "onnx")
+    name, *words = shlex.split(line)[3:]
+    COMMANDS[name]().parse_args(words)
+
+
+@pytest.mark.parametrize("command", OTHERS, ids=str)
+def test_a_line_of_another_program_can_be_typed(command: Command):
+    """What it names is there; the pages' own tests run what can be run."""
+    words = command.words
+    if words[:2] == ["pip", "install"]:
+        check_installation(command)
+    elif words[0] in ("bash", "sbatch"):
+        subprocess.run(["bash", "-n", str(ROOT / words[1])], check=True)
+    elif words[0] == "export":
+        subprocess.run(["bash", "-euc", command.text], check=True)
+    elif words[:2] == ["python", "run_downstream.py"]:
+        known = flags_of_s3prl()
+        assert {word for word in words if word.startswith("-")} <= known
+    elif words[:3] == ["python", "-m", "pytest"]:
+        assert (ROOT / words[3]).is_dir()
+    elif words[:2] == ["python", "-m"] and words[2].endswith("_task.mini_corpus"):
+        package, module = words[2].split(".")
+        found = list((ROOT / "examples").glob(f"*/{package}/{module}.py"))
+        assert len(found) == 1 and len(words) == 4
+    else:
+        raise AssertionError(f"{command}: no rule says how this line is checked")
+
+
+def check_installation(command: Command) -> None:
+    for word in command.words[2:]:
+        extra = re.fullmatch(r"s3prl-mtl\[(\w+)\]", word)
+        if extra:
+            assert f'"{extra[1]}":' in (ROOT / "setup.py").read_text()
+        elif word.startswith("./"):
+            assert (ROOT / word / "pyproject.toml").is_file()
+        elif word.endswith(".txt"):
+            assert (ROOT / word).is_file()
+        elif not word.startswith("-") and word != ".":
+            before = [earlier.text for earlier in commands(command.block)]
+            made = [line for line in before if "new-task" in line and line.split()[-1] == word]
+            assert made, f"{command}: nothing makes {word}"
+
+
+def flags_of_s3prl() -> set[str]:
+    import importlib.util
+
+    spec = importlib.util.find_spec("s3prl")
+    assert spec is not None and spec.submodule_search_locations
+    source = Path(spec.submodule_search_locations[0], "run_downstream.py").read_text()
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    arguments = [argument for call in calls for argument in call.args]
+    constants = [node.value for node in arguments if isinstance(node, ast.Constant)]
+    return {value for value in constants if isinstance(value, str) and value.startswith("-")}
+
+
+@pytest.mark.parametrize("block", [b for b in ALL_BLOCKS if text_rule(b) == "signatures"], ids=str)
+def test_signatures_that_are_shown_are_those_of_our_experts(block: Block):
+    shown = re.findall(rf"^(?:def )?(\w+){PARENTHESES}", block.text, flags=re.MULTILINE)
+    assert shown
+    for name, text in shown:
+        real = inspect.signature(getattr(ClassificationExpert, name)).parameters
+        (function,) = ast.parse(f"def f({text}): 0").body
+        assert isinstance(function, ast.FunctionDef)
+        listed = [argument.arg for argument in function.args.args + function.args.kwonlyargs]
+        assert listed and all(word in real for word in listed), (name, listed, list(real))
+
+
+@pytest.mark.parametrize("block", [b for b in ALL_BLOCKS if text_rule(b) == "folders"], ids=str)
+def test_the_folders_that_are_shown_are_those_of_the_corpora(block: Block, tiny_corpus: Path):
+    named = re.findall(r"([\w.]+)/", block.text.partition("\n")[2])
+    assert set(named) == {path.name for path in tiny_corpus.iterdir() if path.is_dir()}
+
+
+@pytest.mark.parametrize("block", [b for b in ALL_BLOCKS if b.language == "yaml"], ids=str)
+def test_settings_that_are_shown_are_settings(
+    block: Block,
+    tiny_corpus: Path,
+    examples_site: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.syspath_prepend(str(examples_site))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shown.yaml").write_text(block.text)
+    shown = yaml.safe_load(block.text)
+    named = [key for key in shown if ":" in key or len(key) <= 3]
+    flags = {"upstream.name": "hubert_tiny", "data": str(tiny_corpus)}
+    if "downstream" not in shown:
+        flags["downstream"] = named
+    config = build_config(files=[tmp_path / "shown.yaml"], flags=flags)
+    assert set(named) <= set(config["downstream"])
+    for key, value in shown.items():
+        assert_holds(config[key], value)
+
+
+def assert_holds(whole: object, part: object) -> None:
+    """What a file says is what the config has."""
+    if isinstance(part, dict):
+        assert isinstance(whole, dict)
+        for key, value in part.items():
+            assert_holds(whole[key], value)
+    else:
+        assert whole == part
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_link_leads_to_a_file(name: str):
+    page = PAGES[name]
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), link
+
+
+WITH_PYTHON = [n for n in NAMES if any(block.language == "python" for block in blocks(n))]
+
+
+def walk(session: Session, name: str) -> None:
+    for block in blocks(name):
+        if block.language == "python":
+            session.python(block)
+        elif block.language == "json":
+            session.printed_json(block)
+        elif block.language in SHELL and text_rule(block) is None:
+            for command in commands(block):
+                session.command(command)
+
+
+@pytest.mark.parametrize("name", WITH_PYTHON)
+def test_the_python_of_a_page_runs_with_the_exports_and_predictions_between(
+    name: str, session: Callable[..., Session]
+):
+    walk(session(everything=False, with_run=True), name)
+
+
+PRESUPPOSE_A_RUN = ("docs/export.md",)
+WITH_COMMANDS = list(
+    dict.fromkeys(command.block.page for command in TYPED if not is_not_run(command.text))
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_COMMANDS)
+def test_the_commands_of_a_page_run_one_after_the_other(
+    name: str, session: Callable[..., Session], tiny_corpus: Path, tmp_path: Path
+):
+    """With a small encoder, the tiny corpus and two steps; all else is what the page says."""
+    place = session(everything=True, with_run=name in PRESUPPOSE_A_RUN)
+    prepared = workplace.PREPARED.get(name, ())
+    if "encoders" in prepared:
+        workplace.add_encoders(place.folder)
+    if "stft" in prepared:
+        workplace.add_stft(place.folder)
+    if "tasks" in prepared:
+        workplace.add_tasks_of_s3prl(place.folder, tiny_corpus)
+    if "branch" in prepared:
+        workplace.add_branch_run(
+            place.folder, workplace.add_branch_config(place.folder, tiny_corpus)
+        )
+    walk(place, name)
+    assert place.ran

@@ -1,0 +1,48 @@
+"""What docs/from-s3prl.md tells users of s3prl to type instead, they can type."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pages import PAGES, Block, Command
+from typed import training
+
+from s3prl_mtl import commands as command_line
+from s3prl_mtl.cli import run_parser
+
+PAGE = "docs/from-s3prl.md"
+ROWS = [
+    [cell.strip() for cell in line.strip("| ").split(" | ")]
+    for line in PAGES[PAGE].read_text(encoding="utf-8").splitlines()
+    if line.startswith("| ") and not line.startswith(("| ---", "| in s3prl"))
+]
+TO_TYPE = [
+    span
+    for theirs, ours in ROWS
+    for span in re.findall(r"`([^`]+)`", theirs if ours.startswith("the same") else ours)
+    if span.startswith(("run_mtl.py", "-"))
+]
+
+
+def test_the_table_is_read():
+    assert len(ROWS) >= 12 and len(TO_TYPE) >= 10 and all(len(row) == 2 for row in ROWS)
+
+
+@pytest.mark.parametrize("span", TO_TYPE)
+def test_what_stands_in_the_table_can_be_typed(
+    span: str, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SUPERB_DATA", str(tiny_corpus))
+    (tmp_path / "FILE").write_text("optimizer: {lr: 1.0e-4}\n")
+    if span.endswith("-c"):
+        span += " FILE"
+    line = span if span.startswith("run_mtl.py") else f"run_mtl.py ... {span}"
+    command = Command(Block(PAGE, 0, "", line), f"python {line}")
+    arguments = run_parser().parse_args(training(command, tiny_corpus)[1])
+    if arguments.mode == "evaluate":
+        assert command_line._parse_splits(arguments.evaluate_split)
+    else:
+        assert command_line._config(arguments, None)["runner"]["total_steps"] == 2

@@ -1,0 +1,78 @@
+"""A training command of the documentation with what it takes for granted put in."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pages import ROOT, Command
+
+OFFICIAL = ("hubert", "hubert_base")
+SMALL_HUBERT = ROOT / "tests" / "fixtures" / "hubert" / "base_style.pt"
+DEMO = ROOT / "run_scripts" / "demo.yaml"
+BRANCH_CONFIG = "s3prl/downstream/multitask.yaml"
+STEPS = "2"
+# One measurement at the end is what shows that evaluation works; the others cost time.
+SETTINGS = "runner.test_first=false,,runner.log_step=1,,runner.eval_step=1000,,device=cpu"
+ENCODERS = {
+    "hf:microsoft/wavlm-base": "hf:wavlm",
+    "hf:microsoft/wavlm-base-plus": "hf:wavlm",
+    "hf:path/to/folder": "hf:wavlm",
+}
+
+DOWNLOADED = {"wavlm_base_plus": ["wavlm_local", "-k", "wavlm.pt"]}
+"""Names that fetch a checkpoint, and what is of the same module without."""
+
+
+def training(command: Command, corpora: Path) -> tuple[list[str], list[str]]:
+    """What stands before and after `run_mtl.py` in a line, ready to be run in a workplace.
+
+    All its flags are kept. `...` becomes what a run needs besides, an official encoder a small
+    checkpoint of the same format, any folder of corpora the tiny corpus, the number of steps 2,
+    and the heads are the demo's where the line does not say how large they are.
+    """
+    words = [word.replace("DATA/", f"{corpora}/") for word in command.words]
+    place = next(n for n, word in enumerate(words) if word.endswith("run_mtl.py"))
+    launcher, words = words[:place], words[place + 1 :]
+    if "..." in words:
+        words.remove("...")
+        words = _completed(words)
+    words = [re.sub(r"s3prl:/[\w/]+/my_\w+", "s3prl:./my_task", word) for word in words]
+    words = [str(ROOT / word) if word.startswith("run_scripts/") else word for word in words]
+    words = [ENCODERS.get(word, word) for word in words]
+    words = [word.replace("/mnt/librispeech", f"{corpora}/LibriSpeech") for word in words]
+    if "--data" in words and not Path(words[words.index("--data") + 1]).is_dir():
+        words[words.index("--data") + 1] = str(corpora)
+    if "-e" in words:
+        return launcher, words
+    if words[words.index("-u") + 1] in OFFICIAL and "-k" not in words:
+        words += ["-k", str(SMALL_HUBERT)]
+    if "--steps" in words:
+        words[words.index("--steps") + 1] = STEPS
+    else:
+        words += ["--steps", STEPS]
+    tasks = words[words.index("-d") + 1]
+    settings = SETTINGS
+    for name in re.findall(r"s3prl:(\w+)(?=,|$)", tasks):
+        # s3prl's package on the registry has no config files.
+        if f"s3prl:{name}.config=" not in " ".join(words):
+            settings += f",,s3prl:{name}.config=my/{name}.yaml"
+    if "-o" in words:
+        settings += ",," + words[words.index("-o") + 1]
+        words[words.index("-o") + 1] = settings
+    else:
+        words += ["-o", settings]
+    if "multitask.yaml" not in " ".join(words):
+        # The branch's checkpoint of the tests has the heads of the branch's config of the tests.
+        of_branch = "-i" in words and "states-200000.ckpt" in words
+        words = ["-c", BRANCH_CONFIG if of_branch else str(DEMO), *words]
+    return launcher, words
+
+
+def _completed(words: list[str]) -> list[str]:
+    """What `...` stands for: an encoder and tasks, those that the rest of the line names."""
+    named = sorted(set(re.findall(r"(s3prl:\w+|\b[a-z]+)\.\w+[.=]", " ".join(words))))
+    tasks = [name for name in named if name.startswith("s3prl:") or name == "asr"]
+    chosen = "all" if {"--placement", "-a"} & set(words) else ",".join(tasks) or "ks,asr"
+    words = words if "-d" in words else ["-d", chosen, *words]
+    return words if "-u" in words else ["-u", "hubert", *words]

@@ -1,0 +1,112 @@
+"""Folders with what the pages take for granted beside the corpora: files of s3prl, encoders."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+import transformers
+import yaml
+from pages import ROOT
+from s3prl_tasks import corpora as of_s3prl
+from s3prl_tasks.conftest import CONFIG, EXPERT, TONES
+from typed import DEMO, SMALL_HUBERT
+from upstreams.test_huggingface import make as make_huggingface
+from upstreams.zoo_checkpoints import make_checkpoint
+
+from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.cli import main
+
+BRANCH_TASKS = ("asr", "pr", "ks", "sd")
+STFT = {"n_fft": 512, "hop_length": 160, "win_length": 400, "window": "hann", "center": True}
+
+
+def add_recordings(folder: Path, corpus: Path) -> None:
+    speech = next((corpus / "LibriSpeech" / "test-clean").rglob("*.flac"))
+    for name in ("speech.wav", "one.wav", "two.wav", "some.wav"):
+        shutil.copy(speech, folder / name)
+
+
+def add_tasks_of_s3prl(folder: Path, corpus: Path) -> None:
+    """An expert of somebody's, the configs that s3prl's package lacks, a checkout of `ctc`."""
+    task = folder / "my_task"
+    task.mkdir()
+    for name, text in (("expert.py", EXPERT), ("tones.py", TONES), ("config.yaml", CONFIG)):
+        (task / name).write_text(text)
+    for name in ("emotion", "asr"):
+        settings, splits = of_s3prl.BUILDERS[name](corpus, folder)
+        if name == "asr":
+            settings["datarc"]["test-other"] = ["test-other"]
+            of_s3prl._lengths(corpus, folder, "test-other")
+        of_s3prl.write_config(folder / "my" / f"{name}.yaml", settings, splits or None)
+    settings, splits = of_s3prl.ctc(corpus, folder)
+    for name in ("libriphone", "snips"):
+        of_s3prl.write_config(folder / "downstream" / "ctc" / f"{name}.yaml", settings, splits)
+
+
+def add_branch_config(folder: Path, corpus: Path) -> Path:
+    """The branch's `multitask.yaml` where the page has it."""
+    path = folder / "s3prl" / "downstream" / "multitask.yaml"
+    path.parent.mkdir(parents=True)
+    text = (ROOT / "tests" / "fixtures" / "branch" / "multitask.yaml").read_text()
+    path.write_text(text.replace("CORPORA", str(corpus)))
+    return path
+
+
+def add_stft(folder: Path) -> None:
+    (folder / "stft.yaml").write_text(yaml.safe_dump({"spectrogram": {**STFT, "log": True}}))
+
+
+def add_encoders(folder: Path) -> None:
+    shutil.copy(SMALL_HUBERT, folder / "my_hubert.pt")
+    make_checkpoint("wav2vec2_local", folder / "converted.pt")
+    make_checkpoint("wavlm_local", folder / "wavlm.pt")
+    make_huggingface("wavlm", folder / "wavlm")
+    assert transformers.AutoConfig.from_pretrained(folder / "wavlm").model_type == "wavlm"
+
+
+def add_branch_run(folder: Path, config: Path) -> None:
+    """A checkpoint as the branch saves it, and a folder of heads as s3prl's trainer leaves them."""
+    settings = "device=cpu,,runner.total_steps=1,,runner.test_last=false"
+    words = ["-c", str(config), "-u", "hubert", "-k", str(SMALL_HUBERT), "-s", "layer_results"]
+    run = folder / "branch"
+    assert main([*words, "-d", ",".join(BRANCH_TASKS), "-p", str(run), "-o", settings]) == 0
+    saved = checkpoints.load(run / "states-1.ckpt")
+    states = {
+        "Step": 200_000,
+        "Args": argparse.Namespace(
+            upstream="hubert",
+            upstream_ckpt=str(SMALL_HUBERT),
+            upstream_model_config=None,
+            upstream_feature_selection="layer_results",
+            upstream_trainable=True,
+            downstream=",".join(BRANCH_TASKS),
+            seed=1337,
+        ),
+        "Config": yaml.safe_load(config.read_text()),
+        "Upstream": OrderedDict(saved["Upstream"]),
+        "Featurizer": OrderedDict(saved["Featurizer"]),
+        "WorldSize": 1,
+    }
+    for task in BRANCH_TASKS:
+        states[task] = OrderedDict(saved["Tasks"][task]["Downstream"])
+        states[f"Epoch.{task}"] = 1
+    torch.save(states, folder / "states-200000.ckpt")
+    # The page starts heads of our own defaults: of these, not of the branch's config.
+    words = ["-u", "hubert_base", "-k", str(SMALL_HUBERT), "-c", str(DEMO)]
+    heads = folder / "heads"
+    assert main([*words, "-d", "asr,pr,ks", "-p", str(heads), "--steps", "1", "-o", settings]) == 0
+    words = ["export", str(heads), "--format", "s3prl", "-o", str(folder / "DIR_OF_HEADS")]
+    assert main(words) == 0
+
+
+PREPARED = {
+    "docs/upstreams.md": ("encoders", "stft", "branch"),
+    "README.md": ("encoders", "tasks"),
+    "docs/s3prl-experts.md": ("tasks",),
+    "docs/from-s3prl.md": ("tasks",),
+}
+"""What of it each page needs."""
