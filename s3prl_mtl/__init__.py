@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from s3prl_mtl.classification import ClassificationExpert
+    from s3prl_mtl.declarations import Metric
     from s3prl_mtl.distributed.world import World
-    from s3prl_mtl.expert import Metric, TaskExpert
+    from s3prl_mtl.expert import TaskExpert
     from s3prl_mtl.plugins import discover_tasks, load_task
     from s3prl_mtl.runner import MultiTaskRunner
-    from s3prl_mtl.trained import TrainedRun, load
+    from s3prl_mtl.trained import TrainedRun
     from s3prl_mtl.transcription import TranscriptionExpert
     from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream, load_upstream
 
@@ -41,7 +42,7 @@ _HOMES = {
     "ClassificationExpert": "classification",
     "Featurizer": "upstreams",
     "HiddenStates": "upstreams",
-    "Metric": "expert",
+    "Metric": "declarations",
     "MultiTaskRunner": "runner",
     "TaskExpert": "expert",
     "TrainedRun": "trained",
@@ -49,7 +50,7 @@ _HOMES = {
     "Upstream": "upstreams",
     "World": "distributed.world",
     "discover_tasks": "plugins",
-    "load": "trained",
+    "load": "loading",
     "load_task": "plugins",
     "load_upstream": "upstreams",
 }

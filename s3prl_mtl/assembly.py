@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.branch.checkpoint import unwrapped
 from s3prl_mtl.config import Config
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.expert_classes import check_class
 from s3prl_mtl.fitting import check_encoder, check_head, check_selection
 from s3prl_mtl.plugins import OUR_PACKAGE, find_upstream, load_task, split_name, task_offers
 from s3prl_mtl.preflight import check_plain, corpus_problems, raise_together, split_mistakes
@@ -42,9 +44,11 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError("torch finds no GPU here")
         if device.type == "cuda" and device.index is None:
             gpus = torch.cuda.device_count()
-            if local_rank >= gpus > 0:
+            if local_rank >= gpus:
                 raise UserError(
                     f"Process {local_rank} of this machine has no GPU: there are {gpus}.",
                     where="torchrun --nproc_per_node",
@@ -106,14 +110,16 @@ def build_experts(
         UserError: one report of all that keeps the corpora of the tasks from being read.
     """
     classes = {
-        name: load_task(name, config[name].get("folder"), config[name].get("package"))
+        name: load_task(name, config[name].get("package"), folder=config[name].get("folder"))
         for name in names
     }
-    held = packages_of(saved["Config"], saved["Tasks"]) if saved is not None else {}
+    past = saved["Tasks"] if saved is not None else {}
+    held = packages_of(saved["Config"], past) if saved is not None else None
     for name, expert_class in classes.items():
-        _check_held(name, expert_class, held if saved is not None else None)
+        check_class(name, expert_class)
+        _check_held(name, expert_class, held)
     # The branch's checkpoints hold no label spaces, nor do those of s3prl's experts.
-    labels = {name: saved["Tasks"][name]["Labels"] for name in held} if saved is not None else {}
+    labels = {name: entry["Labels"] for name, entry in past.items()}
     own_labels = {name: kind for name, kind in classes.items() if labels.get(name) is None}
     problems = corpus_problems(config, own_labels)
     mistakes = [line for lines in problems.values() for line in lines]
@@ -204,18 +210,28 @@ def load_initial_weights(
         else:
             saved = checkpoints.load(checkpoints.locate(path, "-i"))
             _load_from_run(saved, upstream, featurizer, experts, packages_of(config, experts))
-    if config["init_upstream_ckpt"]:
-        flag = "--init_upstream_ckpt"
-        path = checkpoints.locate(Path(config["init_upstream_ckpt"]), flag)
-        # Whatever program wrote it: `Upstream` is what s3prl calls it, too.
-        saved = checkpoints.read_tensors(path)
-        if not saved.get("Upstream"):
-            raise UserError(
-                f"{path} holds no encoder.",
-                where=flag,
-                fix="Give a run that trained its encoder; -k takes files of pre-training.",
-            )
-        _load_encoder(saved, upstream, flag)
+    load_initial_encoder(config, upstream)
+
+
+def load_initial_encoder(config: Config, upstream: Upstream) -> None:
+    """Give the encoder the weights of `--init_upstream_ckpt`, if that is set.
+
+    Raises:
+        UserError: the file holds no encoder, or another one.
+    """
+    if not config["init_upstream_ckpt"]:
+        return
+    flag = "--init_upstream_ckpt"
+    path = checkpoints.locate(Path(config["init_upstream_ckpt"]), flag)
+    # Whatever program wrote it: `Upstream` is what s3prl calls it, too.
+    weights = checkpoints.read_tensors(path).get("Upstream")
+    if not isinstance(weights, Mapping) or not weights:
+        raise UserError(
+            f"{path} holds no encoder.",
+            where=flag,
+            fix="Give a run that trained its encoder; -k takes files of pre-training.",
+        )
+    _load_encoder({"Upstream": unwrapped(weights)}, upstream, flag)
 
 
 def _load_from_run(

@@ -13,6 +13,7 @@ from pathlib import Path
 from s3prl_mtl import commands, predicting
 from s3prl_mtl.authoring import command as authoring
 from s3prl_mtl.authoring import listing
+from s3prl_mtl.blame import plugin_at_fault, said_in_short
 from s3prl_mtl.console import MESSAGES, show_log
 from s3prl_mtl.distributed.world import DEFAULT_TIMEOUT_SECONDS, RankLost
 from s3prl_mtl.errors import SharedMistake, UserError
@@ -82,10 +83,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         MESSAGES.print("interrupted", style="red")
         return INTERRUPTED
-    except Exception:
-        logger.exception("This is a failure of the program, not a mistake of yours.")
+    except Exception as error:
+        if not _show_failure_of_plugin(error):
+            logger.exception("This is a failure of the program, not a mistake of yours.")
         return FAILURE_OF_OURS
     return 0
+
+
+def _show_failure_of_plugin(error: Exception) -> bool:
+    """Say whose failure it is, where it is that of a package with plugins."""
+    found = plugin_at_fault(error)
+    if found is None:
+        return False
+    plugin, frame = found
+    logger.debug("Where the error was raised:", exc_info=True)
+    _show_mistake(
+        f"The code of package {plugin} failed: {said_in_short(error)}. "
+        f"Where: {frame.path}, line {frame.line}, in {frame.function}. "
+        "Fix: It is a failure of that package; --verbose shows how it came there."
+    )
+    return True
 
 
 def _show_mistake(text: str) -> None:

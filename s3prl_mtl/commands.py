@@ -7,23 +7,25 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock, FileLock, Timeout
 from rich.progress import Progress
 
 from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl import resuming
-from s3prl_mtl.config import ARGUMENT_KEYS, Config, build_config
-from s3prl_mtl.console import MESSAGES, OUTPUT, log_to_file
+from s3prl_mtl.branch.tasks import split_of
+from s3prl_mtl.config import Config, build_config
+from s3prl_mtl.config_layers import ARGUMENT_KEYS
+from s3prl_mtl.console import MESSAGES, OUTPUT
 from s3prl_mtl.data.mini_corpus import make_corpus
 from s3prl_mtl.distributed.world import RankLost, World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.plugins import split_name
 from s3prl_mtl.results import results_table
+from s3prl_mtl.run_folder import working_in
 from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.stopping import Stopped, StopSignals
 from s3prl_mtl.task_words import find_held, packages_of, split_words
@@ -58,11 +60,11 @@ def _train(arguments: argparse.Namespace, world: World, signals: StopSignals) ->
     folder, past = world.broadcast(chosen) or _where_to_train(arguments, world)
     own = past is not None and past.resolve() == folder.resolve() and not arguments.dry_run
     saved, path = _load_past(past, world, set_aside=own) if past is not None else (None, None)
-    config = world.together(lambda: _config(arguments, saved))
+    config = world.together(lambda: _config_to_train(arguments, saved))
     if saved is not None:
         world.together(lambda: resuming.check(saved, config, path))
         config["downstream"] = list(saved["Tasks"])
-    with _working_in(folder, world, lock=True):
+    with working_in(folder, world, lock=True):
         if world.is_lead and not arguments.dry_run:
             (folder / LAUNCH).write_text(_launch(), encoding="utf-8")
         runner = MultiTaskRunner(config, folder, resume=saved, world=world)
@@ -155,65 +157,18 @@ def _bring_best_checkpoints(run: Path, fork: Path) -> None:
         shutil.copy2(path, target)
 
 
-@contextmanager
-def _working_in(folder: Path, world: World, lock: bool) -> Iterator[None]:
-    """Make a run's folder, log into it, and while training keep others out of it.
-
-    The first rank logs to `log.txt`, the others to `log-rank<number>.txt`.
-
-    Raises:
-        UserError: another process trains there, or not all ranks see the folder.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    guard = FileLock(folder / ".lock", timeout=0) if lock and world.is_lead else None
-    world.together(lambda: _enter(guard, folder))
-    if lock:
-        world.together(lambda: _check_shared(folder))
-    name = "log.txt" if world.is_lead else f"log-rank{world.rank}.txt"
-    handler = log_to_file(folder / name)
-    try:
-        yield
-    except Exception as error:
-        # The command line shows it where there is a terminal; every rank has a log.
-        known = isinstance(error, UserError | RankLost)
-        record = logger.makeRecord(
-            *(logger.name, logging.ERROR, __file__, 0, "%s", (error,)),
-            None if known else (type(error), error, error.__traceback__),
-        )
-        handler.handle(record)
-        raise
-    finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
-        if guard is not None:
-            guard.release()
-
-
-def _enter(guard: BaseFileLock | None, folder: Path) -> None:
-    try:
-        if guard is not None:
-            guard.acquire()
-    except Timeout:
-        raise UserError(
-            f"Another process trains in {folder}.", where="-n or -p", fix="Choose another name."
-        ) from None
-
-
-def _check_shared(folder: Path) -> None:
-    if not (folder / ".lock").exists():
-        raise UserError(
-            f"{folder} is not the same folder on all machines: what rank 0 writes there is not "
-            "seen here.",
-            where="-n or -p",
-            fix="Choose a folder on a file system that all machines share.",
-        )
-
-
 def _evaluate(arguments: argparse.Namespace, world: World) -> None:
     if not arguments.past_exp:
         raise UserError("Nothing to evaluate is named.", where="-m evaluate", fix="-e RUN")
     past = Path(arguments.past_exp)
     saved, _ = _load_past(past, world, set_aside=False)
+    if saved["Upstream"] and arguments.init_upstream_ckpt:
+        raise UserError(
+            "The checkpoint holds the encoder that its heads were trained with.",
+            where=f"--init_upstream_ckpt {arguments.init_upstream_ckpt}",
+            fix="Leave it out: to evaluate it is for what s3prl's branch saved with a frozen "
+            "encoder.",
+        )
     targets = world.together(lambda: _parse_splits(arguments.evaluate_split))
     if targets and not arguments.downstream:
         arguments.downstream = ",".join(dict.fromkeys(task for task, _ in targets))
@@ -222,11 +177,13 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> None:
     config = world.together(lambda: _config(arguments, saved))
     names = packages_of(config, config["downstream"])
     targets = world.together(lambda: [(find_held(w, names) or w, split) for w, split in targets])
+    if "Origin" in saved:
+        targets = [(task, split_of(task, split)) for task, split in targets]
     # However the run was trained: every rank takes its part of every split.
     config["distributed"] = {"parallel": "data", "placement": None}
     folder = Path(arguments.expdir) if arguments.expdir else _folder_of(past)
     world.together(lambda: resuming.check_weights_fit(saved, config))
-    with _working_in(folder, world, lock=False):
+    with working_in(folder, world, lock=False):
         runner = MultiTaskRunner(config, folder, resume=saved, world=world)
         with Tracker(folder) if world.is_lead else nullcontext() as tracker:
             runner.evaluate(targets or runner.splits("test_splits"), tracker)
@@ -274,6 +231,11 @@ def _config(arguments: argparse.Namespace, saved: Mapping[str, Any] | None) -> C
         overrides=arguments.override,
         base=saved["Config"] if saved is not None else None,
     )
+
+
+def _config_to_train(arguments: argparse.Namespace, saved: Mapping[str, Any] | None) -> Config:
+    with resuming.with_all_tasks():
+        return _config(arguments, saved)
 
 
 def _run_folder(arguments: argparse.Namespace, config: Mapping[str, Any]) -> Path:

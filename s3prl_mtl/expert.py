@@ -8,7 +8,6 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -18,8 +17,18 @@ from lhotse import CutSet
 from torch import Tensor, nn
 
 from s3prl_mtl.data import Corpus, default_cache_dir, load_cuts, load_waveform, make_loader
+from s3prl_mtl.declarations import (
+    Metric,
+    check_declarations,
+    first_score,
+    place_of,
+    selecting_metric_of,
+    settings_file,
+)
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.task_settings import CheckedSettings
+
+__all__ = ["Metric", "ScalarLogger", "TaskExpert"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,54 +37,6 @@ class ScalarLogger(Protocol):
     """What an expert reports its metrics to: TensorBoard's `SummaryWriter` is one."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number that an expert reports, and which direction is better.
-
-    Args:
-        name: as it appears in `results.json`, such as `"wer"`.
-        better: `"lower"` or `"higher"`.
-        title: how tables show it, such as `"WER"`.
-        headline: shown in the short table of a run; the first metric of a task always is.
-        range: the lowest and the highest value that there can be, both included; a fraction of a
-            whole by default. A rate of errors that counts insertions has no upper end:
-            `(0.0, math.inf)`.
-        percent: tables show it as percent, 100 times the value. False shows the value as it is,
-            for what is no fraction: a squared error, decibels.
-    """
-
-    name: str
-    better: str
-    title: str
-    headline: bool = False
-    range: tuple[float, float] = (0.0, 1.0)
-    percent: bool = True
-
-    @classmethod
-    def of(cls, declared: Any) -> Metric:
-        """What an expert declares, which may be a look-alike with fewer attributes than this.
-
-        Raises:
-            TypeError: it has no name, title or direction.
-        """
-        names = [field.name for field in fields(cls) if hasattr(declared, field.name)]
-        return cls(**{name: getattr(declared, name) for name in names})
-
-    @property
-    def interval(self) -> str:
-        """The range as mathematics writes it: `[0, 1]`, `[0, inf)`."""
-        lowest, highest = self.range
-        opening, closing = "(" if lowest == -math.inf else "[", ")" if highest == math.inf else "]"
-        return f"{opening}{lowest:g}, {highest:g}{closing}"
-
-    def improves(self, value: float, best: float) -> bool:
-        return value < best if self.better == "lower" else value > best
-
-    def shown(self, value: float) -> str:
-        """A value as tables show it: `12.34 %`, or as it is."""
-        return f"{100 * value:.2f} %" if self.percent else f"{value:.5g}"
 
 
 class TaskExpert(CheckedSettings, nn.Module, ABC):
@@ -99,7 +60,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
             them; no setting of the task is among them.
 
     Raises:
-        UserError: the settings or the corpus are not usable.
+        UserError: the settings or the corpus are not usable, or what the class declares.
     """
 
     name: ClassVar[str]
@@ -113,8 +74,9 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
     """The first one is what tables show."""
     selected_by: ClassVar[str | None] = None
     """The metric that selects the best checkpoint, when it is not the first one."""
-    worst_score: ClassVar[float] = 0.0
-    """Where the buffer `best_score` starts, as in s3prl."""
+    worst_score: ClassVar[float | None] = None
+    """Where the buffer `best_score` starts; only what is better is kept. None: the worst value of
+    the metric that selects, infinity where lower is better and else the lower end of its range."""
 
     wants_hidden_states: ClassVar[bool] = False
     """Whether `forward` and `predict` get, in the place of features, the encoder's hidden states:
@@ -137,6 +99,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         seed: int = 0,
         **runner_arguments: object,
     ) -> None:
+        check_declarations(type(self))
         super().__init__()
         self.upstream_dim = upstream_dim
         self.upstream_rate = upstream_rate
@@ -149,7 +112,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         self.decision: dict[str, float] = {}
         """What the head chose on its dev split, such as a threshold; saved with it."""
         self._split_cuts: dict[str, CutSet] = {}
-        self.register_buffer("best_score", torch.full((1,), self.worst_score))
+        self.register_buffer("best_score", torch.full((1,), first_score(type(self))))
         self.build_head()
 
     # ------------------------------------------------------------- a task writes these
@@ -275,7 +238,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
             return []
         # As the buffer will hold it: the same value again is no improvement by a rounding error.
         score = torch.tensor(values[chosen.name], dtype=torch.float32).item()
-        if not chosen.improves(score, self.best_score.item()):
+        if not math.isfinite(score) or not chosen.improves(score, self.best_score.item()):
             return []
         self.best_score.fill_(score)
         return [f"{split}-best.ckpt"]
@@ -304,8 +267,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
     @property
     def selecting_metric(self) -> Metric:
         """The metric that decides which checkpoint is the task's best."""
-        name = self.selected_by or self.metrics[0].name
-        return next(metric for metric in self.metrics if metric.name == name)
+        return selecting_metric_of(type(self))
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -319,19 +281,55 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         must be set.
 
         Raises:
-            UserError: one of these is not set.
+            UserError: one of these is not set, or the class has no `corpus_type`.
         """
+        if not isinstance(getattr(cls, "corpus_type", None), type):
+            raise cls._no_corpus()
         arguments = {}
         for key, parameter in inspect.signature(cls.corpus_type).parameters.items():
             if key in datarc and (datarc[key] is not None or parameter.default is None):
                 arguments[key] = datarc[key]
             elif parameter.default is parameter.empty:
-                raise UserError(
-                    f"Where the corpus of {cls.name} lies is not set.",
-                    where=f"{cls.name}.downstream_expert.datarc.{key}",
-                    fix="Set the path there, or pass --data DIR.",
-                )
+                raise cls._not_set(key)
         return cls.corpus_type(**arguments)
+
+    @classmethod
+    def check_corpus_type(cls) -> None:
+        """Refuse a class without `corpus_type`, unless it makes or checks its corpus by itself.
+
+        Raises:
+            UserError: there is none.
+        """
+        own = any({"make_corpus", "problems"} & vars(base).keys() for base in _below(cls))
+        if not own and not isinstance(getattr(cls, "corpus_type", None), type):
+            raise cls._no_corpus()
+
+    @classmethod
+    def _no_corpus(cls) -> UserError:
+        return UserError(
+            "The expert does not say what its corpus is.",
+            where=place_of(cls, "corpus_type"),
+            fix="It is the class of the corpus: corpus_type = MyCorpus.",
+        )
+
+    @classmethod
+    def _not_set(cls, key: str) -> UserError:
+        where = f"{cls.name}.downstream_expert.datarc.{key}"
+        defaults = settings_file(cls)
+        if defaults is not None and not defaults.is_file():
+            package = cls.__module__.partition(".")[0]
+            return UserError(
+                f"Where the corpus of {cls.name} lies is not set: the package has no config.yaml "
+                f"beside `{cls.__module__}`.",
+                where=f"{where}, or {defaults}",
+                fix="A wheel holds it if pyproject.toml says so: [tool.setuptools.package-data] "
+                f'{package} = ["*.yaml"].',
+            )
+        return UserError(
+            f"Where the corpus of {cls.name} lies is not set.",
+            where=where,
+            fix="Set the path there, or pass --data DIR.",
+        )
 
     @classmethod
     def problems(cls, downstream_expert: Mapping[str, Any]) -> list[str]:
@@ -341,6 +339,11 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
     def read_labels(self) -> dict[str, Any]:
         """The label space of the corpus."""
         return self.corpus.label_space()
+
+
+def _below(cls: type[TaskExpert]) -> list[type]:
+    """The class and those between it and `TaskExpert`."""
+    return [base for base in cls.__mro__ if base not in TaskExpert.__mro__]
 
 
 class _Reader:

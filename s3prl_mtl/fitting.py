@@ -18,8 +18,13 @@ _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
 _WIDTH = re.compile(r"(?:^|\.)layers?\.0\.(?:.*\.)?(?:layer_norm|LayerNorm|.*_layer_norm)\.weight$")
 
 
+_FIX_ENCODER = (
+    "Name the upstream that the checkpoint was trained from (-u, -k), or another checkpoint."
+)
+
+
 def check_encoder(weights: Mapping[str, Any], upstream: Upstream, where: str) -> None:
-    """Refuse the weights of an encoder with other layers.
+    """Refuse the weights of an encoder with other layers, or of another kind.
 
     Args:
         weights: by name.
@@ -27,18 +32,37 @@ def check_encoder(weights: Mapping[str, Any], upstream: Upstream, where: str) ->
         where: what gave them, for errors.
 
     Raises:
+        UserError: another number of layers, layers of another width, or none of its parameters.
+    """
+    state = upstream.state_dict()
+    found, own = _size(weights), _size(state)
+    if own is not None:
+        check_size(weights, *own, where)
+    if weights and not _own_names(weights) & _own_names(state):
+        size = f" of {_say(*found)}" if found is not None else ""
+        parameters = "none of these parameters" if state else "no parameters"
+        raise UserError(
+            f"The checkpoint holds an encoder{size}, and that of this run is of another kind: it "
+            f"has {parameters}.",
+            where=where,
+            fix=_FIX_ENCODER,
+        )
+
+
+def check_size(weights: Mapping[str, Any], layers: int, width: int, where: str) -> None:
+    """Refuse the weights of an encoder with other layers than these.
+
+    Raises:
         UserError: another number of layers, or layers of another width.
     """
-    found, own = _size(weights), _size(upstream.state_dict())
-    if found is None or own is None or found == own:
-        return
-    raise UserError(
-        f"The checkpoint holds an encoder of {_say(*found)}, and that of this run has "
-        f"{_say(*own)}.",
-        where=where,
-        fix="Name the upstream that the checkpoint was trained from (-u, -k), or another "
-        "checkpoint.",
-    )
+    found = _size(weights)
+    if found is not None and found != (layers, width):
+        raise UserError(
+            f"The checkpoint holds an encoder of {_say(*found)}, and that of this run has "
+            f"{_say(layers, width)}.",
+            where=where,
+            fix=_FIX_ENCODER,
+        )
 
 
 def check_selection(
@@ -84,6 +108,11 @@ def check_head(task: str, weights: Mapping[str, Any], expert: nn.Module, where: 
                     where=where,
                     fix="Name the upstream that the head was trained with, or another head.",
                 )
+
+
+def _own_names(weights: Mapping[str, Any]) -> set[str]:
+    """Names without what programs put before those of the model that they wrap."""
+    return {name.removeprefix("expert.").removeprefix("model.") for name in weights}
 
 
 def _say(layers: int, width: int) -> str:

@@ -15,13 +15,17 @@ from typing import Any
 
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.s3prl_tasks.block import block_defaults, chosen_blocks
-from s3prl_mtl.s3prl_tasks.word import canonical_word, is_expert
+from s3prl_mtl.s3prl_tasks.word import is_expert
 from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.yaml_files import read_yaml
 
 TASK_GROUP = "s3prl_mtl.tasks"
 UPSTREAM_GROUP = "s3prl_mtl.upstreams"
 OUR_PACKAGE = "s3prl-mtl"
+
+
+class NoSuchPackage(UserError):
+    """No installed package of the name that was asked for has the plugin."""
 
 
 @dataclass(frozen=True)
@@ -73,33 +77,29 @@ def discover_upstreams() -> dict[str, Plugin]:
     return _discover(UPSTREAM_GROUP)
 
 
-def load_task(name: str, folder: str | None = None, package: str | None = None) -> type:
+def load_task(name: str, package: str | None = None, *, folder: str | None = None) -> type:
     """The expert class of a task.
 
     Args:
-        name: of a plugin, or `s3prl:...` for an expert of s3prl.
-        folder: of the latter, where the name does not say it: `folder` in the task's block.
+        name: of a plugin, `package:name`, or `s3prl:...` for an expert of s3prl.
         package: the only one whose plugin will do: `package` in the task's block.
+        folder: of an expert of s3prl, where the name does not say it: `folder` in its block.
 
     Raises:
-        UserError: no plugin has the name, two have it, that of the package is not installed, or it
-            cannot be imported.
+        UserError: no plugin has the name, several have it, that of the package is not installed or
+            not the one that the name states, or it cannot be imported.
     """
     if is_expert(name):
+        if package is not None:
+            raise UserError(
+                f"{name!r} is an expert of s3prl, and cannot be of package {package}.",
+                fix="Leave out the package; its folder is `folder=...`.",
+            )
         # Imported only where s3prl's experts are asked for.
         from s3prl_mtl.s3prl_tasks.adapter import load_as_task
 
         return load_as_task(name, folder)
-    plugin = find_plugin(TASK_GROUP, name, "task", package)
-    expert = plugin.load()
-    if not isinstance(expert, type):
-        raise UserError(
-            f"The task {name!r} of package {plugin.package} is no class but a "
-            f"{type(expert).__name__}.",
-            where=f"entry point {plugin.entry_point.value}",
-            fix="The entry point names the class of the expert.",
-        )
-    return expert
+    return _expert_class(find_plugin(TASK_GROUP, name, "task", package))
 
 
 def find_upstream(name: str) -> Callable[..., Any] | None:
@@ -127,16 +127,24 @@ def find_plugin(
         where: what gave the name, for the error that several packages have it.
 
     Raises:
-        UserError: none has the name, several have it, or the package has it not.
+        NoSuchPackage: the `package` has it not, or is not installed.
+        UserError: none has the name, several have it, or the name states another package.
     """
     offers = _offers(group)
     named, plain = (None, name) if name in offers else split_name(name)
     candidates = offers.get(plain, [])
+    if package is not None and named is not None and not same_package(package, named):
+        raise UserError(
+            f"{name!r} is a {kind} of package {named}, and cannot be that of {package}.",
+            fix=f"Take {package}:{plain}, or leave out the other package.",
+        )
     wanted = package or named
     if wanted is None and len(candidates) > 1:
+        *others, last = map(str, candidates)
         raise UserError(
-            f"Two packages have the {kind} {plain!r}: {' and '.join(map(str, candidates))}.",
-            where=where,
+            f"{len(candidates)} packages have the {kind} {plain!r}: "
+            f"{', '.join(others)} and {last}.",
+            where=where or ("-d" if kind == "task" else "-u"),
             fix="Say which one: "
             + " or ".join(f"{plugin.package}:{plain}" for plugin in candidates)
             + ".",
@@ -145,13 +153,13 @@ def find_plugin(
         if wanted is None or same_package(plugin.package, wanted):
             return plugin
     if package is not None:
-        others = " and ".join(map(str, candidates))
-        another = f" Another one of that name is of {others}: it is not taken for it."
-        raise UserError(
-            f"The {kind} {plain!r} of the run is that of package {package}, which is not installed "
-            f"or no longer has it.{another if others else ''}",
-            where=f"{name}.package in the config",
-            fix=f"Install {package} again, or leave the {kind} out.",
+        owners = [plugin.package for plugin in candidates]
+        raise NoSuchPackage(
+            f"No installed package {package!r} has a {kind} {plain!r}.",
+            where=where,
+            fix=f"Install it, or take that of {' or '.join(owners)}."
+            if owners
+            else f"Install {package}.",
         )
     raise UserError(
         f"There is no {kind} named {name!r}.",
@@ -182,7 +190,7 @@ def resolve_task(word: str) -> tuple[str, str]:
         UserError: as `load_task`.
     """
     plugin = find_plugin(TASK_GROUP, word, "task")
-    stated = getattr(load_task(word), "name", None)
+    stated = getattr(_expert_class(plugin), "name", None)
     same = [other.package for other in task_offers(stated)] if isinstance(stated, str) else []
     return (str(stated) if plugin.package in same else plugin.name), plugin.package
 
@@ -192,30 +200,30 @@ def task_offers(plain: str) -> list[Plugin]:
     return _offers(TASK_GROUP).get(plain, [])
 
 
-def canonical_task_name(word: str) -> str:
-    """The name under which a new run keeps a task: `asv` is `sv`.
-
-    It is `package:name` where several packages have the name. A word for an expert of s3prl comes
-    back with its path made absolute, if it has one.
-    """
-    if is_expert(word):
-        return canonical_word(word)
-    plain, package = resolve_task(word)
-    return plain if len(task_offers(plain)) == 1 else f"{package}:{plain}"
-
-
 def task_defaults(name: str, package: str | None = None) -> dict[str, Any]:
     """The settings in the `config.yaml` beside the module of a task; empty if it has none."""
     if is_expert(name):
         (task,), blocks = chosen_blocks([name])
         return block_defaults(task, [blocks])
-    module = sys.modules[load_task(name, package=package).__module__]
+    module = sys.modules[load_task(name, package).__module__]
     if module.__file__ is None:
         return {}
     path = Path(module.__file__).parent / "config.yaml"
     if not path.is_file():
         return {}
     return read_yaml(path, f"the defaults of task {name}")
+
+
+def _expert_class(plugin: Plugin) -> type:
+    expert = plugin.load()
+    if not isinstance(expert, type):
+        raise UserError(
+            f"The task {plugin.name!r} of package {plugin.package} is no class but a "
+            f"{type(expert).__name__}.",
+            where=f"entry point {plugin.entry_point.value}",
+            fix="The entry point names the class of the expert.",
+        )
+    return expert
 
 
 def _offers(group: str) -> dict[str, list[Plugin]]:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.given_audio import NOBODY_SPEAKS, read_utterance
+from s3prl_mtl.loading import load_run
+from s3prl_mtl.rttm import recording_names, rttm_file, write_rttm
 from s3prl_mtl.task_words import split_words
-from s3prl_mtl.trained import TrainedRun, load, read_utterance
+from s3prl_mtl.trained import TrainedRun
+
+logger = logging.getLogger(__name__)
 
 MAXIMUM_BATCH = 8
 """Files that go through the encoder together."""
@@ -37,65 +42,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def predict(arguments: argparse.Namespace) -> None:
     """Write a line of JSON for every file: `file`, and the answer of each task.
 
-    A file that cannot be read, that is too short, or that the encoder refuses, gets a line with
-    `error`, and the others go on. That of `--against` is needed for all: nothing is said without.
+    A file that cannot be read, that is too short, or that the encoder or a head refuses, gets a
+    line with `error`, and the others go on. That of `--against` is needed for all: nothing is said
+    without.
 
     Raises:
-        UserError: the run or a task is not there, or the file of `--against` cannot be used; in the
-            end, that files have no answer.
+        UserError: the run or a task is not there, no task gives answers, or the file of `--rttm`
+            or `--against` cannot be used; in the end, that files have no answer.
     """
     tasks = split_words(arguments.task, flag="--task") if arguments.task else None
     names = recording_names(arguments.audio) if arguments.rttm else {}
-    with _opened(arguments.rttm) as rttm:
-        run = load(arguments.run, tasks, arguments.device)
+    # Before the run is loaded, which takes longer than to see that it cannot be written.
+    with rttm_file(arguments.rttm) if arguments.rttm else nullcontext() as rttm:
+        run = load_run(arguments.run, tasks, arguments.device, where="predict")
+        wanted = run.answering(None if tasks is None else run.tasks)
+        if not wanted:
+            raise UserError("No task of the run gives answers.", where=str(arguments.run))
         for flag, task in (("--rttm", "sd"), ("--against", "sv")):
-            if getattr(arguments, flag.removeprefix("--")) and run.find(task) is None:
+            given = getattr(arguments, flag.removeprefix("--"))
+            if given is not None and run.find(task) not in wanted:
                 raise UserError(
                     f"{flag} needs the task {task}.", where=flag, fix=f"--task ...,{task}"
                 )
         diarization = run.find("sd")
         failed = 0
-        for line in answers(run, arguments.audio, arguments.against):
+        for line in answers(run, arguments.audio, wanted, arguments.against):
             failed += "error" in line
             sys.stdout.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
             sys.stdout.flush()
-            if rttm is not None and diarization is not None and "error" not in line:
-                write_rttm(rttm, names[line["file"]], line[diarization]["segments"])
+            # A file that is named twice is one recording: its name is taken away.
+            if rttm is not None and diarization in line and line["file"] in names:
+                recording = names[line["file"]]
+                write_rttm(rttm, recording, line[diarization], diarization)
+                names = {file: name for file, name in names.items() if name != recording}
     if failed:
         raise UserError(
             f"{failed} of {len(arguments.audio)} files have no answer; their lines say why."
         )
 
 
-@contextmanager
-def _opened(path: Path | None) -> Iterator[TextIO | None]:
-    """A file to write to, if one is asked for; before the run is loaded, which takes longer."""
-    if path is None:
-        yield None
-        return
-    try:
-        file = path.open("w", encoding="utf-8")
-    except OSError as cause:
-        raise UserError(
-            f"The file cannot be written: {cause.strerror}.", where=f"--rttm {path}"
-        ) from cause
-    with file:
-        yield file
-
-
-def recording_names(files: Sequence[Path]) -> dict[str, str]:
-    """What RTTM calls each file: its stem without white space, its path where two share a stem."""
-    stems = Counter(file.stem for file in files)
-    return {
-        str(file): "_".join((file.stem if stems[file.stem] == 1 else str(file)).split())
-        for file in files
-    }
-
-
 def answers(
-    run: TrainedRun, files: Sequence[Path], against: Path | None = None
+    run: TrainedRun, files: Sequence[Path], tasks: Sequence[str], against: Path | None = None
 ) -> Iterator[dict[str, Any]]:
-    """For each file, in the order given, what the heads say of it, or why they say nothing."""
+    """For each file, in the order given, what the heads say of it, or why they say nothing.
+
+    Args:
+        run: whose heads.
+        files: audio.
+        tasks: names of those that give answers.
+        against: a recording of the speaker that the others are scored against.
+    """
     speaker, voice = None, run.find("sv")
     if against is not None and voice is not None:
         try:
@@ -112,28 +108,26 @@ def answers(
                 readable.append(line)
             except UserError as error:
                 line["error"] = str(error)
-        for line, answer in zip(readable, _answers_of(run, waveforms), strict=True):
+        said = _answers_of(run, waveforms, tasks)
+        for line, waveform, answer in zip(readable, waveforms, said, strict=True):
             line |= answer
-            if speaker is not None and voice in answer:
+            if speaker is None or voice not in answer:
+                continue
+            if waveform.any():
                 line[voice]["score"] = float(torch.tensor(line[voice]["embedding"]) @ speaker)
+            else:
+                line[voice]["no_score"] = NOBODY_SPEAKS
         yield from lines
 
 
-def _answers_of(run: TrainedRun, waveforms: Sequence[Tensor]) -> list[dict[str, Any]]:
-    """What the heads say, all at once; one by one where the encoder refuses one of them."""
+def _answers_of(
+    run: TrainedRun, waveforms: Sequence[Tensor], tasks: Sequence[str]
+) -> list[dict[str, Any]]:
+    """What the heads say, all at once; one by one where one of the files is refused."""
     try:
-        return run.predict(waveforms)
+        return list(run.predict(waveforms, tasks))
     except UserError as error:
+        logger.debug("%s", error, exc_info=True)
         if len(waveforms) == 1:
             return [{"error": str(error)}]
-    return [answer for waveform in waveforms for answer in _answers_of(run, [waveform])]
-
-
-def write_rttm(file: TextIO, recording: str, segments: Sequence[dict[str, Any]]) -> None:
-    """The segments of a recording as lines of NIST's rich transcription time marks."""
-    for segment in segments:
-        duration = segment["end"] - segment["start"]
-        file.write(
-            f"SPEAKER {recording} 1 {segment['start']:.3f} {duration:.3f} <NA> <NA> "
-            f"speaker{segment['speaker']} <NA> <NA>\n"
-        )
+    return [answer for wave in waveforms for answer in _answers_of(run, [wave], tasks)]

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+from s3prl_mtl.declarations import Metric, metrics_of
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.expert import Metric
 from s3prl_mtl.plugins import load_task
 from s3prl_mtl.tracking import FEATURIZER, read_metrics
 from s3prl_mtl.yaml_files import read_yaml
@@ -77,9 +77,8 @@ def _metrics_of(task: str, settings: Mapping[str, Any], logged: Sequence[str]) -
         Metric(name, better="", title=name, headline=True, percent=False) for name in logged
     )
     try:
-        expert = load_task(task, settings.get("folder"), settings.get("package"))
-        declared = getattr(expert, "metrics", unknown)
-        return tuple(Metric.of(metric) for metric in declared)
+        expert = load_task(task, settings.get("package"), folder=settings.get("folder"))
+        return metrics_of(expert) or unknown
     except UserError:
         # The plugin may have been uninstalled since; its numbers are still in the run's files.
         return unknown

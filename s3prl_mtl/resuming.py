@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from s3prl_mtl.checkpoint import Checkpoint
 from s3prl_mtl.config import resolve
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.task_words import TaskGone
 
 # What decides which weights there are.
 WEIGHTS = ("upstream.name", "upstream.ckpt", "upstream.feature_selection")
@@ -45,6 +47,20 @@ def check(saved: Checkpoint, config: Mapping[str, Any], past: Path | None) -> No
         # torch's own schedules keep their length in their state.
         keys.append("runner.total_steps")
     _same(saved["Config"], config, keys)
+
+
+@contextmanager
+def with_all_tasks() -> Iterator[None]:
+    """Training goes on with every task of a run: nobody is told to leave one out.
+
+    Raises:
+        TaskGone: as what is done inside, with that advice.
+    """
+    try:
+        yield
+    except TaskGone as gone:
+        advice = f"Install {gone.package} again: training goes on with all tasks of a run, or not."
+        raise TaskGone(gone.task, gone.package, advice) from gone
 
 
 def check_weights_fit(saved: Checkpoint, config: Mapping[str, Any]) -> None:

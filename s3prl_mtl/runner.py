@@ -14,6 +14,7 @@ from s3prl_mtl import snapshot
 from s3prl_mtl.assembly import (
     build_experts,
     build_upstream,
+    load_initial_encoder,
     load_initial_weights,
     pick_device,
 )
@@ -131,6 +132,8 @@ class MultiTaskRunner:
         )
         if resume is not None:
             self.step = resume["Step"]
+            if not resume["Upstream"]:
+                world.together(lambda: load_initial_encoder(config, self.upstream))
             world.together(lambda: self.run_state.restore_weights(resume))
         check_same(world, "the encoder", self._encoder_parameters())
         for name, task in self.tasks.items():

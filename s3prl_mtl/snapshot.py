@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,13 @@ from torch.optim import Optimizer
 from s3prl_mtl.checkpoint import Checkpoint
 from s3prl_mtl.config import Config
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.fitting import check_encoder
 from s3prl_mtl.task import Task
 from s3prl_mtl.upstreams import Featurizer, Upstream
 
 _PREFIX = "model."
-"""s3prl keeps fairseq's model in an attribute of that name: what we save, it can load."""
+_SHOWN = 3
+"""As many names of each kind are shown of weights that do not fit."""
 
 
 def weights(
@@ -37,7 +39,7 @@ def weights(
         "Step": step,
         "Tallies": dict(tallies),
         "Config": config,
-        "Upstream": {_PREFIX + name: value for name, value in upstream.state_dict().items()},
+        "Upstream": upstream.s3prl_state_dict(),
         "UpstreamInfo": upstream.checkpoint_info,
         "Featurizer": featurizer.state_dict(),
         "Tasks": dict(heads),
@@ -63,7 +65,9 @@ def restore_weights(
     """
     where = "the checkpoint"
     if saved["Upstream"]:  # s3prl's branch leaves out an encoder that it did not train.
-        load_strictly(upstream, encoder_weights(saved), "the encoder", where)
+        encoder = encoder_weights(saved)
+        check_encoder(encoder, upstream, where)
+        load_strictly(upstream, encoder, "the encoder", where)
     load_strictly(featurizer, saved["Featurizer"], "the featurizer", where)
     for task in tasks:
         if not getattr(task.expert, "is_trained", True):
@@ -75,8 +79,11 @@ def restore_weights(
 
 
 def encoder_weights(saved: Checkpoint) -> dict[str, Any]:
-    """The encoder's parameters by their own names, without s3prl's prefix."""
-    return {name.removeprefix(_PREFIX): value for name, value in saved["Upstream"].items()}
+    """The encoder's parameters by their own names, without the prefix that s3prl may have."""
+    named = dict(saved["Upstream"])
+    bare = {name.removeprefix(_PREFIX): value for name, value in named.items()}
+    # An expert may have parameters of the same name within its `model` and beside it.
+    return bare if len(bare) == len(named) else named
 
 
 def load_strictly(module: nn.Module, weights: Mapping[str, Any], what: str, where: str) -> None:
@@ -92,13 +99,35 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Any], what: str, wher
     try:
         module.load_state_dict(weights)
     except RuntimeError as cause:
-        faults = [line.strip() for line in str(cause).splitlines()[1:] if line.strip()]
-        more = f" And {len(faults) - 3} more." if len(faults) > 3 else ""
+        reason = _faults(module.state_dict(), weights) or str(cause).splitlines()[0]
         raise UserError(
-            f"The weights do not fit {what}: {' '.join(faults[:3])}{more}",
+            f"The weights do not fit {what}: {reason}.",
             where=where,
             fix="The upstream, its size and the task's settings must be as when they were saved.",
         ) from cause
+
+
+def _faults(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """What is missing, left over or of another shape; the first names of each, and how many."""
+    shapes = {name: _shape(value) for name, value in wanted.items()}
+    missing = [name for name in shapes if name not in found]
+    left_over = [name for name in found if name not in shapes]
+    others = [
+        f"{name} of shape {_shape(found[name])} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in found and _shape(found[name]) != shape
+    ]
+    kinds = {"missing": missing, "left over": left_over, "of another shape": others}
+    return "; ".join(f"{kind}: {_first(names)}" for kind, names in kinds.items() if names)
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _shape(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def parameter_names(

@@ -9,18 +9,41 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from s3prl_mtl.errors import UserError
+from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.plugins import (
     OUR_PACKAGE,
     TASK_GROUP,
+    NoSuchPackage,
     find_plugin,
-    load_task,
     resolve_task,
     same_package,
     split_name,
     task_offers,
 )
 from s3prl_mtl.s3prl_tasks.word import canonical_word, is_expert, task_name
+
+
+class TaskGone(UserError):
+    """The package of a task of the run is not installed, or has the task no longer.
+
+    Args:
+        task: its plain name.
+        package: whose it is.
+        advice: what would be right.
+    """
+
+    def __init__(self, task: str, package: str, advice: str) -> None:
+        others = ", ".join(map(str, task_offers(task)))
+        another = f" Another one of that name is of {others}: it is not taken for it."
+        super().__init__(
+            f"The task {task!r} of the run is that of package {package}, which is not installed "
+            f"or no longer has it.{another if others else ''}",
+            where=f"{task}.package in the config of the run",
+            fix=advice,
+        )
+        self.task = task
+        self.package = package
+
 
 BUILT_IN_TASKS = ("asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd")
 
@@ -91,6 +114,27 @@ def find_held(word: str, held: Packages) -> str | None:
     return _only(found, word)
 
 
+def the_held(word: str, held: Packages, where: str) -> str:
+    """The name under which a run holds the task that a word means.
+
+    Args:
+        word, held: as in :func:`find_held`.
+        where: what gave the word, for errors.
+
+    Raises:
+        UserError: the run does not hold it, or the word means several of its tasks.
+    """
+    name = find_held(word, held)
+    if name is None:
+        rivals = rivals_of(word, held)
+        raise UserError(
+            f"The run has no task {word!r}.",
+            where=where,
+            fix=f"It holds: {', '.join(rivals)}." if rivals else nearest(word, list(held)),
+        )
+    return name
+
+
 def held_as(name: str, package: str | None, held: Packages) -> str | None:
     """The name under which another run holds the task that this run has under `name`, or None.
 
@@ -143,10 +187,7 @@ def choose(
             package = _package_of(name, word, held, stated)
         else:
             plain, package = resolve_task(word)
-            known = {**held, **stated}.get(plain)
-            is_free = len(task_offers(plain)) == 1 if known is None else False
-            is_it = known is not None and same_package(known, package)
-            name = plain if (is_free and plain not in held) or is_it else f"{package}:{plain}"
+            name = plain if _is_plain_for(plain, package, held, stated) else f"{package}:{plain}"
         chosen.setdefault(name, package)
     return chosen
 
@@ -159,9 +200,15 @@ def saved_package(name: str, package: str | None) -> str:
         package: that was recorded, or that the user says; None if neither.
 
     Raises:
-        UserError: it is not installed; or none is known, and several have the task.
+        TaskGone: it is not installed, or has the task no longer.
+        UserError: none is known, and several have the task.
     """
-    return find_plugin(TASK_GROUP, name, "task", package, where=_UNRECORDED).package
+    try:
+        return find_plugin(TASK_GROUP, name, "task", package, where=_UNRECORDED).package
+    except NoSuchPackage as cause:
+        plain = split_name(name)[1]
+        advice = f"Install {package} again, or leave the task out."
+        raise TaskGone(plain, str(package), advice) from cause
 
 
 def stated_packages(layers: Layers) -> dict[str, str]:
@@ -227,7 +274,19 @@ def _package_of(name: str, word: str, held: Packages, stated: Mapping[str, str])
     package = was or now or spoken
     if name in held:
         return saved_package(name, package)
-    return find_plugin(TASK_GROUP, name, "task", package).package
+    where = f"{name}.package in the config"
+    return find_plugin(TASK_GROUP, name, "task", package, where).package
+
+
+def _is_plain_for(plain: str, package: str, held: Packages, stated: Mapping[str, str]) -> bool:
+    """Whether the plain name, in a run, is that of the task of a package.
+
+    The run or a block of the config says whose it is; else that of the only package that has it.
+    """
+    known = stated.get(plain, held.get(plain))
+    if known is None:
+        return plain not in held and len(task_offers(plain)) == 1
+    return same_package(known, package)
 
 
 def _matching(plain: str, package: str | None, held: Packages) -> list[str]:
@@ -244,7 +303,6 @@ def _matching(plain: str, package: str | None, held: Packages) -> list[str]:
 def _behind(word: str, held: Packages) -> list[str]:
     """The tasks that an installed plugin is another word for."""
     try:
-        load_task(word)
         plain, package = resolve_task(word)
     except UserError:
         return []  # broken: it is no word for anything

@@ -10,7 +10,6 @@ import pytest
 from s3prl_mtl.config import build_config, parse_tasks
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.plugins import (
-    canonical_task_name,
     discover_tasks,
     discover_upstreams,
     find_upstream,
@@ -59,7 +58,7 @@ def test_the_nine_tasks_and_the_upstreams_are_found():
 
 
 def test_asv_is_another_name_of_sv():
-    assert canonical_task_name("asv") == "sv"
+    assert parse_tasks("asv") == ["sv"]
     assert load_task("asv") is load_task("sv")
 
 
@@ -89,6 +88,22 @@ def test_two_packages_with_one_name_are_both_named_and_can_be_chosen(install):
     with pytest.raises(UserError, match=r"first 1\.2 and second 1\.2|second 1\.2 and first 1\.2"):
         load_task("clash")
     assert load_task("second:clash").who == "second"
+    assert load_task("clash", "first").who == load_task("first:clash", "first").who == "first"
+    install("third", "clash", "class Expert:\n    who = 'third'\n")
+    with pytest.raises(UserError, match=r"3 packages have .* 1\.2, .* 1\.2 and .* 1\.2"):
+        load_task("clash")
+
+
+def test_a_package_that_has_not_the_task_is_refused_as_what_it_is(install):
+    install("acme", "ks", "class Expert:\n    pass\n")
+    for name, package in (("acme:ks", "s3prl-mtl"), ("s3prl-mtl:ks", "acme")):
+        with pytest.raises(UserError, match=f"'{name}' is a task of package .* that of {package}"):
+            load_task(name, package)
+    with pytest.raises(UserError, match="No installed package 'nope' has a task 'er'") as mistake:
+        load_task("er", package="nope")
+    assert "the run" not in str(mistake.value) and "again" not in str(mistake.value)
+    with pytest.raises(UserError, match="is an expert of s3prl, and cannot be of package nope"):
+        load_task("s3prl:ctc", "nope")
 
 
 def test_a_built_in_name_that_another_package_has_too_can_still_be_used(install, tmp_path):

@@ -287,6 +287,9 @@ def test_without_its_package_a_task_is_refused_and_the_others_go_on(
         assert main(words) == 2
         shown = " ".join(capsys.readouterr().err.split())
         assert "is that of package rival-tasks, which is not installed" in shown
+        # Training goes on with all tasks or not at all.
+        assert ("leave the task out" in shown) == ("evaluate" in words)
+        assert "Install rival-tasks again" in shown
     assert s3prl_mtl.load(folder, ["sv"], device="cpu").tasks == ["sv"]
     assert main(["-m", "evaluate", "-e", str(folder), "-t", "sv:test"]) == 0
     assert main(["-m", "evaluate", "-e", str(folder), "-d", "s3prl-mtl:ks"]) == 2
@@ -304,7 +307,7 @@ def test_a_checkpoint_that_does_not_say_whose_its_tasks_are_is_used_where_only_o
 
 def test_where_several_have_them_the_user_says_whose_they_are(run: Path, rival, capsys):
     without_package(run)
-    reason = "Two packages have the task 'ks'.*does not say of which package.*s3prl-mtl:ks"
+    reason = "2 packages have the task 'ks'.*does not say of which package.*s3prl-mtl:ks"
     with pytest.raises(UserError, match=reason):
         s3prl_mtl.load(run, device="cpu")
     for words in (["-m", "evaluate", "-e", str(run)], ["-e", str(run), "--steps", "2"]):
@@ -350,7 +353,10 @@ def test_a_block_by_the_plain_name_is_that_of_the_only_task_with_it(tmp_path: Pa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ks: {package: nobody}", "'ks' of the run is that of package nobody, which is not"),
+        (
+            "ks: {package: nobody}",
+            "No installed package 'nobody' has a task 'ks'.* of s3prl-mtl",
+        ),
         ("ks: {package: 3}", "ks.package is the name of a package, not 3"),
         ("asr: {package: nobody}", None),
     ],
@@ -361,6 +367,18 @@ def test_a_package_that_is_none_is_refused(tmp_path: Path, text: str, message: s
         return
     with pytest.raises(UserError, match=message):
         configured(tmp_path, text, "ks")
+
+
+def test_a_block_that_cannot_be_checked_is_named_once(tmp_path: Path, rival, caplog):
+    misspelt = "ks: {train_spilt: train}"
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert "ks" not in configured(tmp_path, misspelt, "asr")
+    (told,) = (r.getMessage() for r in caplog.records if "not checked" in r.getMessage())
+    assert "'ks'" in told and "2 packages have the task 'ks'" in told
+    rival()
+    with pytest.raises(UserError, match=r"ks\.train_spilt"):
+        configured(tmp_path, misspelt, "asr")
 
 
 def test_a_run_does_not_change_the_package_of_a_task(run: Path, rival, capsys):

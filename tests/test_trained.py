@@ -283,12 +283,39 @@ def test_nobody_is_recognised_by_silence(runner, trained, folder_of_audio: Path,
         with pytest.raises(UserError, match=r"nothing but silence.*silence\.wav"):
             trained.verify(first, second)
     words = ["predict", str(runner.folder), "--task", "sv", "--device", "cpu"]
+    assert main([*words, "--against", str(sound), str(silence), str(sound)]) == 0
+    unheard, heard = map(json.loads, capsys.readouterr().out.splitlines())
+    assert "score" not in unheard["sv"] and "nothing but silence" in unheard["sv"]["no_score"]
+    assert heard["sv"]["score"] == pytest.approx(1.0, abs=1e-5) and "no_score" not in heard["sv"]
     for file, reason in ((silence, "nothing but silence"), (folder_of_audio / "short.wav", "399")):
         assert main([*words, "--against", str(file), str(sound)]) == 2
         shown = capsys.readouterr()
         assert shown.out == ""
         told = "".join(shown.err.split())
         assert "".join(reason.split()) in told and f"--against{file}" in told
+
+
+def test_voices_of_any_rate_are_compared(trained):
+    wave = torch.from_numpy(SOUND)
+    known = trained.embedding(wave.repeat_interleave(2), sample_rate=32_000)
+    (answer,) = trained.predict([wave.repeat_interleave(2)], ["sv"], sample_rate=32_000)
+    assert torch.equal(known, torch.tensor(answer["sv"]["embedding"]))
+    assert not torch.equal(known, trained.embedding(wave.repeat_interleave(2)))
+    assert trained.verify(wave, wave, sample_rate=8_000) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_gpu_that_is_not_there_is_refused(runner, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(UserError, match=rf"device '{device}' cannot be used: .*no GPU"):
+            s3prl_mtl.load(runner.folder, ["ks"], device)
+
+
+def test_a_run_that_is_not_there_is_named_with_what_asked_for_it(tmp_path: Path, capsys):
+    assert main(["predict", str(tmp_path / "nonexist"), "x.wav"]) == 2
+    assert "Where: predict." in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(UserError, match=r"Where: load\."):
+        s3prl_mtl.load(tmp_path / "nonexist")
 
 
 def test_a_waveform_shorter_than_a_frame_is_refused(trained):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from rich.table import Table
@@ -30,10 +31,10 @@ def write_new_task(arguments: argparse.Namespace) -> None:
     for path in new_task(name, directory):
         OUTPUT.print(str(path), markup=False, highlight=False, soft_wrap=True)
     steps = (
-        f"pip install -e {directory}",
+        f"pip install -e {shlex.quote(str(directory))}",
         "python -m s3prl_mtl make-corpus corpora --size tiny",
         f"python -m s3prl_mtl check-task {name} --data corpora",
-        f"python run_mtl.py -u hubert_tiny -d {name} --data corpora --steps 20",
+        f'python run_mtl.py -u hubert_tiny -d {name} --data corpora --steps 20 -o "scheduler=null"',
     )
     module = words_of(name)["module"]
     OUTPUT.print(f"Next (then make {module}/corpus.py your own):", markup=False)

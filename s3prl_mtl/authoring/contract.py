@@ -63,7 +63,8 @@ _LINES = (
     "What `forward` records are lists, and other processes can be sent them.",
     "`log_records` reports by `logger.add_scalar` each number that `metrics` declares: finite, and "
     "within the metric's `range`, by default a fraction in [0, 1].",
-    "`log_records` gives the names of the checkpoints to keep: plain file names, or none at all.",
+    "`log_records` gives the names of the checkpoints to keep: plain file names, or none at all. A "
+    "`TaskExpert` keeps one of its first evaluation on dev whose value is inside the range.",
     "`log_records` copes with the records of no batch, and then reports nothing made up.",
     "An evaluation that is divided between two processes reports what one process reports.",
     "A training step that is divided between two processes has the loss and the gradient of one "

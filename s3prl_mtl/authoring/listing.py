@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Column, Table
 
+from s3prl_mtl.authoring.sayings import said_by
 from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.console import OUTPUT
+from s3prl_mtl.declarations import metrics_of
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.expert import Metric
+from s3prl_mtl.expert_classes import check_installed
 from s3prl_mtl.plugins import (
     Plugin,
     discover_tasks,
@@ -35,18 +37,13 @@ def list_tasks(arguments: argparse.Namespace) -> None:
     tasks = discover_tasks()
     for name, plugin in tasks.items():
         try:
-            expert = load_task(name)
-            task_defaults(name)
-        except UserError as mistake:
-            table.add_row(name, _package(plugin), "", "", "", "broken")
-            paragraphs[name] = str(mistake)
-            continue
-        present, lines = _data_state(name, expert, data)
+            cells, lines = _task_row(name, tasks, data)
+        except (Exception, SystemExit) as cause:
+            # Whatever a stranger's class does, the others are listed.
+            cells, lines = ("", "", "", "broken"), [_why_broken(cause, "Task", name, plugin)]
+        table.add_row(name, str(plugin), *cells)
         if lines:
             paragraphs[name] = "\n  ".join(lines)
-        corpus = str(getattr(getattr(expert, "corpus_type", None), "title", ""))
-        state = _state(name, expert, tasks)
-        table.add_row(name, _package(plugin), _metrics(expert), corpus, present, state)
     OUTPUT.print(table)
     for name, paragraph in paragraphs.items():
         OUTPUT.print(f"{name}: {paragraph.removeprefix(f'{name}: ')}", markup=False, soft_wrap=True)
@@ -58,11 +55,34 @@ def list_tasks(arguments: argparse.Namespace) -> None:
         OUTPUT.print("Whether the data is there is shown with --data DIR (or $SUPERB_DATA).")
 
 
-def _metrics(expert: Any) -> str:
+def _task_row(
+    name: str, tasks: Mapping[str, Plugin], data: str | None
+) -> tuple[tuple[str, ...], list[str]]:
+    """What the table says of a task beside its name and package; what is wrong with its corpus.
+
+    Raises:
+        Exception: of any kind: the task is broken.
+    """
+    expert = load_task(name)
+    task_defaults(name)
+    check_installed(name, expert)
+    metrics = _metrics(expert)
+    present, lines = _data_state(name, expert, data)
+    corpus = str(getattr(getattr(expert, "corpus_type", None), "title", ""))
+    return (metrics, corpus, present, _state(name, expert, tasks)), lines
+
+
+def _why_broken(cause: BaseException, kind: str, name: str, plugin: Plugin) -> str:
+    said = str(cause) if isinstance(cause, UserError) else f"{said_by(cause)}."
+    owner = f"of package {plugin.package}"
+    return said if owner in said else f"{kind} {name!r} {owner} {plugin.version}: {said}"
+
+
+def _metrics(expert: type) -> str:
     """The titles of what the task shows in the table of results."""
-    metrics: Sequence[Metric] = getattr(expert, "metrics", ())
+    metrics = metrics_of(expert)
     shown = [metric.title for metric in metrics if metric.headline or metric is metrics[0]]
-    return ", ".join(shown)
+    return ", ".join(map(str, shown))
 
 
 def _state(name: str, expert: Any, tasks: Mapping[str, Plugin]) -> str:
@@ -100,19 +120,10 @@ def list_upstreams(arguments: argparse.Namespace) -> None:
     broken = []
     for name, plugin in discover_upstreams().items():
         try:
-            factory = plugin.load()
-        except UserError as mistake:
-            table.add_row(name, _package(plugin), "", "broken")
-            broken.append(str(mistake))
-            continue
-        what = (inspect.getdoc(factory) or "").partition("\n")[0]
-        state = "ok" if callable(factory) else "broken"
-        if not callable(factory):
-            broken.append(
-                f"Upstream {name!r} of package {_package(plugin)} is no function but a "
-                f"{type(factory).__name__}. Where: entry point {plugin.entry_point.value}."
-            )
-        table.add_row(name, _package(plugin), what, state)
+            table.add_row(name, str(plugin), _upstream_title(name, plugin), "ok")
+        except (Exception, SystemExit) as cause:
+            table.add_row(name, str(plugin), "", "broken")
+            broken.append(_why_broken(cause, "Upstream", name, plugin))
     OUTPUT.print(table)
     for paragraph in broken:
         OUTPUT.print(paragraph, markup=False, soft_wrap=True)
@@ -124,5 +135,16 @@ def list_upstreams(arguments: argparse.Namespace) -> None:
         OUTPUT.print("The names of s3prl's zoo are there once s3prl is installed.")
 
 
-def _package(plugin: Plugin) -> str:
-    return f"{plugin.package} {plugin.version}"
+def _upstream_title(name: str, plugin: Plugin) -> str:
+    """What an upstream is, in one line.
+
+    Raises:
+        UserError: it cannot be imported, or is no function.
+    """
+    factory = plugin.load()
+    if not callable(factory):
+        raise UserError(
+            f"Upstream {name!r} of package {plugin} is no function but a {type(factory).__name__}.",
+            where=f"entry point {plugin.entry_point.value}",
+        )
+    return (inspect.getdoc(factory) or "").partition("\n")[0]

@@ -11,8 +11,11 @@ import torch
 
 from s3prl_mtl.authoring.subject import Subject
 from s3prl_mtl.authoring.verdicts import Broken, Check
+from s3prl_mtl.declarations import Metric, first_score, metrics_of
 from s3prl_mtl.distributed.world import World
-from s3prl_mtl.expert import Metric
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.expert import TaskExpert
+from s3prl_mtl.tracking import Report
 
 
 def records_lists(subject: Subject) -> str:
@@ -61,32 +64,20 @@ def reports_metrics(subject: Subject) -> str:
 
 def _declared(expert: Any) -> list[Metric]:
     """The metrics that an expert declares, if what it declares has any sense."""
-    metrics = []
-    for declared in getattr(expert, "metrics", ()):
-        try:
-            metric = Metric.of(declared)
-        except TypeError as error:
-            raise Broken(f"`metrics` holds {declared!r:.60}, which is no Metric.") from error
-        if metric.better not in ("higher", "lower"):
-            raise Broken(f"{metric.name}: better is {metric.better!r}, not 'higher' or 'lower'.")
-        try:
-            lowest, highest = map(float, metric.range)
-        except (TypeError, ValueError):
-            lowest = highest = math.nan
-        if not lowest < highest:
-            raise Broken(
-                f"{metric.name}: its range is {metric.range!r}, and not the lowest and the highest "
-                "value that there can be."
-            )
-        largest = max((abs(end) for end in (lowest, highest) if math.isfinite(end)), default=0.0)
+    try:
+        metrics = metrics_of(expert)
+    except UserError as mistake:
+        raise Broken(mistake.what) from mistake
+    for metric in metrics:
+        ends = [abs(float(end)) for end in metric.range]
+        largest = max((end for end in ends if math.isfinite(end)), default=0.0)
         if metric.percent and largest > 1.0:
             raise Broken(
                 f"{metric.name}: it is declared to go up to {largest:g} in size and to be shown as "
                 f"percent, so that tables would say {100 * largest:g} %. Report fractions, or "
                 "declare `percent=False`."
             )
-        metrics.append(metric)
-    return metrics
+    return list(metrics)
 
 
 def _check_range(split: str, metric: Metric, value: float) -> None:
@@ -120,7 +111,24 @@ def names_checkpoints(subject: Subject) -> str:
             if not isinstance(name, str) or "/" in name or not name.endswith(".ckpt"):
                 raise Broken(f"{report.split}: {name!r} is no name of a checkpoint.")
             names[name] = None
+        if isinstance(expert, TaskExpert) and report.split == expert.dev_split:
+            _check_first(expert, report)
     return f"names: {', '.join(names) or 'none'}."
+
+
+def _check_first(expert: TaskExpert, report: Report) -> None:
+    """The first value that there is of the selecting metric is the best one so far."""
+    metric = expert.selecting_metric
+    value = report.values.get(metric.name)
+    lowest, highest = metric.range
+    if value is None or not lowest < value < highest or report.save_names:
+        return
+    start = first_score(type(expert))
+    begun = "" if metric.improves(value, start) else f" `worst_score` is {start:g}."
+    raise Broken(
+        f"{report.split}: the first evaluation, with {metric.name} {value:g} ({metric.better} is "
+        f"better), earns no checkpoint.{begun}"
+    )
 
 
 def copes_with_no_batch(subject: Subject) -> str:

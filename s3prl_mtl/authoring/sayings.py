@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import traceback
 from pathlib import Path
 
 import torch
 
 import s3prl_mtl
+from s3prl_mtl.blame import frames_of, said_in_short
 
 _OTHERS = tuple(str(Path(str(module.__file__)).parent) + "/" for module in (torch, s3prl_mtl))
 
 
 def said_by(error: BaseException) -> str:
     """What an error says, with its kind and with the line of the task's code that it is from."""
-    text = " ".join(str(error).split()).rstrip(".")
-    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith((*_OTHERS, "<"))]
-    if not own:
-        return said
-    path = Path(own[-1].filename)
-    return f"{said} ({path.parent.name}/{path.name}, line {own[-1].lineno}, in {own[-1].name})"
+    said = said_in_short(error)
+    own = [frame for frame in frames_of(error) if not frame.path.startswith((*_OTHERS, "<"))]
+    return f"{said} ({own[-1]})" if own else said

@@ -90,7 +90,9 @@ class Subject:
         """Whether the corpus is there, as far as the settings say."""
         self.config = resolve(unresolved)
         block = self.config[self.name]
-        self.expert_class: Any = load_task(self.name, block.get("folder"), block.get("package"))
+        self.expert_class: Any = load_task(
+            self.name, block.get("package"), folder=block.get("folder")
+        )
         if self.has_data:
             problems = corpus_problems(self.config, {self.name: self.expert_class})
             raise_together(problems.get(self.name, []))

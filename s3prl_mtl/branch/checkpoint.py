@@ -91,7 +91,7 @@ def from_branch(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint["Step"], int):
         raise UserError(f"`Step` is {checkpoint['Step']!r}, not a number.", where=str(path))
     tasks = {_task(name, settings, path): name for name in names}
-    encoder = _unwrapped(checkpoint.get("Upstream") or {})
+    encoder = unwrapped(checkpoint.get("Upstream") or {})
     upstream, ckpt = arguments.get("upstream"), arguments.get("upstream_ckpt")
     return {
         "Format": 2,
@@ -112,7 +112,7 @@ def from_branch(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
         },
         "Upstream": encoder,
         "UpstreamInfo": _official(upstream, encoder) if encoder and not ckpt else None,
-        "Featurizer": _unwrapped(checkpoint["Featurizer"]),
+        "Featurizer": unwrapped(checkpoint["Featurizer"]),
         "Tasks": {
             task: {"Downstream": _head(checkpoint[name]), "Labels": None, "Decision": {}}
             for task, name in tasks.items()
@@ -142,14 +142,14 @@ def _selection(arguments: Mapping[str, Any], featurizer: Mapping[str, Any]) -> s
     return str(arguments.get("upstream_feature_selection", "layer_results"))
 
 
-def _unwrapped(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the name that DistributedDataParallel puts before every other."""
+def unwrapped(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights by their own names, without what DistributedDataParallel puts before each."""
     return {name.removeprefix(_WRAPPED): value for name, value in weights.items()}
 
 
 def _head(weights: Mapping[str, Any]) -> dict[str, Any]:
     """A head without the weight of its loss, which `--auto_loss_weights` gives it there."""
-    return {name: value for name, value in _unwrapped(weights).items() if name != _WEIGHT_OF_LOSS}
+    return {name: value for name, value in unwrapped(weights).items() if name != _WEIGHT_OF_LOSS}
 
 
 def _official(upstream: object, encoder: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_mtl.branch.block import Block, Notes
-from s3prl_mtl.branch.tasks import read_task, task_of
+from s3prl_mtl.branch.corpora import look_in
+from s3prl_mtl.branch.tasks import read_task, split_of, task_of
 from s3prl_mtl.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,9 @@ _SCHEDULED = "_with_schedule"
 _ADAPTIVE = ("adaptive", "adaptive_number_ratio", "adaptive_size_ratio", "max_n_time_masks")
 
 
-def translate(values: dict[str, Any], file: str | Path, say: bool = True) -> dict[str, Any]:
+def translate(
+    values: dict[str, Any], file: str | Path, say: bool = True, data: str | None = None
+) -> dict[str, Any]:
     """A file of `-c` as this package writes it; one that is not of the branch comes back as it is.
 
     The branch's files have a block for each task with `folder`, the name of s3prl's expert. Keys
@@ -29,9 +32,10 @@ def translate(values: dict[str, Any], file: str | Path, say: bool = True) -> dic
         values: what the file holds.
         file: its path.
         say: log what has no meaning here.
+        data: the folder of `--data`, where corpora are looked for that are not where the file says.
 
     Raises:
-        UserError: a key that the branch does not know either.
+        UserError: a key that the branch does not know either, or a head that there is not here.
     """
     blocks = [key for key, value in values.items() if _is_task(key, value)]
     if not blocks:
@@ -61,7 +65,7 @@ def translate(values: dict[str, Any], file: str | Path, say: bool = True) -> dic
         if task != key:
             notes.add(key, f"it is the task {task!r} here.")
         loops[task] = block.part("looprc")
-        splits = _splits(loops[task], key)
+        splits = _splits(loops[task], key, task)
         evaluated = [split for listed in splits.values() for split in listed]
         expert = read_task(task, block, evaluated)
         if task == "asr":
@@ -84,7 +88,7 @@ def translate(values: dict[str, Any], file: str | Path, say: bool = True) -> dic
             f"{file} is a config of s3prl's multi-task branch. These keys have no meaning here:"
             + "".join(f"\n  {line}" for line in lines)
         )
-    return translated
+    return look_in(data, translated, str(file))
 
 
 @functools.cache
@@ -102,24 +106,25 @@ def _is_task(key: str, value: object) -> bool:
     )
 
 
-def _splits(loop: Block, task: str) -> dict[str, list[str]]:
+def _splits(loop: Block, key: str, task: str) -> dict[str, list[str]]:
     """Dev splits choose the best checkpoint; test splits are evaluated after the last step."""
     listed = loop.take("eval_dataloaders") or []
     if not isinstance(listed, list):
         raise UserError(
             f"eval_dataloaders is a list of splits, not {listed!r}.",
-            where=f"{task}.looprc.eval_dataloaders",
+            where=f"{key}.looprc.eval_dataloaders",
         )
-    tests = [split for split in listed if str(split).startswith("test")]
+    listed = list(dict.fromkeys(split_of(task, str(split)) for split in listed))
+    tests = [split for split in listed if split.startswith("test")]
     devs = [split for split in listed if split not in tests]
     if devs and tests:
         loop.notes.add(
-            f"{task}.looprc.eval_dataloaders",
+            f"{key}.looprc.eval_dataloaders",
             "test splits are evaluated after the last step only (runner.test_last).",
         )
     elif tests:
         loop.notes.add(
-            f"{task}.looprc.eval_dataloaders", "without a dev split the task's own one is taken."
+            f"{key}.looprc.eval_dataloaders", "without a dev split the task's own one is taken."
         )
     found = {"dev_splits": devs, "test_splits": tests}
     return {kind: splits for kind, splits in found.items() if splits}

@@ -184,6 +184,14 @@ def _list(value: object) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
+_HEADS_HERE = {
+    "asr": ("RNNs", "FrameLevel"),
+    "sf": ("RNNs", "FrameLevel"),
+    "pr": ("FrameLevel",),
+    **dict.fromkeys(("ks", "ic", "sid", "er"), ("UtteranceLevel",)),
+}
+_SPLITS = {"ic": {"dev": "valid"}}
+"""The splits that have other names here than in the branch."""
 _CTC_TASKS = {"libriphone": "pr", "snips": "sf"}
 _TASKS = {
     "asr": "asr",
@@ -236,6 +244,11 @@ def task_of(block: Block) -> str:
     return _TASKS[folder]
 
 
+def split_of(task: str, split: str) -> str:
+    """Our name of a split of a task; one that has the same name, or is none, comes back."""
+    return _SPLITS.get(task, {}).get(split, split)
+
+
 def read_task(task: str, block: Block, evaluated: Sequence[str]) -> Settings:
     """The `downstream_expert` of a task; what the file does not say keeps its default.
 
@@ -243,8 +256,21 @@ def read_task(task: str, block: Block, evaluated: Sequence[str]) -> Settings:
         task: our name of it.
         block: what the file says of it.
         evaluated: the splits that `looprc` lists.
+
+    Raises:
+        UserError: a head that the task does not have here.
     """
     read = _READERS[task](block, evaluated)
+    part = "model" if "model" in read else "modelrc"
+    heads, chosen = _HEADS_HERE.get(task, ()), read[part].get("select")
+    if heads and chosen is not None and chosen not in heads:
+        folder = next((name for name, ours in _TASKS.items() if ours == task), "ctc")
+        raise UserError(
+            f"The task {task!r} has no head {chosen!r} here.",
+            where=f"{block.path}.{part}.select in {block.file}",
+            fix=f"Take {' or '.join(heads)}; or take s3prl's own expert, which has all of its "
+            f"heads: -d s3prl:{folder}, and leave this block out.",
+        )
     return {
         name: {key: value for key, value in part.items() if value is not None}
         for name, part in read.items()

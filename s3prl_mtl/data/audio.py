@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import numpy as np
 import soundfile
@@ -23,6 +24,11 @@ MINIMUM_SAMPLES = 400
 
 # The length in the header of an mp3 file may be off by two of its frames.
 _LOSSY_SLACK_SAMPLES = 2 * 1152
+
+# Written by libsndfile when the audio's chunk of a wav, aiff or au claims more than the file has.
+_CUT_SHORT = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+# What programs that write to a pipe put for "unknown length"; such files are whole.
+_UNKNOWN_LENGTH_BYTES = 0x7FFFF000
 
 
 class UnreadableAudio(UserError):
@@ -48,8 +54,7 @@ def load_waveform(cut: Cut) -> Tensor:
     try:
         channels = cut.load_audio() if path is None else _read_file(path, cut)
     except soundfile.LibsndfileError as error:
-        gone = path is not None and not os.path.exists(path)
-        raise _unreadable(cut, "it does not exist" if gone else error.error_string) from error
+        raise _unreadable(cut, libsndfile_reason(error, path)) from error
     except Exception as error:  # lhotse's backends raise whatever theirs do
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise _unreadable(cut, reason) from error
@@ -69,13 +74,21 @@ def read_audio(path: str | os.PathLike[str]) -> Tensor:
         Waveform (samples,), float32, within [-1, 1].
 
     Raises:
-        UnreadableAudio: the file is gone, is no audio, is damaged, or has no samples.
+        UnreadableAudio: the file is gone, is no audio, has no samples, or is damaged: it ends
+            before its header says, or does not decode to as many samples.
     """
     reason = None
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            announced, rate, reason = file.frames, file.samplerate, cut_short(file)
+            samples = file.read(dtype="float32", always_2d=True)
+        if reason is None and len(samples) < announced - _LOSSY_SLACK_SAMPLES:
+            reason = (
+                f"it announces {announced} samples, of which {len(samples)} can be decoded: it is "
+                "damaged, or no audio"
+            )
     except soundfile.LibsndfileError as error:
-        reason = error.error_string if os.path.exists(path) else "it does not exist"
+        reason = libsndfile_reason(error, path)
     except OSError as error:
         reason = error.strerror or str(error)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -91,6 +104,34 @@ def read_audio(path: str | os.PathLike[str]) -> Tensor:
             fix="Give wav, flac, ogg, opus, mp3 or another format that libsndfile reads.",
         )
     return resample(torch.from_numpy(samples).mean(dim=1), int(rate)).clamp_(-1.0, 1.0)
+
+
+def cut_short(file: soundfile.SoundFile) -> str | None:
+    """Why an open file is not whole, as far as its header says; None where nothing is missing.
+
+    The headers of wav, aiff and au say how many bytes of audio there are. One that was written to a
+    pipe says that it does not know: such a file is whole.
+    """
+    found = _CUT_SHORT.search(file.extra_info)
+    if found and int(found[2]) < int(found[1]) < _UNKNOWN_LENGTH_BYTES:
+        return f"truncated ({found[2]} of {found[1]} bytes of audio)"
+    return None
+
+
+def libsndfile_reason(error: soundfile.LibsndfileError, path: str | os.PathLike[str] | None) -> str:
+    """What is wrong with a file that libsndfile refuses.
+
+    Args:
+        error: what it raised.
+        path: the file, if it is one.
+    """
+    if path is not None and not os.path.exists(path):
+        return "it does not exist"
+    reason = str(error.error_string).rstrip(".")
+    # libsndfile's word for an mp3 that its decoder finds no frame in.
+    if path is not None and os.path.isfile(path) and reason.startswith("File does not exist"):
+        return "it is no audio of a format that libsndfile knows"
+    return reason
 
 
 def _plain_file(cut: Cut) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,17 +18,19 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from s3prl_mtl.data.audio import MINIMUM_SAMPLES, SAMPLE_RATE, UnreadableAudio, load_waveform
+from s3prl_mtl.data.audio import (
+    MINIMUM_SAMPLES,
+    SAMPLE_RATE,
+    UnreadableAudio,
+    cut_short,
+    libsndfile_reason,
+    load_waveform,
+)
 from s3prl_mtl.data.utterance import Utterance
 
 logger = logging.getLogger(__name__)
 
 _PROBED_FRAMES = 1024
-# Written by libsndfile when a RIFF chunk claims more bytes than the file has left.
-_CUT_SHORT = re.compile(r"^\s*data : (\d+) \(should be (\d+)\)", re.MULTILINE)
-# What programs that write to a pipe put for "unknown length"; such files are whole.
-_UNKNOWN_LENGTH_BYTES = 0x7FFFF000
-
 
 # How far past its end a side file may place an utterance, since those round durations.
 _ROUNDING_SECONDS = 0.1
@@ -123,7 +124,7 @@ def _probe_or_reason(path: Path) -> Recording | str:
     except _Unusable as reason:
         return str(reason)
     except soundfile.LibsndfileError as error:
-        return f"unreadable ({error.error_string.rstrip('.')})"
+        return f"unreadable ({libsndfile_reason(error, path)})"
     except Exception as error:  # what else soundfile raises on damaged files, and the system
         return f"unreadable ({str(error).strip() or type(error).__name__})"
 
@@ -134,9 +135,9 @@ def _probe(path: Path) -> Recording:
     if path.stat().st_size == 0:
         raise _Unusable("empty")
     with soundfile.SoundFile(path) as file:
-        short = _CUT_SHORT.search(file.extra_info)
-        if short and int(short[2]) < int(short[1]) < _UNKNOWN_LENGTH_BYTES:
-            raise _Unusable(f"truncated ({short[2]} of {short[1]} bytes of audio)")
+        missing = cut_short(file)
+        if missing is not None:
+            raise _Unusable(missing)
         frames = file.frames
         if frames == 0:
             raise _Unusable("empty (no samples)")

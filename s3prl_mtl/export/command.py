@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ from s3prl_mtl.console import OUTPUT
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.export import fairseq_file, onnx_file, s3prl_folder, transformers_folder
 from s3prl_mtl.export.saved_run import SavedRun
+from s3prl_mtl.export.workplace import appearing_whole, ending_in_order, remove_stale
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +68,16 @@ def export(run: str | os.PathLike[str], format: str, out: str | os.PathLike[str]
         raise UserError(
             f"There is no format {format!r}.", where="--format", fix=nearest(format, list(FORMATS))
         )
-    chosen, path = FORMATS[format], Path(out)
+    # `.` and `..` are folders too, and have names.
+    chosen, path = FORMATS[format], Path(os.path.abspath(out))
+    remove_stale(path)
     _refuse_existing(path, chosen)
     saved = SavedRun.open(Path(run))
     _refuse_other_kinds(saved, format)
     logger.info("Exporting step %d of %s.", saved.step, saved.path)
-    with _appearing_whole(path) as partial:
+    with _saying_why_not(path), appearing_whole(path) as partial:
         chosen.write(saved, partial)
-    return path
+    return Path(out)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,16 +89,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """`export`: write, and say where."""
-    path = export(arguments.run, arguments.format, arguments.out)
+    with ending_in_order():
+        path = export(arguments.run, arguments.format, arguments.out)
     OUTPUT.print(f"Wrote {path}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _refuse_existing(path: Path, chosen: Format) -> None:
-    beside = path.with_name(f"{path.name}.data")
     if chosen.is_folder and path.is_dir() and not any(path.iterdir()):
         return
-    for found in (path, beside):
-        if os.path.lexists(found) and (found == path or chosen.write is onnx_file.write):
+    # The file of an ONNX export may have a second one beside it.
+    places = [path, Path(f"{path}.data")] if chosen.write is onnx_file.write else [path]
+    for found in places:
+        if os.path.lexists(found):
             what = "is a folder" if found.is_dir() else "exists"
             raise UserError(
                 f"{found} {what} already, and exports overwrite nothing.",
@@ -124,23 +126,14 @@ def _refuse_other_kinds(saved: SavedRun, format: str) -> None:
 
 
 @contextmanager
-def _appearing_whole(path: Path) -> Iterator[Path]:
-    """A place to write to, on the same disk; what is there in the end is renamed to `path`.
+def _saying_why_not(path: Path) -> Iterator[None]:
+    """Turn what a disk can refuse into an error of the user's.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
-    workplace: Path | None = None
-    above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     try:
-        if not above.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"{above} is no folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        workplace = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        yield workplace / path.name
-        # The second file of a pair first: who sees `path` can load it.
-        for written in sorted(workplace.iterdir(), key=lambda file: file.name == path.name):
-            os.replace(written, path.with_name(written.name))
+        yield
     except Exception as error:
         reason = _write_reason(error)
         if reason is None:
@@ -150,9 +143,6 @@ def _appearing_whole(path: Path) -> Iterator[Path]:
             where=str(path),
             fix="Name a folder that can be written and has space, with -o.",
         ) from error
-    finally:
-        if workplace is not None:
-            shutil.rmtree(workplace, ignore_errors=True)
 
 
 def _write_reason(error: BaseException) -> str | None:

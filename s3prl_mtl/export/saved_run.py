@@ -11,6 +11,7 @@ from torch import Tensor
 
 from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.fitting import check_encoder, check_size
 from s3prl_mtl.snapshot import encoder_weights, load_strictly
 from s3prl_mtl.upstreams import (
     Featurizer,
@@ -20,6 +21,7 @@ from s3prl_mtl.upstreams import (
     load_upstream,
     rebuild_upstream,
 )
+from s3prl_mtl.upstreams.hubert_config import HubertConfig
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,11 @@ class SavedRun:
             UserError: its parameters do not fit its settings.
         """
         weights = encoder_weights(self.checkpoint)
-        return hubert_from_state(self.checkpoint["UpstreamInfo"], weights).eval()
+        details = self.checkpoint["UpstreamInfo"]
+        settings = HubertConfig.from_dict(details["config"])
+        layers, width = settings.encoder_layers, settings.encoder_embed_dim
+        check_size(weights, layers, width, f"Upstream of {self.path}")
+        return hubert_from_state(details, weights).eval()
 
     def upstream(self) -> Upstream:
         """The upstream of whatever kind, in evaluation mode. Its kind must not be None.
@@ -99,7 +105,10 @@ class SavedRun:
         """
         upstream = rebuild_upstream(self.checkpoint["UpstreamInfo"])
         where = f"Upstream of {self.path}"
-        load_strictly(upstream, encoder_weights(self.checkpoint), "the encoder", where)
+        weights = encoder_weights(self.checkpoint)
+        if weights:
+            check_encoder(weights, upstream, where)
+        load_strictly(upstream, weights, "the encoder", where)
         return upstream.eval()
 
     def featurizer(self, upstream: Hubert) -> Featurizer:

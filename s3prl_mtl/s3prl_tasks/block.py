@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3prl_mtl.errors import UserError
+from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.s3prl_tasks.folders import folder_path, installed_root
 from s3prl_mtl.s3prl_tasks.word import PREFIX, is_expert, parse_word
 from s3prl_mtl.yaml_files import read_yaml
@@ -118,6 +118,29 @@ def block_defaults(
     if content:
         _say_unused(task, str(path), ", ".join(sorted(content)))
     return block
+
+
+def check_blocks(told: Sequence[tuple[Mapping[str, Any], str]], chosen: Sequence[str]) -> None:
+    """Refuse settings of an expert of s3prl that no task of the run goes by.
+
+    What the command line says is meant for this run; a file may serve others as well.
+
+    Args:
+        told: layers of a config from the command line, each with the flag that it is from.
+        chosen: the names of the tasks.
+
+    Raises:
+        UserError: a layer sets something in such a block.
+    """
+    experts = [task for task in chosen if is_expert(task)]
+    for layer, origin in told:
+        for key in layer:
+            if is_expert(key) and key not in experts:
+                raise UserError(
+                    f"There is no task {key!r} in this run, whose block this would set.",
+                    where=origin,
+                    fix=nearest(key, experts) if experts else "Name it after -d, or leave it out.",
+                )
 
 
 def _last(blocks: Sequence[Mapping[str, Any]], key: str) -> Any:

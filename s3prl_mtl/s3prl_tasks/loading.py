@@ -59,10 +59,12 @@ def load_expert(folder: str) -> type:
     try:
         package = _INSTALLED if "/" not in folder else _parent_of(path)
         if package == _INSTALLED:
+            name = f"{package}.{path.name}"
             _forget_plain_imports()
         else:
-            _make_package(f"{package}.{path.name}", path)
-        module = importlib.import_module(f"{package}.{path.name}.expert")
+            name = f"{package}.{_module_name(path)}"
+            _make_package(name, path)
+        module = importlib.import_module(f"{name}.expert")
     except UserError:
         raise
     except ModuleNotFoundError as cause:
@@ -143,6 +145,14 @@ def _parent_of(path: Path) -> str:
         module.__path__ = [str(path.parent), *([str(root)] if root is not None else [])]
         sys.modules[name] = module
     return name
+
+
+def _module_name(path: Path) -> str:
+    """What a folder is called as a package: as it is, unless dots would be read as levels."""
+    if "." not in path.name:
+        return path.name
+    # `a.b` and `a_b` may lie beside each other.
+    return f"{path.name.replace('.', '_')}_{zlib.crc32(path.name.encode()):08x}"
 
 
 def _make_package(name: str, path: Path) -> None:

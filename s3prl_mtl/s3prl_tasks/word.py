@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def _task_name(label: str, word: str) -> str:
         raise UserError(
             f"{label!r} cannot be the name of a task: letters, digits, _ and - can.",
             where=f"-d {word}",
-            fix=f"Give it a name: -d {PREFIX}NAME={_split(word)[1]}.",
+            fix=f"Give it a name: -d {shlex.quote(f'{PREFIX}NAME={_split(word)[1]}')}.",
         )
     return PREFIX + label
 
@@ -112,7 +113,9 @@ def _find(place: str, word: str) -> Path:
     raise UserError(
         f"There is no folder or file {path}.",
         where=f"-d {word}",
-        fix="Give a folder with an expert.py, or a config file in one.",
+        fix="Give a folder with an expert.py, or a config file in one. A comma ends the path: one "
+        f'that has commas is given in a file of -c, `"{PREFIX}NAME": {{folder: PATH}}`, with -d '
+        f"{PREFIX}NAME.",
     )
 
 

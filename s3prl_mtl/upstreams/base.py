@@ -53,6 +53,13 @@ class Upstream(nn.Module, ABC):
         """
         return None
 
+    def s3prl_state_dict(self) -> dict[str, Tensor]:
+        """The state dict as run checkpoints hold it: by the names that s3prl's expert has.
+
+        s3prl keeps a model that it wraps in an attribute of that name, fairseq's for one.
+        """
+        return {f"model.{name}": value for name, value in self.state_dict().items()}
+
     @abstractmethod
     def forward(self, wavs: list[Tensor]) -> HiddenStates:
         """Encode waveforms, each ``(samples_i,)`` in [-1, 1] at 16 kHz.

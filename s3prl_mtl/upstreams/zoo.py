@@ -89,6 +89,10 @@ class ZooUpstream(Upstream):
             "one_by_one": self.one_by_one,
         }
 
+    def s3prl_state_dict(self) -> dict[str, Tensor]:
+        """The expert's own state dict; that of `tera` for one begins with `transformer.`."""
+        return dict(self.expert.state_dict())
+
     def train(self, mode: bool = True) -> ZooUpstream:
         """Dropout on or off; batch normalisation uses the statistics it came with either way."""
         super().train(mode)

@@ -9,6 +9,31 @@ import pytest
 from s3prl_mtl.cli import main
 from s3prl_mtl.console import OUTPUT
 
+# As little as a class can be that a run can use.
+LEAST = """
+from torch import nn
+
+
+class DownstreamExpert(nn.Module):
+    def get_dataloader(self, split): ...
+    def forward(self, split, features, records): ...
+    def log_records(self, split, records, logger, global_step): ...
+"""
+OURS = """
+from s3prl_mtl import ClassificationExpert, Metric
+from s3prl_mtl.data import Corpus
+
+
+class Nowhere(Corpus):
+    title = "Nowhere"
+
+
+class DownstreamExpert(ClassificationExpert):
+    name = "tones"
+    corpus_type = Nowhere
+"""
+SETTINGS = "downstream_expert: {datarc: {}}\n"
+
 
 @pytest.fixture(autouse=True)
 def wide_terminal(monkeypatch: pytest.MonkeyPatch):
@@ -61,14 +86,70 @@ def test_a_config_that_is_no_yaml_makes_a_task_broken(capsys, install):
 
 
 def test_a_stranger_without_metrics_or_corpus_is_listed(capsys, install):
-    install("class DownstreamExpert: pass\n", None)
+    install(LEAST, None)
     assert main(["tasks"]) == 0
     shown = capsys.readouterr().out
     assert rows(shown)["tones"] == ["tones 0.1", "", "", "it does not say", "ok"]
 
 
+@pytest.mark.parametrize(
+    ("source", "config", "words"),
+    [
+        ("class DownstreamExpert: pass\n", None, "It is no torch.nn.Module."),
+        (LEAST.replace("forward", "forwards"), None, "It does not define `forward`."),
+        (LEAST.replace("log_records", "log"), None, "It does not define `log_records`."),
+        (LEAST.replace("def get_dataloader", "def loader"), None, "define `get_dataloader`."),
+        (
+            OURS.replace("    corpus_type = Nowhere\n", ""),
+            SETTINGS,
+            "`corpus_type` of",
+        ),
+        (OURS.replace('    name = "tones"\n', ""), SETTINGS, "`name` of tones_plugin."),
+        (OURS + "    metrics = ('acc',)\n", SETTINGS, "holds 'acc', which is no Metric."),
+        (OURS + "    selected_by = 'rmse'\n", SETTINGS, "selected by 'rmse'"),
+        (OURS, None, "no config.yaml beside `tones_plugin`"),
+        (
+            OURS.replace("ClassificationExpert", "TaskExpert"),
+            SETTINGS,
+            "It does not define `forward`, `build_head`, `measure`.",
+        ),
+        (
+            LEAST + "    metrics = property(lambda self: 1 / 0)\n"
+            "    @property\n    def problems(self): ...\n"
+            "DownstreamExpert.__abstractmethods__ = 3\n",
+            None,
+            "TypeError",
+        ),
+        (
+            LEAST + "    @classmethod\n"
+            "    def problems(cls, settings): raise SystemExit('no luck')\n",
+            None,
+            "SystemExit: no luck",
+        ),
+    ],
+)
+def test_a_task_that_cannot_work_is_broken_and_says_why(
+    source: str, config: str | None, words: str, capsys, install, tiny_corpus: Path
+):
+    install(source, config)
+    assert main(["tasks", "--data", str(tiny_corpus)]) == 0
+    shown = capsys.readouterr().out
+    found = rows(shown)
+    assert found["tones"] == ["tones 0.1", "", "", "", "broken"]
+    assert found["ks"][3:] == ["there", "ok"]
+    (paragraph,) = (line for line in shown.splitlines() if line.startswith("tones: "))
+    assert words in paragraph and "of package tones 0.1" in paragraph
+
+
+def test_metrics_that_look_like_ours_are_listed(capsys, install):
+    look_alike = "M = __import__('collections').namedtuple('M', 'name better title')\n"
+    install(look_alike + LEAST + "    metrics = (M('a', 'lower', 'how bad'),)\n", None)
+    assert main(["tasks"]) == 0
+    assert rows(capsys.readouterr().out)["tones"][1] == "how bad"
+
+
 def test_two_packages_with_one_name_are_both_listed(capsys, install, tmp_path: Path, monkeypatch):
-    install("class DownstreamExpert: pass\n", None)
+    install(LEAST, None)
     other = tmp_path / "other" / "bells-0.2.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: bells\nVersion: 0.2\n")
@@ -86,10 +167,13 @@ def test_upstreams_are_listed_with_what_they_are(capsys, install):
     install("def DownstreamExpert(): 'Listens.'\n", None, "ears", "s3prl_mtl.upstreams")
     install("1 / 0\n", None, "nose", "s3prl_mtl.upstreams")
     install("DownstreamExpert = 3\n", None, "mouth", "s3prl_mtl.upstreams")
+    odd = "class Odd:\n    __doc__ = property(lambda self: exit('no'))\n    __call__ = print\n"
+    install(odd + "DownstreamExpert = Odd()\n", None, "chin", "s3prl_mtl.upstreams")
     assert main(["upstreams"]) == 0
     shown = capsys.readouterr().out
     found = rows(shown)
     assert found["hubert_tiny"][0] == "s3prl-mtl 0.1.0" and found["hubert_tiny"][1]
     assert found["ears"] == ["ears 0.1", "Listens.", "ok"]
     assert found["nose"][2] == "broken" and "ZeroDivisionError" in shown
+    assert found["chin"][2] == "broken" and "'chin' of package chin 0.1: SystemExit: no" in shown
     assert found["mouth"][2] == "broken" and "no function but a int" in shown

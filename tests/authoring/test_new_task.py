@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -86,7 +87,15 @@ def test_the_command_says_how_to_go_on(tmp_path: Path, capsys):
     assert main(["new-task", "words", str(tmp_path / "words")]) == 0
     shown = capsys.readouterr().out
     assert "python -m s3prl_mtl check-task words --data corpora" in shown
+    assert '-d words --data corpora --steps 20 -o "scheduler=null"' in shown
     assert main(["new-task", "words", str(tmp_path / "words")]) == 2
+
+
+def test_the_folder_that_is_to_be_installed_can_be_copied_to_a_shell(tmp_path: Path, capsys):
+    folder = tmp_path / "my own" / "words"
+    assert main(["new-task", "words", str(folder)]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "pip install" in line)
+    assert shlex.split(line) == ["pip", "install", "-e", str(folder)]
 
 
 @pytest.mark.slow

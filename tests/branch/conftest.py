@@ -7,16 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "branch" / "multitask.yaml"
+from branch_config import write_small
 
 
 @pytest.fixture(scope="session")
 def multitask_yaml(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A config with the keys of the branch's `multitask.yaml`, and the paths of the tiny corpus."""
-    path = tmp_path_factory.mktemp("branch") / "multitask.yaml"
-    path.write_text(FIXTURE.read_text().replace("CORPORA", str(tiny_corpus)))
-    return path
+    return write_small(tmp_path_factory.mktemp("branch") / "multitask.yaml", tiny_corpus)
 
 
 @pytest.fixture(autouse=True)

@@ -22,10 +22,10 @@ from s3prl_mtl.export.command import export
 from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.tracking import read_results
-from s3prl_mtl.upstreams import load_upstream
+from s3prl_mtl.upstreams import load_upstream, write_fairseq_checkpoint
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-TASKS = ["ks", "er", "sd"]
+TASKS = ["ks", "er", "ic", "sd"]
 
 
 def config_of(path: Path, cache: Path, tasks=TASKS, **flags):
@@ -111,13 +111,52 @@ def test_the_branchs_checkpoint_is_evaluated_as_ours_is(
     folder, _ = run
     code = main(
         # The dev split first: there sd chooses its threshold, which the branch does not save.
-        f"-m evaluate -e {branch_file} -t ks:test,er:test,sd:dev,sd:test -p {tmp_path} "
+        f"-m evaluate -e {branch_file} -t ks:test,er:test,ic:dev,ic:test,sd:dev,sd:test "
+        f"-p {tmp_path} "
         f"--device cpu --cache_dir {manifest_cache}".split()
     )
     assert code == 0
     found, wanted = read_results(tmp_path), read_results(folder)
     for task in TASKS:
         assert found[task]["test"] == pytest.approx(wanted[task]["test"], rel=1e-5)
+    # What the branch calls `dev` of ic is `valid` here.
+    assert found["ic"]["valid"] == pytest.approx(wanted["ic"]["valid"], rel=1e-5)
+
+
+def moved_corpora(branch_file: Path, tiny_corpus: Path) -> None:
+    """As on another machine than that of the checkpoint."""
+    saved = torch.load(branch_file, weights_only=False)
+    text = yaml.safe_dump(saved["Config"]).replace(str(tiny_corpus), "/moved")
+    saved["Config"] = yaml.safe_load(text)
+    torch.save(saved, branch_file)
+
+
+def test_corpora_that_were_elsewhere_are_looked_for_in_the_data_folder(
+    run,
+    branch_file: Path,
+    tiny_corpus: Path,
+    manifest_cache: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    folder, _ = run
+    monkeypatch.delenv("SUPERB_DATA", raising=False)
+    moved_corpora(branch_file, tiny_corpus)
+    words = ["-m", "evaluate", "-e", str(branch_file), "-t", "er:test", "-p", str(tmp_path)]
+    words += ["--device", "cpu", "--cache_dir", str(manifest_cache)]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "/moved/IEMOCAP_full_release does not exist" in said
+    assert "set `--data`" in said
+    assert main([*words, "--data", str(tiny_corpus)]) == 0
+    assert read_results(tmp_path)["er"] == {
+        "test": pytest.approx(read_results(folder)["er"]["test"], rel=1e-5)
+    }
+    with pytest.raises(UserError, match="Set SUPERB_DATA to the folder"):
+        load(branch_file, ["er"], device="cpu")
+    monkeypatch.setenv("SUPERB_DATA", str(tiny_corpus))
+    assert load(branch_file, ["er"]).labels == load(folder, ["er"]).labels
 
 
 def test_training_does_not_go_on_from_the_branchs_optimizers(
@@ -139,11 +178,7 @@ def test_the_branchs_checkpoint_is_used_as_ours_is(run, branch_file: Path, tiny_
 
 
 def test_label_spaces_that_are_not_there_are_named(branch_file: Path, tiny_corpus: Path):
-    saved = torch.load(branch_file, weights_only=False)
-    saved["Config"] = yaml.safe_load(
-        yaml.safe_dump(saved["Config"]).replace(str(tiny_corpus), "/moved")
-    )
-    torch.save(saved, branch_file)
+    moved_corpora(branch_file, tiny_corpus)
     reason = r"saves no label spaces.*/moved/speech_commands_v0.01 does not exist.*-i"
     with pytest.raises(UserError, match=re.compile(reason, re.DOTALL)):
         load(branch_file, ["ks"])
@@ -184,6 +219,13 @@ def test_the_encoder_alone_is_taken_over(
     started = MultiTaskRunner(config, tmp_path / "run").state()
     assert started is not None
     same(started["Upstream"], saved["Upstream"])
+    # DistributedDataParallel puts its own name before those of what it wraps.
+    wrapped = {"Upstream": {f"module.{name}": held for name, held in saved["Upstream"].items()}}
+    torch.save(wrapped, tmp_path / "wrapped.ckpt")
+    config["init_upstream_ckpt"] = str(tmp_path / "wrapped.ckpt")
+    again = MultiTaskRunner(config, tmp_path / "again").state()
+    assert again is not None
+    same(again["Upstream"], saved["Upstream"])
     head = started["Tasks"]["er"]["Downstream"]["projector.weight"]
     assert not torch.equal(head, saved["Tasks"]["er"]["Downstream"]["projector.weight"])
 
@@ -233,6 +275,87 @@ def test_a_frozen_encoder_is_not_in_the_file_and_stays_as_it_was(
     with pytest.raises(UserError, match="holds no encoder"):
         flags = {"init_upstream_ckpt": str(branch_file)}
         MultiTaskRunner(config_of(multitask_yaml, manifest_cache, **flags), tmp_path / "other")
+
+
+def frozen(branch_file: Path) -> None:
+    """As the branch saves it without --upstream_trainable."""
+    states = torch.load(branch_file, weights_only=False)
+    del states["Upstream"]
+    states["Args"].upstream_trainable = False
+    states["Args"].upstream, states["Args"].upstream_ckpt = "hubert_local", "/gone.pt"
+    torch.save(states, branch_file)
+
+
+def test_a_frozen_encoder_is_evaluated_from_the_file_that_is_named(
+    run, branch_file: Path, manifest_cache: Path, tmp_path: Path
+):
+    folder, _ = run
+    frozen(branch_file)
+    # The encoder of the run, and another one of its size.
+    export(folder, "fairseq", tmp_path / "own.pt")
+    other = load_upstream("hubert", str(tmp_path / "own.pt"))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1)
+    write_fairseq_checkpoint(tmp_path / "other.pt", other)
+    words = ["-m", "evaluate", "-e", str(branch_file), "-t", "er:test", "--device", "cpu"]
+    words += ["--cache_dir", str(manifest_cache)]
+    for name, more in {
+        "own": ["-k", str(tmp_path / "own.pt")],
+        "taken over": ["-k", str(tmp_path / "other.pt"), "--init_upstream_ckpt", str(folder)],
+    }.items():
+        assert main([*words, *more, "-p", str(tmp_path / name)]) == 0
+        found, wanted = read_results(tmp_path / name), read_results(folder)
+        assert found["er"]["test"] == pytest.approx(wanted["er"]["test"], rel=1e-5)
+    assert main([*words, "-k", str(tmp_path / "other.pt"), "-p", str(tmp_path / "wrong")]) == 0
+    assert read_results(tmp_path / "wrong")["er"]["test"] != read_results(folder)["er"]["test"]
+
+
+def test_an_encoder_of_its_own_is_not_replaced_on_evaluation(
+    run, branch_file: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder, _ = run
+    words = ["-m", "evaluate", "-e", str(branch_file), "--init_upstream_ckpt", str(folder)]
+    assert main(words) == 2
+    assert "holds the encoder that its heads were trained with" in capsys.readouterr().err
+
+
+def test_an_encoder_of_another_size_than_its_name_says_is_named_everywhere(
+    branch_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    states = torch.load(branch_file, weights_only=False)
+    states["Args"].upstream = "hubert_base"
+    torch.save(states, branch_file)
+    layers = load_upstream("hubert_tiny").num_hidden_states - 1
+    sizes = f"{layers} layers of width 96, and that of this run has 12 layers of width 768"
+    for format in ("fairseq", "s3prl", "onnx"):
+        with pytest.raises(UserError, match=sizes):
+            export(branch_file, format, tmp_path / "out")
+    with pytest.raises(UserError, match=sizes):
+        load(branch_file, ["er"], device="cpu")
+    words = ["-m", "evaluate", "-e", str(branch_file), "-t", "er:test", "-p", str(tmp_path)]
+    assert main([*words, "--device", "cpu"]) == 2
+    assert sizes in " ".join(capsys.readouterr().err.split())
+
+
+def test_another_kind_of_encoder_is_named(
+    run, multitask_yaml: Path, manifest_cache: Path, tmp_path: Path
+):
+    folder, _ = run
+    flags = {"init_upstream_ckpt": str(folder), "upstream.feature_selection": "hidden_states"}
+    flags["upstream.name"] = "fbank"
+    kind = r"layers of width 96, and that of this run is of another kind: it has no parameters"
+    with pytest.raises(UserError, match=kind):
+        MultiTaskRunner(config_of(multitask_yaml, manifest_cache, **flags), tmp_path / "run")
+    torch.save({"Upstream": {"model.embed.weight": torch.zeros(3)}}, tmp_path / "other.ckpt")
+    flags |= {"init_upstream_ckpt": str(tmp_path / "other.ckpt"), "upstream.name": "hubert_tiny"}
+    kind = r"an encoder, and that of this run is of another kind: it has none of these parameters"
+    with pytest.raises(UserError, match=kind):
+        MultiTaskRunner(config_of(multitask_yaml, manifest_cache, **flags), tmp_path / "run")
+    torch.save({"Upstream": 5}, tmp_path / "none.ckpt")
+    flags["init_upstream_ckpt"] = str(tmp_path / "none.ckpt")
+    with pytest.raises(UserError, match="holds no encoder"):
+        MultiTaskRunner(config_of(multitask_yaml, manifest_cache, **flags), tmp_path / "run")
 
 
 def test_another_number_of_layers_is_named(

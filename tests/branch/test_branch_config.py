@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from branch_config import NINE, REAL
 
 from s3prl_mtl.branch.config import translate
 from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.preflight import check_splits
 from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.tracking import read_results
-
-NINE = ["pr", "ks", "ic", "sid", "er", "asr", "sf", "sv", "sd"]
 
 
 def config_of(path: Path, tasks: list[str] = NINE, **flags):
@@ -32,6 +32,97 @@ def changed(path: Path, folder: Path, change) -> Path:
     return copy
 
 
+def test_the_branchs_own_file_builds_and_all_nine_tasks_have_its_splits(
+    tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    config = config_of(REAL, data=str(tiny_corpus), cache_dir=str(manifest_cache))
+    splits = {task: (config[task]["dev_splits"], config[task]["test_splits"]) for task in NINE}
+    assert splits == {
+        **dict.fromkeys(["pr", "ks", "sid", "er", "sd"], (["dev"], ["test"])),
+        **dict.fromkeys(["ic", "sf"], (["valid"], ["test"])),
+        "asr": (["dev-clean", "dev-other"], ["test-clean", "test-other"]),
+        "sv": (["dev"], ["test"]),
+    }
+    runner = MultiTaskRunner(config, tmp_path / "run")
+    check_splits(runner.config, runner.tasks)
+    for task, (dev, test) in splits.items():
+        for split in (*dev, *test):
+            assert runner.tasks[task].expert.utterances(split) > 0, (task, split)
+
+
+def test_corpora_that_are_not_where_the_file_says_are_looked_for_in_the_data_folder(
+    tiny_corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    elsewhere = tmp_path / "ks"
+    elsewhere.mkdir()
+
+    def move(values):
+        values["ks"]["datarc"]["speech_commands_root"] = str(elsewhere)
+
+    file = changed(REAL, tmp_path, move)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            config = config_of(file, data=str(tiny_corpus))
+    datarc = {t: resolve(config)[t]["downstream_expert"]["datarc"] for t in NINE}
+    assert datarc["ks"]["speech_commands_root"] == str(elsewhere)
+    assert datarc["ks"]["speech_commands_test_root"].startswith(str(tiny_corpus))
+    assert datarc["sd"]["data_dir"] == str(tiny_corpus / "Libri2Mix")
+    assert datarc["pr"]["lexicon"] == [f"{tiny_corpus}/LibriSpeech/librispeech-lexicon.txt"]
+    assert datarc["sv"]["dev_trials"] is None
+    (said,) = [line for line in caplog.messages if "not on this machine" in line]
+    assert "ks speech_commands_test_root (/SpeechNet/datasets/speech_commands_test_set" in said
+    assert "ks speech_commands_root" not in said
+
+
+def test_the_data_folder_may_come_from_the_environment_or_another_file(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "data.yaml").write_text(f"data: {tiny_corpus}")
+    both = build_config(files=[REAL, tmp_path / "data.yaml"], flags={"downstream": ["er"]})
+    monkeypatch.setenv("SUPERB_DATA", str(tiny_corpus))
+    for config in (both, config_of(REAL, ["er"])):
+        datarc = resolve(config)["er"]["downstream_expert"]["datarc"]
+        assert datarc["root"] == str(tiny_corpus / "IEMOCAP_full_release")
+
+
+def test_without_a_data_folder_the_paths_of_the_file_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("SUPERB_DATA", raising=False)
+    reason = r"er: /SpeechNet/datasets/IEMOCAP does not exist.*set `--data`"
+    with pytest.raises(UserError, match=reason):
+        MultiTaskRunner(config_of(REAL, ["er"]), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("task", "part", "head", "message"),
+    [
+        (
+            "er",
+            "modelrc",
+            "DeepModel",
+            r"'DeepModel' here.*er\.modelrc\.select in .*UtteranceLevel.*"
+            r"-d s3prl:emotion",
+        ),
+        ("pr", "model", "RNNs", r"'RNNs' here.*pr\.model\.select in .*FrameLevel.*-d s3prl:ctc"),
+        (
+            "asr",
+            "modelrc",
+            "Wav2Letter",
+            r"asr\.modelrc\.select in .*RNNs or FrameLevel.*s3prl:asr",
+        ),
+    ],
+)
+def test_a_head_that_there_is_not_here_is_named_by_the_files_own_key(
+    task: str, part: str, head: str, message: str, multitask_yaml: Path, tmp_path: Path
+):
+    def choose(values):
+        values[task][part]["select"] = head
+
+    with pytest.raises(UserError, match=message):
+        config_of(changed(multitask_yaml, tmp_path, choose), [task])
+
+
 def test_every_value_that_has_a_meaning_arrives(multitask_yaml: Path, tiny_corpus: Path):
     config = resolve(config_of(multitask_yaml))
     assert config["optimizer"] == {"name": "AdamW", "lr": 1e-5}
@@ -45,7 +136,7 @@ def test_every_value_that_has_a_meaning_arrives(multitask_yaml: Path, tiny_corpu
     }
     assert {datarc[task]["num_workers"] for task in NINE} == {0}
     assert datarc["ks"]["eval_batch_size"] == 2
-    assert datarc["ic"]["eval_batch_size"] == 32
+    assert datarc["ic"]["eval_batch_size"] == 8
     assert datarc["asr"]["libri_root"] == datarc["pr"]["libri_root"] == f"{tiny_corpus}/LibriSpeech"
     assert datarc["sd"]["data_dir"] == str(tiny_corpus / "Libri2Mix")
     assert datarc["sv"]["test_trials"].endswith("veri_test2.txt")

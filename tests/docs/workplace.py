@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import transformers
 import yaml
-from pages import ROOT
+from branch_config import write_small
 from s3prl_tasks import corpora as of_s3prl
 from s3prl_tasks.conftest import CONFIG, EXPERT, TONES
 from typed import DEMO, SMALL_HUBERT
@@ -51,9 +51,7 @@ def add_branch_config(folder: Path, corpus: Path) -> Path:
     """The branch's `multitask.yaml` where the page has it."""
     path = folder / "s3prl" / "downstream" / "multitask.yaml"
     path.parent.mkdir(parents=True)
-    text = (ROOT / "tests" / "fixtures" / "branch" / "multitask.yaml").read_text()
-    path.write_text(text.replace("CORPORA", str(corpus)))
-    return path
+    return write_small(path, corpus)
 
 
 def add_stft(folder: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl.cli import main
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.export import FORMATS, export
+from s3prl_mtl.export.command import Format
+from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.upstreams import load_upstream
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream
 from s3prl_mtl.upstreams.fairseq import load_hubert
@@ -96,6 +100,127 @@ def test_an_empty_folder_may_be_there(format: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     assert any(export(run, format, tmp_path / "out").iterdir())
     assert names_in(tmp_path) == ["out", "run"]
+
+
+@pytest.mark.parametrize("format", [name for name in FORMATS if FORMATS[name].is_folder])
+def test_the_folder_that_one_is_in_may_be_filled(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays the same folder: the shell that is in it sees the files."""
+    run = save_run(tmp_path / "run", tuned("odd_base"), heads={"ks": HEAD})
+    here = tmp_path / "here"
+    here.mkdir()
+    before = here.stat().st_ino
+    monkeypatch.chdir(here)
+    assert main(["export", str(run), "--format", format, "-o", "."]) == 0
+    assert here.stat().st_ino == before
+    assert names_in(Path()) == names_in(export(run, format, tmp_path / "out"))
+    with pytest.raises(UserError, match=r"here is a folder already"):
+        export(run, format, ".")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_folders_that_cannot_be_the_place_are_named(
+    format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = save_run(tmp_path / "run", tuned("odd_base"))
+    for out in ("/", str(tmp_path / "run" / "..")):
+        assert main(["export", str(run), "--format", format, "-o", out]) == 2
+        assert "is a folder already" in capsys.readouterr().err
+    if not FORMATS[format].is_folder:
+        (tmp_path / "empty").mkdir()
+        monkeypatch.chdir(tmp_path / "empty")
+        with pytest.raises(UserError, match="empty is a folder already"):
+            export(run, format, ".")
+
+
+def test_a_failure_leaves_the_empty_folder_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = save_run(tmp_path / "run", tuned("odd_base"))
+    (tmp_path / "out").mkdir()
+
+    def write(_run: SavedRun, out: Path) -> None:
+        out.mkdir()
+        (out / "a").write_text("a")
+        (out / "b").write_text("b")
+        (tmp_path / "out" / "b").write_text("mine")
+
+    monkeypatch.setitem(FORMATS, "s3prl", Format(write, ("hubert",), is_folder=True))
+    with pytest.raises(UserError, match="could not be written"):
+        export(run, "s3prl", tmp_path / "out")
+    assert names_in(tmp_path / "out") == ["b"]
+    assert (tmp_path / "out" / "b").read_text() == "mine"
+
+
+ENDLESS = """
+import sys
+from s3prl_mtl.cli import main
+from s3prl_mtl.export.command import FORMATS, Format
+
+def write(run, out):
+    out.write_text("half")
+    print("writing", flush=True)
+    sys.stdin.read()
+
+FORMATS["fairseq"] = Format(write, ("hubert",), is_folder=False)
+raise SystemExit(main(["export", "run", "--format", "fairseq", "-o", sys.argv[1]]))
+"""
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Starts an export that is in the middle of writing, until its input ends."""
+    save_run(tmp_path / "run", tuned("odd_base"))
+    started: list[subprocess.Popen[str]] = []
+
+    def start(out: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", ENDLESS, out],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_export_that_is_ended_leaves_nothing(
+    number: signal.Signals, endless: Callable[[str], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = endless("out")
+    process.send_signal(number)
+    assert process.wait() == 128 + number
+    assert names_in(tmp_path) == ["run"]
+
+
+def test_what_a_killed_export_left_goes_with_the_next_one_to_the_same_place(
+    endless: Callable[[str], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    killed, running, elsewhere = endless("out"), endless("out"), endless("out2")
+    for process in (killed, elsewhere):
+        process.kill()
+        process.wait()
+    assert len(names_in(tmp_path)) == 4
+    save = export(tmp_path / "run", "fairseq", tmp_path / "out")
+    content = save.read_bytes()
+    left = [name for name in names_in(tmp_path) if name.startswith(".")]
+    assert sorted(name.split(".")[1] for name in left) == ["out", "out2"]
+    # The one that still runs was not disturbed: it ends in order, and overwrites nothing.
+    running.communicate()
+    assert running.returncode == 2
+    assert save.read_bytes() == content
+    assert [name for name in names_in(tmp_path) if name.startswith(".out.")] == []
 
 
 def test_folders_above_are_made_and_files_are_readable_by_others(tmp_path: Path) -> None:

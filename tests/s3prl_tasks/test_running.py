@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from distributed.ranks import run_ranks
 from s3prl_tasks.corpora import fluent_commands, speech_commands, write_config
 from s3prl_tasks.test_experts import run_config
 
+import s3prl_mtl
 from s3prl_mtl.cli import main
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
@@ -44,6 +46,26 @@ def test_settings_that_an_expert_takes_out_are_there_for_the_next_loader(tones, 
         expert.get_dataloader("train")
     assert expert.workers_seen == [0, 0, 0]
     assert tones["s3prl:tones"]["downstream_expert"]["corpus"]["num_workers"] == 0
+
+
+def test_an_expert_whose_folder_is_gone_does_not_keep_the_other_heads_from_answering(
+    expert_folder, tiny_corpus: Path, tmp_path: Path, caplog
+):
+    folder = expert_folder()
+    config = run_config([f"s3prl:{folder}", "ks"], tiny_corpus, tmp_path / "cache")
+    run = tmp_path / "run"
+    MultiTaskRunner(config, run).train()
+    wave = torch.sin(torch.arange(16_000) / 10)
+    for gone in (False, True):
+        if gone:
+            shutil.rmtree(folder)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            trained = s3prl_mtl.load(run, device="cpu")
+        assert [r for r in caplog.records if "s3prl:tones is left out" in r.getMessage()]
+        assert trained.tasks == ["ks"] and list(trained.predict([wave])[0]) == ["ks"]
+        with pytest.raises(UserError, match="tones"):
+            trained.predict([wave], ["s3prl:tones"])
 
 
 def test_a_split_that_it_does_not_have_is_named(tones, tmp_path: Path):

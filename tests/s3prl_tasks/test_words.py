@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from s3prl_tasks.conftest import CONFIG
+from s3prl_tasks.conftest import CONFIG, EXPERT
 
 from s3prl_mtl.config import build_config, parse_tasks, resolve
 from s3prl_mtl.errors import UserError
@@ -130,7 +130,7 @@ def test_settings_may_come_without_a_config_file(expert_folder):
 def test_a_class_can_be_had_by_its_word(expert_folder):
     folder = expert_folder()
     assert load_task(f"s3prl:{folder}").__mro__[2].__module__.endswith("tones.expert")
-    assert load_task("s3prl:tones", str(folder)).folder == str(folder)
+    assert load_task("s3prl:tones", folder=str(folder)).folder == str(folder)
     assert task_defaults(f"s3prl:tones={folder}")["dev_splits"] == ["dev"]
 
 
@@ -276,3 +276,49 @@ def test_a_config_file_without_settings_of_an_expert_is_refused(expert_folder):
     folder = expert_folder(config="runner: {}\n")
     with pytest.raises(UserError, match=r"config\.yaml has no `downstream_expert`"):
         tones_config([f"s3prl:{folder}"])
+
+
+def test_a_folder_with_dots_and_blanks_in_its_name_is_imported(expert_folder):
+    folder = expert_folder("my task v1.2")
+    with pytest.raises(UserError) as error:
+        parse_word(f"s3prl:{folder}")
+    _, word = shlex.split(str(error.value.fix).partition(": ")[2].rstrip("."))
+    config = tones_config(parse_tasks(word.replace("NAME", "mine")))
+    assert config["s3prl:mine"]["folder"] == str(folder)
+    assert load_task("s3prl:mine", folder=str(folder)).folder == str(folder)
+
+
+def test_folders_that_differ_by_a_dot_are_two_experts(expert_folder):
+    mark = "\nDownstreamExpert.mark = {!r}\n"
+    places = [expert_folder(name, EXPERT + mark.format(name)) for name in ("a.b", "a_b")]
+    experts = [load_task("s3prl:x", folder=str(place)) for place in places]
+    assert [expert.mark for expert in experts] == ["a.b", "a_b"]
+
+
+def test_a_path_with_a_comma_is_given_in_a_file_as_the_error_says(expert_folder, tmp_path: Path):
+    folder = expert_folder("one,two")
+    with pytest.raises(UserError, match=r"A comma ends the path.*with -d s3prl:NAME\."):
+        parse_tasks(f"s3prl:{folder}")
+    (tmp_path / "own.yaml").write_text(f'"s3prl:mine": {{folder: "{folder}"}}\n')
+    config = tones_config(["s3prl:mine"], files=[tmp_path / "own.yaml"])
+    assert config["s3prl:mine"]["downstream_expert"]["corpus"]["size"] == 5
+
+
+def test_an_override_for_a_task_that_the_run_does_not_have_is_refused(expert_folder):
+    word = f"s3prl:{expert_folder()}"
+    override = "s3prl:tnoes.downstream_expert.corpus.size=4"
+    with pytest.raises(UserError, match=r"no task 's3prl:tnoes'.*did you mean 's3prl:tones'"):
+        tones_config([word], overrides=override)
+    with pytest.raises(UserError, match=r"no task 's3prl:tnoes'.*Name it after -d"):
+        build_config(flags={"downstream": ["ks"], "data": "/d"}, overrides=override)
+    right = tones_config([word], overrides=override.replace("tnoes", "tones"))
+    assert right["s3prl:tones"]["downstream_expert"]["corpus"]["size"] == 4
+
+
+def test_a_block_of_a_file_that_no_task_goes_by_is_warned_of(expert_folder, tmp_path, caplog):
+    word = f"s3prl:{expert_folder()}"
+    path = tmp_path / "own.yaml"
+    path.write_text('"s3prl:tnoes": {downstream_expert: {corpus: {size: 4}}}\n')
+    config = tones_config([word], files=[path])
+    assert config["s3prl:tones"]["downstream_expert"]["corpus"]["size"] == 5
+    assert "The block 's3prl:tnoes' is left out" in caplog.text

@@ -5,9 +5,9 @@ python -m lid_task.mini_corpus corpora/languages
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import random
-import sys
 from pathlib import Path
 
 import espeakng_loader
@@ -73,5 +73,15 @@ def make_corpus(root: Path, sentences: int = SENTENCES_PER_VOICE) -> None:
     library.espeak_Terminate()
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m lid_task.mini_corpus")
+    parser.add_argument("root", type=Path, help="gets `train`, `dev` and `test`")
+    root = parser.parse_args().root
+    try:
+        make_corpus(root)
+    except OSError as error:
+        parser.error(f"{error.filename or root} cannot be written: {error.strerror or error}.")
+
+
 if __name__ == "__main__":
-    make_corpus(Path(sys.argv[1]))
+    main()

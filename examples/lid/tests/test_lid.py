@@ -37,3 +37,10 @@ def test_the_languages_are_the_folders(corpora: Path) -> None:
 def test_a_corpus_that_is_not_there_is_named(tmp_path: Path) -> None:
     (problem,) = LanguageFolders(root=tmp_path / "none").problems()
     assert str(tmp_path / "none") in problem and "`datarc.root`" in problem
+
+
+def test_the_corpus_is_made_somewhere() -> None:
+    words = [sys.executable, "-m", "lid_task.mini_corpus"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: python -m lid_task.mini_corpus")

@@ -9,13 +9,14 @@ are sentences of LibriSpeech; a query is in a document if its word is in the tra
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import soundfile
 
 from qbe_task.corpus import PARTS
 from s3prl_mtl.data import SAMPLE_RATE, read_audio, read_lines
+from s3prl_mtl.errors import UserError
 
 LANGUAGE = "nnenglish"
 LISTS = {"dev": "validation_list.txt", "test": "testing_list.txt"}
@@ -28,7 +29,16 @@ def make_corpus(corpora: Path, target: Path) -> None:
     Args:
         corpora: the folder of the mini corpus.
         target: becomes what `datarc.root` names.
+
+    Raises:
+        UserError: the mini corpus is not there.
     """
+    for needed in ("LibriSpeech", "speech_commands_v0.01"):
+        if not (corpora / needed).is_dir():
+            raise UserError(
+                f"{corpora} is not the folder of the mini corpus: it has no {needed}.",
+                fix=f"Make it first: python -m s3prl_mtl make-corpus {corpora} --size tiny.",
+            )
     words: dict[str, set[str]] = {}
     documents = []
     for folder in DOCUMENT_FOLDERS:
@@ -77,5 +87,17 @@ def _write_list(target: Path, part: str, files: list[str]) -> None:
     path.write_text("".join(f"{file} {LANGUAGE}\n" for file in files), encoding="utf-8")
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m qbe_task.mini_corpus")
+    parser.add_argument("corpora", type=Path, help="the folder of the mini corpus")
+    corpora = parser.parse_args().corpora
+    try:
+        make_corpus(corpora, corpora / "quesst14Database")
+    except UserError as mistake:
+        parser.error(str(mistake))
+    except OSError as error:
+        parser.error(f"{error.filename or corpora}: {error.strerror or error}.")
+
+
 if __name__ == "__main__":
-    make_corpus(Path(sys.argv[1]), Path(sys.argv[1]) / "quesst14Database")
+    main()

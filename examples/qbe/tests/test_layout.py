@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -206,3 +208,15 @@ def test_queries_in_other_languages_are_missed_as_in_superb(root: Path, tmp_path
     for unsearched, value in ((-10.0, 2 / 3), (None, 1.0)):
         expert = expert_of(root, tmp_path, unsearched_score=unsearched)
         assert expert.measure("dev", records)["mtwv"] == pytest.approx(value)
+
+
+def test_a_folder_that_is_no_mini_corpus_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    words = [sys.executable, "-m", "qbe_task.mini_corpus"]
+    done = subprocess.run([*words, str(nowhere)], capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"{nowhere} is not the folder of the mini corpus: it has no LibriSpeech." in done.stderr
+    assert not nowhere.exists()
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: python -m qbe_task.mini_corpus")

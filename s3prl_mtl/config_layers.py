@@ -1,0 +1,91 @@
+"""What `-o`, `downstream` and the flags say, as layers of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.task_words import split_words
+
+# The arguments of the command line that `-o args.NAME=...` may set, and their keys.
+ARGUMENT_KEYS = {
+    "upstream": "upstream.name",
+    "upstream_ckpt": "upstream.ckpt",
+    "upstream_model_config": "upstream.config",
+    "upstream_feature_selection": "upstream.feature_selection",
+    "freeze_upstream": "upstream.freeze",
+    "downstream": "downstream",
+    "data": "data",
+    "cache_dir": "cache_dir",
+    "seed": "seed",
+    "device": "device",
+    "precision": "precision",
+    "init_ckpt": "init_ckpt",
+    "init_upstream_ckpt": "init_upstream_ckpt",
+    "steps": "runner.total_steps",
+    "parallel": "distributed.parallel",
+    "placement": "distributed.placement",
+}
+
+
+def words_of(layer: Mapping[str, Any], origin: str) -> list[str]:
+    """The words for tasks of a layer; none if it says nothing of them.
+
+    Raises:
+        UserError: `downstream` is no list.
+    """
+    tasks = layer.get("downstream") or []
+    if isinstance(tasks, str):
+        return split_words(tasks)
+    if not isinstance(tasks, list):
+        raise UserError("`downstream` is a list of tasks.", where=origin)
+    return split_words(",".join(str(task) for task in tasks)) if tasks else []
+
+
+def parse_overrides(text: str | None) -> list[tuple[dict[str, Any], str]]:
+    """The layers of the text of `-o`, each with what it is from.
+
+    Raises:
+        UserError: a pair is none, or names an argument that there is not.
+    """
+    layers = []
+    for pair in (text or "").split(",,"):
+        if not pair.strip():
+            continue
+        key, equals, value = pair.strip().partition("=")
+        if not equals:
+            raise UserError(
+                f"{pair!r} is not of the form key=value.",
+                where="-o",
+                fix='For example: -o "config.optimizer.lr=1e-4,,args.seed=1".',
+            )
+        if key.startswith("args."):
+            argument = key.removeprefix("args.")
+            if argument not in ARGUMENT_KEYS:
+                raise UserError(
+                    f"There is no argument {argument!r}.",
+                    where=f"-o {pair}",
+                    fix=nearest(argument, list(ARGUMENT_KEYS)),
+                )
+            key = ARGUMENT_KEYS[argument]
+        try:
+            parsed = OmegaConf.to_container(
+                OmegaConf.from_dotlist([f"{key.removeprefix('config.')}={value}"])
+            )
+        except (yaml.YAMLError, OmegaConfBaseException) as cause:
+            raise UserError(f"{pair!r} cannot be read: {cause}.", where="-o") from cause
+        assert isinstance(parsed, dict)
+        layers.append(({str(name): entry for name, entry in parsed.items()}, f"-o {pair}"))
+    return layers
+
+
+def nested(dotted: str, value: Any) -> dict[str, Any]:
+    """A layer that holds a value under a dotted key."""
+    for key in reversed(dotted.split(".")):
+        value = {key: value}
+    return value

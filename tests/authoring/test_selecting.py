@@ -1,0 +1,218 @@
+"""The best checkpoint of an expert whose metric may be of any direction and range."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from s3prl_mtl import ClassificationExpert, Metric, TaskExpert
+from s3prl_mtl.authoring import check_task
+from s3prl_mtl.cli import main
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.plugins import load_task
+from s3prl_mtl.tracking import Report
+
+# The pitch of tones, learned by its squared error. It has no corpus: its waveforms are computed.
+SQUARED_ERROR = """
+import math
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from s3prl_mtl import Metric, TaskExpert
+
+
+class Tones:
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        time = torch.arange(4000 + 160 * i) / 16000
+        return torch.sin(2 * torch.pi * (300 + 100 * i) * time).numpy(), 3 + i
+
+
+def collate(items):
+    return [wav for wav, _ in items], [label for _, label in items]
+
+
+class DownstreamExpert(TaskExpert):
+    name = "tones"
+    metrics = (Metric("mse", "lower", "error", range=(0.0, math.inf), percent=False),)
+
+    @classmethod
+    def problems(cls, downstream_expert):
+        return []
+
+    def read_labels(self):
+        return {"unit": "100 Hz"}
+
+    def build_head(self):
+        self.linear = nn.Linear(self.upstream_dim, 1)
+
+    def prepare(self, split):
+        pass
+
+    def utterances(self, split):
+        return len(Tones())
+
+    def get_dataloader(self, split, epoch=0):
+        return DataLoader(Tones(), 2, shuffle=split == "train", collate_fn=collate)
+
+    def forward(self, split, features, targets, *, records):
+        pitches = self.linear(torch.stack([feature.mean(dim=0) for feature in features]))
+        errors = (pitches.squeeze(1) - torch.tensor(targets, device=pitches.device)) ** 2
+        records["error"] += errors.tolist()
+        return errors.mean()
+
+    def measure(self, split, records):
+        return {"mse": sum(records["error"]) / len(records["error"])}
+"""
+CONFIG = "downstream_expert: {datarc: {}}\n"
+
+
+class Measured(TaskExpert):
+    """Reports what it is told to."""
+
+    name = "measured"
+    metrics = (Metric("score", "higher", "score"),)
+
+    def read_labels(self) -> dict[str, Any]:
+        return {}
+
+    def build_head(self) -> None:
+        pass
+
+    def forward(self) -> None:
+        raise NotImplementedError
+
+    def measure(self, split: str, records: Any) -> dict[str, float]:
+        return {self.selecting_metric.name: records["value"][0]}
+
+
+def kept(expert_class: type[TaskExpert], values: list[float], folder: Path) -> list[bool]:
+    """Whether each of some values that follow each other earns a checkpoint."""
+    expert = expert_class(8, 320, {}, folder)
+    names = [
+        expert.log_records("dev", {"value": [value]}, Report("measured", "dev"), global_step=1)
+        for value in values
+    ]
+    assert {name for found in names for name in found} <= {"dev-best.ckpt"}
+    return [bool(found) for found in names]
+
+
+@pytest.mark.parametrize(
+    ("better", "ends", "values", "expected"),
+    [
+        ("lower", (0.0, math.inf), [1e6, 2e6, 5.0, 5.0], [True, False, True, False]),
+        ("lower", (0.0, 1.0), [1.0, 0.5], [True, True]),
+        ("lower", (-math.inf, 0.0), [-1.0, -2.0], [True, True]),
+        ("higher", (0.0, 1.0), [0.0, 0.1, 0.1], [False, True, False]),
+        ("higher", (-math.inf, math.inf), [-30.0, -40.0, -2.0], [True, False, True]),
+        ("higher", (-1.0, 1.0), [-1.0, -0.5], [False, True]),
+        ("higher", (1.0, 5.0), [1.5, 3.0], [True, True]),
+        (
+            "lower",
+            (0.0, math.inf),
+            [math.nan, math.inf, 3.0, math.nan],
+            [False, False, True, False],
+        ),
+        ("higher", (0.0, math.inf), [math.inf, math.nan, 3.0], [False, False, True]),
+    ],
+)
+def test_what_is_better_than_all_before_is_kept_and_nothing_that_is_no_number(
+    better: str,
+    ends: tuple[float, float],
+    values: list[float],
+    expected: list[bool],
+    tmp_path: Path,
+):
+    metric = Metric("score", better, "score", range=ends, percent=False)
+    expert_class = type("Own", (Measured,), {"metrics": (metric,)})
+    assert kept(expert_class, values, tmp_path) == expected
+
+
+def test_a_task_may_say_where_it_begins(tmp_path: Path):
+    metric = Metric("score", "lower", "score")
+    choosy = type("Choosy", (Measured,), {"metrics": (metric,), "worst_score": 0.5})
+    assert kept(choosy, [0.7, 0.4], tmp_path) == [False, True]
+
+
+def test_a_look_alike_of_a_metric_selects_too(tmp_path: Path):
+    class LookAlike:
+        name, better, title = "score", "lower", "score"
+
+    own = type("Own", (Measured,), {"metrics": (LookAlike(),)})
+    assert kept(own, [0.7, 0.9, 0.4], tmp_path) == [True, False, True]
+
+
+def test_a_run_keeps_the_best_checkpoint_of_a_squared_error(
+    install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    install(SQUARED_ERROR, CONFIG)
+    settings = "scheduler=null,,runner.eval_step=1,,runner.log_step=1,,runner.save_step=2"
+    flags = ["-u", "hubert_tiny", "-d", "tones", "--steps", "2", "--device", "cpu"]
+    assert main([*flags, "-p", str(tmp_path / "run"), "-o", settings]) == 0, capsys.readouterr().err
+    saved = torch.load(tmp_path / "run" / "tones" / "dev-best.ckpt", weights_only=False)
+    score = saved["Tasks"]["tones"]["Downstream"]["best_score"].item()
+    assert 0 < score < math.inf
+
+
+def test_a_task_that_never_keeps_a_checkpoint_is_found(install):
+    install(SQUARED_ERROR, CONFIG)
+    (_, finding) = check_task("tones", lines=[13])
+    assert finding.holds is True and finding.why == "names: dev-best.ckpt."
+
+
+def test_a_first_evaluation_that_earns_nothing_breaks_the_contract(install):
+    install(
+        SQUARED_ERROR.replace('    name = "tones"', '    name, worst_score = "tones", 0.0'), CONFIG
+    )
+    (_, finding) = check_task("tones", lines=[13])
+    assert finding.holds is False
+    assert "dev: the first evaluation, with mse" in finding.why
+    assert "(lower is better), earns no checkpoint. `worst_score` is 0." in finding.why
+
+
+class NoClass(ClassificationExpert):
+    name = "none"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "attribute", "words"),
+    [
+        ({"metrics": ("acc",)}, "metrics", "holds 'acc', which is no Metric"),
+        ({"metrics": Metric("a", "higher", "a")}, "metrics", "no tuple of metrics"),
+        ({"metrics": ()}, "metrics", "declares no metrics"),
+        ({"metrics": (Metric("a", "up", "a"),)}, "metrics", "better is 'up'"),
+        ({"metrics": (Metric("a", "lower", "a", range=(1.0, 0.0)),)}, "metrics", r"\(1.0, 0.0\)"),
+        ({"selected_by": "scroe"}, "selected_by", "'scroe'.*did you mean 'score'"),
+        ({"worst_score": "bad"}, "worst_score", "'bad', which is no number"),
+        ({"name": None}, "name", "no text: None"),
+    ],
+)
+def test_a_wrong_declaration_is_named_with_its_class(
+    attributes: dict[str, Any], attribute: str, words: str, tmp_path: Path
+):
+    expert_class = type("Wrong", (Measured,), {**attributes, "__module__": __name__})
+    with pytest.raises(UserError, match=words) as error:
+        expert_class(8, 320, {}, tmp_path)
+    assert f"`{attribute}` of {__name__}.Wrong" in str(error.value)
+
+
+def test_an_expert_without_a_corpus_says_that_it_needs_one():
+    with pytest.raises(UserError, match=r"`corpus_type` of .*NoClass.*corpus_type = MyCorpus"):
+        NoClass.problems({})
+
+
+def test_a_path_that_is_not_set_for_want_of_a_config_file_says_so():
+    corpus_type = load_task("ks").corpus_type
+    expert_class = type("Bare", (NoClass,), {"corpus_type": corpus_type, "__module__": __name__})
+    with pytest.raises(UserError) as error:
+        expert_class.problems({})
+    assert f"the package has no config.yaml beside `{__name__}`" in str(error.value)
+    assert "--data" not in str(error.value)

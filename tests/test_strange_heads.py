@@ -1,0 +1,197 @@
+"""A head may be anybody's: what it does wrong costs no other answer, and is told by its name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import s3prl_mtl
+from s3prl_mtl.cli import main
+from s3prl_mtl.config import build_config
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.plugins import load_task
+from s3prl_mtl.runner import MultiTaskRunner
+
+# `quiet` has no `predict`. What `moody` says of an utterance of over 100 frames is `Moody.says`.
+GUESTS = """
+from downstream_plugins.ks import KeywordSpotting
+
+
+class Quiet(KeywordSpotting):
+    @property
+    def predict(self):
+        raise AttributeError("predict")
+
+
+class Moody(KeywordSpotting):
+    says = None
+
+    def predict(self, features, lengths_samples):
+        if Moody.says is not None and any(len(feature) > 100 for feature in features):
+            return Moody.says(features)
+        return [{"mood": "good", "heard": len(feature)} for feature in features]
+"""
+
+
+@pytest.fixture(scope="module")
+def guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The package `guest-tasks` is installed: `quiet`, `moody`, and an `sd` that is `moody`."""
+    folder = tmp_path_factory.mktemp("site")
+    module, metadata = folder / "guest_tasks", folder / "guest_tasks-1.0.dist-info"
+    module.mkdir()
+    metadata.mkdir()
+    (module / "__init__.py").write_text(GUESTS)
+    source = Path(sys.modules[load_task("ks").__module__].__file__ or "")
+    shutil.copy(source.parent / "config.yaml", module)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: guest-tasks\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[s3prl_mtl.tasks]\n"
+        "quiet = guest_tasks:Quiet\nmoody = guest_tasks:Moody\nsd = guest_tasks:Moody\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield folder
+    sys.modules.pop("guest_tasks", None)
+
+
+@pytest.fixture(scope="module")
+def run(
+    guests: Path, tiny_corpus: Path, manifest_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run of its tasks, and of ours."""
+    settings = {
+        "downstream": ["quiet", "moody", "guest-tasks:sd", "ks", "sv"],
+        "data": str(tiny_corpus),
+        "cache_dir": str(manifest_cache),
+        "upstream.name": "hubert_tiny",
+        "device": "cpu",
+        "scheduler": None,
+        "runner.total_steps": 1,
+        "runner.test_first": False,
+        "runner.test_last": False,
+    }
+    folder = tmp_path_factory.mktemp("run")
+    MultiTaskRunner(build_config(flags=settings), folder).train()
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """A short one, a long one, a short one."""
+    paths = []
+    for name, samples in (("one", 16_000), ("long", 48_000), ("two", 16_000)):
+        paths.append(tmp_path / f"{name}.wav")
+        noise = 0.1 * np.random.default_rng(samples).standard_normal(samples)
+        soundfile.write(paths[-1], noise, 16_000)
+    return paths
+
+
+def raise_hard(features):
+    raise KeyError("no such mood")
+
+
+SAYINGS = [
+    (raise_hard, "cannot answer: KeyError: 'no such mood'"),
+    (lambda features: torch.zeros(len(features)), "a Tensor in place of a list"),
+    (lambda features: [{}] * (len(features) - 1), "0 answers for 1 utterances"),
+    (lambda features: [{"mood": float("nan")} for _ in features], "no JSON"),
+    (lambda features: [{"mood": torch.zeros(2)} for _ in features], "no JSON: .*Tensor"),
+    (lambda features: ["good" for _ in features], "a str in place of a dict"),
+]
+
+
+@pytest.mark.parametrize(("says", "reason"), SAYINGS)
+def test_a_head_that_fails_is_named_and_costs_one_file(
+    run: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch, capsys, says, reason: str
+):
+    trained = s3prl_mtl.load(run, ["moody", "ks"], device="cpu")
+    monkeypatch.setattr(sys.modules["guest_tasks"].Moody, "says", staticmethod(says))
+    with pytest.raises(UserError, match=f"(?i)the task 'moody' of package guest-tasks.*{reason}"):
+        trained.predict([files[1]])
+    assert trained.predict([files[1]], ["ks"])[0]["ks"]["class"]
+    words = ["predict", str(run), "--task", "moody,ks", "--device", "cpu", *map(str, files)]
+    assert main(words) == 2
+    shown = capsys.readouterr()
+    first, second, third = map(json.loads, shown.out.splitlines())
+    assert "1 of 3 files" in shown.err
+    assert set(second) == {"file", "error"} and "guest-tasks" in second["error"]
+    for line in (first, third):
+        assert line["moody"] == {"mood": "good", "heard": 49}
+        assert line["ks"]["class"]
+
+
+def test_answers_are_copies_of_what_a_head_says(
+    run: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    trained = s3prl_mtl.load(run, ["moody"], device="cpu")
+    one = {"moods": (1, 2)}
+    monkeypatch.setattr(
+        sys.modules["guest_tasks"].Moody, "says", staticmethod(lambda features: [one, one])
+    )
+    first, second = trained.predict([files[1], files[1]])
+    assert first["moody"] == {"moods": [1, 2]}
+    first["moody"]["moods"].append(3)
+    assert second["moody"] == {"moods": [1, 2]} and one == {"moods": (1, 2)}
+
+
+def test_a_head_without_answers_is_passed_over_unless_it_is_named(
+    run: Path, files: list[Path], capsys, caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level(logging.WARNING):
+        trained = s3prl_mtl.load(run, device="cpu")
+    (told,) = (record.getMessage() for record in caplog.records if "quiet" in record.getMessage())
+    assert "gives no answers" in told
+    assert trained.tasks == ["quiet", "moody", "guest-tasks:sd", "ks", "sv"]
+    (answer,) = trained.predict([files[0]])
+    assert list(answer) == ["moody", "guest-tasks:sd", "ks", "sv"]
+    with pytest.raises(UserError, match="quiet gives no answers"):
+        trained.predict([files[0]], ["ks", "quiet"])
+    assert main(["predict", str(run), "--device", "cpu", *map(str, files)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 3 and all("ks" in line and "quiet" not in line for line in lines)
+    for tasks in ("ks,quiet", "quiet"):
+        assert main(["predict", str(run), "--task", tasks, str(files[0])]) == 2
+        shown = capsys.readouterr()
+        assert shown.out == "" and "quiet gives no answers" in " ".join(shown.err.split())
+
+
+def test_what_no_head_is_asked_for_is_answered_with_nothing(run: Path, files: list[Path]):
+    assert s3prl_mtl.load(run, ["ks"], device="cpu").predict(files[:2], []) == [{}, {}]
+    nobody = s3prl_mtl.load(run, [], device="cpu")
+    assert nobody.tasks == [] and nobody.predict(files[:2]) == [{}, {}]
+    assert len(nobody.features(files[:2])) == 2
+    with pytest.raises(UserError, match="does not exist"):
+        nobody.predict(["nowhere.wav"])
+
+
+def test_segments_are_asked_of_a_head_that_makes_them(
+    run: Path, files: list[Path], tmp_path: Path, capsys
+):
+    rttm = tmp_path / "who.rttm"
+    rttm.write_text("what was there before\n")
+    words = ["predict", str(run), "--task", "sd", "--device", "cpu", "--rttm", str(rttm)]
+    assert main([*words, str(files[0])]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "guest-tasks:sd makes no segments" in told
+    assert rttm.read_text() == "what was there before\n"
+    assert [path for path in tmp_path.iterdir() if "part" in path.name] == []
+
+
+def test_a_task_of_another_package_is_not_mistaken_for_a_misspelling(run: Path, files: list[Path]):
+    trained = s3prl_mtl.load(run, ["ks"], device="cpu")
+    for ask in (
+        lambda: trained.predict(files[:1], ["foo:ks"]),
+        lambda: s3prl_mtl.load(run, ["foo:ks"], device="cpu"),
+    ):
+        with pytest.raises(UserError, match="It holds: ks of package s3prl-mtl") as mistake:
+            ask()
+        assert "did you mean" not in str(mistake.value)
