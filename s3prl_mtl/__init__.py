@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from s3prl_mtl.declarations import Metric
     from s3prl_mtl.distributed.world import World
     from s3prl_mtl.expert import TaskExpert
+    from s3prl_mtl.inference.trained import TrainedRun
     from s3prl_mtl.plugins import discover_tasks, load_task
     from s3prl_mtl.runner import MultiTaskRunner
-    from s3prl_mtl.trained import TrainedRun
     from s3prl_mtl.transcription import TranscriptionExpert
     from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream, load_upstream
 
@@ -45,12 +45,12 @@ _HOMES = {
     "Metric": "declarations",
     "MultiTaskRunner": "runner",
     "TaskExpert": "expert",
-    "TrainedRun": "trained",
+    "TrainedRun": "inference.trained",
     "TranscriptionExpert": "transcription",
     "Upstream": "upstreams",
     "World": "distributed.world",
     "discover_tasks": "plugins",
-    "load": "loading",
+    "load": "inference.loading",
     "load_task": "plugins",
     "load_upstream": "upstreams",
 }

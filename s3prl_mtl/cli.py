@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from s3prl_mtl import commands, predicting
+from s3prl_mtl import commands
 from s3prl_mtl.authoring import command as authoring
 from s3prl_mtl.authoring import listing
 from s3prl_mtl.blame import plugin_at_fault, said_in_short
@@ -18,6 +18,7 @@ from s3prl_mtl.console import MESSAGES, show_log
 from s3prl_mtl.distributed.world import DEFAULT_TIMEOUT_SECONDS, RankLost
 from s3prl_mtl.errors import SharedMistake, UserError
 from s3prl_mtl.export import command as exporting
+from s3prl_mtl.inference import command as inference
 from s3prl_mtl.stopping import Stopped
 
 logger = logging.getLogger(__name__)
@@ -233,9 +234,9 @@ def _check_task_parser() -> argparse.ArgumentParser:
 
 def _predict_parser() -> argparse.ArgumentParser:
     parser = _parser(
-        "predict", "What a trained run says of audio files, as JSON lines.", predicting.predict
+        "predict", "What a trained run says of audio files, as JSON lines.", inference.predict
     )
-    predicting.add_arguments(parser)
+    inference.add_arguments(parser)
     return parser
 
 

@@ -18,7 +18,7 @@ from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl import resuming
 from s3prl_mtl.branch.tasks import split_of
 from s3prl_mtl.config import Config, build_config
-from s3prl_mtl.config_layers import ARGUMENT_KEYS
+from s3prl_mtl.config.layers import ARGUMENT_KEYS
 from s3prl_mtl.console import MESSAGES, OUTPUT
 from s3prl_mtl.data.mini_corpus import make_corpus
 from s3prl_mtl.distributed.world import RankLost, World

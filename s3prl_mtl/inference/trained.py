@@ -8,11 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s3prl_mtl.answering import Answer, ask, conditioned, gives_answers, named, no_answers
 from s3prl_mtl.data import SAMPLE_RATE
 from s3prl_mtl.encoding import Encoding, layers, wants_hidden_states
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.given_audio import NOBODY_SPEAKS, Audio, as_waveform, as_waveforms, origin_of
+from s3prl_mtl.inference.answering import Answer, ask, conditioned, gives_answers, named, no_answers
+from s3prl_mtl.inference.given_audio import (
+    NOBODY_SPEAKS,
+    Audio,
+    as_waveform,
+    as_waveforms,
+    origin_of,
+)
 from s3prl_mtl.task import Task
 from s3prl_mtl.task_words import Packages, find_held, the_held
 

@@ -20,7 +20,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.metrics import decide_speech, find_slots, without_slots
 from s3prl_mtl.runner import MultiTaskRunner
 
-SMALL_HEADS = Path(__file__).parents[1] / "run_scripts" / "demo.yaml"
+SMALL_HEADS = Path(__file__).parents[2] / "run_scripts" / "demo.yaml"
 SECONDS_A_FRAME = 0.01
 
 

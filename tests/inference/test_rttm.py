@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.rttm import recording_names, rttm_file, write_rttm
+from s3prl_mtl.inference.rttm import recording_names, rttm_file, write_rttm
 
 
 def names_of(*files: str) -> list[str]:

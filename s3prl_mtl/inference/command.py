@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.given_audio import NOBODY_SPEAKS, read_utterance
-from s3prl_mtl.loading import load_run
-from s3prl_mtl.rttm import recording_names, rttm_file, write_rttm
+from s3prl_mtl.inference.given_audio import NOBODY_SPEAKS, read_utterance
+from s3prl_mtl.inference.loading import load_run
+from s3prl_mtl.inference.rttm import recording_names, rttm_file, write_rttm
+from s3prl_mtl.inference.trained import TrainedRun
 from s3prl_mtl.task_words import split_words
-from s3prl_mtl.trained import TrainedRun
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from s3prl_mtl.branch.config import translate
 from s3prl_mtl.branch.corpora import look_in
-from s3prl_mtl.config_keys import OPEN_SECTIONS, PATH_KEYS, check_keys, check_section
-from s3prl_mtl.config_layers import nested, parse_overrides, words_of
-from s3prl_mtl.config_values import check_values
+from s3prl_mtl.config.keys import OPEN_SECTIONS, PATH_KEYS, check_keys, check_section
+from s3prl_mtl.config.layers import nested, parse_overrides, words_of
+from s3prl_mtl.config.values import check_values
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.plugins import discover_tasks, task_defaults
 from s3prl_mtl.s3prl_tasks.block import block_defaults, check_blocks, chosen_blocks
@@ -45,7 +45,7 @@ Config = dict[str, Any]
 Layer = tuple[Config, str]
 """A layer, and what it is from."""
 
-DEFAULT_PATH = Path(__file__).with_name("default.yaml")
+DEFAULT_PATH = Path(__file__).parents[1] / "default.yaml"
 
 TASK_SETTINGS: Config = {
     "package": None,

@@ -1,0 +1,21 @@
+"""From defaults, config files and overrides to one checked config."""
+
+from s3prl_mtl.config.build import (
+    DEFAULT_PATH,
+    TASK_SETTINGS,
+    Config,
+    build_config,
+    parse_tasks,
+    resolve,
+)
+from s3prl_mtl.task_words import BUILT_IN_TASKS
+
+__all__ = [
+    "BUILT_IN_TASKS",
+    "DEFAULT_PATH",
+    "TASK_SETTINGS",
+    "Config",
+    "build_config",
+    "parse_tasks",
+    "resolve",
+]
