@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+__all__ = ["SharedMistake", "UserError", "nearest"]
+
 
 class UserError(Exception):
     """Something that the user can put right: a path, a name, a setting, a file.

@@ -44,7 +44,9 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
 
     The public methods are s3prl's `DownstreamExpert`, unchanged: the runner knows nothing else of
     a task, and any class that has them can be trained. This base class leaves to a task only what
-    is its own: `corpus_type`, `build_head`, `read`, `forward` and `measure`.
+    is its own: `corpus_type`, `build_head`, `read`, `forward` and `measure`. One that also defines
+    `predict(features, lengths_samples)`, with B features (T_i, D) and the samples of each waveform
+    as :meth:`condition` left it, answers without labels: a dict of plain JSON for each utterance.
 
     Args:
         upstream_dim: width D of the features.
@@ -143,24 +145,6 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
     def waveform(self, cut: Any, split: str, generator: torch.Generator) -> Tensor:
         """The utterance's samples, float32 (samples,). Tasks that crop override it."""
         return self.condition(load_waveform(cut))
-
-    def predict(
-        self, features: Sequence[Tensor], lengths_samples: Sequence[int]
-    ) -> list[dict[str, Any]]:
-        """What the head says of utterances without labels: plain JSON values for each.
-
-        Args:
-            features: B tensors (T_i, D).
-            lengths_samples: samples of each, as :meth:`condition` left them.
-
-        Raises:
-            UserError: the task has no such answers.
-        """
-        raise UserError(
-            f"The task {self.name} gives no answers for audio without labels.",
-            where=f"{type(self).__module__}.{type(self).__qualname__}",
-            fix="Its expert has to define `predict`.",
-        )
 
     def read(self, cut: Any, split: str, generator: torch.Generator) -> tuple[Any, ...]:
         """One utterance as `forward` gets it: its waveform, then one value for each label."""

@@ -16,6 +16,8 @@ from typing import NoReturn
 
 from s3prl_mtl.errors import UserError
 
+__all__ = ["ensure_torchaudio"]
+
 logger = logging.getLogger(__name__)
 
 EXTENSION = "torchaudio._extension"

@@ -49,7 +49,8 @@ _LINES = (
     "the corpus and has the same parameters.",
     "A misspelt setting is refused: `config.yaml` lists every setting, or the class checks them.",
     "`get_dataloader(split)` gives, for every split that the task's block names, batches `(wavs, "
-    "*others)`: 1-D waveforms at 16 kHz, finite, within [-1, 1], of at least 400 samples.",
+    "*others)` of at least one utterance: 1-D waveforms at 16 kHz, finite, within [-1, 1], of at "
+    "least 400 samples.",
     "The batches of an epoch follow from the seed and the epoch's number: read twice they are the "
     "same, and reading can begin after any of them.",
     "Loader workers can be used: what is sent to them can be pickled, and with one worker the "
