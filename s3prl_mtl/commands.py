@@ -24,6 +24,7 @@ from s3prl_mtl.data.mini_corpus import make_corpus
 from s3prl_mtl.distributed.world import RankLost, World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.plugins import split_name
+from s3prl_mtl.remarks import Remarks
 from s3prl_mtl.results import results_table
 from s3prl_mtl.run_folder import working_in
 from s3prl_mtl.runner import MultiTaskRunner
@@ -39,14 +40,14 @@ LAUNCH = ".launch"
 
 def run(arguments: argparse.Namespace) -> None:
     """Train or evaluate, as `run_mtl.py` is told."""
-    with World.join(arguments.backend, arguments.timeout) as world:
+    with World.join(arguments.backend, arguments.timeout) as world, Remarks() as remarks:
         if arguments.mode == "evaluate":
-            _evaluate(arguments, world)
+            _evaluate(arguments, world, remarks)
             return
         watch = world.watch
         with StopSignals(watch.ask_to_stop if watch is not None else None) as signals:
             try:
-                _train(arguments, world, signals)
+                _train(arguments, world, signals, remarks)
             except RankLost:
                 # A rank that is asked to stop while it builds ends at once, and so do the others.
                 if watch is None or watch.stop_asked is None or signals.was_deferred:
@@ -54,17 +55,22 @@ def run(arguments: argparse.Namespace) -> None:
                 raise Stopped("Another rank was asked to stop before the training began.") from None
 
 
-def _train(arguments: argparse.Namespace, world: World, signals: StopSignals) -> None:
+def _train(
+    arguments: argparse.Namespace, world: World, signals: StopSignals, remarks: Remarks
+) -> None:
     # The first rank decides for all: another machine may not see what it sees.
-    chosen = world.together(lambda: _where_to_train(arguments, world) if world.is_lead else None)
-    folder, past = world.broadcast(chosen) or _where_to_train(arguments, world)
+    chosen = world.together(
+        lambda: _where_to_train(arguments, world, remarks) if world.is_lead else None
+    )
+    folder, past = world.broadcast(chosen) or _where_to_train(arguments, world, remarks)
     own = past is not None and past.resolve() == folder.resolve() and not arguments.dry_run
     saved, path = _load_past(past, world, set_aside=own) if past is not None else (None, None)
-    config = world.together(lambda: _config_to_train(arguments, saved))
+    config = world.together(lambda: _config_to_train(arguments, saved, remarks))
     if saved is not None:
         world.together(lambda: resuming.check(saved, config, path))
         config["downstream"] = list(saved["Tasks"])
     with working_in(folder, world, lock=True):
+        remarks.say()
         if world.is_lead and not arguments.dry_run:
             (folder / LAUNCH).write_text(_launch(), encoding="utf-8")
         runner = MultiTaskRunner(config, folder, resume=saved, world=world)
@@ -100,7 +106,9 @@ def _load_past(
     return saved, path
 
 
-def _where_to_train(arguments: argparse.Namespace, world: World) -> tuple[Path, Path | None]:
+def _where_to_train(
+    arguments: argparse.Namespace, world: World, remarks: Remarks
+) -> tuple[Path, Path | None]:
     """The folder of the run, and the folder or file that it goes on from.
 
     A run that torchrun has started again goes on, whether or not `-a` is given.
@@ -122,7 +130,7 @@ def _where_to_train(arguments: argparse.Namespace, world: World) -> tuple[Path, 
         return folder, Path(arguments.past_exp)
     # What `-d` means may depend on the run that is in the folder: a folder with a name comes first.
     is_named = arguments.expdir or arguments.expname
-    folder = _run_folder(arguments, {} if is_named else _config(arguments, None))
+    folder = _run_folder(arguments, {} if is_named else _config(arguments, None, remarks))
     files = checkpoints.states_files(folder)
     if arguments.auto_resume or _is_restarted(folder, world):
         return folder, folder if files else None
@@ -157,7 +165,7 @@ def _bring_best_checkpoints(run: Path, fork: Path) -> None:
         shutil.copy2(path, target)
 
 
-def _evaluate(arguments: argparse.Namespace, world: World) -> None:
+def _evaluate(arguments: argparse.Namespace, world: World, remarks: Remarks) -> None:
     if not arguments.past_exp:
         raise UserError("Nothing to evaluate is named.", where="-m evaluate", fix="-e RUN")
     past = Path(arguments.past_exp)
@@ -174,7 +182,7 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> None:
         arguments.downstream = ",".join(dict.fromkeys(task for task, _ in targets))
     elif not arguments.downstream:
         arguments.downstream = ",".join(saved["Tasks"])
-    config = world.together(lambda: _config(arguments, saved))
+    config = world.together(lambda: _config(arguments, saved, remarks))
     names = packages_of(config, config["downstream"])
     targets = world.together(lambda: [(find_held(w, names) or w, split) for w, split in targets])
     if "Origin" in saved:
@@ -184,6 +192,7 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> None:
     folder = Path(arguments.expdir) if arguments.expdir else _folder_of(past)
     world.together(lambda: resuming.check_weights_fit(saved, config))
     with working_in(folder, world, lock=False):
+        remarks.say()
         runner = MultiTaskRunner(config, folder, resume=saved, world=world)
         with Tracker(folder) if world.is_lead else nullcontext() as tracker:
             runner.evaluate(targets or runner.splits("test_splits"), tracker)
@@ -212,7 +221,9 @@ def show_results(arguments: argparse.Namespace) -> None:
     OUTPUT.print(results_table(arguments.run, everything=arguments.all))
 
 
-def _config(arguments: argparse.Namespace, saved: Mapping[str, Any] | None) -> Config:
+def _config(
+    arguments: argparse.Namespace, saved: Mapping[str, Any] | None, remarks: Remarks
+) -> Config:
     flags: dict[str, Any] = {
         key: getattr(arguments, flag)
         for flag, key in ARGUMENT_KEYS.items()
@@ -230,12 +241,15 @@ def _config(arguments: argparse.Namespace, saved: Mapping[str, Any] | None) -> C
         flags=flags,
         overrides=arguments.override,
         base=saved["Config"] if saved is not None else None,
+        remarks=remarks,
     )
 
 
-def _config_to_train(arguments: argparse.Namespace, saved: Mapping[str, Any] | None) -> Config:
+def _config_to_train(
+    arguments: argparse.Namespace, saved: Mapping[str, Any] | None, remarks: Remarks
+) -> Config:
     with resuming.with_all_tasks():
-        return _config(arguments, saved)
+        return _config(arguments, saved, remarks)
 
 
 def _run_folder(arguments: argparse.Namespace, config: Mapping[str, Any]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from s3prl_mtl.config import build_config, parse_tasks, resolve
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.remarks import Remarks
 
 
 def config_of(tmp_path: Path, text: str, tasks: str = "ks", **arguments):
@@ -41,6 +43,46 @@ def test_a_written_config_builds_the_same_config(tmp_path: Path):
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(first))
     assert build_config(files=[again]) == first
+
+
+def test_what_is_said_of_a_config_waits_for_who_asks_and_is_said_once(tmp_path: Path, caplog):
+    folder = tmp_path / "tones"
+    folder.mkdir()
+    (folder / "expert.py").write_text("")
+    (folder / "config.yaml").write_text("optimizer: {lr: 1}\ndownstream_expert: {size: 3}\n")
+
+    def build(remarks: Remarks | None = None):
+        return config_of(tmp_path, "", tasks=f"s3prl:{folder}", remarks=remarks)
+
+    remarks = Remarks()
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            build(remarks)
+        assert not caplog.messages
+        for _ in range(2):
+            build(remarks)
+            remarks.say()
+        (said,) = caplog.records
+        assert said.levelno == logging.INFO
+        assert said.getMessage().startswith("s3prl:tones: of ")
+        assert "optimizer and the counts of runner are for a run of that task" in said.getMessage()
+        for number in (2, 3):
+            build()
+            assert caplog.messages == [said.getMessage()] * number
+
+
+def test_remarks_are_said_in_their_order_also_where_what_is_inside_fails(caplog):
+    caplog.set_level(logging.INFO)
+    with pytest.raises(ValueError, match="inside"), Remarks() as remarks:
+        remarks.add("first %s")
+        remarks.say()
+        remarks.add("second", level=logging.INFO)
+        remarks.add("first %s")
+        raise ValueError("inside")
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "first %s"),
+        ("INFO", "second"),
+    ]
 
 
 def test_the_arguments_of_the_branch_can_be_overridden(tmp_path: Path):

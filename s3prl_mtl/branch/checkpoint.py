@@ -17,6 +17,7 @@ from s3prl_mtl.branch.block import Block, Notes
 from s3prl_mtl.branch.config import translate
 from s3prl_mtl.branch.tasks import task_of
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.remarks import Remarks
 from s3prl_mtl.tallies import Tallies
 from s3prl_mtl.upstreams.hubert_config import HubertConfig
 from s3prl_mtl.upstreams.inert import to_plain
@@ -128,7 +129,8 @@ def _task(name: str, settings: Mapping[str, Any], path: Path) -> str:
 
 def _config(settings: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
-        return translate(settings, path, say=False)
+        # Nobody wrote these settings for this run: what has no meaning here is not said.
+        return translate(settings, path, Remarks())
     except UserError as mistake:
         # Weights can be taken from it all the same.
         logger.warning("The settings in %s are not taken over: %s", path, mistake)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,7 @@ from s3prl_mtl.branch.block import Block, Notes
 from s3prl_mtl.branch.corpora import look_in
 from s3prl_mtl.branch.tasks import read_task, split_of, task_of
 from s3prl_mtl.errors import UserError
-
-logger = logging.getLogger(__name__)
+from s3prl_mtl.remarks import Remarks
 
 _EXPERT_OF_S3PRL = "s3prl:"
 _SCHEDULED = "_with_schedule"
@@ -21,17 +18,17 @@ _ADAPTIVE = ("adaptive", "adaptive_number_ratio", "adaptive_size_ratio", "max_n_
 
 
 def translate(
-    values: dict[str, Any], file: str | Path, say: bool = True, data: str | None = None
+    values: dict[str, Any], file: str | Path, remarks: Remarks, data: str | None = None
 ) -> dict[str, Any]:
     """A file of `-c` as this package writes it; one that is not of the branch comes back as it is.
 
     The branch's files have a block for each task with `folder`, the name of s3prl's expert. Keys
-    that have no meaning here are left out, and what is done instead is logged, once for each file.
+    that have no meaning here are left out, and what is done instead is one remark for each file.
 
     Args:
         values: what the file holds.
         file: its path.
-        say: log what has no meaning here.
+        remarks: take what has no meaning here.
         data: the folder of `--data`, where corpora are looked for that are not where the file says.
 
     Raises:
@@ -83,18 +80,12 @@ def translate(
     translated["scheduler"] = values.get("scheduler")
     translated["specaug"] = _specaug(values.get("specaug"), file, notes)
     lines = notes.lines()
-    if lines and say:
-        _say_once(
+    if lines:
+        remarks.add(
             f"{file} is a config of s3prl's multi-task branch. These keys have no meaning here:"
             + "".join(f"\n  {line}" for line in lines)
         )
-    return look_in(data, translated, str(file))
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    # The config is built several times in a run.
-    logger.warning("%s", text)
+    return look_in(data, translated, str(file), remarks)
 
 
 def _is_task(key: str, value: object) -> bool:

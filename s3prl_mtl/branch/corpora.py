@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from s3prl_mtl.remarks import Remarks
 
 _PATHS = {
     "asr": ("libri_root",),
@@ -24,7 +22,9 @@ _PATHS = {
 """The settings of each task's `datarc` that are paths, by the names that they have here."""
 
 
-def look_in(data: str | None, config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+def look_in(
+    data: str | None, config: Mapping[str, Any], origin: str, remarks: Remarks
+) -> dict[str, Any]:
     """A config without the paths of corpora that are not on this machine.
 
     The defaults, which look for them in the folder of `--data`, then hold. A path that is there
@@ -33,7 +33,8 @@ def look_in(data: str | None, config: Mapping[str, Any], origin: str) -> dict[st
     Args:
         data: the folder, if one is given.
         config: a translated file of the branch.
-        origin: the file, for the log, which says once what is looked for elsewhere.
+        origin: the file, for the remark.
+        remarks: take what is looked for elsewhere.
     """
     kept = dict(config)
     if not data:
@@ -50,7 +51,7 @@ def look_in(data: str | None, config: Mapping[str, Any], origin: str) -> dict[st
         left = {name: value for name, value in datarc.items() if name not in gone}
         kept[task] = {**block, "downstream_expert": {**expert, "datarc": left}}  # type: ignore[dict-item]
     if absent:
-        _say_once(
+        remarks.add(
             f"{origin} names corpora that are not on this machine. They are looked for in the data "
             f"folder, {data}: {', '.join(absent)}."
         )
@@ -67,9 +68,3 @@ def _is_there(path: object) -> bool:
 
 def _say(path: object) -> str:
     return ", ".join(map(str, path)) if isinstance(path, list) else str(path)
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    # The config is built several times in a run.
-    logger.warning("%s", text)

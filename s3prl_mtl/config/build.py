@@ -7,8 +7,6 @@ type than the default's, is an error.
 
 from __future__ import annotations
 
-import functools
-import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
@@ -24,6 +22,7 @@ from s3prl_mtl.config.layers import nested, parse_overrides, words_of
 from s3prl_mtl.config.values import check_values
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.plugins import discover_tasks, task_defaults
+from s3prl_mtl.remarks import Remarks
 from s3prl_mtl.s3prl_tasks.block import block_defaults, check_blocks, chosen_blocks
 from s3prl_mtl.s3prl_tasks.word import is_expert
 from s3prl_mtl.task_words import (
@@ -36,8 +35,6 @@ from s3prl_mtl.task_words import (
     stated_packages,
 )
 from s3prl_mtl.yaml_files import read_yaml
-
-logger = logging.getLogger(__name__)
 
 Config = dict[str, Any]
 """A merged, checked and resolved config: plain mappings, lists and scalars."""
@@ -75,6 +72,7 @@ def build_config(
     flags: Mapping[str, Any] | None = None,
     overrides: str | None = None,
     base: Mapping[str, Any] | None = None,
+    remarks: Remarks | None = None,
 ) -> Config:
     """The config of a run, checked; references such as `${data}` are still in it.
 
@@ -87,11 +85,16 @@ def build_config(
             has `downstream` says which tasks are trained.
         overrides: the text of `-o`: `key=value` pairs separated by `,,`.
         base: the config of an earlier run, which takes the place of the defaults' values.
+        remarks: take what is done otherwise than the files say, for the log of the run. Without
+            them it is logged at once.
 
     Raises:
         UserError: an unknown key, a value of the wrong type, a file that is not there, a path
             that needs `--data` while it is not set.
     """
+    if remarks is None:
+        with Remarks() as said_at_once:
+            return build_config(files, flags, overrides, base, said_at_once)
     read = [(read_yaml(path, "-c"), path) for path in files]
     told: list[Layer] = [
         (nested(key, value), f"the command line ({key})") for key, value in (flags or {}).items()
@@ -102,9 +105,10 @@ def build_config(
     folder = _data_folder([base or {}, *(layer for layer, _ in [*read, *told])])
     if base is not None:
         whole = "data" in base
-        own = dict(base) if whole else look_in(folder, base, "The config of the checkpoint")
+        origin = "The config of the checkpoint"
+        own = dict(base) if whole else look_in(folder, base, origin, remarks)
         layers.append((own, "the config of the run"))
-    layers += [(translate(values, path, data=folder), str(path)) for values, path in read]
+    layers += [(translate(values, path, remarks, folder), str(path)) for values, path in read]
     layers += told
 
     words: list[str] = []
@@ -124,9 +128,9 @@ def build_config(
     defaults = read_yaml(DEFAULT_PATH, "defaults")
     settings = set(defaults)
     for task in chosen:
-        defaults[task] = _defaults_of(task, layers, base, packages)
+        defaults[task] = _defaults_of(task, layers, base, packages, remarks)
     check_blocks(told, chosen)
-    layers, others = _blocks_left_out(layers, base, {*chosen, *settings})
+    layers, others = _blocks_left_out(layers, base, {*chosen, *settings}, remarks)
     defaults |= others
     merged = _merge(defaults, layers)
     for task in others:
@@ -166,7 +170,7 @@ def _merge(defaults: Config, layers: Sequence[Layer]) -> Any:
 
 
 def _blocks_left_out(
-    layers: list[Layer], base: Mapping[str, Any] | None, others: Set[str]
+    layers: list[Layer], base: Mapping[str, Any] | None, others: Set[str], remarks: Remarks
 ) -> tuple[list[Layer], dict[str, Config]]:
     """The layers without the blocks that nothing can check, and the defaults of those it can.
 
@@ -177,6 +181,7 @@ def _blocks_left_out(
         layers: of the config.
         base: the config of the run that goes on.
         others: the keys that are no such blocks.
+        remarks: take the blocks that are left out, with the reasons.
     """
     stated = stated_packages(layers)
     defaults: dict[str, Config] = {}
@@ -184,7 +189,7 @@ def _blocks_left_out(
         try:
             defaults[task] = _defaults_of(task, layers, base, stated)
         except UserError as reason:
-            _say_unchecked(task, str(reason))
+            remarks.add(f"The block {task!r} is left out, and its keys are not checked. {reason}")
             layers = [
                 ({key: value for key, value in layer.items() if key != task}, origin)
                 for layer, origin in layers
@@ -192,21 +197,16 @@ def _blocks_left_out(
     return layers, defaults
 
 
-@functools.cache
-def _say_unchecked(task: str, reason: str) -> None:
-    """Once, however often a config is built."""
-    logger.warning("The block %r is left out, and its keys are not checked. %s", task, reason)
-
-
 def _defaults_of(
     task: str,
     layers: Sequence[Layer],
     base: Mapping[str, Any] | None,
     packages: Packages,
+    remarks: Remarks | None = None,
 ) -> Config:
     """The block of a task before any layer is merged into it."""
     if is_expert(task):
-        return block_defaults(task, [layer for layer, _ in layers], base)
+        return block_defaults(task, [layer for layer, _ in layers], base, remarks)
     return {**TASK_SETTINGS, **task_defaults(task, packages.get(task))}
 
 

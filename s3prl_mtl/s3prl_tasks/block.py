@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -11,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.remarks import Remarks
 from s3prl_mtl.s3prl_tasks.folders import folder_path, installed_root
 from s3prl_mtl.s3prl_tasks.word import PREFIX, is_expert, parse_word
 from s3prl_mtl.yaml_files import read_yaml
-
-logger = logging.getLogger(__name__)
 
 Block = dict[str, Any]
 
@@ -51,7 +49,10 @@ def chosen_blocks(words: Sequence[str]) -> tuple[list[str], dict[str, Block]]:
 
 
 def block_defaults(
-    task: str, layers: Sequence[Mapping[str, Any]], base: Mapping[str, Any] | None = None
+    task: str,
+    layers: Sequence[Mapping[str, Any]],
+    base: Mapping[str, Any] | None = None,
+    remarks: Remarks | None = None,
 ) -> Block:
     """The defaults of a task's block: what its config file says, in our words.
 
@@ -65,6 +66,7 @@ def block_defaults(
             `folder` or `config` file.
         base: the config of the run that goes on. What it has of the task takes the place of the
             file, which may have changed or gone since.
+        remarks: take what of the file is not used; None where nobody needs to hear it.
 
     Returns:
         `folder`, `config`, `train_split`, `dev_splits`, `test_splits`, `downstream_expert`.
@@ -115,8 +117,12 @@ def block_defaults(
     others = [split for split in splits if split not in tests]
     # s3prl evaluates what it lists and nothing else: a run ends with the same splits.
     block["dev_splits"], block["test_splits"] = others or tests, tests or others
-    if content:
-        _say_unused(task, str(path), ", ".join(sorted(content)))
+    if content and remarks is not None:
+        unused = f"{', '.join(sorted(content))} and the counts of runner"
+        remarks.add(
+            f"{task}: of {path}, {unused} are for a run of that task alone and not used.",
+            level=logging.INFO,
+        )
     return block
 
 
@@ -169,15 +175,4 @@ def _no_settings(task: str, home: Path) -> UserError:
         + (f" It has {beside}." if files else ""),
         where=f"{task}.config",
         fix=fix,
-    )
-
-
-@functools.cache
-def _say_unused(task: str, path: str, sections: str) -> None:
-    """Once, however often a config is built."""
-    logger.info(
-        "%s: of %s, %s and the counts of runner are for a run of that task alone and not used.",
-        task,
-        path,
-        sections,
     )

@@ -150,6 +150,8 @@ def test_corpora_that_were_elsewhere_are_looked_for_in_the_data_folder(
     assert "/moved/IEMOCAP_full_release does not exist" in said
     assert "set `--data`" in said
     assert main([*words, "--data", str(tiny_corpus)]) == 0
+    for text in ((tmp_path / "log.txt").read_text(), capsys.readouterr().err):
+        assert text.count("The config of the checkpoint names corpora that are not on this") == 1
     assert read_results(tmp_path)["er"] == {
         "test": pytest.approx(read_results(folder)["er"]["test"], rel=1e-5)
     }

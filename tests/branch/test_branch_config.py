@@ -11,9 +11,11 @@ import yaml
 from branch_config import NINE, REAL
 
 from s3prl_mtl.branch.config import translate
+from s3prl_mtl.cli import main
 from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.preflight import check_splits
+from s3prl_mtl.remarks import Remarks
 from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.tracking import read_results
 
@@ -61,8 +63,7 @@ def test_corpora_that_are_not_where_the_file_says_are_looked_for_in_the_data_fol
 
     file = changed(REAL, tmp_path, move)
     with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            config = config_of(file, data=str(tiny_corpus))
+        config = config_of(file, data=str(tiny_corpus))
     datarc = {t: resolve(config)[t]["downstream_expert"]["datarc"] for t in NINE}
     assert datarc["ks"]["speech_commands_root"] == str(elsewhere)
     assert datarc["ks"]["speech_commands_test_root"].startswith(str(tiny_corpus))
@@ -150,16 +151,17 @@ def test_every_value_that_has_a_meaning_arrives(multitask_yaml: Path, tiny_corpu
     assert splits["asr"] == (["dev-clean"], ["test-clean"])
 
 
-def test_keys_without_a_meaning_are_said_once(
+def test_keys_without_a_meaning_are_said_once_by_every_build(
     multitask_yaml: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     copy = tmp_path / "copy.yaml"
     copy.write_text(multitask_yaml.read_text())
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
+            caplog.clear()
             config_of(copy)
-    said = [message for message in caplog.messages if str(copy) in message]
-    assert len(said) == 1
+            said = [message for message in caplog.messages if str(copy) in message]
+            assert len(said) == 1
     for key in (
         "pr.text",
         "sf.metric",
@@ -259,6 +261,57 @@ def test_sections_of_another_kind_are_refused(
         config_of(changed(multitask_yaml, tmp_path, change))
 
 
+REMARKS = (
+    "These keys have no meaning here:",
+    "ks speech_commands_root (/nowhere/commands)",
+    "The block 's3prl:misspelt' is left out",
+)
+
+
+@pytest.fixture
+def words_of_a_dry_run(multitask_yaml: Path, tiny_corpus: Path, tmp_path: Path) -> list[str]:
+    """A command line whose files give rise to each of `REMARKS`."""
+
+    def move(values):
+        values["ks"]["datarc"]["speech_commands_root"] = "/nowhere/commands"
+
+    (tmp_path / "more.yaml").write_text('"s3prl:misspelt": {downstream_expert: {size: 3}}')
+    files = ["-c", str(changed(multitask_yaml, tmp_path, move)), "-c", str(tmp_path / "more.yaml")]
+    words = ["-u", "hubert_tiny", "-d", "ks", "--data", str(tiny_corpus), "--device", "cpu"]
+    return [*words, *files, "--dry-run"]
+
+
+@pytest.mark.parametrize("place", ["named", "found"])
+def test_what_is_said_of_a_config_is_once_in_the_log_of_every_run_and_on_the_terminal(
+    place: str,
+    words_of_a_dry_run: list[str],
+    manifest_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """Where the folder is named after the tasks, the config is built twice."""
+    for number in (1, 2):
+        home = tmp_path / str(number)
+        home.mkdir()
+        monkeypatch.chdir(home)
+        more = ["-p", "run"] if place == "named" else []
+        words = [*words_of_a_dry_run, *more, "-o", f"cache_dir={manifest_cache}"]
+        assert main(words) == 0
+        (log,) = home.rglob("log.txt")
+        for text in (log.read_text(), capsys.readouterr().err):
+            assert [text.count(remark) for remark in REMARKS] == [1, 1, 1]
+
+
+def test_what_is_said_of_a_config_is_not_lost_where_the_run_cannot_begin(
+    words_of_a_dry_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main([*words_of_a_dry_run, "-p", str(tmp_path / "new"), "-o", "seed=none"]) == 2
+    text = capsys.readouterr().err
+    assert [text.count(remark) for remark in REMARKS] == [1, 1, 1]
+    assert text.index(REMARKS[0]) < text.index("seed must be a whole number")
+
+
 def test_a_block_may_have_another_name(multitask_yaml: Path, tmp_path: Path, caplog):
     def rename(values):
         values["asv"] = values.pop("sv")
@@ -292,16 +345,17 @@ def test_paths_beside_s3prls_downstream_folder_are_found(tmp_path: Path, multita
     (lists / "veri_test_class.txt").write_text("")
     values = yaml.safe_load(multitask_yaml.read_text())
     values["sid"]["datarc"]["meta_data"] = "./downstream/voxceleb1/veri_test_class.txt"
-    translated = translate(values, tmp_path / "downstream" / "multitask.yaml")
+    translated = translate(values, tmp_path / "downstream" / "multitask.yaml", Remarks())
     found = translated["sid"]["downstream_expert"]["datarc"]["meta_data"]
     assert Path(found).resolve() == (lists / "veri_test_class.txt").resolve()
 
 
 def test_other_configs_are_left_as_they_are():
     values = {"runner": {"total_steps": 3}, "ks": {"downstream_expert": {}, "dev_splits": ["dev"]}}
-    assert translate(values, "own.yaml") is values
+    remarks = Remarks()
+    assert translate(values, "own.yaml", remarks) is values
     experts = {"s3prl:ctc": {"folder": "/somewhere/ctc"}}
-    assert translate(experts, "own.yaml") is experts
+    assert translate(experts, "own.yaml", remarks) is experts
 
 
 def test_two_steps_of_all_nine_tasks_from_the_file(
