@@ -62,6 +62,8 @@ class Evaluator:
         world: all ranks.
         seed: of the run.
         stop_asked: whether this rank was asked to stop.
+        batches: how many of a split are evaluated, from its first on; None for all.
+        log_level: of the lines that say what came of a split.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class Evaluator:
         world: World,
         seed: int,
         stop_asked: Callable[[], bool],
+        batches: int | None = None,
+        log_level: int = logging.INFO,
     ) -> None:
         self.encoding = encoding
         self.tasks = tasks
@@ -79,6 +83,8 @@ class Evaluator:
         self.world = world
         self.seed = seed
         self.stop_asked = stop_asked
+        self.batches = batches
+        self.log_level = log_level
 
     def evaluate(self, splits: Sequence[tuple[str, str]], step: int) -> list[Report]:
         """Evaluate splits; every rank must call it with the same ones.
@@ -115,7 +121,7 @@ class Evaluator:
                 try:
                     with self.world.doing(f"measuring {name} {split}"):
                         report = self._measure(task, split, shares, step)
-                    logger.info("step %d  %s", step, report)
+                    logger.log(self.log_level, "step %d  %s", step, report)
                     reports.append((place, report))
                 except Exception as error:
                     failure = error
@@ -128,7 +134,7 @@ class Evaluator:
         collected = self.world.gather(reports) or []
         for rank, others in enumerate(collected):
             for _, report in others if rank != self.world.rank else []:
-                logger.info("step %d  %s", step, report)
+                logger.log(self.log_level, "step %d  %s", step, report)
         in_order = sorted((entry for entries in collected for entry in entries), key=lambda e: e[0])
         return [report for _, report in in_order]
 
@@ -166,6 +172,8 @@ class Evaluator:
         for batch in reader:
             if self.stop_asked():
                 return None
+            if self.batches is not None and batch.number >= self.batches:
+                break
             features = self.encoding.inputs(task.expert, batch.wavs)
             # s3prl numbers the batches of an evaluation for experts that want it.
             number = {"batch_id": batch.number} if task.takes_batch_id else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from s3prl_mtl.authoring.subject import Subject
 from s3prl_mtl.authoring.verdicts import Broken, Check, NotApplicable
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.inference.answering import accepted, named
 from s3prl_mtl.pieces import Piece
 
 
@@ -112,16 +112,11 @@ def answers(subject: Subject) -> str:
             said = predict(subject.features(expert, wavs), [len(wav) for wav in wavs])
         except UserError as refusal:
             raise NotApplicable(f"it gives none: {refusal.what}") from refusal
-    if not isinstance(said, list) or len(said) != len(wavs):
-        raise Broken(f"{len(wavs)} utterances gave {said!r:.80}.")
-    for answer in said:
-        if not isinstance(answer, dict):
-            raise Broken(f"an answer is a {type(answer).__name__}.")
-        try:
-            json.dumps(answer)
-        except (TypeError, ValueError) as error:
-            raise Broken(f"an answer is not plain JSON: {error}.") from error
-    return f"answers: {', '.join(said[0])}."
+    try:
+        given = accepted(said, len(wavs), named(subject.name, None))
+    except UserError as refusal:
+        raise Broken(refusal.what) from refusal
+    return f"answers: {', '.join(given[0])}."
 
 
 def _finite(loss: Any, split: str) -> float:

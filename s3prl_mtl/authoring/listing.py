@@ -6,6 +6,7 @@ import argparse
 import inspect
 import os
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from rich.table import Column, Table
@@ -25,6 +26,9 @@ from s3prl_mtl.plugins import (
 )
 from s3prl_mtl.s3prl_tasks.folders import installed_folders
 from s3prl_mtl.upstreams.zoo import zoo_names
+
+EXPERTS_PAGE = "docs/s3prl-experts.md"
+ZOO_PAGE = "docs/upstreams.md"
 
 
 def list_tasks(arguments: argparse.Namespace) -> None:
@@ -50,7 +54,8 @@ def list_tasks(arguments: argparse.Namespace) -> None:
     experts = installed_folders()
     if experts:
         listed = ", ".join(f"s3prl:{folder}" for folder in sorted(experts))
-        OUTPUT.print(f"s3prl's own experts: {listed}", markup=False, soft_wrap=True)
+        said = f"{_s3prl()}'s own experts: {listed}. Which of them run: {EXPERTS_PAGE}."
+        OUTPUT.print(said, markup=False, soft_wrap=True)
     if not data:
         OUTPUT.print("Whether the data is there is shown with --data DIR (or $SUPERB_DATA).")
 
@@ -130,9 +135,18 @@ def list_upstreams(arguments: argparse.Namespace) -> None:
     OUTPUT.print("hf:PATH_OR_NAME is an encoder of Hugging Face, if transformers is installed.")
     zoo = zoo_names()
     if zoo:
-        OUTPUT.print(f"s3prl's zoo: {', '.join(sorted(zoo))}", markup=False, soft_wrap=True)
+        said = f"{_s3prl()}'s zoo: {', '.join(sorted(zoo))}. Which of them run: {ZOO_PAGE}."
+        OUTPUT.print(said, markup=False, soft_wrap=True)
     else:
         OUTPUT.print("The names of s3prl's zoo are there once s3prl is installed.")
+
+
+def _s3prl() -> str:
+    """s3prl with its version; a checkout that is only on the path has none."""
+    try:
+        return f"s3prl {version('s3prl')}"
+    except PackageNotFoundError:
+        return "s3prl"
 
 
 def _upstream_title(name: str, plugin: Plugin) -> str:

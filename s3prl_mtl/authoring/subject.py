@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from s3prl_mtl.authoring.processes import Answer
+from s3prl_mtl.authoring.pseudo_encoder import FRAME_SAMPLES, WIDTH, pseudo_encoding
 from s3prl_mtl.config import Config, build_config, parse_tasks, resolve
-from s3prl_mtl.data import MINIMUM_SAMPLES
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.evaluation import Evaluator, Records
 from s3prl_mtl.pieces import Piece
 from s3prl_mtl.plugins import load_task
 from s3prl_mtl.preflight import corpus_problems, raise_together
 from s3prl_mtl.randomness import RandomStream
 from s3prl_mtl.reading import Batch, EpochReader
-from s3prl_mtl.reporting import report_split
+from s3prl_mtl.remarks import Remarks
 from s3prl_mtl.task import Task
 from s3prl_mtl.tracking import Report
 
-WIDTH = 24
-LAYERS = 3
-FRAME_SAMPLES = 320
 TRAINING_BATCHES = 16
 """How many batches of a training epoch are read, if nobody says otherwise."""
-
-Records = dict[str, list[Any]]
 
 
 class NeedsData(Exception):
@@ -45,8 +40,8 @@ class NeedsData(Exception):
 class Subject:
     """A task under test.
 
-    Its features are pseudo-random numbers that follow from the waveform, so that no encoder is
-    needed and an utterance has the same ones wherever it is read.
+    Everything is as in a run but for the encoder, which gives pseudo-random numbers that follow
+    from the waveform: no weights are needed.
 
     Args:
         name: of the task, as after `-d`.
@@ -79,6 +74,7 @@ class Subject:
         self.files = list(files)
         self.overrides = overrides
         self.batches = batches
+        self.encoding = pseudo_encoding()
         self.on_two_ranks: list[Answer] | None = None
         """What two processes found out about it, once they did."""
         self.data = None if data is None else str(data)
@@ -117,17 +113,20 @@ class Subject:
         Raises:
             UserError: the config refuses them.
         """
-        return resolve(self._unresolved(self.config["data"], overrides))
+        return resolve(self._unresolved(self.config["data"], overrides, Remarks()))
 
     def without_corpus(self) -> Config:
         """The task's config where there are no corpora."""
-        return resolve(self._unresolved(str(self._nowhere)))
+        return resolve(self._unresolved(str(self._nowhere), remarks=Remarks()))
 
     @property
     def _nowhere(self) -> Path:
         return self.folder / "no" / "corpora"
 
-    def _unresolved(self, data: str | None, more: str | None = None) -> Config:
+    def _unresolved(
+        self, data: str | None, more: str | None = None, remarks: Remarks | None = None
+    ) -> Config:
+        # The first time it is logged what is to be said of the config, and no more after that.
         flags: dict[str, Any] = {"downstream": [self.word], "device": "cpu"}
         if data is not None:
             flags["data"] = data
@@ -135,7 +134,7 @@ class Subject:
         missing = data is None and not os.environ.get("SUPERB_DATA")
         base = {"data": str(self._nowhere)} if missing else None
         overrides = ",,".join(part for part in (self.overrides, more) if part)
-        return build_config(files=self.files, flags=flags, overrides=overrides, base=base)
+        return build_config(self.files, flags, overrides, base, remarks)
 
     def build(self, config: Config | None = None, labels: Any = None, seed: int = 1) -> Any:
         """A new expert, built as the runner builds it.
@@ -203,8 +202,7 @@ class Subject:
         Raises:
             NeedsData: there is no corpus.
         """
-        if not self.has_data:
-            raise NeedsData("it reads the corpus")
+        self._need_corpus()
         return reader_class(
             self.name,
             expert,
@@ -215,6 +213,10 @@ class Subject:
             first_round=first_round,
             training=training,
         )
+
+    def _need_corpus(self) -> None:
+        if not self.has_data:
+            raise NeedsData("it reads the corpus")
 
     def some(self, reader: EpochReader, training: bool) -> Iterator[Batch]:
         """As many batches of a reader as are to be looked at, each once and in order."""
@@ -240,18 +242,13 @@ class Subject:
     def features(self, expert: Any, wavs: Sequence[Any]) -> list[Tensor]:
         """Features (frames_i, WIDTH), or hidden states (LAYERS, frames_i, WIDTH) if it wants them.
 
-        Each requires a gradient where gradients are enabled.
+        Each keeps its gradient where gradients are enabled.
         """
-        leading = (LAYERS,) if getattr(expert, "wants_hidden_states", False) else ()
-        made = []
-        for wav in wavs:
-            waveform = torch.as_tensor(wav, dtype=torch.float32).contiguous()
-            frames = max(1, (len(waveform) - MINIMUM_SAMPLES) // FRAME_SAMPLES + 1)
-            digest = hashlib.blake2b(waveform.numpy().tobytes(), digest_size=7).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-            feature = torch.randn(*leading, frames, WIDTH, generator=generator)
-            made.append(feature.requires_grad_(torch.is_grad_enabled()))
-        return made
+        features = self.encoding.inputs(expert, wavs)
+        for feature in features:
+            if feature.requires_grad:
+                feature.retain_grad()
+        return features
 
     def loss(
         self,
@@ -269,9 +266,8 @@ class Subject:
         records = defaultdict(list) if records is None else records
         return expert(split, features, *batch.others, records=records, **number)
 
-    @torch.no_grad()
     def evaluate(self, expert: Any, world: World) -> list[Report]:
-        """Evaluate all evaluated splits as the runner does, each rank its share.
+        """Evaluate all evaluated splits, each rank its share, with the evaluator of the runner.
 
         Args:
             expert: of this rank, with the same weights on all.
@@ -279,49 +275,21 @@ class Subject:
 
         Returns:
             the reports on the first rank, nothing on the others.
+
+        Raises:
+            NeedsData: there is no corpus.
         """
-        reports = []
+        self._need_corpus()
         task = self.task(expert)
-        expert.eval()
-        for split in dict.fromkeys([*task.dev_splits, *task.test_splits]):
-            share = world.together(partial(self._own_share, expert, split, world))
-            gathered = world.gather(share)
-            if gathered is not None:
-                parts = {number: part for some in gathered for number, part in some.items()}
-                measure = partial(self.report, expert, split, parts)
-            else:
-                measure = None
-            report = world.together(measure or _nothing)
-            if report is not None:
-                reports.append(report)
-            # What the one that measured remembers of it, the others take over.
-            remembered = dict(expert.named_buffers()), getattr(expert, "decision", None)
-            buffers, decision = world.broadcast(remembered)
-            for name, buffer in expert.named_buffers():
-                buffer.data = buffers[name]
-            if decision is not None:
-                expert.decision = dict(decision)
-        return reports
-
-    def _own_share(self, expert: Any, split: str, world: World) -> dict[int, Records]:
-        parts: dict[int, Records] = {}
-        limit = self.limit(training=False)
-        for batch in self.reader(expert, split, False, (world.rank,), world.size):
-            if limit is not None and batch.number >= limit:
-                break
-            parts[batch.number] = defaultdict(list)
-            self.loss(expert, split, batch, parts[batch.number])
-        return parts
-
-    def report(self, expert: Any, split: str, parts: Mapping[int, Records]) -> Report:
-        """What the expert reports of batches, put together as the runner does."""
-        together: Records = defaultdict(list)
-        for number in sorted(parts):
-            for key, values in parts[number].items():
-                together[key] += list(values)
-        numbers = list(range(len(parts)))
-        return report_split(self.task(expert), split, together, 1, numbers, len(parts))
-
-
-def _nothing() -> None:
-    return None
+        evaluator = Evaluator(
+            self.encoding,
+            {self.name: task},
+            {self.name: world},
+            world,
+            seed=self.seed,
+            stop_asked=lambda: False,
+            batches=self.limit(training=False),
+            log_level=logging.DEBUG,
+        )
+        splits = dict.fromkeys([*task.dev_splits, *task.test_splits])
+        return evaluator.evaluate([(self.name, split) for split in splits], step=1)

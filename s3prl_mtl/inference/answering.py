@@ -62,10 +62,27 @@ def ask(
     """
     with _blamed(whose, "cannot answer"):
         said = expert.predict(list(features), list(lengths_samples))
+    return accepted(said, len(features), whose)
+
+
+def accepted(said: object, utterances: int, whose: str) -> list[Answer]:
+    """What `predict` gave, if it is what it should be.
+
+    Args:
+        said: by a head.
+        utterances: how many it was asked about.
+        whose: the task with its package, for errors.
+
+    Returns:
+        for each utterance plain JSON, a copy of its own.
+
+    Raises:
+        UserError: it is no JSON object for each utterance.
+    """
     if not isinstance(said, list | tuple):
         raise _refused(whose, f"a {type(said).__name__} in place of a list of answers")
-    if len(said) != len(features):
-        raise _refused(whose, f"{len(said)} answers for {len(features)} utterances")
+    if len(said) != utterances:
+        raise _refused(whose, f"{len(said)} answers for {utterances} utterances")
     return [_plain(answer, whose) for answer in said]
 
 

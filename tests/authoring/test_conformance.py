@@ -171,6 +171,12 @@ BROKEN = {
         ".float().tolist()\n        records['f'] += [lambda: 0]",
         "pickled",
     ),
+    "records that a run cannot put together": (
+        12,
+        'records["right"] +=',
+        'records["n"] = (1,)\n        records["right"] +=',
+        "records 'n' as tuple, and only lists can be put together",
+    ),
     "percent": (12, "value = sum", "value = 100 * sum", "no fraction"),
     "percent that is declared": (
         12,
@@ -282,12 +288,18 @@ BROKEN = {
         "        self.scale = torch.rand(1)\n        self.linear = nn",
         "with the same weights",
     ),
-    "answers that are tensors": (18, 'self.labels["tones"][int(i)]', "i", "not plain JSON"),
+    "answers that are tensors": (18, 'self.labels["tones"][int(i)]', "i", "no JSON: .*Tensor"),
     "one answer for all": (
         18,
         "for i in self.scores(features).argmax(-1)]",
         "for i in [0]]",
-        "gave",
+        "gave 1 answers for 2 utterances",
+    ),
+    "an answer that is not a number": (
+        18,
+        'self.labels["tones"][int(i)]',
+        'float("nan")',
+        "what is no JSON: Out of range float",
     ),
 }
 ALSO = {
@@ -385,7 +397,10 @@ def test_an_s3prl_expert_is_judged_fairly(install):
 def test_the_command_lists_every_line_and_tells_by_its_exit_code(install, capsys):
     install(WHOLE, CONFIG)
     assert main(["check-task", "tones"]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
+    captured = capsys.readouterr()
+    shown = " ".join(captured.out.split())
+    # What a run logs of its evaluations is no finding.
+    assert "INFO" not in captured.err
     assert shown.count(" holds ") + shown.startswith("holds ") == len(CONTRACT)
     assert "tones: 18 lines hold, 0 do not, 0 do not apply." in shown
 
@@ -445,6 +460,12 @@ def test_the_command_tells_lines_that_were_not_checked_from_lines_that_fail(
 def test_no_batches_are_too_few(count: str, capsys):
     assert main(["check-task", "ks", f"--batches={count}"]) == 2
     assert f"{count} batches cannot be read. Where: --batches." in capsys.readouterr().err
+
+
+def test_no_more_batches_are_evaluated_than_are_asked_for(install):
+    install(WHOLE.replace("        time =", "        1 / (i < 6)\n        time ="), CONFIG)
+    assert verdicts(check_task("tones", lines=[12], batches=1))[12] is True
+    assert verdicts(check_task("tones", lines=[12]))[12] is False
 
 
 def test_a_metric_may_be_anything_that_it_declares_to_be(install):
