@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
+from s3prl_mtl.authoring import listing
 from s3prl_mtl.cli import main
 from s3prl_mtl.console import OUTPUT
 
@@ -177,3 +179,32 @@ def test_upstreams_are_listed_with_what_they_are(capsys, install):
     assert found["nose"][2] == "broken" and "ZeroDivisionError" in shown
     assert found["chin"][2] == "broken" and "'chin' of package chin 0.1: SystemExit: no" in shown
     assert found["mouth"][2] == "broken" and "no function but a int" in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "page", "said"),
+    [
+        ("tasks", "docs/s3prl-experts.md", "'s own experts: s3prl:a2o-vc-vcc2020, "),
+        ("upstreams", "docs/upstreams.md", "'s zoo: "),
+    ],
+)
+def test_what_s3prl_has_is_said_with_its_version_and_where_to_read_what_runs(
+    command: str, page: str, said: str, capsys
+):
+    assert main([command]) == 0
+    start = f"s3prl {version('s3prl')}{said}"
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(start)]
+    assert line.endswith(f". Which of them run: {page}.")
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    assert f"s3prl {version('s3prl')} " in text, "the table is of another version"
+
+
+def test_a_checkout_of_s3prl_without_a_version_is_listed_without_one(
+    capsys, monkeypatch: pytest.MonkeyPatch
+):
+    def nowhere(_name: str) -> str:
+        raise PackageNotFoundError("s3prl")
+
+    monkeypatch.setattr(listing, "version", nowhere)
+    assert main(["tasks"]) == 0
+    assert "\ns3prl's own experts: " in capsys.readouterr().out

@@ -407,12 +407,122 @@ def diarization(corpus: Path, scratch: Path) -> tuple[Settings, list[str]]:
     return settings, ["dev"]
 
 
+def example(corpus: Path, scratch: Path) -> tuple[Settings, list[str]]:
+    """s3prl's template; its 200 random waveforms of up to 20 s are 4 of a second."""
+    path = copy_expert("example", scratch) / "dataset.py"
+    source = path.read_text()
+    for line, shorter in (
+        ("EXAMPLE_WAV_MIN_SEC = 5\n", "EXAMPLE_WAV_MIN_SEC = 1\n"),
+        ("EXAMPLE_WAV_MAX_SEC = 20\n", "EXAMPLE_WAV_MAX_SEC = 1\n"),
+        ("EXAMPLE_DATASET_SIZE = 200\n", "EXAMPLE_DATASET_SIZE = 4\n"),
+    ):
+        assert line in source
+        source = source.replace(line, shorter)
+    path.write_text(source)
+    return {"datarc": batches(), "modelrc": {"input_dim": 8}}, []
+
+
+def mos_prediction(corpus: Path, scratch: Path) -> tuple[Settings, list[str]]:
+    """Judges are numbers in the order in which they come, as which s3prl writes names of judges.
+
+    It does that in a way that pandas 3 refuses, and that changes nothing here.
+    """
+    wavs = sorted((corpus / "VoxCeleb1").rglob("*.wav"))
+    early, late = scratch / "vcc2016", scratch / "vcc2018"
+    converted, unified = late / "Converted_speech_of_submitted_systems", early / "unified_speech"
+    converted.mkdir(parents=True)
+    unified.mkdir(parents=True)
+    (late / "VCC2018_Results").mkdir()
+    systems = []
+    for part in ("train", "valid", "test"):
+        rows = ["FILE,MEAN,MOS,JUDGE"]
+        for number in range(3):
+            name = f"{part[0]}{number}0_{part[0]}{number}_HUB.wav"
+            shutil.copy(wavs[number], converted / name)
+            systems.append(name[:3] + name[-8:-4])
+            rows.append(f"{name},{number + 1.5},{number + 1},{number}")
+        (late / f"{part}_judge.csv").write_text("\n".join(rows) + "\n")
+    _system_scores(late / "VCC2018_Results" / "system_mos_all_trackwise.csv", systems)
+    for number in range(3):
+        shutil.copy(wavs[number], unified / f"S{number}_utterance.wav")
+    _system_scores(early / "system_mos.csv", ["S0", "S1", "S2"])
+    datarc = {"vcc2018_file_path": str(late), "vcc2016_file_path": str(early), **batches()}
+    modelrc = {"projector_dim": 8, "clipping": True, "attention_pooling": True}
+    weights = {"segment_weight": 1, "bias_weight": 4}
+    splits = ["dev", "vcc2018_test", "vcc2016_test"]
+    return {"datarc": datarc, "modelrc": modelrc | weights}, splits
+
+
+def _system_scores(path: Path, systems: list[str]) -> None:
+    scores = ",".join(str(1 + number % 4) for number in range(len(systems)))
+    path.write_text(f"{','.join(systems)}\n{scores}\n")
+
+
+INTENT_HEAD = {
+    "input_dim": 8,
+    "agg_module": "SAP",
+    "module": "TransformerEncoder",
+    "hparams": {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-12,
+        "share_layer": False,
+        "pre_layer_norm": False,
+    },
+}
+# As in s3prl's config files: the mask of a larger batch does not fit the encoder's heads.
+SINGLY = {"num_workers": 0, "train_batch_size": 1, "eval_batch_size": 1}
+
+
+def audio_snips(corpus: Path, scratch: Path) -> tuple[Settings, list[str]]:
+    wavs = sorted((corpus / "VoxCeleb1").rglob("*.wav"))
+    root = scratch / "SNIPS"
+    labels, sounds = root / "data" / "nlu_annotation", root / "audio_Ivy" / "snips"
+    labels.mkdir(parents=True)
+    sounds.mkdir(parents=True)
+    for part in ("train", "valid", "test"):
+        rows = ["u_id\tintent"]
+        for number in range(4):
+            samples, _ = soundfile.read(wavs[number])
+            soundfile.write(sounds / f"{part}-{number}.mp3", samples[:16000], 22050)
+            rows.append(f"{part}-{number}\tIntent{number % 2}")
+        (labels / part).write_text("\n".join(rows) + "\n")
+    speakers = {"train_speakers": ["Ivy"], "test_speakers": ["Ivy"]}
+    datarc = {"file_path": str(root), **speakers, **SINGLY}
+    return {"datarc": datarc, "modelrc": INTENT_HEAD}, []
+
+
+def atis(corpus: Path, scratch: Path) -> tuple[Settings, list[str]]:
+    wavs = sorted((corpus / "VoxCeleb1").rglob("*.wav"))
+    root = scratch / "atis"
+    (root / "nlu_iob").mkdir(parents=True)
+    for part in ("train", "dev", "test"):
+        (root / part).mkdir()
+        rows = []
+        for number in range(4):
+            shutil.copy(wavs[number], root / part / f"{part}{number}.wav")
+            rows.append(f"{part}{number} BOS a flight EOS\tO O O atis_{number % 2}")
+        (root / "nlu_iob" / f"iob.{part}").write_text("\n".join(rows) + "\n")
+    datarc = {"file_path": str(root), **SINGLY}
+    return {"datarc": datarc, "modelrc": INTENT_HEAD}, []
+
+
 BUILDERS: dict[str, Callable[[Path, Path], tuple[Settings, list[str]]]] = {
     "asr": asr,
+    "atis": atis,
+    "audio_snips": audio_snips,
     "ctc": ctc,
     "diarization": diarization,
     "emotion": emotion,
+    "example": example,
     "fluent_commands": fluent_commands,
+    "mos_prediction": mos_prediction,
     "mosei": mosei,
     "phone_1hidden": phone_1hidden,
     "phone_linear": phone_linear,

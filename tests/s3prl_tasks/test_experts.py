@@ -16,7 +16,7 @@ from s3prl_mtl.config import build_config
 from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.tracking import read_metrics, read_results
 
-NEEDS_GPU = {"sv_voxceleb1"}
+NEEDS_GPU = {"atis", "audio_snips", "sv_voxceleb1"}
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
-from zoo_checkpoints import MAKERS, make_checkpoint, of_s3prl
+from zoo_checkpoints import MAKERS, SPECTROGRAM, make_checkpoint, of_s3prl, smaller_decoar
 
 from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl import snapshot
@@ -32,6 +32,24 @@ WITHOUT_DOWNLOAD = {
 }
 """Width, hidden states and samples a frame, as s3prl's own modules state them."""
 
+WITH_SETTINGS = {
+    "stft_mag": (
+        {
+            "spectrogram": {
+                "n_fft": 512,
+                "hop_length": 160,
+                "win_length": 400,
+                "window": "hann",
+                "center": True,
+                "log": True,
+            }
+        },
+        257,
+    ),
+    "baseline_local": (SPECTROGRAM, 20),
+}
+"""Those without a checkpoint that read a config file: the file, and the width that it asks for."""
+
 STRIDES = {
     "apc_local": 160,
     "npc_local": 160,
@@ -41,7 +59,16 @@ STRIDES = {
     "tera_local": 160,
     "audio_albert_local": 160,
     "vq_wav2vec_custom": 160,
+    "spec_augment_local": 160,
+    "decoar_local": 160,
+    "decoar_layers_local": 160,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_sizes():
+    with smaller_decoar():
+        yield
 
 
 def waveforms(*lengths: int) -> list[Tensor]:
@@ -342,17 +369,16 @@ def test_heads_train_on_features_without_parameters(
     assert MultiTaskRunner(config, tmp_path / "run", resume=saved).step == 1
 
 
-def test_settings_of_a_module_come_from_a_file(tmp_path: Path):
-    settings = {
-        "spectrogram": {
-            "n_fft": 512,
-            "hop_length": 160,
-            "win_length": 400,
-            "window": "hann",
-            "center": True,
-            "log": True,
-        }
-    }
-    (tmp_path / "stft.yaml").write_text(yaml.safe_dump(settings))
-    upstream = load_upstream("stft_mag", model_config=settings)
-    assert (upstream.hidden_size, upstream.downsample_rate) == (257, 160)
+@pytest.mark.parametrize("name", WITH_SETTINGS)
+def test_settings_of_a_module_come_from_a_file(name: str, tmp_path: Path):
+    settings, width = WITH_SETTINGS[name]
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    upstream = load_upstream(name, model_config=settings)
+    assert (upstream.hidden_size, upstream.downsample_rate) == (width, 160)
+    make = getattr(of_s3prl(f"{zoo_names()[name]}.hubconf"), name)
+    theirs = make(model_config=str(tmp_path / "settings.yaml")).eval()
+    wavs = waveforms(9000, 16_000, 4001)
+    with torch.no_grad():
+        together = upstream(wavs).split()
+    for wav, states in zip(wavs, together, strict=True):
+        torch.testing.assert_close(states, alone(theirs, wav), atol=1e-4, rtol=1e-4)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -15,6 +17,7 @@ from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.upstreams.zoo_hub import import_hub
 
 CONVOLUTIONS = "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2"
+WIDTH = 16
 SIZE: dict[str, Any] = {
     "conv_feature_layers": CONVOLUTIONS,
     "encoder_layers": 2,
@@ -264,6 +267,43 @@ def byol_s() -> dict[str, Any]:
     return dict(of_s3prl("byol_s.byol_a.models.audio_ntt").AudioNTT2020(64, 2048).state_dict())
 
 
+def decoar() -> dict[str, Any]:
+    with smaller_decoar():
+        return {"model": of_s3prl("decoar.decoar").Decoar().state_dict()}
+
+
+def decoar2() -> dict[str, Any]:
+    with smaller_decoar():
+        return {"model": of_s3prl("decoar2.decoar2").Decoar2().state_dict()}
+
+
+@contextlib.contextmanager
+def smaller_decoar() -> Iterator[None]:
+    """Their sizes are written in s3prl's code: layers of width 1024 have 16 here, 768 have 24."""
+
+    def narrower(layer: Callable[..., Any]) -> Callable[..., Any]:
+        def _layer(*sizes: int, **named: Any) -> Any:
+            return layer(
+                *(WIDTH if size == 1024 else size for size in sizes),
+                **{key: WIDTH if held == 1024 else held for key, held in named.items()},
+            )
+
+        return _layer
+
+    layers = SimpleNamespace(
+        LSTM=narrower(torch.nn.LSTM),
+        Linear=narrower(torch.nn.Linear),
+        ModuleList=torch.nn.ModuleList,
+    )
+    sizes = {key: held for key, held in SIZE.items() if key != "conv_feature_layers"}
+    with contextlib.ExitStack() as patches:
+        for module in ("decoar.decoar", "decoar_layers.decoar"):
+            patches.enter_context(mock.patch.object(of_s3prl(module), "nn", layers))
+        arguments = of_s3prl("decoar2.decoar2").args
+        patches.enter_context(mock.patch.dict(arguments, sizes))
+        yield
+
+
 MAKERS: dict[str, Callable[[], dict[str, Any]]] = {
     "apc_local": apc,
     "npc_local": npc,
@@ -282,6 +322,10 @@ MAKERS: dict[str, Callable[[], dict[str, Any]]] = {
     "mae_ast_local": mae_ast,
     "multires_hubert_local": multires_hubert,
     "vq_wav2vec_custom": vq_wav2vec,
+    "spec_augment_local": mockingjay,
+    "decoar_local": decoar,
+    "decoar_layers_local": decoar,
+    "decoar2_local": decoar2,
 }
 """What makes a checkpoint for each of these names of the zoo."""
 
