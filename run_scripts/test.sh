@@ -6,6 +6,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source run_scripts/setup.sh dev
 
+# Small models, and often several processes at once: more threads would only wait for each other.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+
 ruff check .
 ruff format --check .
 mypy

@@ -321,7 +321,14 @@ def verdicts(findings) -> dict[int, bool | None]:
     return {finding.clause.number: finding.holds for finding in findings}
 
 
-@pytest.mark.parametrize("task", BUILT_IN_TASKS)
+# Of each kind of expert one; the others where there is time.
+@pytest.mark.parametrize(
+    "task",
+    [
+        task if task in ("asr", "ks", "sd") else pytest.param(task, marks=pytest.mark.slow)
+        for task in BUILT_IN_TASKS
+    ],
+)
 def test_the_built_in_tasks_keep_every_line(task: str, tiny_corpus: Path, manifest_cache: Path):
     findings = check_task(
         task,

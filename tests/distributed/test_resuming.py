@@ -82,7 +82,9 @@ def take_up(
     return state, streams
 
 
-@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1), (2, 3)])
+@pytest.mark.parametrize(
+    ("before", "now"), [(1, 2), (2, 1), pytest.param(2, 3, marks=pytest.mark.slow)]
+)
 def test_with_other_ranks_it_keeps_all_but_chance_and_says_so(
     before: int, now: int, config: dict[str, Any], tmp_path: Path
 ):

@@ -23,6 +23,7 @@ from s3prl_mtl import ClassificationExpert
 from s3prl_mtl import commands as command_line
 from s3prl_mtl.cli import COMMANDS, run_parser
 from s3prl_mtl.config import build_config
+from s3prl_mtl.remarks import Remarks
 
 NAMES = list(PAGES)
 PARENTHESES = r"\(((?:[^()]|\([^()]*\))*)\)"
@@ -108,7 +109,7 @@ def test_the_settings_of_a_training_command_hold(
     if arguments.downstream == "spoken_words":
         # Its package is made where the page is run.
         arguments.downstream = "ks"
-    config = command_line._config(arguments, None)
+    config = command_line._config(arguments, None, Remarks())
     assert config["downstream"] and config["runner"]["total_steps"] == 2
 
 

@@ -11,6 +11,7 @@ from typed import training
 
 from s3prl_mtl import commands as command_line
 from s3prl_mtl.cli import run_parser
+from s3prl_mtl.remarks import Remarks
 
 PAGE = "docs/from-s3prl.md"
 ROWS = [
@@ -45,4 +46,4 @@ def test_what_stands_in_the_table_can_be_typed(
     if arguments.mode == "evaluate":
         assert command_line._parse_splits(arguments.evaluate_split)
     else:
-        assert command_line._config(arguments, None)["runner"]["total_steps"] == 2
+        assert command_line._config(arguments, None, Remarks())["runner"]["total_steps"] == 2
