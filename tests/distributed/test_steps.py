@@ -155,7 +155,9 @@ def short_memory_backward(world: World, runner: MultiTaskRunner) -> None:
     runner.encoding.features = limited
 
 
-@pytest.mark.parametrize("fault", [short_memory_forward, short_memory_backward])
+@pytest.mark.parametrize(
+    "fault", [pytest.param(short_memory_forward, marks=pytest.mark.slow), short_memory_backward]
+)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_step_that_does_not_fit_is_taken_in_parts_and_stays_the_same(
     fault: Fault, ranks: int, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path

@@ -105,7 +105,7 @@ def assert_same_update(first, second, names=None) -> None:
         assert error <= 1e-5 * expected.norm() + rounding, f"{name}: {error / expected.norm()}"
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_with_batches_of_any_size_make_the_update_of_one_process(
     ranks: int, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ):
@@ -161,9 +161,9 @@ def some_steps(
 @pytest.mark.parametrize(
     ("ranks", "placement"),
     [
-        (2, "0:asr,ks,sd;1:pr,sf,ic,sid,er,sv"),
+        pytest.param(2, "0:asr,ks,sd;1:pr,sf,ic,sid,er,sv", marks=pytest.mark.slow),
         (2, "0:asr,pr,sd,ks,ic;1:asr,sf,sid,er,sv"),
-        (4, "0:asr;1:asr,sv;2:pr,sf,sd,sv;3:ks,ic,sid,er,asr"),
+        pytest.param(4, "0:asr;1:asr,sv;2:pr,sf,sd,sv;3:ks,ic,sid,er,asr", marks=pytest.mark.slow),
     ],
 )
 def test_task_parallel_ranks_make_the_update_of_data_parallel_ones(
