@@ -69,14 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not loss.spoken_for:
             _show_mistake(str(loss))
         return FAILURE_OF_OURS
-    except BrokenPipeError:
-        # Who reads has had enough, as `head` has: nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         if error.errno not in ENVIRONMENT:
-            logger.exception("This is a failure of the program, not a mistake of yours.")
-            return FAILURE_OF_OURS
+            return _failure(error)
         logger.debug("Where the error was raised:", exc_info=True)
         where = f" Where: {error.filename}." if error.filename else ""
         _show_mistake(f"A file cannot be written or read: {error.strerror}.{where}")
@@ -85,10 +80,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         MESSAGES.print("interrupted", style="red")
         return INTERRUPTED
     except Exception as error:
-        if not _show_failure_of_plugin(error):
-            logger.exception("This is a failure of the program, not a mistake of yours.")
-        return FAILURE_OF_OURS
+        return _failure(error)
     return 0
+
+
+def _failure(error: Exception) -> int:
+    """Say whose failure an error is. Inside the handler of the error."""
+    if not _show_failure_of_plugin(error):
+        logger.exception("This is a failure of the program, not a mistake of yours.")
+    return FAILURE_OF_OURS
 
 
 def _show_failure_of_plugin(error: Exception) -> bool:

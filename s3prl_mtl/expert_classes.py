@@ -47,6 +47,13 @@ def check_class(name: str, expert_class: type) -> None:
         )
     if issubclass(expert_class, TaskExpert):
         check_declarations(expert_class)
+        reads = ("target", "read", "get_dataloader")
+        if all(getattr(expert_class, own) is getattr(TaskExpert, own) for own in reads):
+            raise UserError(
+                f"The class of the task {name!r} defines neither `target` nor `read`.",
+                where=f"{expert_class.__module__}.{expert_class.__qualname__}",
+                fix="`target(labels)` gives what the loss needs of an utterance's labels.",
+            )
 
 
 def check_installed(name: str, expert_class: type) -> None:

@@ -97,3 +97,11 @@ def test_an_error_that_a_loader_worker_met_is_from_where_it_met_it(bad_task):
     assert (found[0].package, found[1].path, found[1].line) == ("bad-words", str(path), 12)
     assert said_in_short(error.value) == "KeyError: 'wrod'"
     assert str(frames_of(error.value)[-1]) == "bad_task/__init__.py, line 12, in target"
+
+
+def test_a_broken_pipe_between_processes_is_no_success(monkeypatch: pytest.MonkeyPatch):
+    def lose_a_worker(arguments: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("s3prl_mtl.authoring.listing.list_upstreams", lose_a_worker)
+    assert main(["upstreams"]) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -68,8 +69,7 @@ def predict(arguments: argparse.Namespace) -> None:
         failed = 0
         for line in answers(run, arguments.audio, wanted, arguments.against):
             failed += "error" in line
-            sys.stdout.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-            sys.stdout.flush()
+            _write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
             # A file that is named twice is one recording: its name is taken away.
             if rttm is not None and diarization in line and line["file"] in names:
                 recording = names[line["file"]]
@@ -79,6 +79,17 @@ def predict(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"{failed} of {len(arguments.audio)} files have no answer; their lines say why."
         )
+
+
+def _write(text: str) -> None:
+    """Write to the output; a reader that has had enough, as `head` has, ends the program."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would flush once more as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
 
 
 def answers(

@@ -116,6 +116,15 @@ def test_a_stranger_without_metrics_or_corpus_is_listed(capsys, install):
             "It does not define `forward`, `build_head`, `measure`.",
         ),
         (
+            OURS.replace("ClassificationExpert", "TaskExpert")
+            + "    metrics = __import__('s3prl_mtl').Metric('acc', 'higher', 'accuracy'),\n"
+            "    def forward(self, split, features, targets, *, records): ...\n"
+            "    def build_head(self): ...\n"
+            "    def measure(self, split, records): ...\n",
+            SETTINGS,
+            "defines neither `target` nor `read`.",
+        ),
+        (
             LEAST + "    metrics = property(lambda self: 1 / 0)\n"
             "    @property\n    def problems(self): ...\n"
             "DownstreamExpert.__abstractmethods__ = 3\n",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -199,6 +202,22 @@ def test_the_command_writes_a_line_for_every_file(runner, tiny_corpus, tmp_path,
     assert len(marks) == sum(len(lines[i]["sd"]["segments"]) for i in (0, 3))
     for mark in marks:
         assert mark[0] == "SPEAKER" and float(mark[3]) >= 0 and float(mark[4]) > 0
+
+
+def test_a_reader_that_has_had_enough_is_no_failure(runner, tiny_corpus: Path, tmp_path: Path):
+    file = next((tiny_corpus / "speech_commands_v0.01" / "yes").glob("*.wav"))
+    command = [sys.executable, "-m", "s3prl_mtl", "predict", runner.folder, "--task", "ks,sd"]
+    rttm = tmp_path / "who.rttm"
+    rttm.write_text("of before\n")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as gone:
+        ended = subprocess.run(
+            [*command, "--rttm", rttm, file], stdout=gone, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode == 0
+    assert "Traceback" not in ended.stderr and "BrokenPipe" not in ended.stderr
+    assert rttm.read_text() == "of before\n"
 
 
 def test_a_flag_without_its_task_is_refused(runner, tmp_path, capsys):
