@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from s3prl_mtl.fileio.safe_torch import NamingPickle, from_plain
 from s3prl_mtl.upstreams.fairseq import make_header
 from s3prl_mtl.upstreams.hubert import Hubert
 from s3prl_mtl.upstreams.hubert_config import HubertConfig
-from s3prl_mtl.upstreams.inert import NamingPickle, from_plain
 
 LOAD = """
 import json, sys, time

@@ -23,8 +23,8 @@ from s3prl_mtl.console import MESSAGES, OUTPUT
 from s3prl_mtl.data.mini_corpus import make_corpus
 from s3prl_mtl.distributed.world import RankLost, World
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.deferred_log import Remarks
 from s3prl_mtl.plugins import split_name
-from s3prl_mtl.remarks import Remarks
 from s3prl_mtl.results import results_table
 from s3prl_mtl.run_folder import working_in
 from s3prl_mtl.runner import MultiTaskRunner

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.s3prl_tasks.block import block_defaults, chosen_blocks
 from s3prl_mtl.s3prl_tasks.word import is_expert
 from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
-from s3prl_mtl.yaml_files import read_yaml
 
 TASK_GROUP = "s3prl_mtl.tasks"
 UPSTREAM_GROUP = "s3prl_mtl.upstreams"

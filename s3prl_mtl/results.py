@@ -10,9 +10,9 @@ from rich.table import Table
 
 from s3prl_mtl.declarations import Metric, metrics_of
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.plugins import load_task
 from s3prl_mtl.tracking import FEATURIZER, read_metrics
-from s3prl_mtl.yaml_files import read_yaml
 
 Key = tuple[str, str, str]
 

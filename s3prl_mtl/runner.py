@@ -25,6 +25,7 @@ from s3prl_mtl.distributed.world import RankLost, World
 from s3prl_mtl.encoding import Encoding
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.evaluation import Evaluator, Interrupted, share_buffers
+from s3prl_mtl.fileio.yaml_files import write_yaml
 from s3prl_mtl.layout import choose_placement, write_placement
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.optim import make_optimizer, make_scheduler
@@ -39,7 +40,6 @@ from s3prl_mtl.tallies import Tallies
 from s3prl_mtl.task import Task
 from s3prl_mtl.tracking import Results, Tracker
 from s3prl_mtl.upstreams import Featurizer
-from s3prl_mtl.yaml_files import write_yaml
 
 logger = logging.getLogger(__name__)
 

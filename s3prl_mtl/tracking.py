@@ -14,7 +14,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.text_files import replace_text
+from s3prl_mtl.fileio.atomic import replace_text
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import torch
 
 from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.upstreams.inert import ZIP_MAGIC, DamagedFile
+from s3prl_mtl.fileio.safe_torch import ZIP_MAGIC, DamagedFile
 
 
 def content(step: int) -> dict:

@@ -10,7 +10,7 @@ import yaml
 
 from s3prl_mtl.config import build_config, parse_tasks, resolve
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.remarks import Remarks
+from s3prl_mtl.fileio.deferred_log import Remarks
 
 
 def config_of(tmp_path: Path, text: str, tasks: str = "ks", **arguments):

@@ -17,10 +17,10 @@ from s3prl_mtl.branch.block import Block, Notes
 from s3prl_mtl.branch.config import translate
 from s3prl_mtl.branch.tasks import task_of
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.remarks import Remarks
+from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.safe_torch import to_plain
 from s3prl_mtl.tallies import Tallies
 from s3prl_mtl.upstreams.hubert_config import HubertConfig
-from s3prl_mtl.upstreams.inert import to_plain
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from s3prl_mtl.remarks import Remarks
+from s3prl_mtl.fileio.deferred_log import Remarks
 
 _PATHS = {
     "asr": ("libri_root",),

@@ -21,8 +21,9 @@ from s3prl_mtl.config.keys import OPEN_SECTIONS, PATH_KEYS, check_keys, check_se
 from s3prl_mtl.config.layers import nested, parse_overrides, words_of
 from s3prl_mtl.config.values import check_values
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.plugins import discover_tasks, task_defaults
-from s3prl_mtl.remarks import Remarks
 from s3prl_mtl.s3prl_tasks.block import block_defaults, check_blocks, chosen_blocks
 from s3prl_mtl.s3prl_tasks.word import is_expert
 from s3prl_mtl.task_words import (
@@ -34,7 +35,6 @@ from s3prl_mtl.task_words import (
     split_words,
     stated_packages,
 )
-from s3prl_mtl.yaml_files import read_yaml
 
 Config = dict[str, Any]
 """A merged, checked and resolved config: plain mappings, lists and scalars."""

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.upstreams.hubert import Hubert, build_hubert
-from s3prl_mtl.upstreams.hubert_config import HubertConfig
-from s3prl_mtl.upstreams.inert import (
+from s3prl_mtl.fileio.safe_torch import (
     CLASS_KEY,
     NamingPickle,
     from_plain,
     load_inert,
     to_plain,
 )
+from s3prl_mtl.upstreams.hubert import Hubert, build_hubert
+from s3prl_mtl.upstreams.hubert_config import HubertConfig
 
 KIND = "fairseq HuBERT checkpoint"
 SPECIAL_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>"]

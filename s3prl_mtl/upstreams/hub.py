@@ -13,7 +13,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.upstreams.inert import LEGACY_MAGIC, ZIP_MAGIC
+from s3prl_mtl.fileio.safe_torch import LEGACY_MAGIC, ZIP_MAGIC
 
 logger = logging.getLogger(__name__)
 

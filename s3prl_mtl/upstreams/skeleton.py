@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.upstreams.inert import NamingPickle, from_plain, load_inert, to_plain
+from s3prl_mtl.fileio.safe_torch import NamingPickle, from_plain, load_inert, to_plain
 
 _SHAPE = "__shape__"
 KEPT_ELEMENTS = 4096

@@ -23,7 +23,7 @@ from s3prl_mtl import ClassificationExpert
 from s3prl_mtl import commands as command_line
 from s3prl_mtl.cli import COMMANDS, run_parser
 from s3prl_mtl.config import build_config
-from s3prl_mtl.remarks import Remarks
+from s3prl_mtl.fileio.deferred_log import Remarks
 
 NAMES = list(PAGES)
 PARENTHESES = r"\(((?:[^()]|\([^()]*\))*)\)"

@@ -11,7 +11,7 @@ from typed import training
 
 from s3prl_mtl import commands as command_line
 from s3prl_mtl.cli import run_parser
-from s3prl_mtl.remarks import Remarks
+from s3prl_mtl.fileio.deferred_log import Remarks
 
 PAGE = "docs/from-s3prl.md"
 ROWS = [

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.text_files import replace_text
+from s3prl_mtl.fileio.atomic import replace_text
 
 
 def read_yaml(path: str | Path, where: str) -> dict[str, Any]:
