@@ -13,12 +13,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from s3prl_mtl import snapshot
 from s3prl_mtl.checkpoint import Checkpoint
 from s3prl_mtl.config import Config
+from s3prl_mtl.data.randomness import random_state, seed_all, set_random_state
 from s3prl_mtl.data.sampling import derived_seed
 from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.placement import Placement
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.encoding import Encoding
-from s3prl_mtl.randomness import random_state, seed_all, set_random_state
 from s3prl_mtl.tallies import Tallies
 from s3prl_mtl.task import Task
 

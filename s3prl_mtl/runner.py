@@ -19,6 +19,7 @@ from s3prl_mtl.assembly import (
     pick_device,
 )
 from s3prl_mtl.config import Config, resolve
+from s3prl_mtl.data.randomness import seed_all
 from s3prl_mtl.data.sampling import derived_seed
 from s3prl_mtl.distributed.same import check_same, mend_drift
 from s3prl_mtl.distributed.world import RankLost, World
@@ -32,7 +33,6 @@ from s3prl_mtl.optim import make_optimizer, make_scheduler
 from s3prl_mtl.preflight import check_splits
 from s3prl_mtl.progress import StepProgress
 from s3prl_mtl.publishing import Publisher
-from s3prl_mtl.randomness import seed_all
 from s3prl_mtl.run_state import RunState
 from s3prl_mtl.step import StepReport, TrainingStep
 from s3prl_mtl.stopping import Stopped, StopSignals

@@ -31,8 +31,8 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as WithWo
 from s3prl_mtl import load_task
 from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.data import UnreadableAudio, make_loader
+from s3prl_mtl.data.epoch_reader import Batch, EpochReader
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.reading import Batch, EpochReader
 
 
 class Utterances(Dataset):

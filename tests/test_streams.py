@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from s3prl_mtl.data.streams import TaskStream
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.streams import TaskStream
 
 
 class Stranger:

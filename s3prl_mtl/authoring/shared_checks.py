@@ -17,11 +17,11 @@ from s3prl_mtl.authoring.processes import Answer, one_thread, run_ranks
 from s3prl_mtl.authoring.sayings import said_by
 from s3prl_mtl.authoring.subject import Subject
 from s3prl_mtl.authoring.verdicts import Broken, Check, NotApplicable
+from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.data.sampling import derived_seed
 from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.world import OtherRankFailed, RankLost, World
 from s3prl_mtl.pieces import Piece
-from s3prl_mtl.randomness import RandomStream
 from s3prl_mtl.tracking import Report
 
 RANKS = 2

@@ -17,6 +17,8 @@ from torch import Tensor
 from s3prl_mtl.authoring.processes import Answer
 from s3prl_mtl.authoring.pseudo_encoder import FRAME_SAMPLES, WIDTH, pseudo_encoding
 from s3prl_mtl.config import Config, build_config, parse_tasks, resolve
+from s3prl_mtl.data.epoch_reader import Batch, EpochReader
+from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.evaluation import Evaluator, Records
@@ -24,8 +26,6 @@ from s3prl_mtl.fileio.deferred_log import Remarks
 from s3prl_mtl.pieces import Piece
 from s3prl_mtl.plugins import load_task
 from s3prl_mtl.preflight import corpus_problems, raise_together
-from s3prl_mtl.randomness import RandomStream
-from s3prl_mtl.reading import Batch, EpochReader
 from s3prl_mtl.task import Task
 from s3prl_mtl.tracking import Report
 

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from s3prl_mtl.data.epoch_reader import accepts_argument
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.expert import ScalarLogger
-from s3prl_mtl.reading import accepts_argument
 from s3prl_mtl.s3prl_tasks.loading import load_expert
 from s3prl_mtl.s3prl_tasks.word import PREFIX, parse_word
 

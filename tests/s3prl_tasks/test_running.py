@@ -17,10 +17,10 @@ from s3prl_tasks.test_experts import run_config
 
 import s3prl_mtl
 from s3prl_mtl.cli import main
+from s3prl_mtl.data.epoch_reader import EpochReader
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.preflight import check_splits
-from s3prl_mtl.reading import EpochReader
 from s3prl_mtl.results import results_table
 from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.tracking import read_results

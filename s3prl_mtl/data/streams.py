@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from s3prl_mtl.data.epoch_reader import Batch, EpochReader, accepts_argument
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.reading import Batch, EpochReader, accepts_argument
 
 __all__ = ["TaskStream", "accepts_argument"]
 

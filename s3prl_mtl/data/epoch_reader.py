@@ -16,9 +16,9 @@ from typing import Any
 from torch.utils.data import DataLoader, DistributedSampler
 
 from s3prl_mtl.data.batching import OutlivesStopSignals
+from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.data.sampling import derived_seed
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.randomness import RandomStream
 
 logger = logging.getLogger(__name__)
 
