@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.table import Table
 
-from s3prl_mtl.declarations import Metric, metrics_of
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.plugins import load_task
+from s3prl_mtl.tasks.metric import Metric, metrics_of
 from s3prl_mtl.tracking import FEATURIZER, read_metrics
 
 Key = tuple[str, str, str]

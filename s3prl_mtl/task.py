@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from s3prl_mtl.data.streams import TaskStream, accepts_argument
-from s3prl_mtl.expert import TaskExpert
+from s3prl_mtl.tasks.base import TaskExpert
 
 
 @dataclass

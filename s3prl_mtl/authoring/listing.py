@@ -14,9 +14,7 @@ from rich.table import Column, Table
 from s3prl_mtl.authoring.sayings import said_by
 from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.console import OUTPUT
-from s3prl_mtl.declarations import metrics_of
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.expert_classes import check_installed
 from s3prl_mtl.plugins import (
     Plugin,
     discover_tasks,
@@ -25,6 +23,8 @@ from s3prl_mtl.plugins import (
     task_defaults,
 )
 from s3prl_mtl.s3prl_tasks.folders import installed_folders
+from s3prl_mtl.tasks.contract import check_installed
+from s3prl_mtl.tasks.metric import metrics_of
 from s3prl_mtl.upstreams.zoo import zoo_names
 
 EXPERTS_PAGE = "docs/s3prl-experts.md"

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 
 from s3prl_mtl.data.epoch_reader import accepts_argument
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.expert import ScalarLogger
 from s3prl_mtl.s3prl_tasks.loading import load_expert
 from s3prl_mtl.s3prl_tasks.word import PREFIX, parse_word
+from s3prl_mtl.tasks.base import ScalarLogger
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class S3prlTask:
         records: dict[str, list[Any]],
         **numbers: int,
     ) -> Tensor:
-        """The expert's loss of a batch; see :class:`s3prl_mtl.expert.TaskExpert`."""
+        """The expert's loss of a batch; see :class:`s3prl_mtl.tasks.base.TaskExpert`."""
         forward = super().forward  # type: ignore[misc]
         known = {name: n for name, n in numbers.items() if accepts_argument(forward, name)}
         own: dict[str, Any] = defaultdict(list)

@@ -11,11 +11,11 @@ from lhotse import CutSet
 from torch import Tensor, nn
 
 from s3prl_mtl.data import apply_gain, load_waveform, random_crop
-from s3prl_mtl.declarations import Metric
 from s3prl_mtl.errors import UserError, nearest
-from s3prl_mtl.expert import TaskExpert
 from s3prl_mtl.metrics import accuracy
 from s3prl_mtl.nn import head_from_settings, pad_features
+from s3prl_mtl.tasks.base import TaskExpert
+from s3prl_mtl.tasks.metric import Metric
 
 
 class ClassificationExpert(TaskExpert):

@@ -17,7 +17,8 @@ from lhotse import CutSet
 from torch import Tensor, nn
 
 from s3prl_mtl.data import Corpus, default_cache_dir, load_cuts, load_waveform, make_loader
-from s3prl_mtl.declarations import (
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.tasks.metric import (
     Metric,
     check_declarations,
     first_score,
@@ -25,8 +26,7 @@ from s3prl_mtl.declarations import (
     selecting_metric_of,
     settings_file,
 )
-from s3prl_mtl.errors import UserError
-from s3prl_mtl.task_settings import CheckedSettings
+from s3prl_mtl.tasks.settings import CheckedSettings
 
 __all__ = ["Metric", "ScalarLogger", "TaskExpert"]
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.expert import TaskExpert
 from s3prl_mtl.metrics import collapse_ctc
 from s3prl_mtl.nn import ctc_loss, head_from_settings, pad_features
+from s3prl_mtl.tasks.base import TaskExpert
 
 BLANK = 0
 """The number of CTC's blank: the first symbol of every vocabulary."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from s3prl_mtl.declarations import check_declarations, settings_file
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.expert import TaskExpert
+from s3prl_mtl.tasks.base import TaskExpert
+from s3prl_mtl.tasks.metric import check_declarations, settings_file
 
 
 def lacking(expert_class: type) -> str | None:
