@@ -15,9 +15,9 @@ from typing import Any
 
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.fileio.yaml_files import read_yaml
-from s3prl_mtl.s3prl_tasks.block import block_defaults, chosen_blocks
-from s3prl_mtl.s3prl_tasks.word import is_expert
-from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
+from s3prl_mtl.s3prl_compat.settings import block_defaults, chosen_blocks
+from s3prl_mtl.s3prl_compat.task_spec import is_expert
+from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 
 TASK_GROUP = "s3prl_mtl.tasks"
 UPSTREAM_GROUP = "s3prl_mtl.upstreams"
@@ -96,7 +96,7 @@ def load_task(name: str, package: str | None = None, *, folder: str | None = Non
                 fix="Leave out the package; its folder is `folder=...`.",
             )
         # Imported only where s3prl's experts are asked for.
-        from s3prl_mtl.s3prl_tasks.adapter import load_as_task
+        from s3prl_mtl.s3prl_compat.adapter import load_as_task
 
         return load_as_task(name, folder)
     return _expert_class(find_plugin(TASK_GROUP, name, "task", package))

@@ -20,7 +20,7 @@ from s3prl_mtl.plugins import (
     split_name,
     task_offers,
 )
-from s3prl_mtl.s3prl_tasks.word import canonical_word, is_expert, task_name
+from s3prl_mtl.s3prl_compat.task_spec import canonical_word, is_expert, task_name
 
 
 class TaskGone(UserError):

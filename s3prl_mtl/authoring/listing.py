@@ -22,7 +22,7 @@ from s3prl_mtl.plugins import (
     load_task,
     task_defaults,
 )
-from s3prl_mtl.s3prl_tasks.folders import installed_folders
+from s3prl_mtl.s3prl_compat.folders import installed_folders
 from s3prl_mtl.tasks.contract import check_installed
 from s3prl_mtl.tasks.metric import metrics_of
 from s3prl_mtl.upstreams.zoo import zoo_names

@@ -24,8 +24,8 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import Remarks
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.plugins import discover_tasks, task_defaults
-from s3prl_mtl.s3prl_tasks.block import block_defaults, check_blocks, chosen_blocks
-from s3prl_mtl.s3prl_tasks.word import is_expert
+from s3prl_mtl.s3prl_compat.settings import block_defaults, check_blocks, chosen_blocks
+from s3prl_mtl.s3prl_compat.task_spec import is_expert
 from s3prl_mtl.task_words import (
     BUILT_IN_TASKS,
     Packages,

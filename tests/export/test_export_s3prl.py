@@ -21,7 +21,7 @@ from tuned_runs import (
 
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.export import export
-from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
+from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.upstreams import Featurizer, load_upstream
 
 

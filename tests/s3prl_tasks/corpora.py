@@ -13,7 +13,7 @@ import soundfile
 import torch
 import yaml
 
-from s3prl_mtl.s3prl_tasks.folders import installed_folders
+from s3prl_mtl.s3prl_compat.folders import installed_folders
 
 Settings = dict[str, Any]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from s3prl_tasks.corpora import BUILDERS
 
-from s3prl_mtl.s3prl_tasks.folders import installed_folders, installed_root
+from s3prl_mtl.s3prl_compat.folders import installed_folders, installed_root
 
 TEXT = (Path(__file__).parents[2] / "docs" / "s3prl-experts.md").read_text(encoding="utf-8")
 SECTION = TEXT.partition("## Which experts of s3prl")[2].partition("\n## ")[0]
@@ -29,7 +29,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.s3prl_tasks.loading import load_expert
+from s3prl_mtl.s3prl_compat.loading import load_expert
 
 
 class Empty(ModuleType):

@@ -12,8 +12,8 @@ import torch
 from s3prl_mtl.data import trim_silence
 from s3prl_mtl.data.audio import UnreadableAudio
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.s3prl_tasks.effects import EFFECTS, apply_effects
-from s3prl_mtl.s3prl_tasks.stand_ins import (
+from s3prl_mtl.s3prl_compat.effects import EFFECTS, apply_effects
+from s3prl_mtl.s3prl_compat.stand_ins import (
     apply_effects_file,
     apply_effects_tensor,
     info,

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.s3prl_tasks.loading import load_expert
-from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
+from s3prl_mtl.s3prl_compat.loading import load_expert
+from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 
 EVERY_FORM = """
 import torchaudio
@@ -55,7 +55,7 @@ def test_nobody_else_sees_it(expert_folder: Callable[..., Path]):
     script = f"""
 import builtins, sys
 before = builtins.__import__
-from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
+from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 ensure_torchaudio()
 import torchaudio
 had = set(vars(torchaudio))
@@ -81,10 +81,10 @@ for name in ("torchaudio.sox_effects", "catalyst"):
 
 def test_experts_that_somebody_imported_before_are_imported_anew():
     script = """
-from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
+from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 ensure_torchaudio()
 import s3prl.downstream.ctc.data as plain
-from s3prl_mtl.s3prl_tasks.loading import load_expert
+from s3prl_mtl.s3prl_compat.loading import load_expert
 expert = load_expert("ctc")
 import sys
 ours = sys.modules["s3prl.downstream.ctc.data"]

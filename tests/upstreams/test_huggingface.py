@@ -17,7 +17,7 @@ from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl.config import build_config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.runner import MultiTaskRunner
-from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
+from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.upstreams import huggingface, load_upstream, rebuild_upstream
 
 ensure_torchaudio()

@@ -20,9 +20,9 @@ from pathlib import Path
 from types import ModuleType
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.s3prl_tasks.folders import folder_path, installed_root
-from s3prl_mtl.s3prl_tasks.stand_ins import import_for_experts, print_for_experts
-from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
+from s3prl_mtl.s3prl_compat.folders import folder_path, installed_root
+from s3prl_mtl.s3prl_compat.stand_ins import import_for_experts, print_for_experts
+from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 
 CLASS = "DownstreamExpert"
 

@@ -12,8 +12,8 @@ from typing import Any
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.fileio.deferred_log import Remarks
 from s3prl_mtl.fileio.yaml_files import read_yaml
-from s3prl_mtl.s3prl_tasks.folders import folder_path, installed_root
-from s3prl_mtl.s3prl_tasks.word import PREFIX, is_expert, parse_word
+from s3prl_mtl.s3prl_compat.folders import folder_path, installed_root
+from s3prl_mtl.s3prl_compat.task_spec import PREFIX, is_expert, parse_word
 
 Block = dict[str, Any]
 

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from s3prl_mtl.data.audio import UnreadableAudio
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.s3prl_tasks.effects import apply_effects
-from s3prl_mtl.s3prl_tasks.sampler import DistributedSamplerWrapper
-from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
+from s3prl_mtl.s3prl_compat.effects import apply_effects
+from s3prl_mtl.s3prl_compat.sampler import DistributedSamplerWrapper
+from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ def apply_effects_tensor(
     Args:
         tensor: (channels, samples), or the other way round.
         sample_rate: samples a second.
-        effects: each a name and its arguments; see :func:`~s3prl_mtl.s3prl_tasks.effects`.
+        effects: each a name and its arguments; see :func:`~s3prl_mtl.s3prl_compat.effects`.
 
     Returns:
         the waveform in the same layout, and its samples a second.

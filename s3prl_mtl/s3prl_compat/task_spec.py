@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.s3prl_tasks.folders import installed_folders, installed_root
+from s3prl_mtl.s3prl_compat.folders import installed_folders, installed_root
 
 PREFIX = "s3prl:"
 EXPERT_FILE = "expert.py"

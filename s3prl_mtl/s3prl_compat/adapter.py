@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 from s3prl_mtl.data.epoch_reader import accepts_argument
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.s3prl_tasks.loading import load_expert
-from s3prl_mtl.s3prl_tasks.word import PREFIX, parse_word
+from s3prl_mtl.s3prl_compat.loading import load_expert
+from s3prl_mtl.s3prl_compat.task_spec import PREFIX, parse_word
 from s3prl_mtl.tasks.base import ScalarLogger
 
 logger = logging.getLogger(__name__)
