@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from s3prl_mtl.distributed.world import World
     from s3prl_mtl.inference.trained import TrainedRun
-    from s3prl_mtl.plugins import discover_tasks, load_task
+    from s3prl_mtl.registry.plugins import discover_tasks, load_task
     from s3prl_mtl.runner import MultiTaskRunner
     from s3prl_mtl.tasks.base import TaskExpert
     from s3prl_mtl.tasks.classification import ClassificationExpert
@@ -49,9 +49,9 @@ _HOMES = {
     "TranscriptionExpert": "tasks.ctc",
     "Upstream": "upstreams",
     "World": "distributed.world",
-    "discover_tasks": "plugins",
+    "discover_tasks": "registry.plugins",
     "load": "inference.loading",
-    "load_task": "plugins",
+    "load_task": "registry.plugins",
     "load_upstream": "upstreams",
 }
 

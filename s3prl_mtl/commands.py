@@ -24,12 +24,12 @@ from s3prl_mtl.data.mini_corpus import make_corpus
 from s3prl_mtl.distributed.world import RankLost, World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import Remarks
-from s3prl_mtl.plugins import split_name
+from s3prl_mtl.registry.plugins import split_name
+from s3prl_mtl.registry.task_spec import find_held, packages_of, split_words
 from s3prl_mtl.results import results_table
 from s3prl_mtl.run_folder import working_in
 from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.stopping import Stopped, StopSignals
-from s3prl_mtl.task_words import find_held, packages_of, split_words
 from s3prl_mtl.tracking import Tracker
 
 logger = logging.getLogger(__name__)

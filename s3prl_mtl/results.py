@@ -10,7 +10,7 @@ from rich.table import Table
 
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml
-from s3prl_mtl.plugins import load_task
+from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.tasks.metric import Metric, metrics_of
 from s3prl_mtl.tracking import FEATURIZER, read_metrics
 

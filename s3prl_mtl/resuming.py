@@ -10,7 +10,7 @@ from typing import Any
 from s3prl_mtl.checkpoint import Checkpoint
 from s3prl_mtl.config import resolve
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.task_words import TaskGone
+from s3prl_mtl.registry.task_spec import TaskGone
 
 # What decides which weights there are.
 WEIGHTS = ("upstream.name", "upstream.ckpt", "upstream.feature_selection")

@@ -9,7 +9,7 @@ import pytest
 
 from s3prl_mtl.config import build_config, parse_tasks
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.plugins import (
+from s3prl_mtl.registry.plugins import (
     discover_tasks,
     discover_upstreams,
     find_upstream,

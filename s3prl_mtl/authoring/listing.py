@@ -15,7 +15,7 @@ from s3prl_mtl.authoring.sayings import said_by
 from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.console import OUTPUT
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.plugins import (
+from s3prl_mtl.registry.plugins import (
     Plugin,
     discover_tasks,
     discover_upstreams,

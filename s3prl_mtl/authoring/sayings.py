@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 import s3prl_mtl
-from s3prl_mtl.blame import frames_of, said_in_short
+from s3prl_mtl.registry.fault import frames_of, said_in_short
 
 _OTHERS = tuple(str(Path(str(module.__file__)).parent) + "/" for module in (torch, s3prl_mtl))
 

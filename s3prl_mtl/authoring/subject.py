@@ -24,8 +24,8 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.evaluation import Evaluator, Records
 from s3prl_mtl.fileio.deferred_log import Remarks
 from s3prl_mtl.pieces import Piece
-from s3prl_mtl.plugins import load_task
 from s3prl_mtl.preflight import corpus_problems, raise_together
+from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.task import Task
 from s3prl_mtl.tracking import Report
 

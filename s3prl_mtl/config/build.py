@@ -23,10 +23,8 @@ from s3prl_mtl.config.values import check_values
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import Remarks
 from s3prl_mtl.fileio.yaml_files import read_yaml
-from s3prl_mtl.plugins import discover_tasks, task_defaults
-from s3prl_mtl.s3prl_compat.settings import block_defaults, check_blocks, chosen_blocks
-from s3prl_mtl.s3prl_compat.task_spec import is_expert
-from s3prl_mtl.task_words import (
+from s3prl_mtl.registry.plugins import discover_tasks, task_defaults
+from s3prl_mtl.registry.task_spec import (
     BUILT_IN_TASKS,
     Packages,
     blocks_under_names,
@@ -35,6 +33,8 @@ from s3prl_mtl.task_words import (
     split_words,
     stated_packages,
 )
+from s3prl_mtl.s3prl_compat.settings import block_defaults, check_blocks, chosen_blocks
+from s3prl_mtl.s3prl_compat.task_spec import is_expert
 
 Config = dict[str, Any]
 """A merged, checked and resolved config: plain mappings, lists and scalars."""

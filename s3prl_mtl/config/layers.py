@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from s3prl_mtl.errors import UserError, nearest
-from s3prl_mtl.task_words import split_words
+from s3prl_mtl.registry.task_spec import split_words
 
 # The arguments of the command line that `-o args.NAME=...` may set, and their keys.
 ARGUMENT_KEYS = {

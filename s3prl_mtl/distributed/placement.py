@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from s3prl_mtl.errors import UserError, nearest
-from s3prl_mtl.task_words import find_held
+from s3prl_mtl.registry.task_spec import find_held
 
 LARGEST_EXCESS = 0.15
 """What a rank may have more than the mean load, as a part of it, so that tasks stay whole.

@@ -20,7 +20,7 @@ from s3prl_mtl.inference.given_audio import NOBODY_SPEAKS, read_utterance
 from s3prl_mtl.inference.loading import load_run
 from s3prl_mtl.inference.rttm import recording_names, rttm_file, write_rttm
 from s3prl_mtl.inference.trained import TrainedRun
-from s3prl_mtl.task_words import split_words
+from s3prl_mtl.registry.task_spec import split_words
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from s3prl_mtl.encoding import Encoding
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.inference.answering import gives_answers, no_answers
 from s3prl_mtl.inference.trained import TrainedRun
-from s3prl_mtl.plugins import load_task, split_name
+from s3prl_mtl.registry.plugins import load_task, split_name
+from s3prl_mtl.registry.task_spec import Packages, packages_of, saved_package, the_held
 from s3prl_mtl.s3prl_compat.task_spec import is_expert
 from s3prl_mtl.snapshot import restore_weights
 from s3prl_mtl.task import Task
-from s3prl_mtl.task_words import Packages, packages_of, saved_package, the_held
 from s3prl_mtl.upstreams import Featurizer
 
 logger = logging.getLogger(__name__)

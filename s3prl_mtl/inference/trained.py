@@ -19,8 +19,8 @@ from s3prl_mtl.inference.given_audio import (
     as_waveforms,
     origin_of,
 )
+from s3prl_mtl.registry.task_spec import Packages, find_held, the_held
 from s3prl_mtl.task import Task
-from s3prl_mtl.task_words import Packages, find_held, the_held
 
 
 class TrainedRun:

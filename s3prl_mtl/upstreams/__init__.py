@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from s3prl_mtl.errors import UserError, nearest
-from s3prl_mtl.plugins import discover_upstreams, find_upstream
+from s3prl_mtl.registry.plugins import discover_upstreams, find_upstream
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream
 from s3prl_mtl.upstreams.fairseq import read_fairseq_checkpoint, write_fairseq_checkpoint
 from s3prl_mtl.upstreams.featurizer import Featurizer

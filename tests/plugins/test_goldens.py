@@ -19,7 +19,7 @@ from downstream_plugins.sf import SlotFilling
 from downstream_plugins.sid import SpeakerIdentification
 from downstream_plugins.sv import SpeakerVerification
 from s3prl_mtl import TaskExpert
-from s3prl_mtl.plugins import task_defaults
+from s3prl_mtl.registry.plugins import task_defaults
 
 EXPERTS: dict[str, type[TaskExpert]] = {
     "asr": SpeechRecognition,

@@ -11,7 +11,7 @@ from s3prl_tasks.conftest import CONFIG, EXPERT
 
 from s3prl_mtl.config import build_config, parse_tasks, resolve
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.plugins import load_task, task_defaults
+from s3prl_mtl.registry.plugins import load_task, task_defaults
 from s3prl_mtl.s3prl_compat.task_spec import ExpertWord, parse_word
 
 

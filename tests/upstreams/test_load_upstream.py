@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from s3prl_mtl import plugins
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.registry import plugins
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.upstreams import load_upstream, rebuild_upstream, zoo
 from s3prl_mtl.upstreams.builtin import TINY_WEIGHTS

@@ -8,7 +8,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from s3prl_mtl.plugins import OUR_PACKAGE, Plugin, discover_tasks, discover_upstreams
+from s3prl_mtl.registry.plugins import OUR_PACKAGE, Plugin, discover_tasks, discover_upstreams
 
 # How Python writes a frame: a loader worker sends its error on as text, with its frames in it.
 _WRITTEN_FRAME = re.compile(r'^ *File "(.+?)", line (\d+), in (.+)$', re.MULTILINE)

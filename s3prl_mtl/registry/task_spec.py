@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from s3prl_mtl.errors import UserError, nearest
-from s3prl_mtl.plugins import (
+from s3prl_mtl.registry.plugins import (
     OUR_PACKAGE,
     TASK_GROUP,
     NoSuchPackage,
