@@ -31,7 +31,7 @@ from s3prl_mtl.snapshot import encoder_weights, load_strictly
 from s3prl_mtl.task import Task
 from s3prl_mtl.tasks.contract import check_class
 from s3prl_mtl.upstreams import Featurizer, Upstream, load_upstream, rebuild_upstream
-from s3prl_mtl.upstreams.huggingface import HUGGING_FACE
+from s3prl_mtl.upstreams.zoo.huggingface import HUGGING_FACE
 
 logger = logging.getLogger(__name__)
 

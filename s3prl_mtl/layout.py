@@ -24,11 +24,11 @@ from s3prl_mtl.distributed.placement import (
     loads,
 )
 from s3prl_mtl.distributed.world import World
-from s3prl_mtl.encoding import Encoding
 from s3prl_mtl.fileio.atomic import replace_text
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.pieces import Piece, forward
 from s3prl_mtl.task import Task
+from s3prl_mtl.upstreams.shared_encoder import Encoding
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,6 @@ from s3prl_mtl.data.randomness import seed_all
 from s3prl_mtl.data.sampling import derived_seed
 from s3prl_mtl.distributed.same import check_same, mend_drift
 from s3prl_mtl.distributed.world import RankLost, World
-from s3prl_mtl.encoding import Encoding
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.evaluation import Evaluator, Interrupted, share_buffers
 from s3prl_mtl.fileio.yaml_files import write_yaml
@@ -40,6 +39,7 @@ from s3prl_mtl.tallies import Tallies
 from s3prl_mtl.task import Task
 from s3prl_mtl.tracking import Results, Tracker
 from s3prl_mtl.upstreams import Featurizer
+from s3prl_mtl.upstreams.shared_encoder import Encoding
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.data import MINIMUM_SAMPLES
-from s3prl_mtl.encoding import Encoding
 from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream
+from s3prl_mtl.upstreams.shared_encoder import Encoding
 
 WIDTH = 24
 LAYERS = 3

@@ -20,7 +20,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import Remarks
 from s3prl_mtl.fileio.safe_torch import to_plain
 from s3prl_mtl.tallies import Tallies
-from s3prl_mtl.upstreams.hubert_config import HubertConfig
+from s3prl_mtl.upstreams.hubert.config import HubertConfig
 
 logger = logging.getLogger(__name__)
 

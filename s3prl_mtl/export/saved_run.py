@@ -21,7 +21,7 @@ from s3prl_mtl.upstreams import (
     load_upstream,
     rebuild_upstream,
 )
-from s3prl_mtl.upstreams.hubert_config import HubertConfig
+from s3prl_mtl.upstreams.hubert.config import HubertConfig
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.upstreams import Hubert, HubertConfig
-from s3prl_mtl.upstreams.huggingface import TransformersUpstream
+from s3prl_mtl.upstreams.zoo.huggingface import TransformersUpstream
 
 ACTIVATIONS = {
     "gelu": "gelu",

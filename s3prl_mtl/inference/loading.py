@@ -12,7 +12,6 @@ from typing import Any
 from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl.assembly import build_experts, build_upstream, pick_device
 from s3prl_mtl.config import Config, build_config, resolve
-from s3prl_mtl.encoding import Encoding
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.inference.answering import gives_answers, no_answers
 from s3prl_mtl.inference.trained import TrainedRun
@@ -22,6 +21,7 @@ from s3prl_mtl.s3prl_compat.task_spec import is_expert
 from s3prl_mtl.snapshot import restore_weights
 from s3prl_mtl.task import Task
 from s3prl_mtl.upstreams import Featurizer
+from s3prl_mtl.upstreams.shared_encoder import Encoding
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.data import SAMPLE_RATE
-from s3prl_mtl.encoding import Encoding, layers, wants_hidden_states
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.inference.answering import Answer, ask, conditioned, gives_answers, named, no_answers
 from s3prl_mtl.inference.given_audio import (
@@ -21,6 +20,7 @@ from s3prl_mtl.inference.given_audio import (
 )
 from s3prl_mtl.registry.task_spec import Packages, find_held, the_held
 from s3prl_mtl.task import Task
+from s3prl_mtl.upstreams.shared_encoder import Encoding, layers, wants_hidden_states
 
 
 class TrainedRun:

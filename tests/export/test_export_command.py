@@ -24,7 +24,7 @@ from s3prl_mtl.export.command import Format
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.upstreams import load_upstream
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream
-from s3prl_mtl.upstreams.fairseq import load_hubert
+from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl import snapshot
 from s3prl_mtl.upstreams import Featurizer, Hubert, Upstream
-from s3prl_mtl.upstreams.fairseq import load_hubert
+from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 HUBERTS = ["base_style", "large_style", "odd_base", "odd_large", "odd_frozen"]

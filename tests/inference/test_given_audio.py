@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import s3prl_mtl
-from s3prl_mtl.encoding import Encoding
 from s3prl_mtl.upstreams import Featurizer
+from s3prl_mtl.upstreams.shared_encoder import Encoding
 
 WAVE = torch.sin(torch.arange(16_000) / 10)
 

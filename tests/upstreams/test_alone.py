@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.upstreams.alone import encode_by_length, sees_batch
+from s3prl_mtl.upstreams.unpadded import encode_by_length, sees_batch
 
 
 def normalised(wavs: list[Tensor]) -> list[Tensor]:

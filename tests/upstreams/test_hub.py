@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.upstreams import hub
-from s3prl_mtl.upstreams.hub import default_cache_dir, download, official_checkpoint
+from s3prl_mtl.upstreams import download as hub
+from s3prl_mtl.upstreams.download import default_cache_dir, download, official_checkpoint
 
 CONTENT = (Path(__file__).parents[1] / "fixtures" / "hubert" / "written.pt").read_bytes()
 

@@ -18,7 +18,8 @@ from s3prl_mtl.config import build_config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
-from s3prl_mtl.upstreams import huggingface, load_upstream, rebuild_upstream
+from s3prl_mtl.upstreams import load_upstream, rebuild_upstream
+from s3prl_mtl.upstreams.zoo.s3prl_upstreams import huggingface
 
 ensure_torchaudio()
 import transformers  # noqa: E402

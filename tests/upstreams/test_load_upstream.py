@@ -16,11 +16,12 @@ import torch
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry import plugins
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
-from s3prl_mtl.upstreams import load_upstream, rebuild_upstream, zoo
+from s3prl_mtl.upstreams import load_upstream, rebuild_upstream
 from s3prl_mtl.upstreams.builtin import TINY_WEIGHTS
-from s3prl_mtl.upstreams.fairseq import write_fairseq_checkpoint
-from s3prl_mtl.upstreams.hubert import Hubert
-from s3prl_mtl.upstreams.tiny import make_tiny
+from s3prl_mtl.upstreams.hubert.encoder import Hubert
+from s3prl_mtl.upstreams.hubert.fairseq_file import write_fairseq_checkpoint
+from s3prl_mtl.upstreams.hubert.tiny import make_tiny
+from s3prl_mtl.upstreams.zoo.s3prl_upstreams import s3prl_upstreams as zoo
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "hubert"
 

@@ -17,8 +17,8 @@ from s3prl_mtl import snapshot
 from s3prl_mtl.config import build_config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.runner import MultiTaskRunner
-from s3prl_mtl.upstreams import Featurizer, load_upstream, rebuild_upstream, skeleton
-from s3prl_mtl.upstreams.zoo import zoo_names
+from s3prl_mtl.upstreams import Featurizer, load_upstream, rebuild_upstream
+from s3prl_mtl.upstreams.zoo.s3prl_upstreams import skeleton, zoo_names
 
 WITHOUT_DOWNLOAD = {
     "baseline": (240, 1, 160),

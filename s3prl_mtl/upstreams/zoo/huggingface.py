@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
-from s3prl_mtl.upstreams.alone import encode_by_length, probe
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream, check_waveforms
-from s3prl_mtl.upstreams.renaming import rename_state
+from s3prl_mtl.upstreams.unpadded import encode_by_length, probe
+from s3prl_mtl.upstreams.zoo.renaming import rename_state
 
 logger = logging.getLogger(__name__)
 

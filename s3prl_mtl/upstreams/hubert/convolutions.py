@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_mtl.upstreams.hubert_config import HubertConfig
+from s3prl_mtl.upstreams.hubert.config import HubertConfig
 
 # Values of the first convolution's output that are packed into one signal. On a GPU few large
 # kernels are best, but some count elements in 32 bits. On a CPU 16 MB takes a fifth to a

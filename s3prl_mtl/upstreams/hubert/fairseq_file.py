@@ -21,8 +21,8 @@ from s3prl_mtl.fileio.safe_torch import (
     load_inert,
     to_plain,
 )
-from s3prl_mtl.upstreams.hubert import Hubert, build_hubert
-from s3prl_mtl.upstreams.hubert_config import HubertConfig
+from s3prl_mtl.upstreams.hubert.config import HubertConfig
+from s3prl_mtl.upstreams.hubert.encoder import Hubert, build_hubert
 
 KIND = "fairseq HuBERT checkpoint"
 SPECIAL_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>"]

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream, check_waveforms
-from s3prl_mtl.upstreams.convolutions import ConvolutionalFrontEnd, ScaleGradient
-from s3prl_mtl.upstreams.hubert_config import HubertConfig
-from s3prl_mtl.upstreams.packing import group_by_length
-from s3prl_mtl.upstreams.transformer import TransformerEncoder
+from s3prl_mtl.upstreams.hubert.config import HubertConfig
+from s3prl_mtl.upstreams.hubert.convolutions import ConvolutionalFrontEnd, ScaleGradient
+from s3prl_mtl.upstreams.hubert.packing import group_by_length
+from s3prl_mtl.upstreams.hubert.transformer import TransformerEncoder
 
 # Share of padding allowed in a group that attends together. On a CPU a tenth takes 0.87 of the
 # time that no padding takes (hubert_tiny, 66 utterances of 1 to 3 s). The share for a GPU, where
@@ -32,7 +32,7 @@ class Hubert(Upstream):
     Args:
         config: the architecture.
         fairseq_header: everything else of the fairseq file that it came from, as plain values, so
-            that :func:`~s3prl_mtl.upstreams.fairseq.write_fairseq_checkpoint` can write it back.
+            that :func:`~s3prl_mtl.upstreams.hubert.fairseq_file.write_fairseq_checkpoint` can write it back.
 
     Example::
 

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from s3prl_mtl.errors import UserError, nearest
-from s3prl_mtl.upstreams.alone import encode_by_length, probe, sees_batch
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream, check_waveforms
-from s3prl_mtl.upstreams.huggingface import switch_off
-from s3prl_mtl.upstreams.renaming import rename_state
-from s3prl_mtl.upstreams.zoo_files import downloads, keep_files, keep_transformers, write_kept
-from s3prl_mtl.upstreams.zoo_hub import (
+from s3prl_mtl.upstreams.unpadded import encode_by_length, probe, sees_batch
+from s3prl_mtl.upstreams.zoo.files import downloads, keep_files, keep_transformers, write_kept
+from s3prl_mtl.upstreams.zoo.hub import (
     build,
     cannot_encode,
     check_transformers,
     wraps_transformers,
     zoo_names,
 )
+from s3prl_mtl.upstreams.zoo.huggingface import switch_off
+from s3prl_mtl.upstreams.zoo.renaming import rename_state
 
 __all__ = ["ZooUpstream", "load_from_zoo", "rebuild_from_zoo", "zoo_names"]
 
@@ -45,7 +45,7 @@ class ZooUpstream(Upstream):
         ckpt: the checkpoint that it was made from, if one was given.
         model_config: the settings that it was made from, if any.
         files: what it was made from, without weights, by path or URL; see
-            :func:`~s3prl_mtl.upstreams.zoo_files.keep_files`.
+            :func:`~s3prl_mtl.upstreams.zoo.files.keep_files`.
         one_by_one: utterances of one length see each other in this model; None to find it out,
             for which it needs its weights.
     """

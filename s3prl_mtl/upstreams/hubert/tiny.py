@@ -4,7 +4,7 @@ Its layout is Base's (GroupNorm, post-norm). Its weights are random but for the 
 starts as a filter bank: a random first convolution of ten taps says next to nothing about the
 spectrum, and a few minutes of training do not mend that.
 
-    python -m s3prl_mtl.upstreams.tiny [OUT]
+    python -m s3prl_mtl.upstreams.hubert.tiny [OUT]
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_mtl.upstreams.builtin import TINY_WEIGHTS
-from s3prl_mtl.upstreams.fairseq import write_fairseq_checkpoint
-from s3prl_mtl.upstreams.hubert import Hubert
-from s3prl_mtl.upstreams.hubert_config import HubertConfig
+from s3prl_mtl.upstreams.hubert.config import HubertConfig
+from s3prl_mtl.upstreams.hubert.encoder import Hubert
+from s3prl_mtl.upstreams.hubert.fairseq_file import write_fairseq_checkpoint
 
 BANDS = 40
 PHASES = 4

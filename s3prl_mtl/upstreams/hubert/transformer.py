@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_mtl.upstreams.hubert_config import HubertConfig
-from s3prl_mtl.upstreams.packing import LengthGroup
+from s3prl_mtl.upstreams.hubert.config import HubertConfig
+from s3prl_mtl.upstreams.hubert.packing import LengthGroup
 
 
 class TransformerEncoder(nn.Module):

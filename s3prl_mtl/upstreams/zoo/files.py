@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from s3prl_mtl.upstreams.skeleton import emptied, skeleton_of, write_skeleton
+from s3prl_mtl.upstreams.zoo.skeleton import emptied, skeleton_of, write_skeleton
 
 logger = logging.getLogger(__name__)
 
