@@ -28,7 +28,7 @@ from s3prl_mtl.evaluation import Evaluator, Interrupted, share_buffers
 from s3prl_mtl.fileio.yaml_files import write_yaml
 from s3prl_mtl.layout import choose_placement, write_placement
 from s3prl_mtl.nn import SpecAugment
-from s3prl_mtl.optim import make_optimizer, make_scheduler
+from s3prl_mtl.optim.factory import make_optimizer, make_scheduler
 from s3prl_mtl.preflight import check_splits
 from s3prl_mtl.progress import StepProgress
 from s3prl_mtl.publishing import Publisher

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.optim import (
+from s3prl_mtl.optim.factory import (
     make_optimizer,
     make_scheduler,
     optimizer_settings,
