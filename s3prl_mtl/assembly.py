@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from s3prl_mtl import checkpoint as checkpoints
-from s3prl_mtl.branch.checkpoint import unwrapped
 from s3prl_mtl.config import Config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.fitting import check_encoder, check_head, check_selection
+from s3prl_mtl.mtl_branch.checkpoint import unwrapped
 from s3prl_mtl.preflight import check_plain, corpus_problems, raise_together, split_mistakes
 from s3prl_mtl.registry.plugins import (
     OUR_PACKAGE,

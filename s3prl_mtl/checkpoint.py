@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from s3prl_mtl.branch.checkpoint import from_branch, is_of_branch
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.safe_torch import DamagedFile, load_inert
+from s3prl_mtl.mtl_branch.checkpoint import from_branch, is_of_branch
 
 logger = logging.getLogger(__name__)
 

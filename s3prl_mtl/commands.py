@@ -16,7 +16,6 @@ from rich.progress import Progress
 
 from s3prl_mtl import checkpoint as checkpoints
 from s3prl_mtl import resuming
-from s3prl_mtl.branch.tasks import split_of
 from s3prl_mtl.config import Config, build_config
 from s3prl_mtl.config.layers import ARGUMENT_KEYS
 from s3prl_mtl.console import MESSAGES, OUTPUT
@@ -24,6 +23,7 @@ from s3prl_mtl.data.mini_corpus import make_corpus
 from s3prl_mtl.distributed.world import RankLost, World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.mtl_branch.tasks import split_of
 from s3prl_mtl.registry.plugins import split_name
 from s3prl_mtl.registry.task_spec import find_held, packages_of, split_words
 from s3prl_mtl.results import results_table

@@ -15,14 +15,14 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from s3prl_mtl.branch.config import translate
-from s3prl_mtl.branch.corpora import look_in
 from s3prl_mtl.config.keys import OPEN_SECTIONS, PATH_KEYS, check_keys, check_section
 from s3prl_mtl.config.layers import nested, parse_overrides, words_of
 from s3prl_mtl.config.values import check_values
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import Remarks
 from s3prl_mtl.fileio.yaml_files import read_yaml
+from s3prl_mtl.mtl_branch.config import translate
+from s3prl_mtl.mtl_branch.corpora import look_in
 from s3prl_mtl.registry.plugins import discover_tasks, task_defaults
 from s3prl_mtl.registry.task_spec import (
     BUILT_IN_TASKS,

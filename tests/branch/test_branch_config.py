@@ -10,11 +10,11 @@ import pytest
 import yaml
 from branch_config import NINE, REAL
 
-from s3prl_mtl.branch.config import translate
 from s3prl_mtl.cli import main
 from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.mtl_branch.config import translate
 from s3prl_mtl.preflight import check_splits
 from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.tracking import read_results

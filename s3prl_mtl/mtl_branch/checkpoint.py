@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from s3prl_mtl.branch.block import Block, Notes
-from s3prl_mtl.branch.config import translate
-from s3prl_mtl.branch.tasks import task_of
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import Remarks
 from s3prl_mtl.fileio.safe_torch import to_plain
+from s3prl_mtl.mtl_branch.block import Block, Notes
+from s3prl_mtl.mtl_branch.config import translate
+from s3prl_mtl.mtl_branch.tasks import task_of
 from s3prl_mtl.tallies import Tallies
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
 

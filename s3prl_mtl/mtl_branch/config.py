@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from s3prl_mtl.branch.block import Block, Notes
-from s3prl_mtl.branch.corpora import look_in
-from s3prl_mtl.branch.tasks import read_task, split_of, task_of
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.mtl_branch.block import Block, Notes
+from s3prl_mtl.mtl_branch.corpora import look_in
+from s3prl_mtl.mtl_branch.tasks import read_task, split_of, task_of
 
 _EXPERT_OF_S3PRL = "s3prl:"
 _SCHEDULED = "_with_schedule"

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3prl_mtl.branch.block import Block
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.mtl_branch.block import Block
 
 OWN_METRIC = "each task has its own metrics, the first one chooses the best checkpoint."
 ONE_CORPUS = "the folders of the corpus have fixed names."
