@@ -41,7 +41,12 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["s3prl_mtl*", "downstream_plugins*"]),
     package_data={
-        "s3prl_mtl": ["*.yaml", "py.typed", "upstreams/hubert/weights/*", "authoring/templates/*"],
+        "s3prl_mtl": [
+            "config/*.yaml",
+            "py.typed",
+            "upstreams/hubert/weights/*",
+            "authoring/templates/*",
+        ],
         "downstream_plugins": ["*/*.yaml"],
     },
     install_requires=[

@@ -42,7 +42,7 @@ Config = dict[str, Any]
 Layer = tuple[Config, str]
 """A layer, and what it is from."""
 
-DEFAULT_PATH = Path(__file__).parents[1] / "default.yaml"
+DEFAULT_PATH = Path(__file__).with_name("default.yaml")
 
 TASK_SETTINGS: Config = {
     "package": None,
