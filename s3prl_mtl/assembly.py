@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.checkpoint.compatibility import check_encoder, check_head, check_selection
+from s3prl_mtl.checkpoint.contents import encoder_weights, load_strictly
+from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.config import Config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml
-from s3prl_mtl.fitting import check_encoder, check_head, check_selection
 from s3prl_mtl.mtl_branch.checkpoint import unwrapped
 from s3prl_mtl.preflight import check_plain, corpus_problems, raise_together, split_mistakes
 from s3prl_mtl.registry.plugins import (
@@ -27,7 +28,6 @@ from s3prl_mtl.registry.plugins import (
     task_offers,
 )
 from s3prl_mtl.registry.task_spec import Packages, held_as, packages_of, rivals_of
-from s3prl_mtl.snapshot import encoder_weights, load_strictly
 from s3prl_mtl.task import Task
 from s3prl_mtl.tasks.contract import check_class
 from s3prl_mtl.upstreams import Featurizer, Upstream, load_upstream, rebuild_upstream

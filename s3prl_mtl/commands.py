@@ -14,8 +14,8 @@ from typing import Any
 
 from rich.progress import Progress
 
-from s3prl_mtl import checkpoint as checkpoints
-from s3prl_mtl import resuming
+from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint.files import resume as resuming
 from s3prl_mtl.config import Config, build_config
 from s3prl_mtl.config.layers import ARGUMENT_KEYS
 from s3prl_mtl.console import MESSAGES, OUTPUT

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from s3prl_mtl.assembly import build_experts
-from s3prl_mtl.checkpoint import Checkpoint
+from s3prl_mtl.checkpoint.files import Checkpoint
 from s3prl_mtl.config import Config
 from s3prl_mtl.distributed.placement import (
     Placement,

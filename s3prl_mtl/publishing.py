@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.checkpoint.contents import head_entry
+from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.distributed.world import Group, World
 from s3prl_mtl.reporting import report_layer_weights, report_split
 from s3prl_mtl.run_state import RunState
-from s3prl_mtl.snapshot import head_entry
 from s3prl_mtl.task import Task, put_together
 from s3prl_mtl.tracking import Report, Tracker
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from torch import nn
 
-from s3prl_mtl import checkpoint as checkpoints
-from s3prl_mtl import snapshot
 from s3prl_mtl.assembly import (
     build_experts,
     build_upstream,
@@ -18,6 +16,8 @@ from s3prl_mtl.assembly import (
     load_initial_weights,
     pick_device,
 )
+from s3prl_mtl.checkpoint.files import contents as snapshot
+from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.config import Config, resolve
 from s3prl_mtl.data.randomness import seed_all
 from s3prl_mtl.data.sampling import derived_seed

@@ -12,12 +12,12 @@ import pytest
 import torch
 from comparison import assert_same
 
-from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.checkpoint.contents import encoder_weights
+from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.config import Config, build_config, parse_tasks
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.pieces import forward
 from s3prl_mtl.runner import MultiTaskRunner
-from s3prl_mtl.snapshot import encoder_weights
 from s3prl_mtl.tracking import Tracker, read_metrics, read_results
 
 SMALL_HEADS = Path(__file__).parents[1] / "run_scripts" / "demo.yaml"

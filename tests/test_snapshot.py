@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from s3prl_mtl.checkpoint.contents import encoder_weights, load_strictly
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.snapshot import encoder_weights, load_strictly
 
 
 def test_the_first_names_of_each_kind_are_shown_and_the_others_counted() -> None:

@@ -12,7 +12,7 @@ from comparison import assert_same
 from distributed.ranks import run_ranks
 from distributed.test_updates import make_config
 
-from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.tracking import read_metrics

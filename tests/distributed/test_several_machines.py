@@ -24,7 +24,7 @@ from agents import (
     until,
 )
 
-from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.checkpoint.files import files as checkpoints
 
 STEPS = 30
 

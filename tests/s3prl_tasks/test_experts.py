@@ -11,7 +11,7 @@ import pytest
 import torch
 from s3prl_tasks.corpora import BUILDERS, make
 
-from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.config import build_config
 from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.tracking import read_metrics, read_results

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.config import build_config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.runner import MultiTaskRunner

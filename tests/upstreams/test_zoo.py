@@ -12,8 +12,8 @@ import yaml
 from torch import Tensor
 from zoo_checkpoints import MAKERS, SPECTROGRAM, make_checkpoint, of_s3prl, smaller_decoar
 
-from s3prl_mtl import checkpoint as checkpoints
-from s3prl_mtl import snapshot
+from s3prl_mtl.checkpoint.files import contents as snapshot
+from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.config import build_config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.runner import MultiTaskRunner

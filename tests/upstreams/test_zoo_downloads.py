@@ -17,7 +17,7 @@ import torch
 from test_zoo import alone, run_config, waveforms
 from zoo_checkpoints import DOWNLOADED, make_checkpoint
 
-from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.upstreams import load_upstream, rebuild_upstream

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from s3prl_mtl.checkpoint import Checkpoint
+from s3prl_mtl.checkpoint.compatibility import check_encoder
+from s3prl_mtl.checkpoint.files import Checkpoint
 from s3prl_mtl.config import Config
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fitting import check_encoder
 from s3prl_mtl.task import Task
 from s3prl_mtl.upstreams import Featurizer, Upstream
 

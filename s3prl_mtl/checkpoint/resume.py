@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from s3prl_mtl.checkpoint import Checkpoint
+from s3prl_mtl.checkpoint.files import Checkpoint
 from s3prl_mtl.config import resolve
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.task_spec import TaskGone
