@@ -13,13 +13,13 @@ from pathlib import Path
 from s3prl_mtl import commands
 from s3prl_mtl.authoring import command as authoring
 from s3prl_mtl.authoring import listing
-from s3prl_mtl.console import MESSAGES, show_log
 from s3prl_mtl.distributed.world import DEFAULT_TIMEOUT_SECONDS, RankLost
 from s3prl_mtl.errors import SharedMistake, UserError
 from s3prl_mtl.export import command as exporting
 from s3prl_mtl.inference import command as inference
 from s3prl_mtl.registry.fault import plugin_at_fault, said_in_short
 from s3prl_mtl.stopping import Stopped
+from s3prl_mtl.tracking.console import MESSAGES, show_log
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,6 @@ from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.checkpoint.files import resume as resuming
 from s3prl_mtl.config import Config, build_config
 from s3prl_mtl.config.layers import ARGUMENT_KEYS
-from s3prl_mtl.console import MESSAGES, OUTPUT
 from s3prl_mtl.data.mini_corpus import make_corpus
 from s3prl_mtl.distributed.world import RankLost, World
 from s3prl_mtl.errors import UserError
@@ -26,11 +25,12 @@ from s3prl_mtl.fileio.deferred_log import Remarks
 from s3prl_mtl.mtl_branch.tasks import split_of
 from s3prl_mtl.registry.plugins import split_name
 from s3prl_mtl.registry.task_spec import find_held, packages_of, split_words
-from s3prl_mtl.results import results_table
 from s3prl_mtl.run_folder import working_in
 from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.stopping import Stopped, StopSignals
-from s3prl_mtl.tracking import Tracker
+from s3prl_mtl.tracking.console import MESSAGES, OUTPUT
+from s3prl_mtl.tracking.results_table import results_table
+from s3prl_mtl.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 

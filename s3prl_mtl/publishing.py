@@ -14,7 +14,7 @@ from s3prl_mtl.distributed.world import Group, World
 from s3prl_mtl.reporting import report_layer_weights, report_split
 from s3prl_mtl.run_state import RunState
 from s3prl_mtl.task import Task, put_together
-from s3prl_mtl.tracking import Report, Tracker
+from s3prl_mtl.tracking.tracker import Report, Tracker
 
 logger = logging.getLogger(__name__)
 

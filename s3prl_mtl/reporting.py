@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from s3prl_mtl.task import Task
-from s3prl_mtl.tracking import FEATURIZER, Report
+from s3prl_mtl.tracking.tracker import FEATURIZER, Report
 from s3prl_mtl.upstreams import Featurizer
 
 

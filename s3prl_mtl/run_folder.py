@@ -9,9 +9,9 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from s3prl_mtl.console import log_to_file
 from s3prl_mtl.distributed.world import RankLost, World
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.tracking.console import log_to_file
 
 logger = logging.getLogger(__name__)
 

@@ -30,14 +30,14 @@ from s3prl_mtl.layout import choose_placement, write_placement
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.optim.factory import make_optimizer, make_scheduler
 from s3prl_mtl.preflight import check_splits
-from s3prl_mtl.progress import StepProgress
 from s3prl_mtl.publishing import Publisher
 from s3prl_mtl.run_state import RunState
 from s3prl_mtl.step import StepReport, TrainingStep
 from s3prl_mtl.stopping import Stopped, StopSignals
 from s3prl_mtl.tallies import Tallies
 from s3prl_mtl.task import Task
-from s3prl_mtl.tracking import Results, Tracker
+from s3prl_mtl.tracking.progress import StepProgress
+from s3prl_mtl.tracking.tracker import Results, Tracker
 from s3prl_mtl.upstreams import Featurizer
 from s3prl_mtl.upstreams.shared_encoder import Encoding
 

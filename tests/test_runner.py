@@ -18,7 +18,7 @@ from s3prl_mtl.config import Config, build_config, parse_tasks
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.pieces import forward
 from s3prl_mtl.runner import MultiTaskRunner
-from s3prl_mtl.tracking import Tracker, read_metrics, read_results
+from s3prl_mtl.tracking.tracker import Tracker, read_metrics, read_results
 
 SMALL_HEADS = Path(__file__).parents[1] / "run_scripts" / "demo.yaml"
 NINE = ["asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd"]

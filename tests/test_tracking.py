@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.tracking import Report, Tracker, read_metrics, read_results
+from s3prl_mtl.tracking.tracker import Report, Tracker, read_metrics, read_results
 
 
 def test_a_number_reaches_all_three_places(tmp_path: Path):

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from s3prl_mtl.authoring.conformance import check_task
 from s3prl_mtl.authoring.new_task import new_task, words_of
-from s3prl_mtl.console import OUTPUT
+from s3prl_mtl.tracking.console import OUTPUT
 
 _COLOURS = {True: "green", False: "red", None: "dim"}
 

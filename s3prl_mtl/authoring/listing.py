@@ -13,7 +13,6 @@ from rich.table import Column, Table
 
 from s3prl_mtl.authoring.sayings import said_by
 from s3prl_mtl.config import build_config, resolve
-from s3prl_mtl.console import OUTPUT
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import (
     Plugin,
@@ -25,6 +24,7 @@ from s3prl_mtl.registry.plugins import (
 from s3prl_mtl.s3prl_compat.folders import installed_folders
 from s3prl_mtl.tasks.contract import check_installed
 from s3prl_mtl.tasks.metric import metrics_of
+from s3prl_mtl.tracking.console import OUTPUT
 from s3prl_mtl.upstreams.zoo.s3prl_upstreams import zoo_names
 
 EXPERTS_PAGE = "docs/s3prl-experts.md"

@@ -16,7 +16,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.reporting import report_split
 from s3prl_mtl.tasks.base import TaskExpert
 from s3prl_mtl.tasks.metric import Metric, first_score, metrics_of
-from s3prl_mtl.tracking import Report
+from s3prl_mtl.tracking.tracker import Report
 
 
 def records_lists(subject: Subject) -> str:

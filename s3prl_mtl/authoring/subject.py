@@ -27,7 +27,7 @@ from s3prl_mtl.pieces import Piece
 from s3prl_mtl.preflight import corpus_problems, raise_together
 from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.task import Task
-from s3prl_mtl.tracking import Report
+from s3prl_mtl.tracking.tracker import Report
 
 TRAINING_BATCHES = 16
 """How many batches of a training epoch are read, if nobody says otherwise."""

@@ -14,7 +14,7 @@ from s3prl_mtl.authoring import check_task
 from s3prl_mtl.cli import main
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import load_task
-from s3prl_mtl.tracking import Report
+from s3prl_mtl.tracking.tracker import Report
 
 # The pitch of tones, learned by its squared error. It has no corpus: its waveforms are computed.
 SQUARED_ERROR = """

@@ -15,7 +15,7 @@ from distributed.test_updates import make_config
 from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.runner import MultiTaskRunner
-from s3prl_mtl.tracking import read_metrics
+from s3prl_mtl.tracking.tracker import read_metrics
 
 
 def train(world: World, config: dict[str, Any], folder: Path, resume: Path | None) -> list[str]:

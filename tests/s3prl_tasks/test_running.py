@@ -21,9 +21,9 @@ from s3prl_mtl.data.epoch_reader import EpochReader
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.preflight import check_splits
-from s3prl_mtl.results import results_table
 from s3prl_mtl.runner import MultiTaskRunner
-from s3prl_mtl.tracking import read_results
+from s3prl_mtl.tracking.results_table import results_table
+from s3prl_mtl.tracking.tracker import read_results
 
 
 @pytest.fixture

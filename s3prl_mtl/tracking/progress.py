@@ -7,7 +7,7 @@ from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from s3prl_mtl.console import MESSAGES
+from s3prl_mtl.tracking.console import MESSAGES
 
 
 class StepProgress:
