@@ -21,7 +21,7 @@ from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.config import Config, resolve
 from s3prl_mtl.data.randomness import seed_all
 from s3prl_mtl.data.sampling import derived_seed
-from s3prl_mtl.distributed.same import check_same, mend_drift
+from s3prl_mtl.distributed.sync import check_same, mend_drift
 from s3prl_mtl.distributed.world import RankLost, World
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.evaluation import Evaluator, Interrupted, share_buffers

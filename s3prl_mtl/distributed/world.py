@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from s3prl_mtl.distributed.meeting import meet
-from s3prl_mtl.distributed.watch import SILENT_BEATS, Watch
+from s3prl_mtl.distributed.health import SILENT_BEATS, Watch
+from s3prl_mtl.distributed.rendezvous import meet
 from s3prl_mtl.errors import SharedMistake, UserError
 
 logger = logging.getLogger(__name__)

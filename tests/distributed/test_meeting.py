@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 from distributed.ranks import free_port
 
-from s3prl_mtl.distributed.meeting import meet
+from s3prl_mtl.distributed.rendezvous import meet
 from s3prl_mtl.errors import UserError
 
 

@@ -21,12 +21,12 @@ from typing import Any
 import pytest
 from torch.distributed import PrefixStore, TCPStore
 
-from s3prl_mtl.distributed import watch as watch_module
-from s3prl_mtl.distributed.sighting import Beat
-from s3prl_mtl.distributed.watch import Watch
+from s3prl_mtl.distributed import health as watch_module
+from s3prl_mtl.distributed.health import Watch
+from s3prl_mtl.distributed.peer_status import Beat
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch.distributed", "s3prl_mtl.distributed.watch"])
+CONTEXT.set_forkserver_preload(["torch.distributed", "s3prl_mtl.distributed.health"])
 BEAT_SECONDS = 0.2
 DEADLINE_SECONDS = 60.0
 LOST = RuntimeError("Connection closed by peer [127.0.0.1]:4711")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from torch.distributed import Store
 
-from s3prl_mtl.distributed.sighting import Beat, Sighting, spoken
+from s3prl_mtl.distributed.peer_status import Beat, Sighting, spoken
 
 logger = logging.getLogger(__name__)
 
