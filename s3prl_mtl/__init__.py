@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from s3prl_mtl.distributed.world import World
     from s3prl_mtl.inference.trained import TrainedRun
     from s3prl_mtl.registry.plugins import discover_tasks, load_task
-    from s3prl_mtl.runner import MultiTaskRunner
     from s3prl_mtl.tasks.base import TaskExpert
     from s3prl_mtl.tasks.classification import ClassificationExpert
     from s3prl_mtl.tasks.ctc import TranscriptionExpert
     from s3prl_mtl.tasks.metric import Metric
+    from s3prl_mtl.training.runner import MultiTaskRunner
     from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream, load_upstream
 
 __all__ = [
@@ -43,7 +43,7 @@ _HOMES = {
     "Featurizer": "upstreams",
     "HiddenStates": "upstreams",
     "Metric": "tasks.metric",
-    "MultiTaskRunner": "runner",
+    "MultiTaskRunner": "training.runner",
     "TaskExpert": "tasks.base",
     "TrainedRun": "inference.trained",
     "TranscriptionExpert": "tasks.ctc",

@@ -18,8 +18,8 @@ from s3prl_mtl.errors import SharedMistake, UserError
 from s3prl_mtl.export import command as exporting
 from s3prl_mtl.inference import command as inference
 from s3prl_mtl.registry.fault import plugin_at_fault, said_in_short
-from s3prl_mtl.stopping import Stopped
 from s3prl_mtl.tracking.console import MESSAGES, show_log
+from s3prl_mtl.training.signals import Stopped
 
 logger = logging.getLogger(__name__)
 

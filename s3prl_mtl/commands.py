@@ -25,12 +25,12 @@ from s3prl_mtl.fileio.deferred_log import Remarks
 from s3prl_mtl.mtl_branch.tasks import split_of
 from s3prl_mtl.registry.plugins import split_name
 from s3prl_mtl.registry.task_spec import find_held, packages_of, split_words
-from s3prl_mtl.run_folder import working_in
-from s3prl_mtl.runner import MultiTaskRunner
-from s3prl_mtl.stopping import Stopped, StopSignals
 from s3prl_mtl.tracking.console import MESSAGES, OUTPUT
 from s3prl_mtl.tracking.results_table import results_table
 from s3prl_mtl.tracking.tracker import Tracker
+from s3prl_mtl.training.run_dir import working_in
+from s3prl_mtl.training.runner import MultiTaskRunner
+from s3prl_mtl.training.signals import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
 

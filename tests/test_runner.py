@@ -16,9 +16,9 @@ from s3prl_mtl.checkpoint.contents import encoder_weights
 from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.config import Config, build_config, parse_tasks
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.pieces import forward
-from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.tracking.tracker import Tracker, read_metrics, read_results
+from s3prl_mtl.training.microbatch import forward
+from s3prl_mtl.training.runner import MultiTaskRunner
 
 SMALL_HEADS = Path(__file__).parents[1] / "run_scripts" / "demo.yaml"
 NINE = ["asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd"]

@@ -10,9 +10,9 @@ import pytest
 from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.config import build_config
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.tracking.results_table import results_table
 from s3prl_mtl.tracking.tracker import read_results
+from s3prl_mtl.training.runner import MultiTaskRunner
 
 # As people write them for s3prl: a loader that shuffles by itself, files beside the checkpoints,
 # whatever the runner passes taken as keyword arguments, metrics by tensorboard's name.

@@ -21,9 +21,9 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.command import export
 from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.registry.task_spec import find_held, held_as
-from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.tracking.results_table import results_table
 from s3prl_mtl.tracking.tracker import read_results
+from s3prl_mtl.training.runner import MultiTaskRunner
 
 SMALL_HEADS = Path(__file__).parents[1] / "run_scripts" / "demo.yaml"
 

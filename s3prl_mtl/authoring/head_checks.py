@@ -12,7 +12,7 @@ from s3prl_mtl.authoring.subject import Subject
 from s3prl_mtl.authoring.verdicts import Broken, Check, NotApplicable
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.inference.answering import accepted, named
-from s3prl_mtl.pieces import Piece
+from s3prl_mtl.training.microbatch import Piece
 
 
 def takes_every_batch(subject: Subject) -> str:

@@ -21,8 +21,8 @@ from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.data.sampling import derived_seed
 from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.world import OtherRankFailed, RankLost, World
-from s3prl_mtl.pieces import Piece
 from s3prl_mtl.tracking.tracker import Report
+from s3prl_mtl.training.microbatch import Piece
 
 RANKS = 2
 TOLERANCE = 1e-4

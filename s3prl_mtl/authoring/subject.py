@@ -21,13 +21,13 @@ from s3prl_mtl.data.epoch_reader import Batch, EpochReader
 from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.evaluation import Evaluator, Records
 from s3prl_mtl.fileio.deferred_log import Remarks
-from s3prl_mtl.pieces import Piece
-from s3prl_mtl.preflight import corpus_problems, raise_together
 from s3prl_mtl.registry.plugins import load_task
-from s3prl_mtl.task import Task
 from s3prl_mtl.tracking.tracker import Report
+from s3prl_mtl.training.evaluation import Evaluator, Records
+from s3prl_mtl.training.microbatch import Piece
+from s3prl_mtl.training.preflight import corpus_problems, raise_together
+from s3prl_mtl.training.task import Task
 
 TRAINING_BATCHES = 16
 """How many batches of a training epoch are read, if nobody says otherwise."""

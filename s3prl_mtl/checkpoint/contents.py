@@ -13,7 +13,7 @@ from s3prl_mtl.checkpoint.compatibility import check_encoder
 from s3prl_mtl.checkpoint.files import Checkpoint
 from s3prl_mtl.config import Config
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.task import Task
+from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer, Upstream
 
 _PREFIX = "model."

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3prl_mtl.assembly import build_experts, build_upstream, pick_device
 from s3prl_mtl.checkpoint.contents import restore_weights
 from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.config import Config, build_config, resolve
@@ -19,7 +18,8 @@ from s3prl_mtl.inference.trained import TrainedRun
 from s3prl_mtl.registry.plugins import load_task, split_name
 from s3prl_mtl.registry.task_spec import Packages, packages_of, saved_package, the_held
 from s3prl_mtl.s3prl_compat.task_spec import is_expert
-from s3prl_mtl.task import Task
+from s3prl_mtl.training.build import build_experts, build_upstream, pick_device
+from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer
 from s3prl_mtl.upstreams.shared_encoder import Encoding
 

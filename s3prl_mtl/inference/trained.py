@@ -19,7 +19,7 @@ from s3prl_mtl.inference.given_audio import (
     origin_of,
 )
 from s3prl_mtl.registry.task_spec import Packages, find_held, the_held
-from s3prl_mtl.task import Task
+from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams.shared_encoder import Encoding, layers, wants_hidden_states
 
 

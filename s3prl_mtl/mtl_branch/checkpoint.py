@@ -19,7 +19,7 @@ from s3prl_mtl.fileio.safe_torch import to_plain
 from s3prl_mtl.mtl_branch.block import Block, Notes
 from s3prl_mtl.mtl_branch.config import translate
 from s3prl_mtl.mtl_branch.tasks import task_of
-from s3prl_mtl.tallies import Tallies
+from s3prl_mtl.training.skips import Tallies
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import torch
 
 from s3prl_mtl import MultiTaskRunner, load, load_upstream
 from s3prl_mtl.config import build_config
-from s3prl_mtl.pieces import forward
+from s3prl_mtl.training.microbatch import forward
 
 # The expert keeps what it got, by its process's global, for the test to look at.
 EXPERT = """

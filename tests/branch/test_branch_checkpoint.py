@@ -19,9 +19,9 @@ from s3prl_mtl.cli import main
 from s3prl_mtl.config import build_config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.command import export
-from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.tracking.tracker import read_results
+from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams import load_upstream, write_fairseq_checkpoint
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -15,9 +15,9 @@ from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import Remarks
 from s3prl_mtl.mtl_branch.config import translate
-from s3prl_mtl.preflight import check_splits
-from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.tracking.tracker import read_results
+from s3prl_mtl.training.preflight import check_splits
+from s3prl_mtl.training.runner import MultiTaskRunner
 
 
 def config_of(path: Path, tasks: list[str] = NINE, **flags):

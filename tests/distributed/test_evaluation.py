@@ -12,8 +12,8 @@ from distributed.test_updates import make_config
 
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.evaluation import Interrupted
-from s3prl_mtl.runner import MultiTaskRunner
+from s3prl_mtl.training.evaluation import Interrupted
+from s3prl_mtl.training.runner import MultiTaskRunner
 
 
 def evaluate_everything(

@@ -14,8 +14,8 @@ from distributed.test_updates import make_config
 
 from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.distributed.world import World
-from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.tracking.tracker import read_metrics
+from s3prl_mtl.training.runner import MultiTaskRunner
 
 
 def train(world: World, config: dict[str, Any], folder: Path, resume: Path | None) -> list[str]:
@@ -26,7 +26,7 @@ def train(world: World, config: dict[str, Any], folder: Path, resume: Path | Non
         def emit(self, record: logging.LogRecord) -> None:
             said.append(record.getMessage())
 
-    logging.getLogger("s3prl_mtl.run_state").addHandler(Listener())
+    logging.getLogger("s3prl_mtl.training.state").addHandler(Listener())
     saved = checkpoints.load(resume) if resume is not None else None
     torch.rand(17 + world.rank)  # chance must come from the checkpoint, not from what ran before
     MultiTaskRunner(config, folder, resume=saved, world=world).train()

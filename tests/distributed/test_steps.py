@@ -14,9 +14,9 @@ from distributed.test_updates import assert_same_update, make_config, weights_of
 
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.pieces import Piece, cut
-from s3prl_mtl.runner import MultiTaskRunner
-from s3prl_mtl.tallies import MAXIMUM_IN_A_ROW, Tallies
+from s3prl_mtl.training.microbatch import Piece, cut
+from s3prl_mtl.training.runner import MultiTaskRunner
+from s3prl_mtl.training.skips import MAXIMUM_IN_A_ROW, Tallies
 
 Fault = Callable[[World, MultiTaskRunner], None]
 

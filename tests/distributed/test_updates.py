@@ -13,7 +13,7 @@ from distributed.ranks import run_ranks
 from s3prl_mtl.config import build_config, parse_tasks
 from s3prl_mtl.data.epoch_reader import Batch, EpochReader
 from s3prl_mtl.distributed.world import World
-from s3prl_mtl.runner import MultiTaskRunner
+from s3prl_mtl.training.runner import MultiTaskRunner
 
 SMALL_HEADS = Path(__file__).parents[2] / "run_scripts" / "demo.yaml"
 

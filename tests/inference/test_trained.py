@@ -21,7 +21,7 @@ from s3prl_mtl.config import build_config, parse_tasks
 from s3prl_mtl.data import read_audio
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.metrics import decide_speech, find_slots, without_slots
-from s3prl_mtl.runner import MultiTaskRunner
+from s3prl_mtl.training.runner import MultiTaskRunner
 
 SMALL_HEADS = Path(__file__).parents[2] / "run_scripts" / "demo.yaml"
 SECONDS_A_FRAME = 0.01

@@ -13,8 +13,8 @@ from s3prl_tasks.corpora import BUILDERS, make
 
 from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.config import build_config
-from s3prl_mtl.runner import MultiTaskRunner
 from s3prl_mtl.tracking.tracker import read_metrics, read_results
+from s3prl_mtl.training.runner import MultiTaskRunner
 
 NEEDS_GPU = {"atis", "audio_snips", "sv_voxceleb1"}
 

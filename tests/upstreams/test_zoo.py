@@ -16,7 +16,7 @@ from s3prl_mtl.checkpoint.files import contents as snapshot
 from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.config import build_config
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.runner import MultiTaskRunner
+from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams import Featurizer, load_upstream, rebuild_upstream
 from s3prl_mtl.upstreams.zoo.s3prl_upstreams import skeleton, zoo_names
 

@@ -18,8 +18,8 @@ from s3prl_mtl.data.sampling import derived_seed
 from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.placement import Placement
 from s3prl_mtl.distributed.world import World
-from s3prl_mtl.tallies import Tallies
-from s3prl_mtl.task import Task
+from s3prl_mtl.training.skips import Tallies
+from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams.shared_encoder import Encoding
 
 logger = logging.getLogger(__name__)

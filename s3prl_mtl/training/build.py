@@ -19,7 +19,6 @@ from s3prl_mtl.config import Config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.mtl_branch.checkpoint import unwrapped
-from s3prl_mtl.preflight import check_plain, corpus_problems, raise_together, split_mistakes
 from s3prl_mtl.registry.plugins import (
     OUR_PACKAGE,
     find_upstream,
@@ -28,8 +27,14 @@ from s3prl_mtl.registry.plugins import (
     task_offers,
 )
 from s3prl_mtl.registry.task_spec import Packages, held_as, packages_of, rivals_of
-from s3prl_mtl.task import Task
 from s3prl_mtl.tasks.contract import check_class
+from s3prl_mtl.training.preflight import (
+    check_plain,
+    corpus_problems,
+    raise_together,
+    split_mistakes,
+)
+from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer, Upstream, load_upstream, rebuild_upstream
 from s3prl_mtl.upstreams.zoo.huggingface import HUGGING_FACE
 

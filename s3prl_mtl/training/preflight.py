@@ -10,8 +10,8 @@ from s3prl_mtl.config import Config
 from s3prl_mtl.data.epoch_reader import EpochReader
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.s3prl_compat.adapter import S3prlTask
-from s3prl_mtl.task import Task
 from s3prl_mtl.tasks.base import TaskExpert
+from s3prl_mtl.training.task import Task
 
 
 def check_splits(config: Config, tasks: Mapping[str, Task]) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from s3prl_mtl.checkpoint.contents import head_entry
 from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.distributed.world import Group, World
-from s3prl_mtl.reporting import report_layer_weights, report_split
-from s3prl_mtl.run_state import RunState
-from s3prl_mtl.task import Task, put_together
 from s3prl_mtl.tracking.tracker import Report, Tracker
+from s3prl_mtl.training.reporting import report_layer_weights, report_split
+from s3prl_mtl.training.state import RunState
+from s3prl_mtl.training.task import Task, put_together
 
 logger = logging.getLogger(__name__)
 

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from s3prl_mtl.agreement import DroppedLate, OutOfMemory, Verdict, agree
 from s3prl_mtl.balancing import sum_of_losses
 from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.world import Group, World
 from s3prl_mtl.errors import SharedMistake
 from s3prl_mtl.nn import SpecAugment
-from s3prl_mtl.pieces import Piece, cut, forward
-from s3prl_mtl.tallies import Tallies
-from s3prl_mtl.task import Task
+from s3prl_mtl.training.microbatch import Piece, cut, forward
+from s3prl_mtl.training.skips import Tallies
+from s3prl_mtl.training.sync_step import DroppedLate, OutOfMemory, Verdict, agree
+from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams.shared_encoder import Encoding
 
 

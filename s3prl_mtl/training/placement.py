@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from s3prl_mtl.assembly import build_experts
 from s3prl_mtl.checkpoint.files import Checkpoint
 from s3prl_mtl.config import Config
 from s3prl_mtl.distributed.placement import (
@@ -26,8 +25,9 @@ from s3prl_mtl.distributed.placement import (
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.fileio.atomic import replace_text
 from s3prl_mtl.nn import SpecAugment
-from s3prl_mtl.pieces import Piece, forward
-from s3prl_mtl.task import Task
+from s3prl_mtl.training.build import build_experts
+from s3prl_mtl.training.microbatch import Piece, forward
+from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams.shared_encoder import Encoding
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.distributed.world import World
-from s3prl_mtl.pieces import Piece
+from s3prl_mtl.training.microbatch import Piece
 
 
 class OutOfMemory(Exception):

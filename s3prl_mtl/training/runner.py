@@ -9,13 +9,6 @@ from pathlib import Path
 
 from torch import nn
 
-from s3prl_mtl.assembly import (
-    build_experts,
-    build_upstream,
-    load_initial_encoder,
-    load_initial_weights,
-    pick_device,
-)
 from s3prl_mtl.checkpoint.files import contents as snapshot
 from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.config import Config, resolve
@@ -24,20 +17,27 @@ from s3prl_mtl.data.sampling import derived_seed
 from s3prl_mtl.distributed.sync import check_same, mend_drift
 from s3prl_mtl.distributed.world import RankLost, World
 from s3prl_mtl.errors import UserError, nearest
-from s3prl_mtl.evaluation import Evaluator, Interrupted, share_buffers
 from s3prl_mtl.fileio.yaml_files import write_yaml
-from s3prl_mtl.layout import choose_placement, write_placement
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.optim.factory import make_optimizer, make_scheduler
-from s3prl_mtl.preflight import check_splits
-from s3prl_mtl.publishing import Publisher
-from s3prl_mtl.run_state import RunState
-from s3prl_mtl.step import StepReport, TrainingStep
-from s3prl_mtl.stopping import Stopped, StopSignals
-from s3prl_mtl.tallies import Tallies
-from s3prl_mtl.task import Task
 from s3prl_mtl.tracking.progress import StepProgress
 from s3prl_mtl.tracking.tracker import Results, Tracker
+from s3prl_mtl.training.build import (
+    build_experts,
+    build_upstream,
+    load_initial_encoder,
+    load_initial_weights,
+    pick_device,
+)
+from s3prl_mtl.training.evaluation import Evaluator, Interrupted, share_buffers
+from s3prl_mtl.training.placement import choose_placement, write_placement
+from s3prl_mtl.training.preflight import check_splits
+from s3prl_mtl.training.publishing import Publisher
+from s3prl_mtl.training.signals import Stopped, StopSignals
+from s3prl_mtl.training.skips import Tallies
+from s3prl_mtl.training.state import RunState
+from s3prl_mtl.training.step import StepReport, TrainingStep
+from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer
 from s3prl_mtl.upstreams.shared_encoder import Encoding
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from s3prl_mtl.task import Task
 from s3prl_mtl.tracking.tracker import FEATURIZER, Report
+from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer
 
 

@@ -16,8 +16,8 @@ from s3prl_mtl.data.batching import check_dropped
 from s3prl_mtl.data.epoch_reader import EpochReader
 from s3prl_mtl.distributed.world import Group, World
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.reporting import Report, report_split
-from s3prl_mtl.task import Task
+from s3prl_mtl.training.reporting import Report, report_split
+from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams.shared_encoder import Encoding
 
 

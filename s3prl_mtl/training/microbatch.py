@@ -10,7 +10,7 @@ from torch import Tensor
 
 from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.nn import SpecAugment
-from s3prl_mtl.task import Task
+from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams.shared_encoder import Encoding, layers, wants_hidden_states
 
 
