@@ -11,7 +11,7 @@ from torch import Tensor
 from s3prl_mtl.authoring.subject import Subject
 from s3prl_mtl.authoring.verdicts import Broken, Check, NotApplicable
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.inference.answering import accepted, named
+from s3prl_mtl.inference.predictions import accepted, named
 from s3prl_mtl.training.microbatch import Piece
 
 

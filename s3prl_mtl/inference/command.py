@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.inference.given_audio import NOBODY_SPEAKS, read_utterance
+from s3prl_mtl.inference.audio_input import NOBODY_SPEAKS, read_utterance
 from s3prl_mtl.inference.loading import load_run
 from s3prl_mtl.inference.rttm import recording_names, rttm_file, write_rttm
 from s3prl_mtl.inference.trained import TrainedRun

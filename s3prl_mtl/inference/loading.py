@@ -13,7 +13,7 @@ from s3prl_mtl.checkpoint.contents import restore_weights
 from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.config import Config, build_config, resolve
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.inference.answering import gives_answers, no_answers
+from s3prl_mtl.inference.predictions import gives_answers, no_answers
 from s3prl_mtl.inference.trained import TrainedRun
 from s3prl_mtl.registry.plugins import load_task, split_name
 from s3prl_mtl.registry.task_spec import Packages, packages_of, saved_package, the_held

@@ -10,13 +10,20 @@ from torch import Tensor
 
 from s3prl_mtl.data import SAMPLE_RATE
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.inference.answering import Answer, ask, conditioned, gives_answers, named, no_answers
-from s3prl_mtl.inference.given_audio import (
+from s3prl_mtl.inference.audio_input import (
     NOBODY_SPEAKS,
     Audio,
     as_waveform,
     as_waveforms,
     origin_of,
+)
+from s3prl_mtl.inference.predictions import (
+    Answer,
+    ask,
+    conditioned,
+    gives_answers,
+    named,
+    no_answers,
 )
 from s3prl_mtl.registry.task_spec import Packages, find_held, the_held
 from s3prl_mtl.training.task import Task
