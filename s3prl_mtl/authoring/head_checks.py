@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s3prl_mtl.authoring.subject import Subject
+from s3prl_mtl.authoring.harness import Subject
 from s3prl_mtl.authoring.verdicts import Broken, Check, NotApplicable
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.inference.predictions import accepted, named

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from s3prl_mtl.authoring.subject import Subject
+from s3prl_mtl.authoring.harness import Subject
 from s3prl_mtl.authoring.verdicts import Broken, Check
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError

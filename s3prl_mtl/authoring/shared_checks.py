@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from s3prl_mtl.authoring.batch_checks import digests
+from s3prl_mtl.authoring.harness import Subject
 from s3prl_mtl.authoring.processes import Answer, one_thread, run_ranks
 from s3prl_mtl.authoring.sayings import said_by
-from s3prl_mtl.authoring.subject import Subject
 from s3prl_mtl.authoring.verdicts import Broken, Check, NotApplicable
 from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.data.sampling import derived_seed

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+from s3prl_mtl.authoring.fake_upstream import FRAME_SAMPLES, WIDTH, pseudo_encoding
 from s3prl_mtl.authoring.processes import Answer
-from s3prl_mtl.authoring.pseudo_encoder import FRAME_SAMPLES, WIDTH, pseudo_encoding
 from s3prl_mtl.config import Config, build_config, parse_tasks, resolve
 from s3prl_mtl.data.epoch_reader import Batch, EpochReader
 from s3prl_mtl.data.randomness import RandomStream
