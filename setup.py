@@ -72,7 +72,7 @@ setup(
         "dev": [*DEV, *DEMO, *S3PRL, *TRANSFORMERS, *ONNX],
     },
     entry_points={
-        "console_scripts": ["s3prl-mtl = s3prl_mtl.cli:main"],
+        "console_scripts": ["s3prl-mtl = s3prl_mtl.cli.main:main"],
         "s3prl_mtl.tasks": [*TASKS, "asv = downstream_plugins.sv:SpeakerVerification"],
         "s3prl_mtl.upstreams": UPSTREAMS,
     },

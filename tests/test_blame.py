@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 from s3prl_mtl.registry.fault import frames_of, plugin_at_fault, said_in_short
 
 ROOT = Path(__file__).parents[1]

@@ -57,7 +57,7 @@ def test_an_installed_wheel_trains_without_the_checkout(
     script = """
 import sys
 import s3prl_mtl
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 assert s3prl_mtl.__file__.startswith(sys.argv[1]), s3prl_mtl.__file__
 settings = "runner.test_last=false,,scheduler=null,,ks.downstream_expert.datarc.num_workers=0"
 words = ["-u", "hubert_tiny", "-d", "ks", "--steps", "1", "-p", "run", "-o", settings]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.cli import COMMANDS, run_parser
+from s3prl_mtl.cli.main import COMMANDS, run_parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from comparison import assert_same
 
 import s3prl_mtl
 from s3prl_mtl.checkpoint.files import files as checkpoints
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 from s3prl_mtl.config import build_config, parse_tasks, resolve
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.command import export

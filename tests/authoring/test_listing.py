@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from s3prl_mtl.authoring import listing
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 from s3prl_mtl.tracking.console import OUTPUT
 
 # As little as a class can be that a run can use.

@@ -11,7 +11,7 @@ import torch
 
 from s3prl_mtl import ClassificationExpert, Metric, TaskExpert
 from s3prl_mtl.authoring import check_task
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.tracking.tracker import Report

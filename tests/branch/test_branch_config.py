@@ -10,7 +10,7 @@ import pytest
 import yaml
 from branch_config import NINE, REAL
 
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import Remarks

@@ -12,7 +12,7 @@ import pytest
 from session import Session, install, prepare_environment
 from workplace import add_recordings
 
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 

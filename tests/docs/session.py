@@ -20,7 +20,7 @@ import pytest
 from pages import ROOT, Block, Command
 from typed import DOWNLOADED, training
 
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 
 TRIED = ("export", "predict", "results", "tasks", "upstreams")
 """Commands of ours that need no corpus, and take seconds."""

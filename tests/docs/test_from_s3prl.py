@@ -9,8 +9,8 @@ import pytest
 from pages import PAGES, Block, Command
 from typed import training
 
-from s3prl_mtl import commands as command_line
-from s3prl_mtl.cli import run_parser
+from s3prl_mtl.cli.main import run as command_line
+from s3prl_mtl.cli.main import run_parser
 from s3prl_mtl.fileio.deferred_log import Remarks
 
 PAGE = "docs/from-s3prl.md"

@@ -18,7 +18,7 @@ from upstreams.test_huggingface import make as make_huggingface
 from upstreams.zoo_checkpoints import make_checkpoint
 
 from s3prl_mtl.checkpoint.files import files as checkpoints
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 
 BRANCH_TASKS = ("asr", "pr", "ks", "sd")
 STFT = {"n_fft": 512, "hop_length": 160, "win_length": 400, "window": "hann", "center": True}

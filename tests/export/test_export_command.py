@@ -17,7 +17,7 @@ from torch import Tensor
 from tuned_runs import HEAD, move, save_run, tuned
 
 from s3prl_mtl.checkpoint.files import files as checkpoints
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.export import FORMATS, export
 from s3prl_mtl.export.command import Format
@@ -155,7 +155,7 @@ def test_a_failure_leaves_the_empty_folder_empty(
 
 ENDLESS = """
 import sys
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 from s3prl_mtl.export.command import FORMATS, Format
 
 def write(run, out):
@@ -309,7 +309,7 @@ def test_a_place_that_cannot_be_written_is_named(format: str, tmp_path: Path) ->
 
 FULL = """
 import resource, sys
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 raise SystemExit(main(["export", "run", "--format", sys.argv[1], "-o", "out"]))
 """

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tuned_runs import FIXTURES
 
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")

@@ -25,7 +25,7 @@ DEMO = ROOT / "run_scripts" / "demo.yaml"
 DEADLINE_SECONDS = 120.0
 """For whatever a test waits for. A run that is well takes a small part of it."""
 
-TRACE = "s3prl_mtl/cli.py"
+TRACE = "s3prl_mtl/cli/main.py"
 """In every traceback of a run; torchrun prints one of its own when a rank fails."""
 
 POLL_SECONDS = 0.002

@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 import s3prl_mtl
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 from s3prl_mtl.config import build_config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import load_task

@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 import s3prl_mtl
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 from s3prl_mtl.config import build_config, parse_tasks
 from s3prl_mtl.data import read_audio
 from s3prl_mtl.errors import UserError

@@ -16,7 +16,7 @@ from s3prl_tasks.corpora import fluent_commands, speech_commands, write_config
 from s3prl_tasks.test_experts import run_config
 
 import s3prl_mtl
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 from s3prl_mtl.data.epoch_reader import EpochReader
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError

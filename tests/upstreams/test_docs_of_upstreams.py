@@ -14,7 +14,7 @@ from test_zoo import WITH_SETTINGS, WITHOUT_DOWNLOAD
 from test_zoo_transformers import CLASSES
 from zoo_checkpoints import DOWNLOADED, MAKERS
 
-from s3prl_mtl.cli import run_parser
+from s3prl_mtl.cli.main import run_parser
 from s3prl_mtl.upstreams.zoo.s3prl_upstreams import zoo_names
 
 TEXT = (Path(__file__).parents[2] / "docs" / "upstreams.md").read_text(encoding="utf-8")

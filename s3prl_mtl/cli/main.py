@@ -10,13 +10,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from s3prl_mtl import commands
-from s3prl_mtl.authoring import command as authoring
 from s3prl_mtl.authoring import listing
+from s3prl_mtl.cli.main import authoring
+from s3prl_mtl.cli.main import predict as inference
+from s3prl_mtl.cli.main import run as commands
 from s3prl_mtl.distributed.world import DEFAULT_TIMEOUT_SECONDS, RankLost
 from s3prl_mtl.errors import SharedMistake, UserError
 from s3prl_mtl.export import command as exporting
-from s3prl_mtl.inference import command as inference
 from s3prl_mtl.registry.fault import plugin_at_fault, said_in_short
 from s3prl_mtl.tracking.console import MESSAGES, show_log
 from s3prl_mtl.training.signals import Stopped
