@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.safe_torch import ZIP_MAGIC, DamagedFile
 
@@ -41,7 +41,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_intact(tmp_path: Path):
     script = f"""
 import resource, signal, torch
 from pathlib import Path
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.errors import UserError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

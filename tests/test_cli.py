@@ -15,7 +15,7 @@ import torch
 import yaml
 from filelock import FileLock
 
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 
 ROOT = Path(__file__).parents[1]
 SMALL_HEADS = ROOT / "run_scripts" / "demo.yaml"

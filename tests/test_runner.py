@@ -12,8 +12,8 @@ import pytest
 import torch
 from comparison import assert_same
 
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.contents import encoder_weights
-from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.config import Config, build_config, parse_tasks
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.tracking.tracker import Tracker, read_metrics, read_results

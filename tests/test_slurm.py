@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from agents import ROOT, Started, environment, free_port, reached, same_weights, training, until
 
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 
 SCRIPT = ROOT / "run_scripts" / "slurm.sh"
 STEPS = 40

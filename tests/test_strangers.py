@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.config import build_config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.tracking.results_table import results_table

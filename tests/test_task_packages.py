@@ -14,7 +14,7 @@ import yaml
 from comparison import assert_same
 
 import s3prl_mtl
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.config import build_config, parse_tasks, resolve
 from s3prl_mtl.errors import UserError

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from s3prl_mtl.authoring import listing
-from s3prl_mtl.cli.main import authoring
-from s3prl_mtl.cli.main import predict as inference
-from s3prl_mtl.cli.main import run as commands
+from s3prl_mtl.cli import authoring
+from s3prl_mtl.cli import predict as inference
+from s3prl_mtl.cli import run as commands
 from s3prl_mtl.distributed.world import DEFAULT_TIMEOUT_SECONDS, RankLost
 from s3prl_mtl.errors import SharedMistake, UserError
 from s3prl_mtl.export import command as exporting

@@ -14,8 +14,8 @@ from typing import Any
 
 from rich.progress import Progress
 
-from s3prl_mtl.checkpoint.files import files as checkpoints
-from s3prl_mtl.checkpoint.files import resume as resuming
+from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint import resume as resuming
 from s3prl_mtl.config import Config, build_config
 from s3prl_mtl.config.layers import ARGUMENT_KEYS
 from s3prl_mtl.data.mini_corpus import make_corpus

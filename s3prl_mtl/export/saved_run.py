@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.compatibility import check_encoder, check_size
 from s3prl_mtl.checkpoint.contents import encoder_weights, load_strictly
-from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.upstreams import (
     Featurizer,

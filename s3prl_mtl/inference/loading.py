@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.contents import restore_weights
-from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.config import Config, build_config, resolve
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.inference.predictions import gives_answers, no_answers

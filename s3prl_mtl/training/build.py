@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.compatibility import check_encoder, check_head, check_selection
 from s3prl_mtl.checkpoint.contents import encoder_weights, load_strictly
-from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.config import Config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.contents import head_entry
-from s3prl_mtl.checkpoint.files import files as checkpoints
 from s3prl_mtl.distributed.world import Group, World
 from s3prl_mtl.tracking.tracker import Report, Tracker
 from s3prl_mtl.training.reporting import report_layer_weights, report_split

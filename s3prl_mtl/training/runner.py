@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import nn
 
-from s3prl_mtl.checkpoint.files import contents as snapshot
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import contents as snapshot
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.config import Config, resolve
 from s3prl_mtl.data.randomness import seed_all
 from s3prl_mtl.data.sampling import derived_seed

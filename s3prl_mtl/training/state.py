@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from s3prl_mtl.checkpoint import contents as snapshot
 from s3prl_mtl.checkpoint.files import Checkpoint
-from s3prl_mtl.checkpoint.files import contents as snapshot
 from s3prl_mtl.config import Config
 from s3prl_mtl.data.randomness import random_state, seed_all, set_random_state
 from s3prl_mtl.data.sampling import derived_seed

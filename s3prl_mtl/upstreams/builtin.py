@@ -63,6 +63,6 @@ def hubert_tiny(
         raise UserError(
             "The weights of hubert_tiny are missing from the installed package.",
             where=str(path),
-            fix="Make them with `python -m s3prl_mtl.upstreams.hubert.tiny` or install s3prl-mtl again.",
+            fix="Make them with `python -m s3prl_mtl.upstreams.hubert.tiny`, or install again.",
         )
     return load_hubert(path, layerdrop=layerdrop, feature_grad_mult=feature_grad_mult)

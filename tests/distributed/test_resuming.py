@@ -12,7 +12,7 @@ from comparison import assert_same
 from distributed.ranks import run_ranks
 from distributed.test_updates import make_config
 
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.tracking.tracker import read_metrics
 from s3prl_mtl.training.runner import MultiTaskRunner

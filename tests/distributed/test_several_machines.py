@@ -24,7 +24,7 @@ from agents import (
     until,
 )
 
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 
 STEPS = 30
 

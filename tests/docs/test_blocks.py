@@ -20,8 +20,8 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 from typed import training
 
 from s3prl_mtl import ClassificationExpert
+from s3prl_mtl.cli import run as command_line
 from s3prl_mtl.cli.main import COMMANDS, run_parser
-from s3prl_mtl.cli.main import run as command_line
 from s3prl_mtl.config import build_config
 from s3prl_mtl.fileio.deferred_log import Remarks
 

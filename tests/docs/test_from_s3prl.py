@@ -9,7 +9,7 @@ import pytest
 from pages import PAGES, Block, Command
 from typed import training
 
-from s3prl_mtl.cli.main import run as command_line
+from s3prl_mtl.cli import run as command_line
 from s3prl_mtl.cli.main import run_parser
 from s3prl_mtl.fileio.deferred_log import Remarks
 

@@ -17,7 +17,7 @@ from typed import DEMO, SMALL_HUBERT
 from upstreams.test_huggingface import make as make_huggingface
 from upstreams.zoo_checkpoints import make_checkpoint
 
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.cli.main import main
 
 BRANCH_TASKS = ("asr", "pr", "ks", "sd")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tuned_runs import HEAD, move, save_run, tuned
 
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.export import FORMATS, export

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s3prl_mtl.checkpoint.files import contents as snapshot
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import contents as snapshot
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.upstreams import Featurizer, Hubert, Upstream
 from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
 

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from comparison import assert_same
 
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.tracking.tracker import read_metrics
 
 ROOT = Path(__file__).parents[2]

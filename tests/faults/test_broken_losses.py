@@ -10,7 +10,7 @@ import pytest
 import torch
 from faults.launching import TRACE, Launcher, words_of
 
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.tracking.tracker import read_metrics
 
 Plugin = Callable[[str], dict[str, str]]

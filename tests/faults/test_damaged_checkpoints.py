@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from faults.launching import TRACE, Launcher, Run, assert_ended_alike, words_of
 
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 
 WORDS = words_of("ks,er", 20)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from faults.launching import Launcher, Run, assert_ended_alike, newest, send, words_of
 
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 
 STARTING_SECONDS = 6.0
 """From the first import to the first step, on a machine with other things to do."""

@@ -24,7 +24,7 @@ from faults.launching import (
     words_of,
 )
 
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 
 GRACE_SECONDS = 30.0
 """What schedulers and torchrun give."""

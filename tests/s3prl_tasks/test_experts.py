@@ -11,7 +11,7 @@ import pytest
 import torch
 from s3prl_tasks.corpora import BUILDERS, make
 
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.config import build_config
 from s3prl_mtl.tracking.tracker import read_metrics, read_results
 from s3prl_mtl.training.runner import MultiTaskRunner

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
-from s3prl_mtl.upstreams.hubert.encoder import Hubert, convolutions, hubert_from_state
-from s3prl_mtl.upstreams.hubert.encoder import encoder as hubert_module
+from s3prl_mtl.upstreams.hubert import convolutions
+from s3prl_mtl.upstreams.hubert import encoder as hubert_module
+from s3prl_mtl.upstreams.hubert.encoder import Hubert, hubert_from_state
 from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "hubert"

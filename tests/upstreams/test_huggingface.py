@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.config import build_config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams import load_upstream, rebuild_upstream
-from s3prl_mtl.upstreams.zoo.s3prl_upstreams import huggingface
+from s3prl_mtl.upstreams.zoo import huggingface
 
 ensure_torchaudio()
 import transformers  # noqa: E402

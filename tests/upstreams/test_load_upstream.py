@@ -21,7 +21,7 @@ from s3prl_mtl.upstreams.builtin import TINY_WEIGHTS
 from s3prl_mtl.upstreams.hubert.encoder import Hubert
 from s3prl_mtl.upstreams.hubert.fairseq_file import write_fairseq_checkpoint
 from s3prl_mtl.upstreams.hubert.tiny import make_tiny
-from s3prl_mtl.upstreams.zoo.s3prl_upstreams import s3prl_upstreams as zoo
+from s3prl_mtl.upstreams.zoo import s3prl_upstreams as zoo
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "hubert"
 

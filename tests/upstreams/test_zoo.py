@@ -12,13 +12,14 @@ import yaml
 from torch import Tensor
 from zoo_checkpoints import MAKERS, SPECTROGRAM, make_checkpoint, of_s3prl, smaller_decoar
 
-from s3prl_mtl.checkpoint.files import contents as snapshot
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import contents as snapshot
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.config import build_config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams import Featurizer, load_upstream, rebuild_upstream
-from s3prl_mtl.upstreams.zoo.s3prl_upstreams import skeleton, zoo_names
+from s3prl_mtl.upstreams.zoo import skeleton
+from s3prl_mtl.upstreams.zoo.s3prl_upstreams import zoo_names
 
 WITHOUT_DOWNLOAD = {
     "baseline": (240, 1, 160),

@@ -17,13 +17,13 @@ import torch
 from test_zoo import alone, run_config, waveforms
 from zoo_checkpoints import DOWNLOADED, make_checkpoint
 
-from s3prl_mtl.checkpoint.files import files as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams import load_upstream, rebuild_upstream
+from s3prl_mtl.upstreams.zoo import skeleton
 from s3prl_mtl.upstreams.zoo.files import KEPT_BYTES, downloads, keep_files, write_kept
 from s3prl_mtl.upstreams.zoo.hub import import_hub, zoo_names
-from s3prl_mtl.upstreams.zoo.s3prl_upstreams import skeleton
 
 
 def s3prl_download() -> Any:

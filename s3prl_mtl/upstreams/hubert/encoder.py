@@ -32,7 +32,7 @@ class Hubert(Upstream):
     Args:
         config: the architecture.
         fairseq_header: everything else of the fairseq file that it came from, as plain values, so
-            that :func:`~s3prl_mtl.upstreams.hubert.fairseq_file.write_fairseq_checkpoint` can write it back.
+            that `write_fairseq_checkpoint` can write it back.
 
     Example::
 
