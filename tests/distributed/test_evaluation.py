@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed.ranks import run_ranks
-from distributed.test_updates import make_config
 
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.training.evaluation import Interrupted
 from s3prl_mtl.training.runner import MultiTaskRunner
+from tests.distributed.ranks import run_ranks
+from tests.distributed.test_updates import make_config
 
 
 def evaluate_everything(

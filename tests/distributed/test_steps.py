@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from distributed.ranks import run_ranks
-from distributed.test_updates import assert_same_update, make_config, weights_of, without_chance
 
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.training.microbatch import Piece, cut
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.training.skips import MAXIMUM_IN_A_ROW, Tallies
+from tests.distributed.ranks import run_ranks
+from tests.distributed.test_updates import (
+    assert_same_update,
+    make_config,
+    weights_of,
+    without_chance,
+)
 
 Fault = Callable[[World, MultiTaskRunner], None]
 

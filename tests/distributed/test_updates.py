@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from distributed.ranks import run_ranks
 
 from s3prl_mtl.config import build_config, parse_tasks
 from s3prl_mtl.data.epoch_reader import Batch, EpochReader
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.training.runner import MultiTaskRunner
+from tests.distributed.ranks import run_ranks
 
 SMALL_HEADS = Path(__file__).parents[2] / "run_scripts" / "demo.yaml"
 

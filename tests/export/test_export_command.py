@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from tuned_runs import HEAD, move, save_run, tuned
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.cli.main import main
@@ -25,6 +24,7 @@ from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.upstreams import load_upstream
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream
 from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
+from tests.export.tuned_runs import HEAD, move, save_run, tuned
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,10 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from comparison import assert_same
-
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.tracking.tracker import read_metrics
+from tests.comparison import assert_same
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "run_scripts" / "demo.yaml"

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.upstreams.hubert.config import HubertConfig
 from s3prl_mtl.upstreams.hubert import convolutions
 from s3prl_mtl.upstreams.hubert import encoder as hubert_module
+from s3prl_mtl.upstreams.hubert.config import HubertConfig
 from s3prl_mtl.upstreams.hubert.encoder import Hubert, hubert_from_state
 from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
-from zoo_checkpoints import MAKERS, SPECTROGRAM, make_checkpoint, of_s3prl, smaller_decoar
 
 from s3prl_mtl.checkpoint import contents as snapshot
 from s3prl_mtl.checkpoint import files as checkpoints
@@ -20,6 +19,13 @@ from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams import Featurizer, load_upstream, rebuild_upstream
 from s3prl_mtl.upstreams.zoo import skeleton
 from s3prl_mtl.upstreams.zoo.s3prl_upstreams import zoo_names
+from tests.upstreams.zoo_checkpoints import (
+    MAKERS,
+    SPECTROGRAM,
+    make_checkpoint,
+    of_s3prl,
+    smaller_decoar,
+)
 
 WITHOUT_DOWNLOAD = {
     "baseline": (240, 1, 160),

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from s3prl_tasks.corpora import BUILDERS
 
 from s3prl_mtl.s3prl_compat.folders import installed_folders, installed_root
+from tests.s3prl_compat.corpora import BUILDERS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "s3prl-experts.md").read_text(encoding="utf-8")
 SECTION = TEXT.partition("## Which experts of s3prl")[2].partition("\n## ")[0]

@@ -17,7 +17,7 @@ from s3prl_mtl.registry.plugins import (
     task_defaults,
 )
 
-DEMO = Path(__file__).parents[1] / "run_scripts" / "demo.yaml"
+DEMO = Path(__file__).parents[2] / "run_scripts" / "demo.yaml"
 NINE = {"asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd"}
 
 

@@ -7,12 +7,12 @@ import shlex
 from pathlib import Path
 
 import pytest
-from s3prl_tasks.conftest import CONFIG, EXPERT
 
 from s3prl_mtl.config import build_config, parse_tasks, resolve
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import load_task, task_defaults
 from s3prl_mtl.s3prl_compat.task_spec import ExpertWord, parse_word
+from tests.s3prl_compat.conftest import CONFIG, EXPERT
 
 
 def tones_config(words: list[str], **options) -> dict:

@@ -9,10 +9,10 @@ from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
-from distributed.ranks import free_port
 
 from s3prl_mtl.distributed.rendezvous import meet
 from s3prl_mtl.errors import UserError
+from tests.distributed.ranks import free_port
 
 
 @pytest.fixture

@@ -11,9 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from distributed.ranks import run_ranks
-from s3prl_tasks.corpora import fluent_commands, speech_commands, write_config
-from s3prl_tasks.test_experts import run_config
 
 import s3prl_mtl
 from s3prl_mtl.cli.main import main
@@ -24,6 +21,9 @@ from s3prl_mtl.tracking.results_table import results_table
 from s3prl_mtl.tracking.tracker import read_results
 from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.runner import MultiTaskRunner
+from tests.distributed.ranks import run_ranks
+from tests.s3prl_compat.corpora import fluent_commands, speech_commands, write_config
+from tests.s3prl_compat.test_experts import run_config
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_split_that_will_be_missed_is_missed_before_training(expert_folder, tm
 
 
 def test_a_split_that_cannot_be_loaded_says_the_error_of_the_expert(expert_folder, tmp_path):
-    from s3prl_tasks.conftest import EXPERT
+    from tests.s3prl_compat.conftest import EXPERT
 
     line = "        if split not in"
     source = EXPERT.replace(line, f"        if split == 'dev':\n            [][3]\n{line}")
@@ -103,7 +103,7 @@ def test_a_split_that_cannot_be_loaded_says_the_error_of_the_expert(expert_folde
 
 
 def test_workers_know_the_modules_of_experts_whatever_the_start_method(expert_folder, tmp_path):
-    from s3prl_tasks.conftest import EXPERT
+    from tests.s3prl_compat.conftest import EXPERT
 
     source = EXPERT.replace("batch_size=2,", "batch_size=2, num_workers=1,")
     config = run_config([f"s3prl:{expert_folder(source=source)}"], tmp_path, tmp_path / "cache")
@@ -117,7 +117,7 @@ def test_workers_know_the_modules_of_experts_whatever_the_start_method(expert_fo
 
 
 def test_asking_for_loaders_before_training_changes_no_number(expert_folder, tmp_path: Path):
-    from s3prl_tasks.conftest import EXPERT
+    from tests.s3prl_compat.conftest import EXPERT
 
     line = "        if split not in"
     drawn = f"        self.drawn = torch.rand(1) * len(self.workers_seen)\n{line}"
@@ -152,7 +152,7 @@ def test_an_expert_that_fails_on_its_settings_is_named(tiny_corpus, manifest_cac
 
 
 def test_an_expert_that_needs_a_gpu_says_so(expert_folder, tmp_path: Path):
-    from s3prl_tasks.conftest import EXPERT
+    from tests.s3prl_compat.conftest import EXPERT
 
     line = "        logits = self.linear("
     folder = expert_folder(source=EXPERT.replace(line, f"        features[0].cuda()\n{line}"))

@@ -10,7 +10,7 @@ import pytest
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.registry.fault import frames_of, plugin_at_fault, said_in_short
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 WORDS = """
 import json

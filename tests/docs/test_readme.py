@@ -12,7 +12,7 @@ import pytest
 
 from s3prl_mtl.cli.main import COMMANDS, run_parser
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
 LINES = [line.partition("  #")[0] for _, block in BLOCKS for line in block.splitlines()]

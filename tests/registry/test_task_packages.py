@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from comparison import assert_same
 
 import s3prl_mtl
 from s3prl_mtl.checkpoint import files as checkpoints
@@ -24,8 +23,9 @@ from s3prl_mtl.registry.task_spec import find_held, held_as
 from s3prl_mtl.tracking.results_table import results_table
 from s3prl_mtl.tracking.tracker import read_results
 from s3prl_mtl.training.runner import MultiTaskRunner
+from tests.comparison import assert_same
 
-SMALL_HEADS = Path(__file__).parents[1] / "run_scripts" / "demo.yaml"
+SMALL_HEADS = Path(__file__).parents[2] / "run_scripts" / "demo.yaml"
 
 # What the other package has is ours in all but whose it is, and that it hears one class only.
 RIVAL = """

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparison import assert_same
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.contents import encoder_weights
@@ -19,8 +18,9 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.tracking.tracker import Tracker, read_metrics, read_results
 from s3prl_mtl.training.microbatch import forward
 from s3prl_mtl.training.runner import MultiTaskRunner
+from tests.comparison import assert_same
 
-SMALL_HEADS = Path(__file__).parents[1] / "run_scripts" / "demo.yaml"
+SMALL_HEADS = Path(__file__).parents[2] / "run_scripts" / "demo.yaml"
 NINE = ["asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd"]
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from branch_config import NINE, REAL
 
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.config import build_config, resolve
@@ -18,6 +17,7 @@ from s3prl_mtl.mtl_branch.config import translate
 from s3prl_mtl.tracking.tracker import read_results
 from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.runner import MultiTaskRunner
+from tests.mtl_branch.branch_config import NINE, REAL
 
 
 def config_of(path: Path, tasks: list[str] = NINE, **flags):

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from s3prl_tasks.corpora import BUILDERS, make
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.config import build_config
 from s3prl_mtl.tracking.tracker import read_metrics, read_results
 from s3prl_mtl.training.runner import MultiTaskRunner
+from tests.s3prl_compat.corpora import BUILDERS, make
 
 NEEDS_GPU = {"atis", "audio_snips", "sv_voxceleb1"}
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from comparison import assert_same
 
 from s3prl_mtl import load
 from s3prl_mtl.checkpoint import files as checkpoints
@@ -23,6 +22,7 @@ from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.tracking.tracker import read_results
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams import load_upstream, write_fairseq_checkpoint
+from tests.comparison import assert_same
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TASKS = ["ks", "er", "ic", "sd"]

@@ -11,9 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from agents import ROOT, Started, environment, free_port, reached, same_weights, training, until
 
 from s3prl_mtl.checkpoint import files as checkpoints
+from tests.agents import (
+    ROOT,
+    Started,
+    environment,
+    free_port,
+    reached,
+    same_weights,
+    training,
+    until,
+)
 
 SCRIPT = ROOT / "run_scripts" / "slurm.sh"
 STEPS = 40

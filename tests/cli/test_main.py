@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from s3prl_mtl.checkpoint import files as checkpoints
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMALL_HEADS = ROOT / "run_scripts" / "demo.yaml"
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from branch_config import write_small
+
+from tests.mtl_branch.branch_config import write_small
 
 
 @pytest.fixture(scope="session")
