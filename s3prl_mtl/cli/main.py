@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as mistake:
         logger.debug("Where the error was raised:", exc_info=True)
         if rank == "0" or not isinstance(mistake, SharedMistake):
-            _show_mistake(str(mistake))
+            _show_mistake(f"{mistake} [{mistake.code}]" if arguments.verbose else str(mistake))
         return MISTAKE_OF_THE_USER
     except RankLost as loss:
         logger.debug("Where the error was raised:", exc_info=True)
