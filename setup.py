@@ -28,7 +28,7 @@ DEMO = ["espeakng-loader>=0.2.4"]
 S3PRL = ["s3prl>=0.4.18", "torchaudio>=2.11"]
 TRANSFORMERS = ["transformers>=5"]
 ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
-DEV = ["mypy", "pytest", "ruff", "setuptools>=77", "types-PyYAML"]
+DEV = ["mypy", "pytest", "pytest-xdist", "ruff", "setuptools>=77", "types-PyYAML"]
 
 setup(
     name="s3prl-mtl",

@@ -10,8 +10,6 @@ from pathlib import Path
 import torch
 import transformers
 import yaml
-from upstreams.test_huggingface import make as make_huggingface
-from upstreams.zoo_checkpoints import make_checkpoint
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.cli.main import main
@@ -19,6 +17,8 @@ from tests.docs.typed import DEMO, SMALL_HUBERT
 from tests.mtl_branch.branch_config import write_small
 from tests.s3prl_compat import corpora as of_s3prl
 from tests.s3prl_compat.conftest import CONFIG, EXPERT, TONES
+from tests.upstreams.test_huggingface import make as make_huggingface
+from tests.upstreams.zoo_checkpoints import make_checkpoint
 
 BRANCH_TASKS = ("asr", "pr", "ks", "sd")
 STFT = {"n_fft": 512, "hop_length": 160, "win_length": 400, "window": "hann", "center": True}
