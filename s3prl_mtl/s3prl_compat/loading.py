@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.s3prl_compat.folders import folder_path, installed_root
+from s3prl_mtl.s3prl_compat.folders import expert_path, installed_root
 from s3prl_mtl.s3prl_compat.module_globals import GlobalsFinder, GlobalsLoader
 from s3prl_mtl.s3prl_compat.stand_ins import import_for_experts, print_for_experts
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
@@ -51,7 +51,7 @@ def load_expert(folder: str) -> type:
         UserError: there is no such expert, or it cannot be imported; names the package that is
             missing.
     """
-    path = folder_path(folder)
+    path = expert_path(folder)
     ensure_torchaudio(required=False)  # Packages that experts import may import the real one.
     _install_finder()
     try:

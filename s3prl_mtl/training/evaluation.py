@@ -18,7 +18,7 @@ from s3prl_mtl.distributed.world import Group, World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.training.reporting import Report, report_split
 from s3prl_mtl.training.task import Task
-from s3prl_mtl.upstreams.shared_encoder import Encoding
+from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Evaluator:
 
     def __init__(
         self,
-        encoding: Encoding,
+        encoding: SharedEncoder,
         tasks: Mapping[str, Task],
         groups: Mapping[str, Group],
         world: World,

@@ -11,7 +11,7 @@ from torch import Tensor
 from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.training.task import Task
-from s3prl_mtl.upstreams.shared_encoder import Encoding, layers, wants_hidden_states
+from s3prl_mtl.upstreams.shared_encoder import SharedEncoder, layers, wants_hidden_states
 
 
 @dataclass
@@ -92,7 +92,7 @@ def _two(pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
 def forward(
     pieces: Sequence[Piece],
     tasks: Mapping[str, Task],
-    encoding: Encoding,
+    encoding: SharedEncoder,
     specaug: SpecAugment | None,
     records: Mapping[str, dict[str, list[Any]]],
 ) -> list[Tensor]:

@@ -28,7 +28,7 @@ from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.training.build import build_experts
 from s3prl_mtl.training.microbatch import Piece, forward
 from s3prl_mtl.training.task import Task
-from s3prl_mtl.upstreams.shared_encoder import Encoding
+from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def choose_placement(
     config: Config,
     world: World,
     saved: Checkpoint | None,
-    encoding: Encoding,
+    encoding: SharedEncoder,
     specaug: SpecAugment | None,
     folder: Path,
 ) -> tuple[Placement, dict[str, float]]:
@@ -104,7 +104,7 @@ def _measure_costs(
     config: Config,
     world: World,
     saved: Checkpoint | None,
-    encoding: Encoding,
+    encoding: SharedEncoder,
     specaug: SpecAugment | None,
     folder: Path,
 ) -> dict[str, float]:
@@ -131,7 +131,7 @@ def _measure_costs(
     return {name: gathered[name] for name in config["downstream"]}
 
 
-def _seconds_of_a_batch(task: Task, encoding: Encoding, specaug: SpecAugment | None) -> float:
+def _seconds_of_a_batch(task: Task, encoding: SharedEncoder, specaug: SpecAugment | None) -> float:
     encoding.set_training(True)
     task.expert.train(True)
     seconds = []

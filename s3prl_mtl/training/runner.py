@@ -39,7 +39,7 @@ from s3prl_mtl.training.state import RunState
 from s3prl_mtl.training.step import StepReport, TrainingStep
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer
-from s3prl_mtl.upstreams.shared_encoder import Encoding
+from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class MultiTaskRunner:
             self.upstream.requires_grad_(False)
         selection = config["upstream"]["feature_selection"]
         self.featurizer = Featurizer(self.upstream, selection).to(self.device)
-        self.encoding = Encoding(
+        self.encoding = SharedEncoder(
             self.upstream, self.featurizer, self.device, self.freeze, config["precision"] == "bf16"
         )
         self.specaug = SpecAugment(**config["specaug"]) if config["specaug"] else None

@@ -20,7 +20,7 @@ from s3prl_mtl.distributed.placement import Placement
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.training.skips import Tallies
 from s3prl_mtl.training.task import Task
-from s3prl_mtl.upstreams.shared_encoder import Encoding
+from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class RunState:
         config: Config,
         world: World,
         placement: Placement,
-        encoding: Encoding,
+        encoding: SharedEncoder,
         tasks: Mapping[str, Task],
         optimizer: Optimizer,
         scheduler: LRScheduler | None,

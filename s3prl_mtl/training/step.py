@@ -23,7 +23,7 @@ from s3prl_mtl.training.microbatch import Piece, cut, forward
 from s3prl_mtl.training.skips import Tallies
 from s3prl_mtl.training.sync_step import DroppedLate, OutOfMemory, Verdict, agree
 from s3prl_mtl.training.task import Task
-from s3prl_mtl.upstreams.shared_encoder import Encoding
+from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 
 
 @dataclass
@@ -62,7 +62,7 @@ class TrainingStep:
 
     def __init__(
         self,
-        encoding: Encoding,
+        encoding: SharedEncoder,
         tasks: Mapping[str, Task],
         names: Sequence[str],
         world: World,
