@@ -9,7 +9,7 @@ from torch import Tensor
 
 from s3prl_mtl.data import MINIMUM_SAMPLES
 from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream
-from s3prl_mtl.upstreams.shared_encoder import Encoding
+from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 
 WIDTH = 24
 LAYERS = 3
@@ -34,11 +34,11 @@ class PseudoUpstream(Upstream):
         return HiddenStates(packed, [state.shape[1] for state in states])
 
 
-def pseudo_encoding() -> Encoding:
+def pseudo_encoding() -> SharedEncoder:
     """The pseudo-random encoder as a run has one; its last hidden state is the features."""
     upstream = PseudoUpstream()
     featurizer = Featurizer(upstream, "last_hidden_state")
-    return Encoding(upstream, featurizer, torch.device("cpu"), freeze=False, bf16=False)
+    return SharedEncoder(upstream, featurizer, torch.device("cpu"), freeze=False, bf16=False)
 
 
 def _noise_of(wav: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from s3prl_mtl.s3prl_compat.task_spec import is_expert
 from s3prl_mtl.training.build import build_experts, build_upstream, pick_device
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer
-from s3prl_mtl.upstreams.shared_encoder import Encoding
+from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def load_run(
         for name, expert in experts.items()
     }
     restore_weights(saved, upstream, featurizer, tasks_by_name.values())
-    encoding = Encoding(upstream, featurizer, place, freeze=True, bf16=False)
+    encoding = SharedEncoder(upstream, featurizer, place, freeze=True, bf16=False)
     return TrainedRun(encoding, tasks_by_name, saved["Step"], packages, left_out)
 
 

@@ -27,7 +27,7 @@ from s3prl_mtl.inference.predictions import (
 )
 from s3prl_mtl.registry.task_spec import Packages, find_held, the_held
 from s3prl_mtl.training.task import Task
-from s3prl_mtl.upstreams.shared_encoder import Encoding, layers, wants_hidden_states
+from s3prl_mtl.upstreams.shared_encoder import SharedEncoder, layers, wants_hidden_states
 
 
 class TrainedRun:
@@ -48,7 +48,7 @@ class TrainedRun:
 
     def __init__(
         self,
-        encoding: Encoding,
+        encoding: SharedEncoder,
         tasks: Mapping[str, Task],
         step: int,
         packages: Packages,

@@ -11,7 +11,7 @@ from torch import Tensor
 from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream
 
 
-class Encoding:
+class SharedEncoder:
     """The encoder with its weighted sum of layers, on its device and in its precision.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 
 import s3prl_mtl
 from s3prl_mtl.upstreams import Featurizer
-from s3prl_mtl.upstreams.shared_encoder import Encoding
+from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 
 WAVE = torch.sin(torch.arange(16_000) / 10)
 
@@ -21,7 +21,7 @@ def run() -> s3prl_mtl.TrainedRun:
     """An encoder without heads."""
     encoder = s3prl_mtl.load_upstream("hubert_tiny")
     featurizer = Featurizer(encoder, "hidden_states")
-    encoding = Encoding(encoder, featurizer, torch.device("cpu"), freeze=True, bf16=False)
+    encoding = SharedEncoder(encoder, featurizer, torch.device("cpu"), freeze=True, bf16=False)
     return s3prl_mtl.TrainedRun(encoding, {}, 0, {}, {})
 
 
