@@ -21,7 +21,7 @@ from s3prl_mtl.registry.plugins import (
     load_task,
     task_defaults,
 )
-from s3prl_mtl.s3prl_compat.folders import installed_folders
+from s3prl_mtl.s3prl_compat.folders import installed_experts
 from s3prl_mtl.tasks.contract import check_installed
 from s3prl_mtl.tasks.metric import metrics_of
 from s3prl_mtl.tracking.console import OUTPUT
@@ -51,7 +51,7 @@ def list_tasks(arguments: argparse.Namespace) -> None:
     OUTPUT.print(table)
     for name, paragraph in paragraphs.items():
         OUTPUT.print(f"{name}: {paragraph.removeprefix(f'{name}: ')}", markup=False, soft_wrap=True)
-    experts = installed_folders()
+    experts = installed_experts()
     if experts:
         listed = ", ".join(f"s3prl:{folder}" for folder in sorted(experts))
         said = f"{_s3prl()}'s own experts: {listed}. Which of them run: {EXPERTS_PAGE}."

@@ -10,7 +10,7 @@ from typing import Any
 from s3prl_mtl.checkpoint.files import Checkpoint
 from s3prl_mtl.config import resolve
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.registry.task_spec import TaskGone
+from s3prl_mtl.registry.task_names import TaskPackageMissing
 
 # What decides which weights there are.
 WEIGHTS = ("upstream.name", "upstream.ckpt", "upstream.feature_selection")
@@ -54,13 +54,13 @@ def with_all_tasks() -> Iterator[None]:
     """Training goes on with every task of a run: nobody is told to leave one out.
 
     Raises:
-        TaskGone: as what is done inside, with that advice.
+        TaskPackageMissing: as what is done inside, with that advice.
     """
     try:
         yield
-    except TaskGone as gone:
+    except TaskPackageMissing as gone:
         advice = f"Install {gone.package} again: training goes on with all tasks of a run, or not."
-        raise TaskGone(gone.task, gone.package, advice) from gone
+        raise TaskPackageMissing(gone.task, gone.package, advice) from gone
 
 
 def check_weights_fit(saved: Checkpoint, config: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from s3prl_mtl.cli import run as commands
 from s3prl_mtl.distributed.world import DEFAULT_TIMEOUT_SECONDS, RankLost
 from s3prl_mtl.errors import SharedMistake, UserError
 from s3prl_mtl.export import command as exporting
-from s3prl_mtl.registry.fault import plugin_at_fault, said_in_short
+from s3prl_mtl.registry.fault import error_summary, plugin_at_fault
 from s3prl_mtl.tracking.console import MESSAGES, show_log
 from s3prl_mtl.training.signals import Stopped
 
@@ -99,7 +99,7 @@ def _show_failure_of_plugin(error: Exception) -> bool:
     plugin, frame = found
     logger.debug("Where the error was raised:", exc_info=True)
     _show_mistake(
-        f"The code of package {plugin} failed: {said_in_short(error)}. "
+        f"The code of package {plugin} failed: {error_summary(error)}. "
         f"Where: {frame.path}, line {frame.line}, in {frame.function}. "
         "Fix: It is a failure of that package; --verbose shows how it came there."
     )

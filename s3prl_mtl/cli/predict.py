@@ -20,7 +20,7 @@ from s3prl_mtl.inference.audio_input import NOBODY_SPEAKS, read_utterance
 from s3prl_mtl.inference.loading import load_run
 from s3prl_mtl.inference.rttm import recording_names, rttm_file, write_rttm
 from s3prl_mtl.inference.trained import TrainedRun
-from s3prl_mtl.registry.task_spec import split_words
+from s3prl_mtl.registry.task_names import split_specs
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def predict(arguments: argparse.Namespace) -> None:
         UserError: the run or a task is not there, no task gives answers, or the file of `--rttm`
             or `--against` cannot be used; in the end, that files have no answer.
     """
-    tasks = split_words(arguments.task, flag="--task") if arguments.task else None
+    tasks = split_specs(arguments.task, flag="--task") if arguments.task else None
     names = recording_names(arguments.audio) if arguments.rttm else {}
     # Before the run is loaded, which takes longer than to see that it cannot be written.
     with rttm_file(arguments.rttm) if arguments.rttm else nullcontext() as rttm:

@@ -24,7 +24,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import Remarks
 from s3prl_mtl.mtl_branch.tasks import split_of
 from s3prl_mtl.registry.plugins import split_name
-from s3prl_mtl.registry.task_spec import find_held, packages_of, split_words
+from s3prl_mtl.registry.task_names import find_in_run, split_specs, task_packages
 from s3prl_mtl.tracking.console import MESSAGES, OUTPUT
 from s3prl_mtl.tracking.results_table import results_table
 from s3prl_mtl.tracking.tracker import Tracker
@@ -185,9 +185,9 @@ def _evaluate(arguments: argparse.Namespace, world: World, remarks: Remarks) -> 
     elif not arguments.downstream:
         arguments.downstream = ",".join(saved["Tasks"])
     config = world.run_on_all_ranks(lambda: _config(arguments, saved, remarks))
-    names = packages_of(config, config["downstream"])
+    names = task_packages(config, config["downstream"])
     targets = world.run_on_all_ranks(
-        lambda: [(find_held(w, names) or w, split) for w, split in targets]
+        lambda: [(find_in_run(w, names) or w, split) for w, split in targets]
     )
     if "Origin" in saved:
         targets = [(task, split_of(task, split)) for task, split in targets]
@@ -239,7 +239,7 @@ def _config(
         # Of the two the placement counts; one that an earlier run had is not asked for now.
         flags["distributed.placement"] = None
     if arguments.downstream:
-        flags["downstream"] = split_words(arguments.downstream)
+        flags["downstream"] = split_specs(arguments.downstream)
     return build_config(
         files=arguments.config,
         flags=flags,

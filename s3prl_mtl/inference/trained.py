@@ -25,7 +25,7 @@ from s3prl_mtl.inference.predictions import (
     named,
     no_answers,
 )
-from s3prl_mtl.registry.task_spec import Packages, find_held, the_held
+from s3prl_mtl.registry.task_names import Packages, find_in_run, require_in_run
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder, layers, wants_hidden_states
 
@@ -199,10 +199,10 @@ class TrainedRun:
         Raises:
             UserError: the word means several.
         """
-        return find_held(word, self._packages)
+        return find_in_run(word, self._packages)
 
     def _loaded(self, word: str) -> str:
-        name = the_held(word, {**self._packages, **dict.fromkeys(self._left_out)}, "tasks")
+        name = require_in_run(word, {**self._packages, **dict.fromkeys(self._left_out)}, "tasks")
         if name in self._left_out:
             raise self._left_out[name]
         return name

@@ -39,7 +39,7 @@ def frames_of(error: BaseException) -> list[Frame]:
     return frames
 
 
-def said_in_short(error: BaseException) -> str:
+def error_summary(error: BaseException) -> str:
     """The kind of an error and what it says; of one that a loader worker met, its own words."""
     text = str(error).strip()
     if _SENT_ON.match(text):

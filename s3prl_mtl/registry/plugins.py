@@ -16,7 +16,7 @@ from typing import Any
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.s3prl_compat.settings import block_defaults, chosen_blocks
-from s3prl_mtl.s3prl_compat.task_spec import is_expert
+from s3prl_mtl.s3prl_compat.task_spec import is_s3prl_task
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 
 TASK_GROUP = "s3prl_mtl.tasks"
@@ -89,7 +89,7 @@ def load_task(name: str, package: str | None = None, *, folder: str | None = Non
         UserError: no plugin has the name, several have it, that of the package is not installed or
             not the one that the name states, or it cannot be imported.
     """
-    if is_expert(name):
+    if is_s3prl_task(name):
         if package is not None:
             raise UserError(
                 f"{name!r} is an expert of s3prl, and cannot be of package {package}.",
@@ -172,7 +172,7 @@ def find_plugin(
 def split_name(name: str) -> tuple[str | None, str]:
     """The package that a name states, if it does, and the plain name: `a:ks` is `a` and `ks`."""
     package, colon, plain = name.partition(":")
-    return (package, plain) if colon and not is_expert(name) else (None, name)
+    return (package, plain) if colon and not is_s3prl_task(name) else (None, name)
 
 
 def same_package(first: str, second: str) -> bool:
@@ -191,18 +191,18 @@ def resolve_task(word: str) -> tuple[str, str]:
     """
     plugin = find_plugin(TASK_GROUP, word, "task")
     stated = getattr(_expert_class(plugin), "name", None)
-    same = [other.package for other in task_offers(stated)] if isinstance(stated, str) else []
+    same = [other.package for other in tasks_named(stated)] if isinstance(stated, str) else []
     return (str(stated) if plugin.package in same else plugin.name), plugin.package
 
 
-def task_offers(plain: str) -> list[Plugin]:
+def tasks_named(plain: str) -> list[Plugin]:
     """The tasks of a plain name, one of each package that has it."""
     return _offers(TASK_GROUP).get(plain, [])
 
 
 def task_defaults(name: str, package: str | None = None) -> dict[str, Any]:
     """The settings in the `config.yaml` beside the module of a task; empty if it has none."""
-    if is_expert(name):
+    if is_s3prl_task(name):
         (task,), blocks = chosen_blocks([name])
         return block_defaults(task, [blocks])
     module = sys.modules[load_task(name, package).__module__]

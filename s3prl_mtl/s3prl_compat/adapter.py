@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from s3prl_mtl.data.epoch_reader import accepts_argument
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.s3prl_compat.loading import load_expert
-from s3prl_mtl.s3prl_compat.task_spec import PREFIX, parse_word
+from s3prl_mtl.s3prl_compat.task_spec import PREFIX, parse_spec
 from s3prl_mtl.tasks.base import ScalarLogger
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def load_as_task(word: str, folder: str | None = None) -> type:
     Raises:
         UserError: there is no such expert, or it cannot be imported.
     """
-    parsed = parse_word(word)
+    parsed = parse_spec(word)
     place = folder or parsed.folder or parsed.name.removeprefix(PREFIX)
     return as_task(load_expert(place), place)
 

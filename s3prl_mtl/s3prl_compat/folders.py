@@ -16,7 +16,7 @@ def installed_root() -> Path | None:
     return Path(found.submodule_search_locations[0]).resolve() / "downstream"
 
 
-def installed_folders() -> dict[str, Path]:
+def installed_experts() -> dict[str, Path]:
     """The experts of the installed s3prl by the names of their folders."""
     root = installed_root()
     if root is None or not root.is_dir():
@@ -24,7 +24,7 @@ def installed_folders() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(root.glob("*/expert.py"))}
 
 
-def folder_path(folder: str) -> Path:
+def expert_path(folder: str) -> Path:
     """Where an expert lies.
 
     Args:
@@ -42,7 +42,7 @@ def folder_path(folder: str) -> Path:
                 fix="Name the folder of an expert: the one with expert.py in it.",
             )
         return path
-    experts = installed_folders()
+    experts = installed_experts()
     if folder in experts:
         return experts[folder]
     if not experts:

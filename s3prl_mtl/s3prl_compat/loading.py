@@ -13,14 +13,14 @@ import importlib
 import importlib.util
 import sys
 import zlib
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.s3prl_compat.folders import folder_path, installed_root
+from s3prl_mtl.s3prl_compat.folders import expert_path, installed_root
+from s3prl_mtl.s3prl_compat.module_globals import GlobalsFinder, GlobalsLoader
 from s3prl_mtl.s3prl_compat.stand_ins import import_for_experts, print_for_experts
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 
@@ -51,10 +51,8 @@ def load_expert(folder: str) -> type:
         UserError: there is no such expert, or it cannot be imported; names the package that is
             missing.
     """
-    path = folder_path(folder)
-    if importlib.util.find_spec("torchaudio") is not None:
-        # Packages that experts import may import it, and they know nothing of ours.
-        ensure_torchaudio()
+    path = expert_path(folder)
+    ensure_torchaudio(required=False)  # Packages that experts import may import the real one.
     _install_finder()
     try:
         package = _INSTALLED if "/" not in folder else _parent_of(path)
@@ -97,35 +95,18 @@ def _cannot_import(path: Path, cause: BaseException) -> UserError:
     )
 
 
-class ExpertLoader(SourceFileLoader):
-    """Executes a module of an expert with our `import` and `print` among its builtins."""
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__dict__["__builtins__"] = {
-            **vars(builtins),
-            "__import__": import_for_experts,
-            "print": print_for_experts,
-        }
-        super().exec_module(module)
+def _expert_globals() -> dict[str, Any]:
+    """Our `import` and `print` among the builtins of an expert's module."""
+    names = {"__import__": import_for_experts, "print": print_for_experts}
+    return {"__builtins__": {**vars(builtins), **names}}
 
 
-class ExpertFinder(MetaPathFinder):
-    """Finds the modules of experts, and no others, for :class:`ExpertLoader`."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if not fullname.startswith((f"{_INSTALLED}.", _ELSEWHERE)):
-            return None
-        spec = PathFinder.find_spec(fullname, path, target)
-        if spec is not None and type(spec.loader) is SourceFileLoader:
-            spec.loader = ExpertLoader(spec.loader.name, spec.loader.path)
-        return spec
+_FINDER = GlobalsFinder((f"{_INSTALLED}.", _ELSEWHERE), _expert_globals)
 
 
 def _install_finder() -> None:
-    if not any(isinstance(finder, ExpertFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, ExpertFinder())
+    if _FINDER not in sys.meta_path:
+        sys.meta_path.insert(0, _FINDER)
 
 
 def _forget_plain_imports() -> None:
@@ -164,7 +145,7 @@ def _make_package(name: str, path: Path) -> None:
         return
     init = path / "__init__.py"
     if init.is_file():
-        loader = ExpertLoader(name, str(init))
+        loader = GlobalsLoader(name, str(init), _expert_globals)
         spec = importlib.util.spec_from_file_location(
             name, init, loader=loader, submodule_search_locations=[str(path)]
         )

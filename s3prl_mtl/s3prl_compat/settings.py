@@ -12,8 +12,8 @@ from typing import Any
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.fileio.deferred_log import Remarks
 from s3prl_mtl.fileio.yaml_files import read_yaml
-from s3prl_mtl.s3prl_compat.folders import folder_path, installed_root
-from s3prl_mtl.s3prl_compat.task_spec import PREFIX, is_expert, parse_word
+from s3prl_mtl.s3prl_compat.folders import expert_path, installed_root
+from s3prl_mtl.s3prl_compat.task_spec import PREFIX, is_s3prl_task, parse_spec
 
 Block = dict[str, Any]
 
@@ -28,8 +28,8 @@ def chosen_blocks(words: Sequence[str]) -> tuple[list[str], dict[str, Block]]:
     blocks: dict[str, Block] = {}
     for word in words:
         name, block = word, {}
-        if is_expert(word):
-            parsed = parse_word(word)
+        if is_s3prl_task(word):
+            parsed = parse_spec(word)
             name = parsed.name
             if parsed.folder is not None:
                 block = {"folder": parsed.folder}
@@ -77,7 +77,7 @@ def block_defaults(
     blocks = [layer[task] for layer in layers if isinstance(layer.get(task), Mapping)]
     saved = (base or {}).get(task)
     folder = _last(blocks, "folder") or task.removeprefix(PREFIX)
-    home = folder_path(str(folder))
+    home = expert_path(str(folder))
     config = _last(blocks, "config")
     if config:
         config = os.path.abspath(os.path.expanduser(str(config)))
@@ -138,10 +138,10 @@ def check_blocks(told: Sequence[tuple[Mapping[str, Any], str]], chosen: Sequence
     Raises:
         UserError: a layer sets something in such a block.
     """
-    experts = [task for task in chosen if is_expert(task)]
+    experts = [task for task in chosen if is_s3prl_task(task)]
     for layer, origin in told:
         for key in layer:
-            if is_expert(key) and key not in experts:
+            if is_s3prl_task(key) and key not in experts:
                 raise UserError(
                     f"There is no task {key!r} in this run, whose block this would set.",
                     where=origin,

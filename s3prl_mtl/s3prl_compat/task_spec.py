@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.s3prl_compat.folders import installed_folders, installed_root
+from s3prl_mtl.s3prl_compat.folders import installed_experts, installed_root
 
 PREFIX = "s3prl:"
 EXPERT_FILE = "expert.py"
@@ -17,7 +17,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
-class ExpertWord:
+class ExpertSpec:
     """A word `s3prl:[NAME=]PLACE`.
 
     Args:
@@ -37,12 +37,12 @@ class ExpertWord:
         return f"{PREFIX}{self.name.removeprefix(PREFIX)}={self.config or self.folder}"
 
 
-def is_expert(word: str) -> bool:
+def is_s3prl_task(word: str) -> bool:
     """Whether a word after `-d`, or the name of a task, is that of an expert of s3prl."""
     return word.startswith(PREFIX)
 
 
-def parse_word(word: str) -> ExpertWord:
+def parse_spec(word: str) -> ExpertSpec:
     """The parts of `s3prl:[NAME=]PLACE`.
 
     PLACE is a folder of the installed s3prl (`ctc`), any folder with an `expert.py` (it has a
@@ -61,24 +61,24 @@ def parse_word(word: str) -> ExpertWord:
             fix="For example -d s3prl:fluent_commands, or -d s3prl:/path/to/folder.",
         )
     if not _is_path(place):
-        return ExpertWord(_task_name(name or place, word), place if name else None)
+        return ExpertSpec(_task_name(name or place, word), place if name else None)
     path = _find(place, word)
     home = path if path.is_dir() else _home_of(path, name, word)
     config = None if path.is_dir() else str(path)
     root = installed_root()
     inside = root is not None and home.parent == root
     label = name or home.name
-    return ExpertWord(_task_name(label, word), home.name if inside else str(home), config)
+    return ExpertSpec(_task_name(label, word), home.name if inside else str(home), config)
 
 
-def canonical_word(word: str) -> str:
+def canonical_spec(word: str) -> str:
     """The same word whatever the working folder: its paths are absolute."""
-    return str(parse_word(word))
+    return str(parse_spec(word))
 
 
 def task_name(word: str) -> str:
     """The name under which a run keeps the task of a word."""
-    return parse_word(word).name
+    return parse_spec(word).name
 
 
 def _split(word: str) -> tuple[str | None, str]:
@@ -124,7 +124,7 @@ def _home_of(config: Path, name: str | None, word: str) -> Path:
     for folder in config.parents:
         if (folder / EXPERT_FILE).is_file():
             return folder
-    experts = installed_folders()
+    experts = installed_experts()
     if name in experts:
         return experts[name]
     said = f", and the installed s3prl has no expert {name!r}" if name else ""

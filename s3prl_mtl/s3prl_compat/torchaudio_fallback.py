@@ -1,36 +1,42 @@
-"""Make ``import torchaudio`` work where its compiled extension does not load.
+"""The one way to import torchaudio, and packages that import it: s3prl and transformers.
 
-torchaudio's wheel on the registry is linked against CUDA, so beside a CPU-only torch it raises
-``OSError`` on import, and then so do s3prl and transformers. torchaudio itself supports running
-without its extension, which is what the stand-in says.
+torchaudio's published wheel is linked against CUDA: beside a CPU-only torch its import raises
+``OSError``, and so do those of s3prl and transformers. torchaudio supports running without its
+compiled extension, so where that does not load a replacement says that it is not available.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import sys
 from collections.abc import Callable
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from s3prl_mtl.errors import UserError
 
-__all__ = ["ensure_torchaudio"]
+__all__ = ["ensure_torchaudio", "import_transformers"]
 
 logger = logging.getLogger(__name__)
 
 EXTENSION = "torchaudio._extension"
 
 
-def ensure_torchaudio() -> None:
+def ensure_torchaudio(*, required: bool = True) -> None:
     """Import torchaudio, without its compiled extension if that does not load.
 
     Call it before anything that imports torchaudio, s3prl or transformers.
 
+    Args:
+        required: torchaudio has to be installed; if not, do nothing where it is absent.
+
     Raises:
-        UserError: torchaudio is not installed.
+        UserError: it is required and not installed.
     """
+    if not required and importlib.util.find_spec("torchaudio") is None:
+        return
     try:
         importlib.import_module("torchaudio")
         return
@@ -41,17 +47,38 @@ def ensure_torchaudio() -> None:
             "torchaudio is not installed.",
             where="this Python environment",
             fix="Install it with `pip install 's3prl-mtl[s3prl]'`.",
+            code="missing-package",
         ) from None
     except (OSError, ImportError, RuntimeError) as error:
         logger.debug("torchaudio's extension does not load: %s", error)
     for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
-        del sys.modules[name]  # What is left of the failed import.
-    sys.modules[EXTENSION] = _stand_in()
+        del sys.modules[name]  # Left over from the failed import.
+    sys.modules[EXTENSION] = _unavailable_extension()
     importlib.import_module("torchaudio")
 
 
-def _stand_in() -> ModuleType:
-    """The names of ``torchaudio._extension``, for an extension that is not available."""
+def import_transformers(where: str) -> Any:
+    """Import transformers.
+
+    Args:
+        where: the flag that needs it, for the error.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError(
+            "transformers is not installed.",
+            where=where,
+            fix="Install it with `pip install 's3prl-mtl[transformers]'`.",
+            code="missing-package",
+        )
+    ensure_torchaudio(required=False)  # transformers imports it if it is installed.
+    return importlib.import_module("transformers")
+
+
+def _unavailable_extension() -> ModuleType:
+    """A ``torchaudio._extension`` which says that nothing compiled is available."""
 
     def fail_if_no_align(function: Callable[..., object]) -> Callable[..., object]:
         def refuse(*_arguments: object, **_settings: object) -> NoReturn:

@@ -24,9 +24,9 @@ from s3prl_mtl.registry.plugins import (
     find_upstream,
     load_task,
     split_name,
-    task_offers,
+    tasks_named,
 )
-from s3prl_mtl.registry.task_spec import Packages, held_as, packages_of, rivals_of
+from s3prl_mtl.registry.task_names import Packages, find_same_task, same_name_tasks, task_packages
 from s3prl_mtl.tasks.contract import check_class
 from s3prl_mtl.training.preflight import (
     check_plain,
@@ -125,7 +125,7 @@ def build_experts(
         for name in names
     }
     past = saved["Tasks"] if saved is not None else {}
-    held = packages_of(saved["Config"], past) if saved is not None else None
+    held = task_packages(saved["Config"], past) if saved is not None else None
     for name, expert_class in classes.items():
         check_class(name, expert_class)
         _check_held(name, expert_class, held)
@@ -184,7 +184,7 @@ def _check_held(name: str, expert_class: type, held: Packages | None) -> None:
             fix=f"Train without it, then: run_mtl.py -m evaluate -e RUN -d {name}.",
         )
     if held is not None and learns and name not in held:
-        rivals = rivals_of(name, held)
+        rivals = same_name_tasks(name, held)
         others = [other for other in held if split_name(other)[1] != split_name(name)[1]]
         raise UserError(
             f"The checkpoint holds no task {name!r}.",
@@ -195,7 +195,7 @@ def _check_held(name: str, expert_class: type, held: Packages | None) -> None:
 
 def _blame_plugin(task: str, package: str | None, cause: Exception) -> None:
     """An expert of another package failed: say whose it is. Ours is our own failure."""
-    for plugin in task_offers(split_name(task)[1]):
+    for plugin in tasks_named(split_name(task)[1]):
         if plugin.package == package != OUR_PACKAGE:
             raise UserError(
                 f"The expert of task {task!r} cannot be built: {type(cause).__name__}: {cause}.",
@@ -220,7 +220,7 @@ def load_initial_weights(
             _load_single_heads(path, _word(config["upstream"]["name"]), experts)
         else:
             saved = checkpoints.load(checkpoints.locate(path, "-i"))
-            _load_from_run(saved, upstream, featurizer, experts, packages_of(config, experts))
+            _load_from_run(saved, upstream, featurizer, experts, task_packages(config, experts))
     load_initial_encoder(config, upstream)
 
 
@@ -258,10 +258,10 @@ def _load_from_run(
         logger.info("-i holds no encoder, it was frozen: it stays as it was pre-trained.")
     check_selection(saved["Featurizer"], upstream, featurizer, "-i")
     load_strictly(featurizer, saved["Featurizer"], "the featurizer", "-i")
-    held = packages_of(saved["Config"], saved["Tasks"])
+    held = task_packages(saved["Config"], saved["Tasks"])
     for name, expert in experts.items():
-        other = held_as(name, packages[name], held)
-        rivals = rivals_of(name, held)
+        other = find_same_task(name, packages[name], held)
+        rivals = same_name_tasks(name, held)
         if other is not None:
             _start_head(name, expert, saved["Tasks"][other]["Downstream"], "-i")
         elif rivals:

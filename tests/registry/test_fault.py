@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from s3prl_mtl.cli.main import main
-from s3prl_mtl.registry.fault import frames_of, plugin_at_fault, said_in_short
+from s3prl_mtl.registry.fault import error_summary, frames_of, plugin_at_fault
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,7 +95,7 @@ def test_an_error_that_a_loader_worker_met_is_from_where_it_met_it(bad_task):
     found = plugin_at_fault(error.value)
     assert found is not None
     assert (found[0].package, found[1].path, found[1].line) == ("bad-words", str(path), 12)
-    assert said_in_short(error.value) == "KeyError: 'wrod'"
+    assert error_summary(error.value) == "KeyError: 'wrod'"
     assert str(frames_of(error.value)[-1]) == "bad_task/__init__.py, line 12, in target"
 
 

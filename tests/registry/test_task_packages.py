@@ -19,7 +19,7 @@ from s3prl_mtl.config import build_config, parse_tasks, resolve
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.command import export
 from s3prl_mtl.registry.plugins import load_task
-from s3prl_mtl.registry.task_spec import find_held, held_as
+from s3prl_mtl.registry.task_names import find_in_run, find_same_task
 from s3prl_mtl.tracking.results_table import results_table
 from s3prl_mtl.tracking.tracker import read_results
 from s3prl_mtl.training.runner import MultiTaskRunner
@@ -400,22 +400,22 @@ def test_another_word_for_a_task_is_of_its_own_package(
     monkeypatch.syspath_prepend(str(copy))
     assert parse_tasks("asv") == ["s3prl-mtl:sv"]
     assert parse_tasks("voices") == ["rival-tasks:sv"]
-    assert find_held("asv", {"sv": "s3prl-mtl"}) == "sv"
-    assert find_held("asv", {"sv": "rival-tasks"}) is None
-    assert find_held("voices", {"sv": "rival-tasks"}) == "sv"
+    assert find_in_run("asv", {"sv": "s3prl-mtl"}) == "sv"
+    assert find_in_run("asv", {"sv": "rival-tasks"}) is None
+    assert find_in_run("voices", {"sv": "rival-tasks"}) == "sv"
     sys.modules.pop("rival_tasks", None)
 
 
 def test_a_word_that_means_several_tasks_of_a_run_is_refused():
     held = {"a:ks": "a", "b:ks": "b"}
     with pytest.raises(UserError, match=r"'a:ks' or 'b:ks'"):
-        find_held("ks", held)
-    assert find_held("b:ks", held) == "b:ks"
-    assert find_held("c:ks", held) is None
-    assert find_held("c:ks", {"ks": None}) == "ks"
-    assert held_as("ks", "b", {"ks": None, "b:ks": "b"}) == "b:ks"
-    assert held_as("ks", "c", held) is None
-    assert held_as("s3prl:ks", None, {"ks": None}) is None
+        find_in_run("ks", held)
+    assert find_in_run("b:ks", held) == "b:ks"
+    assert find_in_run("c:ks", held) is None
+    assert find_in_run("c:ks", {"ks": None}) == "ks"
+    assert find_same_task("ks", "b", {"ks": None, "b:ks": "b"}) == "b:ks"
+    assert find_same_task("ks", "c", held) is None
+    assert find_same_task("s3prl:ks", None, {"ks": None}) is None
 
 
 def test_a_section_that_was_switched_off_is_switched_on_from_its_defaults(tmp_path: Path):

@@ -13,7 +13,7 @@ import soundfile
 import torch
 import yaml
 
-from s3prl_mtl.s3prl_compat.folders import installed_folders
+from s3prl_mtl.s3prl_compat.folders import installed_experts
 
 Settings = dict[str, Any]
 
@@ -58,7 +58,7 @@ def write_config(path: Path, downstream_expert: Settings, splits: list[str] | No
 
 def copy_expert(folder: str, scratch: Path) -> Path:
     """A copy of an expert of the installed s3prl: some write into the folder of their code."""
-    source = installed_folders()[folder]
+    source = installed_experts()[folder]
     copy = scratch / "downstream" / folder
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     return copy

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.s3prl_compat.folders import installed_folders, installed_root
+from s3prl_mtl.s3prl_compat.folders import installed_experts, installed_root
 from tests.s3prl_compat.corpora import BUILDERS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "s3prl-experts.md").read_text(encoding="utf-8")
@@ -124,7 +124,7 @@ def imports() -> dict[str, tuple[str, str]]:
 
 
 def test_every_expert_of_the_installed_s3prl_has_a_row() -> None:
-    assert ROWS.keys() == installed_folders().keys()
+    assert ROWS.keys() == installed_experts().keys()
 
 
 def test_the_folders_that_are_said_to_hold_no_expert_hold_none() -> None:

@@ -11,7 +11,7 @@ import pytest
 from s3prl_mtl.config import build_config, parse_tasks, resolve
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import load_task, task_defaults
-from s3prl_mtl.s3prl_compat.task_spec import ExpertWord, parse_word
+from s3prl_mtl.s3prl_compat.task_spec import ExpertSpec, parse_spec
 from tests.s3prl_compat.conftest import CONFIG, EXPERT
 
 
@@ -21,16 +21,16 @@ def tones_config(words: list[str], **options) -> dict:
 
 
 def test_a_plain_word_is_a_name():
-    assert parse_word("s3prl:ctc") == ExpertWord("s3prl:ctc")
-    assert parse_word("s3prl:sf=ctc") == ExpertWord("s3prl:sf", "ctc")
+    assert parse_spec("s3prl:ctc") == ExpertSpec("s3prl:ctc")
+    assert parse_spec("s3prl:sf=ctc") == ExpertSpec("s3prl:sf", "ctc")
 
 
 def test_a_path_is_named_after_its_folder(expert_folder, monkeypatch: pytest.MonkeyPatch):
     folder = expert_folder()
-    assert parse_word(f"s3prl:{folder}") == ExpertWord("s3prl:tones", str(folder))
+    assert parse_spec(f"s3prl:{folder}") == ExpertSpec("s3prl:tones", str(folder))
     config = folder / "config.yaml"
-    assert parse_word(f"s3prl:{config}") == ExpertWord("s3prl:tones", str(folder), str(config))
-    assert parse_word(f"s3prl:my-task={folder}").name == "s3prl:my-task"
+    assert parse_spec(f"s3prl:{config}") == ExpertSpec("s3prl:tones", str(folder), str(config))
+    assert parse_spec(f"s3prl:my-task={folder}").name == "s3prl:my-task"
     monkeypatch.chdir(folder.parent)
     assert parse_tasks("s3prl:./tones") == [f"s3prl:tones={folder}"]
     assert parse_tasks(f"s3prl:tones={folder}") == [f"s3prl:tones={folder}"]
@@ -145,32 +145,32 @@ def test_a_class_can_be_had_by_its_word(expert_folder):
 )
 def test_a_word_that_means_nothing_is_refused(word: str, expected: str):
     with pytest.raises(UserError, match=expected):
-        parse_word(word)
+        parse_spec(word)
 
 
 def test_a_folder_whose_name_cannot_be_a_key_needs_one(expert_folder):
     folder = expert_folder("v1.5")
     with pytest.raises(UserError, match=r"'v1\.5' cannot be.*-d s3prl:NAME=.*v1\.5"):
-        parse_word(f"s3prl:{folder}")
-    assert parse_word(f"s3prl:new={folder}").folder == str(folder)
+        parse_spec(f"s3prl:{folder}")
+    assert parse_spec(f"s3prl:new={folder}").folder == str(folder)
 
 
 def test_a_config_file_of_no_expert_is_refused(tmp_path: Path):
     (tmp_path / "lonely.yaml").write_text(CONFIG)
     with pytest.raises(UserError, match=r"No folder above .*lonely\.yaml has an expert\.py"):
-        parse_word(f"s3prl:{tmp_path / 'lonely.yaml'}")
+        parse_spec(f"s3prl:{tmp_path / 'lonely.yaml'}")
     with pytest.raises(UserError, match=r"no expert 'nobody'"):
-        parse_word(f"s3prl:nobody={tmp_path / 'lonely.yaml'}")
+        parse_spec(f"s3prl:nobody={tmp_path / 'lonely.yaml'}")
 
 
 def test_a_config_file_elsewhere_may_be_that_of_an_installed_expert(tmp_path, monkeypatch):
     path = tmp_path / "lonely.yaml"
     path.write_text(CONFIG)
-    word = ExpertWord("s3prl:example", "example", str(path))
-    assert parse_word(f"s3prl:example={path}") == word
-    assert parse_word(str(word)) == word
+    word = ExpertSpec("s3prl:example", "example", str(path))
+    assert parse_spec(f"s3prl:example={path}") == word
+    assert parse_spec(str(word)) == word
     monkeypatch.chdir(tmp_path)
-    assert parse_word("s3prl:example=lonely.yaml") == word
+    assert parse_spec("s3prl:example=lonely.yaml") == word
 
 
 def advice(error: UserError) -> list[str]:
@@ -221,7 +221,7 @@ def test_the_advice_for_a_config_file_of_nobody_works(expert_folder, tmp_path: P
     folder = expert_folder(config=None)
     (tmp_path / "lonely.yaml").write_text(CONFIG)
     with pytest.raises(UserError) as error:
-        parse_word(f"s3prl:{tmp_path / 'lonely.yaml'}")
+        parse_spec(f"s3prl:{tmp_path / 'lonely.yaml'}")
     installed, elsewhere = advice(error.value)
     assert follow(installed, [], EXPERT="example")["s3prl:example"]["folder"] == "example"
     block = follow(elsewhere, [], NAME="my", FOLDER=str(folder))["s3prl:my"]
@@ -248,7 +248,7 @@ def test_the_advice_for_two_tasks_of_one_name_works(
 def test_the_advice_for_a_folder_that_cannot_be_a_name_works(expert_folder):
     folder = expert_folder("v1.5")
     with pytest.raises(UserError) as error:
-        parse_word(f"s3prl:{folder}")
+        parse_spec(f"s3prl:{folder}")
     (flags,) = advice(error.value)
     assert follow(flags, [], NAME="new")["s3prl:new"]["folder"] == str(folder)
 
@@ -281,7 +281,7 @@ def test_a_config_file_without_settings_of_an_expert_is_refused(expert_folder):
 def test_a_folder_with_dots_and_blanks_in_its_name_is_imported(expert_folder):
     folder = expert_folder("my task v1.2")
     with pytest.raises(UserError) as error:
-        parse_word(f"s3prl:{folder}")
+        parse_spec(f"s3prl:{folder}")
     _, word = shlex.split(str(error.value.fix).partition(": ")[2].rstrip("."))
     config = tones_config(parse_tasks(word.replace("NAME", "mine")))
     assert config["s3prl:mine"]["folder"] == str(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -19,7 +20,6 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams import load_upstream, rebuild_upstream
-from s3prl_mtl.upstreams.zoo import huggingface
 
 ensure_torchaudio()
 import transformers  # noqa: E402
@@ -315,7 +315,7 @@ def test_names_and_flags_that_make_no_sense_are_refused(saved, monkeypatch: pyte
     def find_spec(name: str) -> None:
         return None
 
-    monkeypatch.setattr(huggingface.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     with pytest.raises(UserError, match=r"pip install 's3prl-mtl\[transformers\]'"):
         load_upstream("hf:anything")
 

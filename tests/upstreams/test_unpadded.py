@@ -1,4 +1,4 @@
-"""Encoding utterances one length at a time."""
+"""SharedEncoder utterances one length at a time."""
 
 from __future__ import annotations
 

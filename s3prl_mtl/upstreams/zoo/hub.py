@@ -19,7 +19,7 @@ from torch import nn
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.s3prl_compat.stand_ins import set_audio_backend
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
-from s3prl_mtl.upstreams.zoo.guard import nothing_executed
+from s3prl_mtl.upstreams.zoo.safe_eval import nothing_executed
 
 TAKES_CHECKPOINT = ("_local", "_custom", "_url", "customized_upstream")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
+from s3prl_mtl.s3prl_compat.torchaudio_fallback import import_transformers
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream, check_waveforms
 from s3prl_mtl.upstreams.unpadded import encode_by_length, probe
 from s3prl_mtl.upstreams.zoo.renaming import rename_state
@@ -161,7 +160,7 @@ def load_transformers(
         )
     if not name:
         raise UserError("No model is named.", where=where, fix="-u hf:facebook/wav2vec2-base")
-    transformers = _import_transformers(where)
+    transformers = import_transformers(where)
     expanded = os.path.expanduser(name)
     source = os.path.abspath(expanded) if os.path.isdir(expanded) else name
     arguments = {"cache_dir": str(cache_dir)} if cache_dir is not None else {}
@@ -198,7 +197,7 @@ def rebuild_transformers(info: Mapping[str, Any]) -> TransformersUpstream:
         UserError: transformers is not installed, or does not know this kind of model.
     """
     where = "the encoder in the checkpoint"
-    transformers = _import_transformers(where)
+    transformers = import_transformers(where)
     settings = dict(info["config"])
     try:
         config = transformers.AutoConfig.for_model(**settings)
@@ -210,18 +209,6 @@ def rebuild_transformers(info: Mapping[str, Any]) -> TransformersUpstream:
     return TransformersUpstream(
         info["name"], _encoder_of(model.float()), settings, info["preprocessing"]
     )
-
-
-def _import_transformers(where: str) -> Any:
-    if importlib.util.find_spec("transformers") is None:
-        raise UserError(
-            "transformers is not installed.",
-            where=where,
-            fix="Install it with `pip install 's3prl-mtl[transformers]'`.",
-        )
-    if importlib.util.find_spec("torchaudio") is not None:
-        ensure_torchaudio()  # transformers imports it where it is.
-    return importlib.import_module("transformers")
 
 
 def _read_preprocessing(
@@ -252,7 +239,7 @@ def _read_preprocessing(
 
 
 def _extractor_from(preprocessing: Mapping[str, Any], name: str) -> Any:
-    transformers = importlib.import_module("transformers")
+    transformers = import_transformers(f"-u {HUGGING_FACE}{name}")
     kind = str(preprocessing.get("feature_extractor_type"))
     known = getattr(transformers, kind, None)
     if known is None:

@@ -18,12 +18,12 @@ from s3prl_mtl.registry.plugins import (
     resolve_task,
     same_package,
     split_name,
-    task_offers,
+    tasks_named,
 )
-from s3prl_mtl.s3prl_compat.task_spec import canonical_word, is_expert, task_name
+from s3prl_mtl.s3prl_compat.task_spec import canonical_spec, is_s3prl_task, task_name
 
 
-class TaskGone(UserError):
+class TaskPackageMissing(UserError):
     """The package of a task of the run is not installed, or has the task no longer.
 
     Args:
@@ -33,7 +33,7 @@ class TaskGone(UserError):
     """
 
     def __init__(self, task: str, package: str, advice: str) -> None:
-        others = ", ".join(map(str, task_offers(task)))
+        others = ", ".join(map(str, tasks_named(task)))
         another = f" Another one of that name is of {others}: it is not taken for it."
         super().__init__(
             f"The task {task!r} of the run is that of package {package}, which is not installed "
@@ -58,7 +58,7 @@ Layers = Sequence[tuple[dict[str, Any], str]]
 _UNRECORDED = "the checkpoint, which does not say of which package it is"
 
 
-def split_words(text: str, flag: str = "-d") -> list[str]:
+def split_specs(text: str, flag: str = "-d") -> list[str]:
     """The words of a flag, separated by commas; `all` is every task of this distribution.
 
     Raises:
@@ -75,7 +75,7 @@ def split_words(text: str, flag: str = "-d") -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def packages_of(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str | None]:
+def task_packages(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str | None]:
     """The packages of tasks, as their blocks in a config say.
 
     Args:
@@ -89,7 +89,7 @@ def packages_of(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, st
     }
 
 
-def find_held(word: str, held: Packages) -> str | None:
+def find_in_run(word: str, held: Packages) -> str | None:
     """The name under which a run holds the task that a word means; None if it does not hold it.
 
     Args:
@@ -100,7 +100,7 @@ def find_held(word: str, held: Packages) -> str | None:
     Raises:
         UserError: the word means several of them.
     """
-    if is_expert(word):
+    if is_s3prl_task(word):
         name = word if word in held else task_name(word)
         return name if name in held else None
     if word in held:
@@ -108,25 +108,25 @@ def find_held(word: str, held: Packages) -> str | None:
     package, plain = split_name(word)
     found = _matching(plain, package, held)
     if not found:
-        for plugin in task_offers(plain):
+        for plugin in tasks_named(plain):
             if package is None or same_package(package, plugin.package):
                 found += _behind(f"{plugin.package}:{plain}", held)
     return _only(found, word)
 
 
-def the_held(word: str, held: Packages, where: str) -> str:
+def require_in_run(word: str, held: Packages, where: str) -> str:
     """The name under which a run holds the task that a word means.
 
     Args:
-        word, held: as in :func:`find_held`.
+        word, held: as in :func:`find_in_run`.
         where: what gave the word, for errors.
 
     Raises:
         UserError: the run does not hold it, or the word means several of its tasks.
     """
-    name = find_held(word, held)
+    name = find_in_run(word, held)
     if name is None:
-        rivals = rivals_of(word, held)
+        rivals = same_name_tasks(word, held)
         raise UserError(
             f"The run has no task {word!r}.",
             where=where,
@@ -135,7 +135,7 @@ def the_held(word: str, held: Packages, where: str) -> str:
     return name
 
 
-def held_as(name: str, package: str | None, held: Packages) -> str | None:
+def find_same_task(name: str, package: str | None, held: Packages) -> str | None:
     """The name under which another run holds the task that this run has under `name`, or None.
 
     Args:
@@ -143,7 +143,7 @@ def held_as(name: str, package: str | None, held: Packages) -> str | None:
         package: the one that it is of.
         held: the tasks of the other run.
     """
-    if is_expert(name):
+    if is_s3prl_task(name):
         return name if name in held else None
     found = _matching(split_name(name)[1], package, held)
     # What is known to be of the package goes before what may be.
@@ -151,7 +151,7 @@ def held_as(name: str, package: str | None, held: Packages) -> str | None:
     return found[0] if found else None
 
 
-def rivals_of(name: str, held: Packages) -> list[str]:
+def same_name_tasks(name: str, held: Packages) -> list[str]:
     """What a run holds under the plain name of a task, with the packages, for messages."""
     plain = split_name(name)[1]
     return [
@@ -161,7 +161,7 @@ def rivals_of(name: str, held: Packages) -> list[str]:
     ]
 
 
-def choose(
+def choose_tasks(
     words: Sequence[str], held: Packages, stated: Mapping[str, str]
 ) -> dict[str, str | None]:
     """The names under which a run has the tasks that the words mean, and their packages.
@@ -177,10 +177,10 @@ def choose(
     """
     chosen: dict[str, str | None] = {}
     for word in words:
-        if is_expert(word):
-            chosen[canonical_word(word)] = None
+        if is_s3prl_task(word):
+            chosen[canonical_spec(word)] = None
             continue
-        name = find_held(word, held)
+        name = find_in_run(word, held)
         if name is None and word in stated:
             name = word
         if name is not None:
@@ -192,7 +192,7 @@ def choose(
     return chosen
 
 
-def saved_package(name: str, package: str | None) -> str:
+def installed_package(name: str, package: str | None) -> str:
     """The package whose plugin a checkpoint's task is built with, as that package spells itself.
 
     Args:
@@ -200,7 +200,7 @@ def saved_package(name: str, package: str | None) -> str:
         package: that was recorded, or that the user says; None if neither.
 
     Raises:
-        TaskGone: it is not installed, or has the task no longer.
+        TaskPackageMissing: it is not installed, or has the task no longer.
         UserError: none is known, and several have the task.
     """
     try:
@@ -208,7 +208,7 @@ def saved_package(name: str, package: str | None) -> str:
     except NoSuchPackage as cause:
         plain = split_name(name)[1]
         advice = f"Install {package} again, or leave the task out."
-        raise TaskGone(plain, str(package), advice) from cause
+        raise TaskPackageMissing(plain, str(package), advice) from cause
 
 
 def stated_packages(layers: Layers) -> dict[str, str]:
@@ -221,7 +221,7 @@ def stated_packages(layers: Layers) -> dict[str, str]:
     for layer, origin in layers:
         for key, block in layer.items():
             package = block.get("package") if isinstance(block, Mapping) else None
-            if package is None or is_expert(key):
+            if package is None or is_s3prl_task(key):
                 continue
             if not isinstance(package, str):
                 raise UserError(
@@ -231,7 +231,7 @@ def stated_packages(layers: Layers) -> dict[str, str]:
     return stated
 
 
-def blocks_under_names(layers: Layers, chosen: Packages) -> list[tuple[dict[str, Any], str]]:
+def rename_blocks(layers: Layers, chosen: Packages) -> list[tuple[dict[str, Any], str]]:
     """The layers, with the blocks of the chosen tasks under the names that the run has for them.
 
     A block `ks` is that of `package:ks`, and the other way round, unless its `package` is another.
@@ -244,7 +244,7 @@ def blocks_under_names(layers: Layers, chosen: Packages) -> list[tuple[dict[str,
         names = {}
         for key, block in layer.items():
             names[key] = key
-            if key in chosen or is_expert(key) or not isinstance(block, Mapping):
+            if key in chosen or is_s3prl_task(key) or not isinstance(block, Mapping):
                 continue
             package, plain = split_name(key)
             owners = _matching(plain, block.get("package") or package, chosen)
@@ -273,7 +273,7 @@ def _package_of(name: str, word: str, held: Packages, stated: Mapping[str, str])
             )
     package = was or now or spoken
     if name in held:
-        return saved_package(name, package)
+        return installed_package(name, package)
     where = f"{name}.package in the config"
     return find_plugin(TASK_GROUP, name, "task", package, where).package
 
@@ -285,7 +285,7 @@ def _is_plain_for(plain: str, package: str, held: Packages, stated: Mapping[str,
     """
     known = stated.get(plain, held.get(plain))
     if known is None:
-        return plain not in held and len(task_offers(plain)) == 1
+        return plain not in held and len(tasks_named(plain)) == 1
     return same_package(known, package)
 
 
@@ -295,7 +295,7 @@ def _matching(plain: str, package: str | None, held: Packages) -> list[str]:
         name
         for name, own in held.items()
         if split_name(name)[1] == plain
-        and not is_expert(name)
+        and not is_s3prl_task(name)
         and (package is None or own is None or same_package(own, package))
     ]
 
