@@ -25,7 +25,6 @@ from s3prl_mtl.fileio.deferred_log import Remarks
 from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.tracking.tracker import Report
 from s3prl_mtl.training.evaluation import Evaluator, Records
-from s3prl_mtl.training.microbatch import Piece
 from s3prl_mtl.training.preflight import corpus_problems, raise_together
 from s3prl_mtl.training.task import Task
 
@@ -254,7 +253,7 @@ class Subject:
         self,
         expert: Any,
         split: str,
-        batch: Batch | Piece,
+        batch: Batch,
         records: Records | None = None,
         features: list[Tensor] | None = None,
     ) -> Any:

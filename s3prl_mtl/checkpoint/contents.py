@@ -24,7 +24,7 @@ _SHOWN = 3
 def weights(
     config: Config,
     step: int,
-    tallies: Mapping[str, Any],
+    skips: Mapping[str, Any],
     upstream: Upstream,
     featurizer: Featurizer,
     heads: Mapping[str, dict[str, Any]],
@@ -37,7 +37,7 @@ def weights(
     return {
         "Format": 2,
         "Step": step,
-        "Tallies": dict(tallies),
+        "Tallies": dict(skips),
         "Config": config,
         "Upstream": upstream.s3prl_state_dict(),
         "UpstreamInfo": upstream.checkpoint_info,

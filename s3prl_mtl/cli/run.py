@@ -59,15 +59,15 @@ def _train(
     arguments: argparse.Namespace, world: World, signals: StopSignals, remarks: Remarks
 ) -> None:
     # The first rank decides for all: another machine may not see what it sees.
-    chosen = world.together(
+    chosen = world.run_on_all_ranks(
         lambda: _where_to_train(arguments, world, remarks) if world.is_lead else None
     )
     folder, past = world.broadcast(chosen) or _where_to_train(arguments, world, remarks)
     own = past is not None and past.resolve() == folder.resolve() and not arguments.dry_run
     saved, path = _load_past(past, world, set_aside=own) if past is not None else (None, None)
-    config = world.together(lambda: _config_to_train(arguments, saved, remarks))
+    config = world.run_on_all_ranks(lambda: _config_to_train(arguments, saved, remarks))
     if saved is not None:
-        world.together(lambda: resuming.check(saved, config, path))
+        world.run_on_all_ranks(lambda: resuming.check(saved, config, path))
         config["downstream"] = list(saved["Tasks"])
     with working_in(folder, world, lock=True):
         remarks.say()
@@ -98,11 +98,13 @@ def _load_past(
 
     Only the first rank chooses: it may have to pass over a damaged file.
     """
-    chosen = world.together(
+    chosen = world.run_on_all_ranks(
         lambda: checkpoints.load_newest(past, set_aside=set_aside) if world.is_lead else None
     )
     path = world.broadcast(chosen[1] if chosen is not None else past)
-    saved = world.together(lambda: chosen[0] if chosen is not None else checkpoints.load(path))
+    saved = world.run_on_all_ranks(
+        lambda: chosen[0] if chosen is not None else checkpoints.load(path)
+    )
     return saved, path
 
 
@@ -177,20 +179,22 @@ def _evaluate(arguments: argparse.Namespace, world: World, remarks: Remarks) -> 
             fix="Leave it out: to evaluate it is for what s3prl's branch saved with a frozen "
             "encoder.",
         )
-    targets = world.together(lambda: _parse_splits(arguments.evaluate_split))
+    targets = world.run_on_all_ranks(lambda: _parse_splits(arguments.evaluate_split))
     if targets and not arguments.downstream:
         arguments.downstream = ",".join(dict.fromkeys(task for task, _ in targets))
     elif not arguments.downstream:
         arguments.downstream = ",".join(saved["Tasks"])
-    config = world.together(lambda: _config(arguments, saved, remarks))
+    config = world.run_on_all_ranks(lambda: _config(arguments, saved, remarks))
     names = task_packages(config, config["downstream"])
-    targets = world.together(lambda: [(find_in_run(w, names) or w, split) for w, split in targets])
+    targets = world.run_on_all_ranks(
+        lambda: [(find_in_run(w, names) or w, split) for w, split in targets]
+    )
     if "Origin" in saved:
         targets = [(task, split_of(task, split)) for task, split in targets]
     # However the run was trained: every rank takes its part of every split.
     config["distributed"] = {"parallel": "data", "placement": None}
     folder = Path(arguments.expdir) if arguments.expdir else _folder_of(past)
-    world.together(lambda: resuming.check_weights_fit(saved, config))
+    world.run_on_all_ranks(lambda: resuming.check_weights_fit(saved, config))
     with working_in(folder, world, lock=False):
         remarks.say()
         runner = MultiTaskRunner(config, folder, resume=saved, world=world)

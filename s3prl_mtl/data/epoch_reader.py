@@ -31,17 +31,27 @@ _OVER = object()
 
 @dataclass
 class Batch:
-    """One batch of an expert.
+    """One batch of an expert, or some of its utterances.
 
     Args:
+        task: name of the expert's task.
         number: in the epoch, over all shares; the share is `number % num_shares`.
         wavs: its waveforms.
         others: what else the loader gives, one entry for each further argument of `forward`.
     """
 
+    task: str
     number: int
     wavs: list[Any]
     others: list[Any]
+
+    @property
+    def utterances(self) -> int:
+        return len(self.wavs)
+
+    @property
+    def samples(self) -> int:
+        return sum(len(wav) for wav in self.wavs)
 
 
 class EpochReader:
@@ -185,7 +195,7 @@ class EpochReader:
         turn, place = divmod(self._done - 1, self._round_size)
         share = self.shares[place] if self._by_shares else place
         wavs, *others = item
-        return Batch(turn * self.num_shares + share, list(wavs), others)
+        return Batch(self.task, turn * self.num_shares + share, list(wavs), others)
 
     def _next_item(self) -> Any:
         while True:

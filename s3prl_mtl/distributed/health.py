@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from torch.distributed import Store
 
-from s3prl_mtl.distributed.peer_status import Beat, Sighting, spoken
+from s3prl_mtl.distributed.peer_status import Heartbeat, PeerStatus, spoken
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Watch:
         self._own_stop: str | None = None
         self._others_stop: str | None = None
         self._stop_told = False
-        self._sightings: dict[int, Sighting] = {}
+        self._sightings: dict[int, PeerStatus] = {}
         self._blaming = False
         self._alive: set[int] = set()
         self._mute: set[int] = set()
@@ -274,7 +274,7 @@ class Watch:
 
     def _tell(self) -> None:
         activity = self._activity
-        beat = Beat(
+        beat = Heartbeat(
             counter=self._begun,
             step=self.step,
             what=activity.what,
@@ -300,7 +300,7 @@ class Watch:
         """Read the beats of the others."""
         now = time.monotonic()
         for rank in self._others:
-            self._sightings.setdefault(rank, Sighting(rank, None, now))
+            self._sightings.setdefault(rank, PeerStatus(rank, None, now))
         # multi_get would wait for a key that is not there yet.
         present = [
             rank
@@ -310,9 +310,9 @@ class Watch:
         texts = self._store.multi_get([_key(rank) for rank in present]) if present else []
         now = time.monotonic()
         for rank, text in zip(present, texts, strict=True):
-            beat = Beat.from_json(text)
+            beat = Heartbeat.from_json(text)
             if beat.counter != self._sightings[rank].counter:
-                self._sightings[rank] = Sighting(rank, beat, now)
+                self._sightings[rank] = PeerStatus(rank, beat, now)
 
     def _warn_of_a_long_wait(self) -> None:
         activity = self._activity

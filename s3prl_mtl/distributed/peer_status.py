@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """What one rank tells the others, as JSON under one key of the store."""
 
     counter: int
@@ -31,12 +31,12 @@ class Beat:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Beat:
+    def from_json(cls, text: str | bytes) -> Heartbeat:
         return cls(**json.loads(text))
 
 
 @dataclass
-class Sighting:
+class PeerStatus:
     """What is known of another rank, and the sentences that say so.
 
     Args:
@@ -46,7 +46,7 @@ class Sighting:
     """
 
     rank: int
-    beat: Beat | None
+    beat: Heartbeat | None
     changed: float
 
     @property

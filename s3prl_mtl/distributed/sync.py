@@ -27,7 +27,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> int:
     return total
 
 
-def check_same(group: Group, what: str, tensors: Iterable[Tensor]) -> None:
+def check_in_sync(group: Group, what: str, tensors: Iterable[Tensor]) -> None:
     """Refuse to train from weights that differ between the ranks of a group.
 
     Raises:
@@ -43,7 +43,7 @@ def check_same(group: Group, what: str, tensors: Iterable[Tensor]) -> None:
         )
 
 
-def mend_drift(group: Group, what: str, tensors: Iterable[Tensor]) -> None:
+def resync_parameters(group: Group, what: str, tensors: Iterable[Tensor]) -> None:
     """Give all ranks of a group the weights of the first, should they have drifted apart.
 
     They cannot on machines that are alike. Different GPUs may round one update differently.

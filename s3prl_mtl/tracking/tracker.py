@@ -65,7 +65,7 @@ class Tracker:
         resumed_at: the step from which a training run goes on, 0 for one from its beginning. What
             an interrupted run noted after it is dropped, since those steps are taken again. None:
             only add, as evaluation does, also while another process trains there.
-        made_up: pairs of task and split that are evaluated again at that very step, because
+        reevaluate: pairs of task and split that are evaluated again at that very step, because
             their evaluation did not come to its end: what it noted is dropped too.
     """
 
@@ -73,7 +73,7 @@ class Tracker:
         self,
         folder: Path,
         resumed_at: int | None = None,
-        made_up: Iterable[tuple[str, str]] = (),
+        reevaluate: Iterable[tuple[str, str]] = (),
     ) -> None:
         self.folder = folder
         path = folder / "metrics.jsonl"
@@ -82,7 +82,7 @@ class Tracker:
             _drop_incomplete_line(path)
         elif path.is_file() and resumed_at is not None:
             purge_step = resumed_at + 1 if resumed_at else 0
-            again = {(resumed_at, task, split) for task, split in made_up}
+            again = {(resumed_at, task, split) for task, split in reevaluate}
             kept = [
                 entry
                 for entry in read_metrics(folder)

@@ -56,7 +56,7 @@ class Evaluator:
     of one process, to the last digit.
 
     Args:
-        encoding: encoder and featurizer.
+        encoder: encoder and featurizer.
         tasks: those of this rank.
         groups: the ranks that share each of them.
         world: all ranks.
@@ -68,7 +68,7 @@ class Evaluator:
 
     def __init__(
         self,
-        encoding: SharedEncoder,
+        encoder: SharedEncoder,
         tasks: Mapping[str, Task],
         groups: Mapping[str, Group],
         world: World,
@@ -77,7 +77,7 @@ class Evaluator:
         batches: int | None = None,
         log_level: int = logging.INFO,
     ) -> None:
-        self.encoding = encoding
+        self.encoder = encoder
         self.tasks = tasks
         self.groups = groups
         self.world = world
@@ -141,7 +141,7 @@ class Evaluator:
     @torch.no_grad()
     def try_out(self, splits: Sequence[tuple[str, str]]) -> None:
         """One batch of each of the splits of this rank's tasks, through encoder and head."""
-        self.encoding.set_training(False)
+        self.encoder.set_training(False)
         for name, split in splits:
             if name not in self.tasks:
                 continue
@@ -149,14 +149,14 @@ class Evaluator:
             task.expert.train(False)
             reader = EpochReader(name, task.expert, split, seed=self.seed, training=False)
             for batch in islice(reader, 1):
-                features = self.encoding.inputs(task.expert, batch.wavs)
+                features = self.encoder.inputs(task.expert, batch.wavs)
                 task.expert(split, features, *batch.others, records=defaultdict(list))
                 logger.info("%s %s: in order", name, split)
 
     @torch.no_grad()
     def _own_share(self, task: Task, split: str) -> Share | None:
         """What the expert records of this rank's batches; None if it was asked to stop."""
-        self.encoding.set_training(False)
+        self.encoder.set_training(False)
         task.expert.train(False)
         group = self.groups[task.name]
         reader = EpochReader(
@@ -174,7 +174,7 @@ class Evaluator:
                 return None
             if self.batches is not None and batch.number >= self.batches:
                 break
-            features = self.encoding.inputs(task.expert, batch.wavs)
+            features = self.encoder.inputs(task.expert, batch.wavs)
             # s3prl numbers the batches of an evaluation for experts that want it.
             number = {"batch_id": batch.number} if task.takes_batch_id else {}
             parts[batch.number] = defaultdict(list)
@@ -214,7 +214,7 @@ class Evaluator:
 
     def _agree(self, failure: Exception | None) -> None:
         """Raise on all ranks what happened on one."""
-        self.world.agree(failure)
+        self.world.raise_on_all_ranks(failure)
         if any(self.world.all_gather(self.stop_asked())):
             raise Interrupted
 

@@ -1,9 +1,8 @@
-"""What goes through the network at once, and how it is cut when that is too much."""
+"""One pass of the network over batches of several tasks, and their division into micro-batches."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -14,116 +13,99 @@ from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder, layers, wants_hidden_states
 
 
-@dataclass
-class Piece:
-    """A batch of one task, or a part of one.
+def split_batches(batches: Sequence[Batch], parts: int) -> list[list[Batch]]:
+    """Divide batches into micro-batches of about equal length in samples.
+
+    Whole batches stay together as long as there are several; then a batch is divided between its
+    utterances, in their order.
 
     Args:
-        task: its name.
-        number: of the batch in its epoch.
-        wavs: waveforms.
-        others: what else the loader gave, as it gave it.
-    """
-
-    task: str
-    number: int
-    wavs: list[Any]
-    others: list[Any]
-
-    @classmethod
-    def of(cls, task: str, batch: Batch) -> Piece:
-        return cls(task, batch.number, batch.wavs, batch.others)
-
-    @property
-    def utterances(self) -> int:
-        return len(self.wavs)
-
-    @property
-    def samples(self) -> int:
-        return sum(len(wav) for wav in self.wavs)
-
-    def halves(self) -> list[Piece]:
-        """Its utterances in two pieces; itself where it cannot be cut."""
-        middle = self.utterances // 2
-        if middle == 0 or any(not self._has_entry_each(other) for other in self.others):
-            return [self]
-        return [self._slice(slice(None, middle)), self._slice(slice(middle, None))]
-
-    def _has_entry_each(self, other: Any) -> bool:
-        if other is None:
-            return True
-        sliceable = hasattr(other, "__len__") and not isinstance(other, Mapping | set)
-        return sliceable and len(other) == self.utterances
-
-    def _slice(self, part: slice) -> Piece:
-        others = [None if other is None else other[part] for other in self.others]
-        return Piece(self.task, self.number, self.wavs[part], others)
-
-
-def cut(pieces: Sequence[Piece], parts: int) -> list[list[Piece]]:
-    """Cut work into parts of about equal length, each for a pass of its own.
-
-    Whole batches stay together as long as there are any to be parted; after that batches are cut
-    through, their utterances in the order they have.
-
-    Args:
-        pieces: batches.
-        parts: a power of two. Where so many cannot be had some of them are empty, so that all
-            ranks have the same number.
+        batches: of any tasks.
+        parts: a power of two. Where there are fewer utterances than parts some micro-batches are
+            empty, so that every rank has the same number.
     """
     if parts == 1:
-        return [list(pieces)]
-    first, second = _two(list(pieces))
-    return cut(first, parts // 2) + cut(second, parts // 2)
+        return [list(batches)]
+    first, second = _in_two(list(batches))
+    return split_batches(first, parts // 2) + split_batches(second, parts // 2)
 
 
-def _two(pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
-    if len(pieces) == 1:
-        pieces = pieces[0].halves()
-    half = sum(piece.samples for piece in pieces) / 2
+def _in_two(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
+    if len(batches) == 1:
+        batches = halves(batches[0])
+    half = sum(batch.samples for batch in batches) / 2
     samples = 0
-    for count, piece in enumerate(pieces, 1):
-        samples += piece.samples
-        if samples >= half or count == len(pieces) - 1:
-            return pieces[:count], pieces[count:]
-    return pieces, []
+    for count, batch in enumerate(batches, 1):
+        samples += batch.samples
+        if samples >= half or count == len(batches) - 1:
+            return batches[:count], batches[count:]
+    return batches, []
+
+
+def halves(batch: Batch) -> list[Batch]:
+    """The utterances of a batch as two batches; the batch itself where it cannot be divided.
+
+    It can be if everything beside the waveforms is a sequence with an entry for each utterance.
+    """
+    middle = batch.utterances // 2
+    if middle == 0 or not all(_is_sliceable(other, batch.utterances) for other in batch.others):
+        return [batch]
+    return [
+        Batch(
+            batch.task,
+            batch.number,
+            batch.wavs[part],
+            [None if other is None else other[part] for other in batch.others],
+        )
+        for part in (slice(None, middle), slice(middle, None))
+    ]
+
+
+def _is_sliceable(other: Any, utterances: int) -> bool:
+    if other is None:
+        return True
+    sliceable = hasattr(other, "__len__") and not isinstance(other, Mapping | set)
+    return sliceable and len(other) == utterances
 
 
 def forward(
-    pieces: Sequence[Piece],
+    batches: Sequence[Batch],
     tasks: Mapping[str, Task],
-    encoding: SharedEncoder,
+    encoder: SharedEncoder,
     specaug: SpecAugment | None,
     records: Mapping[str, dict[str, list[Any]]],
 ) -> list[Tensor]:
-    """One pass of the encoder for all pieces, then each head on its own utterances.
+    """One pass of the encoder for all batches, then each head on its own utterances.
 
     Args:
-        pieces: batches of any of the tasks.
+        batches: of any of the tasks.
+        tasks: by name.
+        encoder: of the run.
+        specaug: applied to the features of every task, or None.
         records: for each task, what its expert records into.
 
     Returns:
-        the loss of each piece, a scalar.
+        the loss of each batch, a scalar.
     """
-    if not pieces:
+    if not batches:
         return []
-    wavs = [wav for piece in pieces for wav in piece.wavs]
+    wavs = [wav for batch in batches for wav in batch.wavs]
     states: list[Tensor] = []
-    if any(wants_hidden_states(tasks[piece.task].expert) for piece in pieces):
-        hidden = encoding.hidden_states(wavs)
-        states, features = layers(hidden), encoding.weighted(hidden)
+    if any(wants_hidden_states(tasks[batch.task].expert) for batch in batches):
+        hidden = encoder.hidden_states(wavs)
+        states, features = layers(hidden), encoder.weighted(hidden)
     else:
-        features = encoding.features(wavs)
+        features = encoder.features(wavs)
     if specaug is not None:
         features = specaug(features)
     losses = []
     first = 0
-    for piece in pieces:
-        task = tasks[piece.task]
+    for batch in batches:
+        task = tasks[batch.task]
         inputs = states if wants_hidden_states(task.expert) else features
-        own = inputs[first : first + piece.utterances]
-        first += piece.utterances
+        own = inputs[first : first + batch.utterances]
+        first += batch.utterances
         losses.append(
-            task.expert(task.train_split, own, *piece.others, records=records[piece.task])
+            task.expert(task.train_split, own, *batch.others, records=records[batch.task])
         )
     return losses

@@ -26,7 +26,7 @@ from s3prl_mtl.distributed.world import World
 from s3prl_mtl.fileio.atomic import replace_text
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.training.build import build_experts
-from s3prl_mtl.training.microbatch import Piece, forward
+from s3prl_mtl.training.microbatch import forward
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 
@@ -40,7 +40,7 @@ def choose_placement(
     config: Config,
     world: World,
     saved: Checkpoint | None,
-    encoding: SharedEncoder,
+    encoder: SharedEncoder,
     specaug: SpecAugment | None,
     folder: Path,
 ) -> tuple[Placement, dict[str, float]]:
@@ -68,7 +68,7 @@ def choose_placement(
             )
             text, parallel = None, "task"
     if text:
-        return world.together(lambda: by_hand(text, names, world.size)), {}
+        return world.run_on_all_ranks(lambda: by_hand(text, names, world.size)), {}
     if parallel == "data" or world.size == 1:
         return every_task_everywhere(names, world.size), {}
     if saved is not None and "Placement" in saved:
@@ -77,7 +77,7 @@ def choose_placement(
         same_tasks = list(before.shares) == list(names)
         if was_by_task and same_tasks and before.world_size == world.size:
             return before, {}
-    costs = _measure_costs(config, world, saved, encoding, specaug, folder)
+    costs = _measure_costs(config, world, saved, encoder, specaug, folder)
     return by_cost(costs, world.size), costs
 
 
@@ -104,7 +104,7 @@ def _measure_costs(
     config: Config,
     world: World,
     saved: Checkpoint | None,
-    encoding: SharedEncoder,
+    encoder: SharedEncoder,
     specaug: SpecAugment | None,
     folder: Path,
 ) -> dict[str, float]:
@@ -114,16 +114,16 @@ def _measure_costs(
     """
     own = config["downstream"][world.rank :: world.size]
     logger.info("Measuring what a batch of each task costs.")
-    experts = world.together(
-        lambda: build_experts(config, own, encoding.featurizer, folder, saved) if own else {}
+    experts = world.run_on_all_ranks(
+        lambda: build_experts(config, own, encoder.featurizer, folder, saved) if own else {}
     )
     costs = {}
     for name, expert in experts.items():
         task = Task.from_settings(
-            name, expert.to(encoding.device), config[name], config["seed"], num_shares=world.size
+            name, expert.to(encoder.device), config[name], config["seed"], num_shares=world.size
         )
         with torch.random.fork_rng(), world.doing(f"measuring {name}"):
-            costs[name] = _seconds_of_a_batch(task, encoding, specaug)
+            costs[name] = _seconds_of_a_batch(task, encoder, specaug)
     del experts
     gathered: dict[str, float] = {}
     for part in world.all_gather(costs):
@@ -131,23 +131,23 @@ def _measure_costs(
     return {name: gathered[name] for name in config["downstream"]}
 
 
-def _seconds_of_a_batch(task: Task, encoding: SharedEncoder, specaug: SpecAugment | None) -> float:
-    encoding.set_training(True)
+def _seconds_of_a_batch(task: Task, encoder: SharedEncoder, specaug: SpecAugment | None) -> float:
+    encoder.set_training(True)
     task.expert.train(True)
     seconds = []
     for _ in range(1 + MEASURED_STEPS):
         begun = time.perf_counter()
-        pieces = [Piece.of(task.name, batch) for batch in task.stream.next_round()]
+        batches = task.stream.next_round()
         losses = forward(
-            pieces, {task.name: task}, encoding, specaug, {task.name: defaultdict(list)}
+            batches, {task.name: task}, encoder, specaug, {task.name: defaultdict(list)}
         )
         for loss in losses:
             if loss.requires_grad:
                 loss.backward()
-        if encoding.device.type == "cuda":
-            torch.cuda.synchronize(encoding.device)
+        if encoder.device.type == "cuda":
+            torch.cuda.synchronize(encoder.device)
         seconds.append(time.perf_counter() - begun)
-        _drop_gradients([encoding.upstream, encoding.featurizer, task.expert])
+        _drop_gradients([encoder.upstream, encoder.featurizer, task.expert])
     # The first one warms up caches and starts the loader's workers.
     return statistics.median(seconds[1:])
 

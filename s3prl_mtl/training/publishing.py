@@ -75,7 +75,7 @@ class Publisher:
             return
         for report in sorted(chain(*collected), key=lambda r: self.names.index(r.task)):
             tracker.write(report)
-        for metric, value in self.run_state.tallies.counts().items():
+        for metric, value in self.run_state.skips.counts().items():
             tracker.record("run", "train", metric, value, step)
         total_loss = math.fsum(loss for loss in losses.values() if math.isfinite(loss))
         rate = self.run_state.optimizer.param_groups[0]["lr"]
@@ -113,13 +113,11 @@ class Publisher:
                 tracker.write(report)
                 tracker.keep(report)
 
-        self.world.together(write)
+        self.world.run_on_all_ranks(write)
 
     def _write_layer_weights(self, tracker: Tracker, step: int) -> None:
-        encoding = self.run_state.encoding
-        layers = report_layer_weights(
-            encoding.featurizer, encoding.upstream.num_hidden_states, step
-        )
+        encoder = self.run_state.encoder
+        layers = report_layer_weights(encoder.featurizer, encoder.upstream.num_hidden_states, step)
         if layers.scalars:
             tracker.write(layers)
             tracker.keep(layers)

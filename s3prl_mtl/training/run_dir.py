@@ -27,9 +27,9 @@ def working_in(folder: Path, world: World, lock: bool) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     guard = FileLock(folder / ".lock", timeout=0) if lock and world.is_lead else None
-    world.together(lambda: _enter(guard, folder))
+    world.run_on_all_ranks(lambda: _enter(guard, folder))
     if lock:
-        world.together(lambda: _check_shared(folder))
+        world.run_on_all_ranks(lambda: _check_shared(folder))
     name = "log.txt" if world.is_lead else f"log-rank{world.rank}.txt"
     handler = log_to_file(folder / name)
     try:

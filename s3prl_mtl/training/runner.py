@@ -14,7 +14,7 @@ from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.config import Config, resolve
 from s3prl_mtl.data.randomness import seed_all
 from s3prl_mtl.data.sampling import derived_seed
-from s3prl_mtl.distributed.sync import check_same, mend_drift
+from s3prl_mtl.distributed.sync import check_in_sync, resync_parameters
 from s3prl_mtl.distributed.world import RankLost, World
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.fileio.yaml_files import write_yaml
@@ -34,7 +34,7 @@ from s3prl_mtl.training.placement import choose_placement, write_placement
 from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.publishing import Publisher
 from s3prl_mtl.training.signals import Stopped, StopSignals
-from s3prl_mtl.training.skips import Tallies
+from s3prl_mtl.training.skips import SkipCounts
 from s3prl_mtl.training.state import RunState
 from s3prl_mtl.training.step import StepReport, TrainingStep
 from s3prl_mtl.training.task import Task
@@ -73,32 +73,34 @@ class MultiTaskRunner:
         self.world = world = world if world is not None else World.alone()
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.device = world.together(lambda: pick_device(config["device"], world.local_rank))
+        self.device = world.run_on_all_ranks(
+            lambda: pick_device(config["device"], world.local_rank)
+        )
         self.step = 0
         self.evaluated_step = 0
-        self.tallies = Tallies(config["downstream"])
+        self.skips = SkipCounts(config["downstream"])
         self._resumed = resume
         self._signals: StopSignals | None = None
         seed_all(config["seed"])
 
-        upstream = world.together(lambda: build_upstream(config, resume))
+        upstream = world.run_on_all_ranks(lambda: build_upstream(config, resume))
         self.upstream = upstream.to(self.device)
         self.freeze = bool(config["upstream"]["freeze"])
         if self.freeze:
             self.upstream.requires_grad_(False)
         selection = config["upstream"]["feature_selection"]
         self.featurizer = Featurizer(self.upstream, selection).to(self.device)
-        self.encoding = SharedEncoder(
+        self.encoder = SharedEncoder(
             self.upstream, self.featurizer, self.device, self.freeze, config["precision"] == "bf16"
         )
         self.specaug = SpecAugment(**config["specaug"]) if config["specaug"] else None
         self.placement, self._costs = choose_placement(
-            config, world, resume, self.encoding, self.specaug, self.folder
+            config, world, resume, self.encoder, self.specaug, self.folder
         )
         self.tasks = self._build_tasks()
         if resume is None:
             experts = {name: task.expert for name, task in self.tasks.items()}
-            world.together(
+            world.run_on_all_ranks(
                 lambda: load_initial_weights(config, self.upstream, self.featurizer, experts)
             )
         parameters = snapshot.parameter_names(upstream, self.featurizer, self.tasks.values())
@@ -106,7 +108,7 @@ class MultiTaskRunner:
         total_steps = config["runner"]["total_steps"]
         self.scheduler = make_scheduler(self.optimizer, config["scheduler"], total_steps)
         self.training_step = TrainingStep(
-            self.encoding,
+            self.encoder,
             self.tasks,
             config["downstream"],
             world,
@@ -116,30 +118,30 @@ class MultiTaskRunner:
             clipping=config["runner"]["gradient_clipping"],
             accumulate=config["runner"]["gradient_accumulate_steps"],
             specaug=self.specaug,
-            tallies=self.tallies,
+            skips=self.skips,
             stop_asked=self.stop_asked,
         )
         self.run_state = RunState(
             self.source_config,
             world,
             self.placement,
-            self.encoding,
+            self.encoder,
             self.tasks,
             self.optimizer,
             self.scheduler,
-            self.tallies,
+            self.skips,
             self.training_step.gradients,
         )
         if resume is not None:
             self.step = resume["Step"]
             if not resume["Upstream"]:
-                world.together(lambda: load_initial_encoder(config, self.upstream))
-            world.together(lambda: self.run_state.restore_weights(resume))
-        check_same(world, "the encoder", self._encoder_parameters())
+                world.run_on_all_ranks(lambda: load_initial_encoder(config, self.upstream))
+            world.run_on_all_ranks(lambda: self.run_state.restore_weights(resume))
+        check_in_sync(world, "the encoder", self._encoder_parameters())
         for name, task in self.tasks.items():
-            check_same(self.groups[name], f"the head of {name}", task.expert.parameters())
+            check_in_sync(self.groups[name], f"the head of {name}", task.expert.parameters())
         self.evaluator = Evaluator(
-            self.encoding, self.tasks, self.groups, world, config["seed"], self.stop_asked
+            self.encoder, self.tasks, self.groups, world, config["seed"], self.stop_asked
         )
         self.publisher = Publisher(
             self.folder, world, self.groups, self.tasks, self.run_state, config["downstream"]
@@ -152,7 +154,7 @@ class MultiTaskRunner:
         """The tasks that this rank has shares of; sets `groups`, the ranks that share each."""
         config, world, placement = self.config, self.world, self.placement
         own = placement.tasks_of(world.rank)
-        experts = world.together(
+        experts = world.run_on_all_ranks(
             lambda: build_experts(config, own, self.featurizer, self.folder, self._resumed)
         )
         # All ranks take part in making every group, so all go through all tasks.
@@ -185,7 +187,7 @@ class MultiTaskRunner:
             Stopped: a signal came, on this rank or another one; the run is saved.
         """
         world = self.world
-        world.together(lambda: check_splits(self.config, self.tasks))
+        world.run_on_all_ranks(lambda: check_splits(self.config, self.tasks))
         if world.is_lead:
             write_yaml(self.source_config, self.folder / "config.yaml")
             write_placement(self.placement, self._costs, self.config, self.folder)
@@ -194,11 +196,13 @@ class MultiTaskRunner:
             self.run_state.restore_rest(self._resumed)
             self._resumed = None
         self._signals = signals
-        owed = self._evaluation_is_due() and self.evaluated_step < self.step
-        made_up = self.splits("dev_splits") if owed else []
+        evaluation_pending = self._evaluation_is_due() and self.evaluated_step < self.step
+        reevaluate = self.splits("dev_splits") if evaluation_pending else []
         with (
             signals.deferred() if signals is not None else nullcontext(),
-            Tracker(self.folder, self.step, made_up) if world.is_lead else nullcontext() as tracker,
+            Tracker(self.folder, self.step, reevaluate)
+            if world.is_lead
+            else nullcontext() as tracker,
         ):
             self._train(tracker)
             return tracker.results if tracker is not None else {}
@@ -231,7 +235,7 @@ class MultiTaskRunner:
 
     def train_step(self) -> StepReport:
         """One update from a batch of every share of every task, over all ranks."""
-        self.tallies.step = self.step + 1
+        self.skips.step = self.step + 1
         if self.world.watch is not None:
             self.world.watch.step = self.step + 1
         report = self.training_step.take()
@@ -277,9 +281,9 @@ class MultiTaskRunner:
     def try_out(self) -> None:
         """One batch of every training and evaluation split, through everything but the update."""
         splits = self.splits("dev_splits") + self.splits("test_splits")
-        self.world.together(lambda: check_splits(self.config, self.tasks))
-        self.world.together(self.training_step.try_out)
-        self.world.together(lambda: self.evaluator.try_out(splits))
+        self.world.run_on_all_ranks(lambda: check_splits(self.config, self.tasks))
+        self.world.run_on_all_ranks(self.training_step.try_out)
+        self.world.run_on_all_ranks(lambda: self.evaluator.try_out(splits))
 
     # ----------------------------------------------------------------------- evaluation
 
@@ -321,12 +325,12 @@ class MultiTaskRunner:
         """Write `states-<step>.ckpt`, and only then delete the ones that are too many."""
         path = self.folder / f"states-{self.step}.ckpt"
         share_buffers(self.tasks, self.groups)
-        mend_drift(self.world, "the encoder", self._encoder_parameters())
+        resync_parameters(self.world, "the encoder", self._encoder_parameters())
         for name, task in self.tasks.items():
-            mend_drift(self.groups[name], f"the head of {name}", task.expert.parameters())
+            resync_parameters(self.groups[name], f"the head of {name}", task.expert.parameters())
         state = self.state()
         with self.world.doing("saving a checkpoint"):
-            self.world.together(lambda: self._write(state, path))
+            self.world.run_on_all_ranks(lambda: self._write(state, path))
         return path
 
     def _write(self, state: checkpoints.Checkpoint | None, path: Path) -> None:

@@ -15,7 +15,7 @@ MAXIMUM_IN_A_ROW = 50
 """Steps in a row that may be lost to a loss or a gradient that is no number."""
 
 
-class Tallies:
+class SkipCounts:
     """Counts the steps that were skipped, and the tasks that were left out of one.
 
     Every rank counts the same, since all of them agree on what is left out.

@@ -18,7 +18,7 @@ from s3prl_mtl.data.sampling import derived_seed
 from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.placement import Placement
 from s3prl_mtl.distributed.world import World
-from s3prl_mtl.training.skips import Tallies
+from s3prl_mtl.training.skips import SkipCounts
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 
@@ -35,10 +35,10 @@ class RunState:
         config: with its references, as checkpoints keep it.
         world: all ranks.
         placement: which shares each of them reads.
-        encoding: encoder and featurizer.
+        encoder: encoder and featurizer.
         tasks: those of this rank.
         optimizer, scheduler: of what this rank holds.
-        tallies: of the run.
+        skips: of the run.
         gradients: how the gradients of this rank travel.
     """
 
@@ -47,21 +47,21 @@ class RunState:
         config: Config,
         world: World,
         placement: Placement,
-        encoding: SharedEncoder,
+        encoder: SharedEncoder,
         tasks: Mapping[str, Task],
         optimizer: Optimizer,
         scheduler: LRScheduler | None,
-        tallies: Tallies,
+        skips: SkipCounts,
         gradients: GradientSum,
     ) -> None:
         self.config = config
         self.world = world
         self.placement = placement
-        self.encoding = encoding
+        self.encoder = encoder
         self.tasks = tasks
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.tallies = tallies
+        self.skips = skips
         self.gradients = gradients
 
     def weights(self, step: int, heads: Mapping[str, dict[str, Any]]) -> Checkpoint:
@@ -69,9 +69,9 @@ class RunState:
         return snapshot.weights(
             self.config,
             step,
-            self.tallies.state_dict(),
-            self.encoding.upstream,
-            self.encoding.featurizer,
+            self.skips.state_dict(),
+            self.encoder.upstream,
+            self.encoder.featurizer,
             heads,
         )
 
@@ -126,9 +126,9 @@ class RunState:
             UserError: they do not fit.
         """
         snapshot.restore_weights(
-            saved, self.encoding.upstream, self.encoding.featurizer, self.tasks.values()
+            saved, self.encoder.upstream, self.encoder.featurizer, self.tasks.values()
         )
-        self.tallies.load_state_dict(saved["Tallies"])
+        self.skips.load_state_dict(saved["Tallies"])
 
     def restore_rest(self, saved: Checkpoint) -> None:
         """Put optimizer, schedule, batches and all chance where the checkpoint left them."""
@@ -154,7 +154,7 @@ class RunState:
     def _names(self) -> dict[str, nn.Parameter]:
         """The optimizer's parameters by name, in its order."""
         return snapshot.parameter_names(
-            self.encoding.upstream, self.encoding.featurizer, self.tasks.values()
+            self.encoder.upstream, self.encoder.featurizer, self.tasks.values()
         )
 
     def _optimizer_state(self, tasks: list[Task]) -> dict[str, Any]:

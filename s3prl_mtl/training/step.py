@@ -15,12 +15,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from s3prl_mtl.balancing import sum_of_losses
+from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.world import Group, World
 from s3prl_mtl.errors import SharedMistake
 from s3prl_mtl.nn import SpecAugment
-from s3prl_mtl.training.microbatch import Piece, cut, forward
-from s3prl_mtl.training.skips import Tallies
+from s3prl_mtl.training.microbatch import forward, split_batches
+from s3prl_mtl.training.skips import SkipCounts
 from s3prl_mtl.training.sync_step import DroppedLate, OutOfMemory, Verdict, agree
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
@@ -47,7 +48,7 @@ class TrainingStep:
     the backward pass (which parameters were used), and before the update (the gradient's norm).
 
     Args:
-        encoding: encoder and featurizer.
+        encoder: encoder and featurizer.
         tasks: those of this rank.
         names: those of the run, the same on all ranks.
         world: all ranks.
@@ -56,13 +57,13 @@ class TrainingStep:
         clipping: bound of the joint norm of all gradients.
         accumulate: batches of every task in a step.
         specaug: on the features of every task, or None.
-        tallies: counts what was skipped and dropped.
+        skips: counts what was skipped and dropped.
         stop_asked: whether this rank was asked to stop.
     """
 
     def __init__(
         self,
-        encoding: SharedEncoder,
+        encoder: SharedEncoder,
         tasks: Mapping[str, Task],
         names: Sequence[str],
         world: World,
@@ -72,10 +73,10 @@ class TrainingStep:
         clipping: float,
         accumulate: int,
         specaug: SpecAugment | None,
-        tallies: Tallies,
+        skips: SkipCounts,
         stop_asked: Callable[[], bool],
     ) -> None:
-        self.encoding = encoding
+        self.encoder = encoder
         self.tasks = tasks
         self.names = list(names)
         self.world = world
@@ -84,9 +85,9 @@ class TrainingStep:
         self.clipping = clipping
         self.accumulate = accumulate
         self.specaug = specaug
-        self.tallies = tallies
+        self.skips = skips
         self.stop_asked = stop_asked
-        shared = [*encoding.upstream.parameters(), *encoding.featurizer.parameters()]
+        shared = [*encoder.upstream.parameters(), *encoder.featurizer.parameters()]
         heads = [(groups[name], list(task.expert.parameters())) for name, task in tasks.items()]
         self.gradients = GradientSum([(world, shared), *heads])
         # Each gradient counts once in the norm, however many ranks hold it.
@@ -119,24 +120,24 @@ class TrainingStep:
                 without = late.tasks
 
     def set_training(self, training: bool) -> None:
-        self.encoding.set_training(training)
+        self.encoder.set_training(training)
         for task in self.tasks.values():
             task.expert.train(training)
 
-    def draw(self) -> list[Piece]:
+    def draw(self) -> list[Batch]:
         """The next batch of every share of every task of this rank."""
-        pieces = []
+        batches = []
         for name, task in self.tasks.items():
             with self.world.doing(f"reading a batch of {name}"):
-                pieces += [Piece.of(name, batch) for batch in task.stream.next_round()]
-        return pieces
+                batches += task.stream.next_round()
+        return batches
 
     def try_out(self) -> None:
         """One batch of every share through everything but the update."""
         self.set_training(True)
         records: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
-        pieces = self.draw()
-        losses = forward(pieces, self.tasks, self.encoding, self.specaug, records)
+        batches = self.draw()
+        losses = forward(batches, self.tasks, self.encoder, self.specaug, records)
         by_number = {str(i): loss for i, loss in enumerate(losses) if loss.requires_grad}
         if by_number:
             sum_of_losses(by_number).backward()
@@ -145,7 +146,7 @@ class TrainingStep:
     # ------------------------------------------------------------------- inside a step
 
     def _attempt(
-        self, draws: Sequence[list[Piece]], parts: int, without: frozenset[str]
+        self, draws: Sequence[list[Batch]], parts: int, without: frozenset[str]
     ) -> StepReport:
         """The step with each draw cut into parts that go through the network one by one.
 
@@ -159,13 +160,13 @@ class TrainingStep:
         dropped = set(without)
         stop = False
         memory_is_short = False
-        todo = [(draw, part) for draw in draws for part in cut(draw, parts)]
+        todo = [(draw, part) for draw in draws for part in split_batches(draw, parts)]
         for number, (draw, part) in enumerate(todo, 1):
             found: list[Tensor] = []
             if not memory_is_short:
                 with self.world.doing("computing the forward pass"):
                     try:
-                        found = forward(part, self.tasks, self.encoding, self.specaug, records)
+                        found = forward(part, self.tasks, self.encoder, self.specaug, records)
                     except torch.OutOfMemoryError:
                         memory_is_short = True
             verdict = agree(
@@ -190,7 +191,7 @@ class TrainingStep:
             stop |= verdict.stop
         self.gradients.finish()
         self._update(memory_is_short)
-        self.tallies.note_losses(dropped)
+        self.skips.note_losses(dropped)
         for name, task in self.tasks.items():
             if name in dropped:
                 continue
@@ -198,15 +199,15 @@ class TrainingStep:
         return StepReport({n: math.nan if n in dropped else v for n, v in losses.items()}, stop)
 
     def _total(
-        self, part: Sequence[Piece], losses: Sequence[Tensor], verdict: Verdict
+        self, part: Sequence[Batch], losses: Sequence[Tensor], verdict: Verdict
     ) -> Tensor | None:
         """This rank's summand of the loss: each batch counts by its part of the utterances."""
         by_task: dict[str, Tensor] = {}
-        for piece, loss in zip(part, losses, strict=False):
-            if piece.task not in verdict.dropped:
-                share = loss * (piece.utterances / verdict.utterances[piece.task])
-                seen = by_task.get(piece.task)
-                by_task[piece.task] = share if seen is None else seen + share
+        for batch, loss in zip(part, losses, strict=False):
+            if batch.task not in verdict.dropped:
+                share = loss * (batch.utterances / verdict.utterances[batch.task])
+                seen = by_task.get(batch.task)
+                by_task[batch.task] = share if seen is None else seen + share
         by_task = {name: loss for name, loss in by_task.items() if loss.requires_grad}
         return sum_of_losses(by_task) / self.accumulate if by_task else None
 
@@ -223,7 +224,7 @@ class TrainingStep:
             nn.utils.clip_grads_with_norm_(self._held, self.clipping, norm)
             self.optimizer.step()
         culprits = [] if math.isfinite(norm) else self._not_finite()
-        self.tallies.note_norm(float(norm), culprits)
+        self.skips.note_norm(float(norm), culprits)
         self.optimizer.zero_grad(set_to_none=True)
         if self.scheduler is not None:
             self.scheduler.step()
@@ -231,8 +232,8 @@ class TrainingStep:
     def _not_finite(self) -> list[str]:
         """The parts of the model whose gradients are not finite, in words."""
         modules = {
-            "the encoder": self.encoding.upstream,
-            "the featurizer": self.encoding.featurizer,
+            "the encoder": self.encoder.upstream,
+            "the featurizer": self.encoder.featurizer,
         }
         modules |= {f"the head of {name}": task.expert for name, task in self.tasks.items()}
         return [
@@ -241,14 +242,14 @@ class TrainingStep:
             if not all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
         ]
 
-    def _more_parts(self, draws: Sequence[list[Piece]], parts: int) -> int:
+    def _more_parts(self, draws: Sequence[list[Batch]], parts: int) -> int:
         """Twice the parts, if that makes the largest one smaller on any rank.
 
         Raises:
             UserError: they are as small as they can be.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        if self.encoding.device.type == "cuda":
+        if self.encoder.device.type == "cuda":
             torch.cuda.empty_cache()
         now, then = (_largest_part(draws, count) for count in (parts, 2 * parts))
         lines = self.world.all_gather((now > then, now))
@@ -256,15 +257,19 @@ class TrainingStep:
             raise SharedMistake(
                 "The memory of the GPU is too small for what cannot be parted further: at most "
                 f"{max(size for _, size in lines)} utterances at once.",
-                where=f"step {self.tallies.step}",
+                where=f"step {self.skips.step}",
                 fix="Take very long utterances out of the corpus, or use --precision bf16, "
                 "--freeze_upstream or a smaller encoder.",
             )
-        self.tallies.note_retry(2 * parts)
+        self.skips.note_retry(2 * parts)
         return 2 * parts
 
 
-def _largest_part(draws: Sequence[list[Piece]], parts: int) -> int:
+def _largest_part(draws: Sequence[list[Batch]], parts: int) -> int:
     """The most utterances that go through the network at once."""
-    sizes = [sum(piece.utterances for piece in part) for draw in draws for part in cut(draw, parts)]
+    sizes = [
+        sum(batch.utterances for batch in part)
+        for draw in draws
+        for part in split_batches(draw, parts)
+    ]
     return max(sizes, default=0)

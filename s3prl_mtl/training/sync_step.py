@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.distributed.world import World
-from s3prl_mtl.training.microbatch import Piece
 
 
 class OutOfMemory(Exception):
@@ -49,8 +49,8 @@ class Verdict:
 def agree(
     world: World,
     names: Sequence[str],
-    draw: Sequence[Piece],
-    part: Sequence[Piece],
+    draw: Sequence[Batch],
+    part: Sequence[Batch],
     losses: Sequence[Tensor],
     memory_is_short: bool,
     stop_asked: bool,
@@ -72,15 +72,15 @@ def agree(
     row = {name: i for i, name in enumerate(names)}
     said = torch.zeros(len(names) * 3 + 2, dtype=torch.float64)
     utterances, weighted, not_finite = said[:-2].view(3, -1)
-    for piece in draw:
-        utterances[row[piece.task]] += piece.utterances
+    for batch in draw:
+        utterances[row[batch.task]] += batch.utterances
     # One copy from the GPU, not one for each loss.
     values = torch.stack([loss.detach().float() for loss in losses]).tolist() if losses else []
-    for piece, value in zip(part, values, strict=not memory_is_short):
+    for batch, value in zip(part, values, strict=not memory_is_short):
         if math.isfinite(value):
-            weighted[row[piece.task]] += piece.utterances * value
+            weighted[row[batch.task]] += batch.utterances * value
         else:
-            not_finite[row[piece.task]] += 1
+            not_finite[row[batch.task]] += 1
     said[-2] = memory_is_short
     said[-1] = stop_asked
     world.sum(said)

@@ -105,7 +105,7 @@ def test_its_gradient_reaches_the_encoder(
     runner = MultiTaskRunner(settings, tmp_path / "run")
     runner.training_step.set_training(True)
     pieces = runner.training_step.draw()
-    (loss,) = forward(pieces, runner.tasks, runner.encoding, None, {"noise": defaultdict(list)})
+    (loss,) = forward(pieces, runner.tasks, runner.encoder, None, {"noise": defaultdict(list)})
     loss.backward()
     reached = {
         name

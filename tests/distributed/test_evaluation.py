@@ -61,7 +61,7 @@ def evaluate_with_a_fault(
     world: World, config: dict[str, Any], folder: Path, fault: str
 ) -> tuple[str, dict[str, float]]:
     runner = MultiTaskRunner(config, folder, world=world)
-    read = runner.encoding.features
+    read = runner.encoder.features
     seen = []
 
     def features(wavs: list[Any]) -> list[Any]:
@@ -75,7 +75,7 @@ def evaluate_with_a_fault(
                 raise ZeroDivisionError("a bug")
         return read(wavs)
 
-    runner.encoding.features = features
+    runner.encoder.features = features
     error: BaseException
     try:
         runner.evaluator.evaluate(runner.splits("dev_splits"), step=1)

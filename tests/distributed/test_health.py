@@ -23,7 +23,7 @@ from torch.distributed import PrefixStore, TCPStore
 
 from s3prl_mtl.distributed import health as watch_module
 from s3prl_mtl.distributed.health import Watch
-from s3prl_mtl.distributed.peer_status import Beat
+from s3prl_mtl.distributed.peer_status import Heartbeat
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch.distributed", "s3prl_mtl.distributed.health"])
@@ -157,7 +157,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_killed_rank_is_named_with_its_process(job: Job) -> None:
     watch, (victim, witness) = job.start(3)
     victim.ask("step", 7)
-    until(lambda: Beat.from_json(job.store.get("beat/1")).step == 7)
+    until(lambda: Heartbeat.from_json(job.store.get("beat/1")).step == 7)
     victim.kill()
     sentence = watch.blame(LOST)
     assert f"R{victim.name} was killed" in sentence
@@ -239,7 +239,7 @@ def test_a_long_wait_names_a_frozen_rank_as_silent(
 def test_a_long_wait_of_all_accuses_nobody(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     watch, (other,) = job.start(2, stall_seconds=1.0)
     other.ask("enter", "waiting for the other ranks", True)
-    until(lambda: Beat.from_json(job.store.get("beat/1")).waiting)
+    until(lambda: Heartbeat.from_json(job.store.get("beat/1")).waiting)
     with watch.doing("waiting for the other ranks", waiting=True):
         until(lambda: warnings(caplog))
     assert "all the others wait as well" in warnings(caplog)[0]
@@ -250,10 +250,10 @@ def test_short_waits_and_long_work_are_not_reported(
     job: Job, caplog: pytest.LogCaptureFixture
 ) -> None:
     watch, _ = job.start(2, stall_seconds=4 * BEAT_SECONDS)
-    began = Beat.from_json(job.store.get("beat/0")).counter
+    began = Heartbeat.from_json(job.store.get("beat/0")).counter
     with watch.doing("in the backward pass"):
         # Many waits, each far shorter than the limit, together far longer; and long work between.
-        while Beat.from_json(job.store.get("beat/0")).counter < began + 12:
+        while Heartbeat.from_json(job.store.get("beat/0")).counter < began + 12:
             with watch.doing("waiting for the other ranks", waiting=True):
                 job.store.check(["beat/0"])
     assert warnings(caplog) == []
@@ -311,7 +311,7 @@ def test_what_a_rank_does_is_restored_on_the_way_out(job: Job) -> None:
     watch, _ = job.start(1)
 
     def told() -> tuple[str, bool]:
-        beat = Beat.from_json(job.store.get("beat/0"))
+        beat = Heartbeat.from_json(job.store.get("beat/0"))
         return beat.what, beat.waiting
 
     with watch.doing("in the backward pass"):
@@ -327,8 +327,8 @@ def test_a_rank_beats_while_its_main_thread_blocks_in_the_store(job: Job) -> Non
     blocked = threading.Thread(target=lambda: job.store.get("comes late"))
     blocked.start()
     reader = client(job.server.port)
-    first = Beat.from_json(reader.get("beat/0")).counter
-    until(lambda: Beat.from_json(reader.get("beat/0")).counter > first + 3)
+    first = Heartbeat.from_json(reader.get("beat/0")).counter
+    until(lambda: Heartbeat.from_json(reader.get("beat/0")).counter > first + 3)
     assert blocked.is_alive()
     reader.set("comes late", "now")
     blocked.join(DEADLINE_SECONDS)
@@ -358,7 +358,7 @@ def test_a_store_that_comes_back_is_used_again(
     assert "again" in warnings(caplog)[1]
     watch.step = 5
     reader = client(port)
-    until(lambda: Beat.from_json(reader.get("beat/0")).step == 5)
+    until(lambda: Heartbeat.from_json(reader.get("beat/0")).step == 5)
 
 
 def test_a_store_that_does_not_answer_hangs_nobody(

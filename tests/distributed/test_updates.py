@@ -68,7 +68,7 @@ def give_batches(runner: MultiTaskRunner, own: Sequence[int], as_one: bool) -> N
             part = slice(sum(sizes[:number]), sum(sizes[: number + 1]))
             if sizes[number]:
                 others = [other[part] for other in whole.others]
-                batches.append(Batch(number, whole.wavs[part], others))
+                batches.append(Batch(name, number, whole.wavs[part], others))
         if as_one:
             batches = [whole]
         task.stream.next_round = lambda batches=batches: batches

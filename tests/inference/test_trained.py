@@ -55,14 +55,14 @@ def trained(runner: MultiTaskRunner) -> s3prl_mtl.TrainedRun:
 
 def evaluated(runner: MultiTaskRunner, task: str) -> tuple[list[Any], dict[str, list[Any]]]:
     """The cuts of a task's test split, and what its expert recorded of them one by one."""
-    runner.encoding.set_training(False)
+    runner.encoder.set_training(False)
     expert = runner.tasks[task].expert.eval()
     split = runner.tasks[task].test_splits[0]
     records: dict[str, list[Any]] = defaultdict(list)
     expert.prepare(split)
     with torch.no_grad():
         for wavs, *others in expert.get_dataloader(split):
-            expert(split, runner.encoding.features(wavs), *others, records=records)
+            expert(split, runner.encoder.features(wavs), *others, records=records)
     return list(expert._split_cuts[split]), records
 
 

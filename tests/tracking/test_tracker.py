@@ -117,7 +117,7 @@ def test_an_evaluation_that_is_made_up_is_noted_once(tmp_path: Path):
         tracker.record("ks", "train", "loss", 1.0, 2)
         tracker.record("ks", "dev", "acc", 0.5, 1)
         tracker.record("ks", "dev", "acc", 0.6, 2)
-    with Tracker(tmp_path, resumed_at=2, made_up=[("ks", "dev")]) as tracker:
+    with Tracker(tmp_path, resumed_at=2, reevaluate=[("ks", "dev")]) as tracker:
         tracker.record("ks", "dev", "acc", 0.7, 2)
     noted = [(e["split"], e["step"], e["value"]) for e in read_metrics(tmp_path)]
     assert noted == [("train", 2, 1.0), ("dev", 1, 0.5), ("dev", 2, 0.7)]

@@ -49,7 +49,7 @@ def losses_of_a_draw(runner: MultiTaskRunner) -> list[torch.Tensor]:
     step = runner.training_step
     step.set_training(False)
     records = defaultdict(lambda: defaultdict(list))
-    return forward(step.draw(), step.tasks, step.encoding, step.specaug, records)
+    return forward(step.draw(), step.tasks, step.encoder, step.specaug, records)
 
 
 def test_nine_tasks_train_together_and_leave_a_whole_run(make_config, tmp_path: Path):
@@ -192,10 +192,10 @@ def test_a_gradient_that_is_no_number_is_skipped_and_counted(make_config, tmp_pa
     for parameter in runner.upstream.parameters():
         parameter.grad = torch.full_like(parameter, math.nan)
     runner.training_step._update(memory_is_short=False)
-    assert runner.tallies.skipped_steps == 1
+    assert runner.skips.skipped_steps == 1
     assert_same(weights, dict(runner.tasks["er"].expert.state_dict()))
     runner.train_step()
-    assert runner.tallies.skipped_steps == 1
+    assert runner.skips.skipped_steps == 1
 
 
 def test_all_problems_with_the_data_are_one_report(make_config, tmp_path: Path):
