@@ -11,6 +11,7 @@ from torch import nn
 
 from s3prl_mtl.checkpoint import contents as snapshot
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.config import Config, resolve
 from s3prl_mtl.data.randomness import seed_all
 from s3prl_mtl.data.sampling import derived_seed
@@ -64,7 +65,7 @@ class MultiTaskRunner:
         self,
         config: Config,
         folder: str | Path,
-        resume: checkpoints.Checkpoint | None = None,
+        resume: RunCheckpoint | None = None,
         world: World | None = None,
     ) -> None:
         self.source_config = config
@@ -133,8 +134,8 @@ class MultiTaskRunner:
             self.training_step.gradients,
         )
         if resume is not None:
-            self.step = resume["Step"]
-            if not resume["Upstream"]:
+            self.step = resume.step
+            if not resume.upstream:
                 world.run_on_all_ranks(lambda: load_initial_encoder(config, self.upstream))
             world.run_on_all_ranks(lambda: self.run_state.restore_weights(resume))
         check_in_sync(world, "the encoder", self._encoder_parameters())
@@ -191,8 +192,8 @@ class MultiTaskRunner:
         if world.is_lead:
             write_yaml(self.source_config, self.folder / "config.yaml")
             write_placement(self.placement, self._costs, self.config, self.folder)
-        if self._resumed is not None:
-            self.evaluated_step = self._resumed["EvaluatedStep"]
+        if self._resumed is not None and self._resumed.training is not None:
+            self.evaluated_step = self._resumed.training.evaluated_step
             self.run_state.restore_rest(self._resumed)
             self._resumed = None
         self._signals = signals
@@ -333,12 +334,12 @@ class MultiTaskRunner:
             self.world.run_on_all_ranks(lambda: self._write(state, path))
         return path
 
-    def _write(self, state: checkpoints.Checkpoint | None, path: Path) -> None:
+    def _write(self, state: RunCheckpoint | None, path: Path) -> None:
         if state is not None:
             checkpoints.save(state, path)
             checkpoints.keep_newest(self.folder, self.config["runner"]["max_keep"])
 
-    def state(self) -> checkpoints.Checkpoint | None:
+    def state(self) -> RunCheckpoint | None:
         """All that the run needs to go on, on the first rank; None on the others."""
         return self.run_state.collect(self.step, self.evaluated_step)
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from s3prl_mtl.checkpoint import contents as snapshot
-from s3prl_mtl.checkpoint.files import Checkpoint
+from s3prl_mtl.checkpoint.contents import (
+    OptimizerState,
+    RunCheckpoint,
+    TaskCheckpoint,
+    TrainingState,
+    parameter_names,
+)
+from s3prl_mtl.checkpoint.restore import restore_weights
 from s3prl_mtl.config import Config
 from s3prl_mtl.data.randomness import random_state, seed_all, set_random_state
 from s3prl_mtl.data.sampling import derived_seed
@@ -64,105 +71,120 @@ class RunState:
         self.skips = skips
         self.gradients = gradients
 
-    def weights(self, step: int, heads: Mapping[str, dict[str, Any]]) -> Checkpoint:
-        """The encoder, the featurizer and these heads: what evaluates their tasks."""
-        return snapshot.weights(
+    def weights(
+        self,
+        step: int,
+        tasks: Mapping[str, TaskCheckpoint],
+        training: TrainingState | None = None,
+    ) -> RunCheckpoint:
+        """A checkpoint of the encoder, the featurizer and these tasks."""
+        return RunCheckpoint.capture(
             self.config,
             step,
             self.skips.state_dict(),
             self.encoder.upstream,
             self.encoder.featurizer,
-            heads,
+            tasks,
+            training,
         )
 
-    def collect(self, step: int, evaluated_step: int) -> Checkpoint | None:
+    def collect(self, step: int, evaluated_step: int) -> RunCheckpoint | None:
         """The whole state on the first rank; None on the others. Every rank must call it.
 
         Args:
             step: steps taken.
             evaluated_step: the last one after which the dev splits were evaluated.
         """
+        names = self._names()
         unused = self.gradients.unused
-        own: dict[str, Any] = {
-            "Random": random_state(),
-            "Unused": None
+        optimizer = OptimizerState.capture(self.optimizer, names)
+        # A head that several ranks hold comes from the first of them.
+        led = [name for name in self.tasks if self.placement.ranks_of(name)[0] == self.world.rank]
+        own = _RankState(
+            random=random_state(),
+            unused=None
             if unused is None
-            else [name for name, parameter in self._names().items() if parameter in unused],
-            # A head that several ranks hold comes from the first of them.
-            "Tasks": {
-                name: {
-                    **snapshot.head_entry(task),
-                    "Stream": task.stream.state_dict(),
-                    "Optimizer": self._optimizer_state([task])["State"],
-                }
-                for name, task in self.tasks.items()
-                if self.placement.ranks_of(name)[0] == self.world.rank
-            },
-        }
+            else [name for name, parameter in names.items() if parameter in unused],
+            tasks={name: TaskCheckpoint.capture(self.tasks[name].expert) for name in led},
+            streams={name: self.tasks[name].stream.state_dict() for name in led},
+            optimizer=_under(optimizer.state, [f"Tasks/{name}/" for name in led]),
+        )
         gathered = self.world.gather(own)
         if gathered is None:
             return None
-        tasks: dict[str, Any] = {}
+        tasks: dict[str, TaskCheckpoint] = {}
+        streams: dict[str, dict[str, Any]] = {}
+        state = _under(optimizer.state, ["Upstream/", "Featurizer/"])
         for part in gathered:
-            tasks |= part["Tasks"]
-        tasks = {name: tasks[name] for name in self.placement.shares}
-        optimizer = self._optimizer_state([])
-        for entry in tasks.values():
-            optimizer["State"] |= entry.pop("Optimizer")
-        return {
-            **self.weights(step, tasks),
-            "EvaluatedStep": evaluated_step,
-            "Optimizer": optimizer,
-            "Scheduler": self.scheduler.state_dict() if self.scheduler else None,
-            "Placement": self.placement.to_plain(),
-            "Unused": _union([part["Unused"] for part in gathered]),
-            "Random": [part["Random"] for part in gathered],
-        }
+            tasks |= part.tasks
+            streams |= part.streams
+            state |= part.optimizer
+        training = TrainingState(
+            evaluated_step=evaluated_step,
+            optimizer=OptimizerState(optimizer.settings, state),
+            scheduler=self.scheduler.state_dict() if self.scheduler else None,
+            placement=self.placement,
+            streams=streams,
+            unused=_union([part.unused for part in gathered]),
+            random=[part.random for part in gathered],
+        )
+        return self.weights(step, {name: tasks[name] for name in self.placement.shares}, training)
 
-    def restore_weights(self, saved: Checkpoint) -> None:
-        """Take over the weights.
+    def restore_weights(self, saved: RunCheckpoint) -> None:
+        """Load the weights and the counts of skipped steps.
 
         Raises:
-            UserError: they do not fit.
+            UserError: the weights do not fit.
         """
-        snapshot.restore_weights(
-            saved, self.encoder.upstream, self.encoder.featurizer, self.tasks.values()
-        )
-        self.skips.load_state_dict(saved["Tallies"])
+        restore_weights(saved, self.encoder.upstream, self.encoder.featurizer, self.tasks.values())
+        self.skips.load_state_dict(saved.skips)
 
-    def restore_rest(self, saved: Checkpoint) -> None:
-        """Put optimizer, schedule, batches and all chance where the checkpoint left them."""
-        snapshot.load_optimizer_state(self.optimizer, self._names(), saved["Optimizer"])
-        if self.scheduler is not None and saved["Scheduler"] is not None:
-            self.scheduler.load_state_dict(saved["Scheduler"])
+    def restore_rest(self, saved: RunCheckpoint) -> None:
+        """Restore optimizer, schedule, positions in the data and random generators.
+
+        Args:
+            saved: a checkpoint with a training state.
+        """
+        training = saved.training
+        assert training is not None, "checked by check_resume"
+        names = self._names()
+        training.optimizer.restore(self.optimizer, names)
+        if self.scheduler is not None and training.scheduler is not None:
+            self.scheduler.load_state_dict(training.scheduler)
         for name, task in self.tasks.items():
-            task.stream.load_state_dict(saved["Tasks"][name]["Stream"])
-        if saved["Unused"] is not None:
-            names = self._names()
-            self.gradients.know({names[name] for name in saved["Unused"] if name in names})
-        before = Placement.from_plain(saved["Placement"])
+            task.stream.load_state_dict(training.streams[name])
+        if training.unused is not None:
+            self.gradients.know({names[name] for name in training.unused if name in names})
+        before = training.placement
         places = {name: task.stream.state_dict() for name, task in self.tasks.items()}
-        for sentence in changes(before, self.placement, saved, places):
+        for sentence in changes(before, self.placement, training.streams, places):
             logger.warning("%s", sentence)
         if self.world.size == before.world_size:
-            set_random_state(saved["Random"][self.world.rank])
+            set_random_state(training.random[self.world.rank])
         else:
             # As many other draws as there are other ranks: none of the old ones is continued.
-            seed = derived_seed("resumed", self.config["seed"], saved["Step"], self.world.rank)
+            seed = derived_seed("resumed", self.config["seed"], saved.step, self.world.rank)
             seed_all(seed)
 
     def _names(self) -> dict[str, nn.Parameter]:
         """The optimizer's parameters by name, in its order."""
-        return snapshot.parameter_names(
-            self.encoder.upstream, self.encoder.featurizer, self.tasks.values()
-        )
+        return parameter_names(self.encoder.upstream, self.encoder.featurizer, self.tasks.values())
 
-    def _optimizer_state(self, tasks: list[Task]) -> dict[str, Any]:
-        """The optimizer's state of a task's head; without one, of encoder and featurizer."""
-        whole = snapshot.optimizer_state(self.optimizer, self._names())
-        prefixes = tuple(f"Tasks/{task.name}/" for task in tasks) or ("Upstream/", "Featurizer/")
-        state = {name: value for name, value in whole["State"].items() if name.startswith(prefixes)}
-        return {"Settings": whole["Settings"], "State": state}
+
+@dataclass(frozen=True)
+class _RankState:
+    """The part of a checkpoint that one rank contributes."""
+
+    random: dict[str, Any]
+    unused: list[str] | None
+    tasks: dict[str, TaskCheckpoint]
+    streams: dict[str, dict[str, Any]]
+    optimizer: dict[str, dict[str, Any]]
+
+
+def _under(state: Mapping[str, Any], prefixes: Iterable[str]) -> dict[str, Any]:
+    """The entries whose names begin with one of the prefixes."""
+    return {name: value for name, value in state.items() if name.startswith(tuple(prefixes))}
 
 
 def _union(lists: list[list[str] | None]) -> list[str] | None:
@@ -171,14 +193,17 @@ def _union(lists: list[list[str] | None]) -> list[str] | None:
 
 
 def changes(
-    before: Placement, now: Placement, saved: Checkpoint, places: Mapping[str, dict[str, Any]]
+    before: Placement,
+    now: Placement,
+    streams: Mapping[str, dict[str, Any]],
+    places: Mapping[str, dict[str, Any]],
 ) -> list[str]:
     """What cannot be exact when a run goes on with other processes than it had; empty if nothing.
 
     Args:
         before: who read what when the checkpoint was saved.
         now: who does from here on.
-        saved: the checkpoint.
+        streams: where the streams of the tasks were in the checkpoint.
         places: where the streams of this rank's tasks go on.
     """
     sentences = []
@@ -196,7 +221,7 @@ def changes(
         )
     again, resized = {}, []
     for name, place in places.items():
-        was = saved["Tasks"][name]["Stream"]
+        was = streams[name]
         had, has = (entry["round"] * entry["num_shares"] for entry in (was, place))
         if was["batch_size"] != place["batch_size"]:
             resized.append(f"{name} {was['batch_size']} to {place['batch_size']}")

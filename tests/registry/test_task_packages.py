@@ -127,8 +127,8 @@ def without_package(run: Path) -> None:
     """Make the checkpoint of a run one that does not say whose tasks it has."""
     (path,) = checkpoints.states_files(run)
     saved = checkpoints.load(path)
-    for task in saved["Tasks"]:
-        del saved["Config"][task]["package"]
+    for task in saved.tasks:
+        del saved.config[task]["package"]
     checkpoints.save(saved, path)
 
 

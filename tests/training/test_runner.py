@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from s3prl_mtl.checkpoint import files as checkpoints
-from s3prl_mtl.checkpoint.contents import encoder_weights
+from s3prl_mtl.checkpoint.restore import encoder_weights
 from s3prl_mtl.config import Config, build_config, parse_tasks
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.tracking.tracker import Tracker, read_metrics, read_results
@@ -288,4 +288,4 @@ def test_our_encoder_state_is_what_s3prl_names_it(make_config, tmp_path: Path):
     runner = MultiTaskRunner(make_config("ks", runner__total_steps=1), tmp_path)
     saved = checkpoints.load(runner.save())
     assert all(name.startswith("model.") for name in saved["Upstream"])
-    assert_same(encoder_weights(saved), dict(runner.upstream.state_dict()))
+    assert_same(encoder_weights(saved.upstream), dict(runner.upstream.state_dict()))
