@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from s3prl_mtl.distributed.world import World
+    from s3prl_mtl.inference.loading import load
     from s3prl_mtl.inference.trained import TrainedRun
     from s3prl_mtl.registry.plugins import discover_tasks, load_task
     from s3prl_mtl.tasks.base import TaskExpert

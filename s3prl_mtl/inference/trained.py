@@ -147,7 +147,8 @@ class TrainedRun:
         """How much two utterances sound like one speaker: the cosine of their embeddings.
 
         Args:
-            first, second: paths or waveforms, as in :meth:`predict`.
+            first: a path or a waveform, as in :meth:`predict`.
+            second: the other one.
             task: a task whose answers have an `embedding`.
             sample_rate: of the waveforms.
 
