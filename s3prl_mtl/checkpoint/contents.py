@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -113,6 +113,8 @@ class TrainingState:
         streams: position of each task in its training data.
         unused: names of parameters without a gradient; None while not known.
         random: states of the random generators of each rank.
+        balancer: state dict of the balancer; None in files of earlier versions, as the next.
+        micro_batches: division of a step into micro-batches.
     """
 
     evaluated_step: int
@@ -122,6 +124,8 @@ class TrainingState:
     streams: dict[str, dict[str, Any]]
     unused: list[str] | None
     random: list[dict[str, Any]]
+    balancer: dict[str, Any] | None = None
+    micro_batches: dict[str, Any] | None = None
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], where: str) -> TrainingState:
@@ -137,6 +141,8 @@ class TrainingState:
             {name: task["Stream"] for name, task in content["Tasks"].items()},
             content["Unused"],
             content["Random"],
+            content.get("Balancer"),
+            content.get("MicroBatches"),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,6 +151,8 @@ class TrainingState:
             "EvaluatedStep": self.evaluated_step,
             "Optimizer": self.optimizer.to_dict(),
             "Scheduler": self.scheduler,
+            **({} if self.balancer is None else {"Balancer": self.balancer}),
+            **({} if self.micro_batches is None else {"MicroBatches": self.micro_batches}),
             "Placement": self.placement.to_plain(),
             "Unused": self.unused,
             "Random": self.random,
@@ -265,27 +273,6 @@ def _require(content: Mapping[str, Any], keys: Iterable[str], where: str) -> Non
             fix="Give another checkpoint.",
             code="checkpoint-incomplete",
         )
-
-
-class NamedExpert(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def expert(self) -> Any: ...
-
-
-def parameter_names(
-    upstream: Upstream, featurizer: nn.Module, tasks: Iterable[NamedExpert]
-) -> dict[str, nn.Parameter]:
-    """The trained parameters by names that do not depend on the rank that holds them."""
-    modules: dict[str, nn.Module] = {"Upstream": upstream, "Featurizer": featurizer}
-    modules |= {f"Tasks/{task.name}": task.expert for task in tasks}
-    return {
-        f"{prefix}/{name}": parameter
-        for prefix, module in modules.items()
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad
-    }
 
 
 def on_cpu(value: Any) -> Any:

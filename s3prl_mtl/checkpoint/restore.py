@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from s3prl_mtl.checkpoint.compatibility import check_encoder
-from s3prl_mtl.checkpoint.contents import NamedExpert, RunCheckpoint
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.upstreams import Upstream
 from s3prl_mtl.upstreams.strict_loading import load_strictly
 
@@ -16,9 +16,15 @@ _PREFIX = "model."
 
 
 def restore_weights(
-    saved: RunCheckpoint, upstream: Upstream, featurizer: nn.Module, tasks: Iterable[NamedExpert]
+    saved: RunCheckpoint, upstream: Upstream, featurizer: nn.Module, experts: Mapping[str, Any]
 ) -> None:
     """Load the weights of a checkpoint into modules, strictly.
+
+    Args:
+        saved: the checkpoint.
+        upstream: left as it is where the checkpoint has no encoder.
+        featurizer: its weighted sum of layers.
+        experts: by task; those whose `is_trained` is False are left out.
 
     Raises:
         UserError: they do not fit.
@@ -29,13 +35,12 @@ def restore_weights(
         check_encoder(encoder, upstream, where)
         load_strictly(upstream, encoder, "the encoder", where)
     load_strictly(featurizer, saved.featurizer, "the featurizer", where)
-    for task in tasks:
-        if not getattr(task.expert, "is_trained", True):
+    for name, expert in experts.items():
+        if not getattr(expert, "is_trained", True):
             continue
-        part = saved.tasks[task.name]
-        load_strictly(task.expert, part.head, f"the head of {task.name}", where)
-        if hasattr(task.expert, "decision"):
-            task.expert.decision = dict(part.decision)
+        load_strictly(expert, saved.tasks[name].head, f"the head of {name}", where)
+        if hasattr(expert, "decision"):
+            expert.decision = dict(saved.tasks[name].decision)
 
 
 def encoder_weights(upstream: Mapping[str, Any]) -> dict[str, Any]:

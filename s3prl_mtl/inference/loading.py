@@ -76,7 +76,7 @@ def load_run(
         name: Task.from_settings(name, expert.to(place), config[name])
         for name, expert in experts.items()
     }
-    restore_weights(saved, upstream, featurizer, tasks_by_name.values())
+    restore_weights(saved, upstream, featurizer, experts)
     encoding = SharedEncoder(upstream, featurizer, place, freeze=True, bf16=False)
     return TrainedRun(encoding, tasks_by_name, saved.step, packages, left_out)
 

@@ -1,33 +1,29 @@
-"""All that a run needs to go on as if it had not been interrupted, gathered from its ranks."""
+"""Collect the state of a run from its ranks, and restore it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
+from s3prl_mtl.balancing import Balancer
 from s3prl_mtl.checkpoint.contents import (
     OptimizerState,
     RunCheckpoint,
     TaskCheckpoint,
     TrainingState,
-    parameter_names,
+    on_cpu,
 )
 from s3prl_mtl.checkpoint.restore import restore_weights
 from s3prl_mtl.config import Config
 from s3prl_mtl.data.randomness import random_state, seed_all, set_random_state
 from s3prl_mtl.data.sampling import derived_seed
-from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.placement import Placement
-from s3prl_mtl.distributed.world import World
-from s3prl_mtl.training.skips import SkipCounts
-from s3prl_mtl.training.task import Task
-from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
+from s3prl_mtl.training.run import Run
+from s3prl_mtl.training.step import TrainingStep
 
 logger = logging.getLogger(__name__)
 
@@ -40,151 +36,150 @@ class RunState:
 
     Args:
         config: with its references, as checkpoints keep it.
-        world: all ranks.
-        placement: which shares each of them reads.
-        encoder: encoder and featurizer.
-        tasks: those of this rank.
-        optimizer, scheduler: of what this rank holds.
-        skips: of the run.
-        gradients: how the gradients of this rank travel.
+        run: the run.
+        step: holds optimizer, schedule, balancer, and the division into micro-batches.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        world: World,
-        placement: Placement,
-        encoder: SharedEncoder,
-        tasks: Mapping[str, Task],
-        optimizer: Optimizer,
-        scheduler: LRScheduler | None,
-        skips: SkipCounts,
-        gradients: GradientSum,
-    ) -> None:
+    def __init__(self, config: Config, run: Run, step: TrainingStep) -> None:
         self.config = config
-        self.world = world
-        self.placement = placement
-        self.encoder = encoder
-        self.tasks = tasks
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.skips = skips
-        self.gradients = gradients
+        self.run = run
+        self.step = step
 
     def weights(
-        self,
-        step: int,
-        tasks: Mapping[str, TaskCheckpoint],
-        training: TrainingState | None = None,
+        self, tasks: Mapping[str, TaskCheckpoint], training: TrainingState | None = None
     ) -> RunCheckpoint:
         """A checkpoint of the encoder, the featurizer and these tasks."""
+        run = self.run
         return RunCheckpoint.capture(
             self.config,
-            step,
-            self.skips.state_dict(),
-            self.encoder.upstream,
-            self.encoder.featurizer,
+            run.step,
+            run.skips.state_dict(),
+            run.encoder.upstream,
+            run.encoder.featurizer,
             tasks,
             training,
         )
 
-    def collect(self, step: int, evaluated_step: int) -> RunCheckpoint | None:
+    def collect(self, evaluated_step: int) -> RunCheckpoint | None:
         """The whole state on the first rank; None on the others. Every rank must call it.
 
         Args:
-            step: steps taken.
-            evaluated_step: the last one after which the dev splits were evaluated.
+            evaluated_step: the last step after which the dev splits were evaluated.
         """
-        names = self._names()
-        unused = self.gradients.unused
-        optimizer = OptimizerState.capture(self.optimizer, names)
+        run, step, names = self.run, self.step, self._names()
+        optimizer = OptimizerState.capture(step.optimizer, names)
+        unused = step.gradients.unused
         # A head that several ranks hold comes from the first of them.
-        led = [name for name in self.tasks if self.placement.ranks_of(name)[0] == self.world.rank]
+        led = {
+            name: task
+            for name, task in run.tasks.items()
+            if run.placement.ranks_of(name)[0] == run.world.rank
+        }
         own = _RankState(
-            random=random_state(),
+            tasks={name: TaskCheckpoint.capture(task.expert) for name, task in led.items()},
+            streams={name: task.stream.state_dict() for name, task in led.items()},
+            optimizer=_named(optimizer.state, *(f"Tasks/{name}/" for name in led)),
             unused=None
             if unused is None
             else [name for name, parameter in names.items() if parameter in unused],
-            tasks={name: TaskCheckpoint.capture(self.tasks[name].expert) for name in led},
-            streams={name: self.tasks[name].stream.state_dict() for name in led},
-            optimizer=_under(optimizer.state, [f"Tasks/{name}/" for name in led]),
+            random=random_state(),
         )
-        gathered = self.world.gather(own)
+        gathered = run.world.gather(own)
         if gathered is None:
             return None
-        tasks: dict[str, TaskCheckpoint] = {}
-        streams: dict[str, dict[str, Any]] = {}
-        state = _under(optimizer.state, ["Upstream/", "Featurizer/"])
+        whole = _RankState(
+            tasks={},
+            streams={},
+            optimizer=_named(optimizer.state, "Upstream/", "Featurizer/", "Balancer/"),
+            unused=_union([part.unused for part in gathered]),
+            random={},
+        )
         for part in gathered:
-            tasks |= part.tasks
-            streams |= part.streams
-            state |= part.optimizer
+            whole.tasks.update(part.tasks)
+            whole.streams.update(part.streams)
+            whole.optimizer.update(part.optimizer)
         training = TrainingState(
             evaluated_step=evaluated_step,
-            optimizer=OptimizerState(optimizer.settings, state),
-            scheduler=self.scheduler.state_dict() if self.scheduler else None,
-            placement=self.placement,
-            streams=streams,
-            unused=_union([part.unused for part in gathered]),
+            optimizer=OptimizerState(optimizer.settings, whole.optimizer),
+            scheduler=step.scheduler.state_dict() if step.scheduler else None,
+            placement=run.placement,
+            streams=whole.streams,
+            unused=whole.unused,
             random=[part.random for part in gathered],
+            balancer=on_cpu(step.balancer.state_dict()),
+            micro_batches=step.micro_batcher.state_dict(),
         )
-        return self.weights(step, {name: tasks[name] for name in self.placement.shares}, training)
+        return self.weights({name: whole.tasks[name] for name in run.placement.shares}, training)
 
     def restore_weights(self, saved: RunCheckpoint) -> None:
-        """Load the weights and the counts of skipped steps.
+        """Load the weights of encoder, featurizer and heads, and the counts of skipped steps.
 
         Raises:
-            UserError: the weights do not fit.
+            UserError: they do not fit.
         """
-        restore_weights(saved, self.encoder.upstream, self.encoder.featurizer, self.tasks.values())
-        self.skips.load_state_dict(saved.skips)
+        run = self.run
+        experts = {name: task.expert for name, task in run.tasks.items()}
+        restore_weights(saved, run.encoder.upstream, run.encoder.featurizer, experts)
+        run.skips.load_state_dict(saved.skips)
 
-    def restore_rest(self, saved: RunCheckpoint) -> None:
-        """Restore optimizer, schedule, positions in the data and random generators.
-
-        Args:
-            saved: a checkpoint with a training state.
-        """
-        training = saved.training
-        assert training is not None, "checked by check_resume"
-        names = self._names()
-        training.optimizer.restore(self.optimizer, names)
-        if self.scheduler is not None and training.scheduler is not None:
-            self.scheduler.load_state_dict(training.scheduler)
-        for name, task in self.tasks.items():
-            task.stream.load_state_dict(training.streams[name])
-        if training.unused is not None:
-            self.gradients.know({names[name] for name in training.unused if name in names})
-        before = training.placement
-        places = {name: task.stream.state_dict() for name, task in self.tasks.items()}
-        for sentence in changes(before, self.placement, training.streams, places):
+    def restore_training(self, saved: TrainingState) -> None:
+        """Restore optimizer, schedule, balancer, the place in the data and the random state."""
+        run, step, names = self.run, self.step, self._names()
+        saved.optimizer.restore(step.optimizer, names)
+        if step.scheduler is not None and saved.scheduler is not None:
+            step.scheduler.load_state_dict(saved.scheduler)
+        for name, task in run.tasks.items():
+            task.stream.load_state_dict(saved.streams[name])
+        if saved.unused is not None:
+            step.gradients.set_unused({names[name] for name in saved.unused if name in names})
+        if saved.balancer:
+            step.balancer.load_state_dict(saved.balancer)
+        if saved.micro_batches is not None:
+            step.micro_batcher.load_state_dict(saved.micro_batches)
+        streams = {name: task.stream.state_dict() for name, task in run.tasks.items()}
+        for sentence in changes(saved.placement, run.placement, saved.streams, streams):
             logger.warning("%s", sentence)
-        if self.world.size == before.world_size:
-            set_random_state(training.random[self.world.rank])
+        if run.world.size == saved.placement.world_size:
+            set_random_state(saved.random[run.world.rank])
         else:
             # As many other draws as there are other ranks: none of the old ones is continued.
-            seed = derived_seed("resumed", self.config["seed"], saved.step, self.world.rank)
-            seed_all(seed)
+            seed_all(derived_seed("resumed", run.seed, run.step, run.world.rank))
 
     def _names(self) -> dict[str, nn.Parameter]:
         """The optimizer's parameters by name, in its order."""
-        return parameter_names(self.encoder.upstream, self.encoder.featurizer, self.tasks.values())
+        return trained_parameters(self.run, self.step.balancer)
 
 
 @dataclass(frozen=True)
 class _RankState:
     """The part of a checkpoint that one rank contributes."""
 
-    random: dict[str, Any]
-    unused: list[str] | None
     tasks: dict[str, TaskCheckpoint]
     streams: dict[str, dict[str, Any]]
     optimizer: dict[str, dict[str, Any]]
+    unused: list[str] | None
+    random: dict[str, Any]
 
 
-def _under(state: Mapping[str, Any], prefixes: Iterable[str]) -> dict[str, Any]:
-    """The entries whose names begin with one of the prefixes."""
-    return {name: value for name, value in state.items() if name.startswith(tuple(prefixes))}
+def trained_parameters(run: Run, balancer: Balancer) -> dict[str, nn.Parameter]:
+    """The parameters that this rank trains, by names that are the same on all ranks."""
+    modules = {
+        "Upstream": run.encoder.upstream,
+        "Featurizer": run.encoder.featurizer,
+        **{f"Tasks/{name}": task.expert for name, task in run.tasks.items()},
+        "Balancer": balancer,
+    }
+    return {
+        f"{prefix}/{name}": parameter
+        for prefix, module in modules.items()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _named(state: Mapping[str, Any], *prefixes: str) -> dict[str, Any]:
+    """The entries of parameters whose names begin with one of the prefixes."""
+    return {name: value for name, value in state.items() if name.startswith(prefixes)}
 
 
 def _union(lists: list[list[str] | None]) -> list[str] | None:
@@ -195,16 +190,16 @@ def _union(lists: list[list[str] | None]) -> list[str] | None:
 def changes(
     before: Placement,
     now: Placement,
-    streams: Mapping[str, dict[str, Any]],
-    places: Mapping[str, dict[str, Any]],
+    old_streams: Mapping[str, dict[str, Any]],
+    new_streams: Mapping[str, dict[str, Any]],
 ) -> list[str]:
     """What cannot be exact when a run goes on with other processes than it had; empty if nothing.
 
     Args:
         before: who read what when the checkpoint was saved.
         now: who does from here on.
-        streams: where the streams of the tasks were in the checkpoint.
-        places: where the streams of this rank's tasks go on.
+        old_streams: positions of the tasks in their data when the checkpoint was saved.
+        new_streams: positions from which the tasks of this rank go on.
     """
     sentences = []
     old, new = before.world_size, now.world_size
@@ -220,8 +215,8 @@ def changes(
             "dropout and SpecAugment draw anew."
         )
     again, resized = {}, []
-    for name, place in places.items():
-        was = streams[name]
+    for name, place in new_streams.items():
+        was = old_streams[name]
         had, has = (entry["round"] * entry["num_shares"] for entry in (was, place))
         if was["batch_size"] != place["batch_size"]:
             resized.append(f"{name} {was['batch_size']} to {place['batch_size']}")
