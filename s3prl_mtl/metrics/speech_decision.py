@@ -32,9 +32,7 @@ def decide_speech(
     Source: EEND and SUPERB.
     """
     if median_filter < 1 or median_filter % 2 == 0:
-        raise ValueError(
-            f"a median filter must have a positive odd length, found {median_filter}"
-        )
+        raise ValueError(f"a median filter must have a positive odd length, found {median_filter}")
     decisions = (np.asarray(probabilities) > threshold).astype(np.float32)
     if median_filter > 1:
         # scipy warns if the filter is longer than its input, so pad explicitly.
