@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,15 +156,16 @@ def test_a_run_that_is_short_of_memory_resumes_bit_for_bit(
     config = make_config("ks,er", runner__total_steps=4, runner__save_step=2)
     MultiTaskRunner(config, tmp_path / "whole").train()
     saved = checkpoints.load(tmp_path / "whole" / "states-2.ckpt")
-    assert saved["MicroBatches"]["parts"] > 1
+    assert saved.training.micro_batches["parts"] > 1
     MultiTaskRunner(config, tmp_path / "resumed", resume=saved).train()
     whole, resumed = (
         checkpoints.load(tmp_path / run / "states-4.ckpt") for run in ("whole", "resumed")
     )
-    assert whole["MicroBatches"]["steps"] == 4
+    assert whole.training.micro_batches["steps"] == 4
     assert_same(whole, resumed)
     # Checkpoints of earlier versions do not have the entries.
-    older = {k: v for k, v in saved.items() if k not in ("MicroBatches", "Balancer")}
+    training = replace(saved.training, balancer=None, micro_batches=None)
+    older = replace(saved, training=training)
     MultiTaskRunner(config, tmp_path / "older", resume=older).train()
 
 
