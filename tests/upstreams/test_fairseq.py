@@ -215,9 +215,7 @@ def test_pickle_that_runs_a_command_is_refused(tmp_path: Path, zipped: bool) -> 
 @pytest.mark.parametrize(
     ("payload", "name"), [(Evaluates(), "eval"), (Foreign(), "Foreign"), (Path("x"), "Path")]
 )
-def test_objects_of_other_classes_are_refused(
-    tmp_path: Path, payload: object, name: str
-) -> None:
+def test_objects_of_other_classes_are_refused(tmp_path: Path, payload: object, name: str) -> None:
     path = damaged(tmp_path, lambda c: c.update(extra_state=payload), True)
     with pytest.raises(UserError) as caught:
         read_fairseq_checkpoint(path)

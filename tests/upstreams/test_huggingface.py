@@ -159,9 +159,7 @@ def test_hidden_states_are_those_of_transformers_for_each_utterance_alone(kind: 
         hidden = upstream(wavs)
     for wav, states in zip(wavs, hidden.split(), strict=True):
         wanted = by_transformers(folder, wav)
-        if (
-            kind == "whisper"
-        ):  # It encodes a whole window.
+        if kind == "whisper":  # It encodes a whole window.
             wanted = wanted[:, : -(-len(wav) // 320)]
         torch.testing.assert_close(states, wanted, atol=1e-4, rtol=1e-4)
 
