@@ -1,7 +1,7 @@
-"""PyTorch files written by other programs, read without running what their pickles ask for.
+"""Read files of `torch.save` without executing code, and write those of other programs.
 
-Such files name classes of those programs. Each class that we know is replaced by a stand-in that
-only holds attributes; a file that names any other is refused.
+Files of other programs name classes of theirs. The known ones are replaced by stand-ins that only
+hold attributes; a file that names any other class is refused.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from s3prl_mtl.errors import UserError
 ZIP_MAGIC = b"PK\x03\x04"
 # torch.save before 1.6 began with its magic number, pickled.
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-DOS_FOLDER = 0x10  # a bit of the attributes that a zip file's index gives each part
+DOS_FOLDER = 0x10  # a bit of the attributes of each part in the index of a zip file
 CLASS_KEY = "__class__"
 
 
 class DamagedFile(UserError):
-    """The file was written whole once and is not any more: cut short, or bytes of it changed."""
+    """A file of `torch.save` that was truncated or changed after it was written."""
 
 
-class Inert:
-    """Holds the attributes of an object whose class we do not load."""
+class StandIn:
+    """Holds the attributes of an object in place of its class."""
 
     def __init__(self, *arguments: object) -> None:
         self.__dict__["_arguments"] = arguments
 
 
-class Dictionary(Inert):
+class Dictionary(StandIn):
     """``fairseq.data.dictionary.Dictionary``: the symbols of a pre-training target."""
 
 
-class Namespace(Inert):
+class Namespace(StandIn):
     """``argparse.Namespace``: the settings in older files."""
 
 
-class OmegaConfNode(Inert):
+class OmegaConfNode(StandIn):
     """A container or value of OmegaConf; ``_content`` or ``_val`` holds what matters."""
 
 
-class OmegaConfMetadata(Inert):
-    """What OmegaConf knows about the types of a node; of no use here."""
+class OmegaConfMetadata(StandIn):
+    """The types of a node of OmegaConf; not used here."""
 
 
 _OMEGACONF_NODES = (
@@ -82,27 +82,32 @@ _STAND_INS: list[Any] = [
 ]
 
 
-def load_inert(path: Path, *, kind: str, verify: bool = False) -> Any:
-    """Load a file of ``torch.save`` without executing anything that it holds.
+def safe_load(path: Path, *, kind: str, verify: bool = False) -> Any:
+    """Load a file of `torch.save` without executing anything in it.
 
-    Tensors are mapped from the file, not read, where the format allows it.
+    Tensors are memory-mapped where the format allows it.
 
     Args:
         path: the file.
-        kind: what it should be, for messages ("fairseq checkpoint").
-        verify: read all of it first and compare its checksums, which torch does not.
+        kind: the expected kind of file, for errors, such as "fairseq checkpoint".
+        verify: compare the checksums of all parts first; torch does not.
 
     Raises:
         DamagedFile: the file is empty, truncated, or bytes of it changed.
-        UserError: no such file, it cannot be read, it is not a PyTorch file, or it names a class
-            or function other than those known; the message names it.
+        UserError: no such file, it cannot be read, it is not a PyTorch file, or it names an
+            unknown class or function; the message names it.
     """
     where = str(path)
     another = f"Give the path of a whole {kind}: another copy, or an older one."
     try:
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
-            raise UserError(f"The {kind} {what}.", where=where, fix="Give the path of a file.")
+            raise UserError(
+                f"The {kind} {what}.",
+                where=where,
+                fix="Give the path of a file.",
+                code="file-missing",
+            )
         with path.open("rb") as file:
             beginning = file.read(len(LEGACY_MAGIC))
         is_zip = beginning.startswith(ZIP_MAGIC)
@@ -120,16 +125,18 @@ def load_inert(path: Path, *, kind: str, verify: bool = False) -> Any:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign:
             raise UserError(
-                f"The {kind} asks for {foreign.group(1)!r}, which is not part of such files. "
-                "It was refused, and nothing in it was executed.",
+                f"The {kind} contains {foreign.group(1)!r}, which such files do not. It was "
+                "refused; nothing in it was executed.",
                 where=where,
                 fix="Take the file from its publisher.",
+                code="torch-file-refused",
             ) from None
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
         raise UserError(
-            f"The {kind} was refused, and nothing in it was executed: {reason}",
+            f"The {kind} was refused ({reason}); nothing in it was executed.",
             where=where,
             fix="Take the file from its publisher.",
+            code="torch-file-refused",
         ) from None
     except (
         RuntimeError,
@@ -144,36 +151,50 @@ def load_inert(path: Path, *, kind: str, verify: bool = False) -> Any:
         if isinstance(error, OSError) and _is_of_disk(error):
             raise _unreadable(error, kind, where) from None
         reason = f"{type(error).__name__}: " + str(error).split("\n")[0][:200]
-        # Where the checksums are right, only the archive's index can still be wrong, and of that
-        # torch speaks in these words. Anything else is how the file was written, or the system.
+        # After right checksums only the index of the archive can be damaged, which torch reports
+        # in these words. Any other error comes from how the file was written, or from the system.
         of_index = re.match(r"RuntimeError: PytorchStreamReader(?!.*file \w+ failed)", reason)
         if verified and not of_index:
             raise UserError(
-                f"The {kind} cannot be loaded ({reason}).", where=where, fix=another
+                f"The {kind} cannot be loaded ({reason}).",
+                where=where,
+                fix=another,
+                code="file-unreadable",
             ) from None
         raise _damaged(reason, path, kind, another) from None
 
 
 def _unknown_beginning(beginning: bytes, path: Path, kind: str, another: str) -> UserError:
-    """What a file is that does not begin as those of torch.save: a damaged one, or no such file.
+    """The error for a file that does not begin as those of torch.save: damaged, or of another kind.
 
     A power cut may leave a file of the right size that holds zeros only, or nothing.
     """
     where = str(path)
     if not beginning:
-        return DamagedFile(f"The {kind} is empty.", where=where, fix=another)
+        return DamagedFile(
+            f"The {kind} is empty.", where=where, fix=another, code="torch-file-refused"
+        )
     cut_short = ZIP_MAGIC.startswith(beginning) or LEGACY_MAGIC.startswith(beginning)
     if cut_short or not any(beginning) or zipfile.is_zipfile(path):
         return _damaged("its first bytes are wrong", path, kind, another)
-    return UserError(f"The {kind} is not a file of torch.save.", where=where, fix=another)
+    return UserError(
+        f"The {kind} is not a file of torch.save.",
+        where=where,
+        fix=another,
+        code="checkpoint-format",
+    )
 
 
 def _unreadable(error: OSError, kind: str, where: str) -> UserError:
-    return UserError(f"The {kind} cannot be read: {error.strerror or error}.", where=where)
+    return UserError(
+        f"The {kind} cannot be read: {error.strerror or error}.",
+        where=where,
+        code="file-unreadable",
+    )
 
 
 def _is_of_disk(error: OSError) -> bool:
-    """Whether the file itself may be whole: a wrong offset in it is an invalid argument."""
+    """Whether the disk failed, not the file: a wrong offset in a file gives EINVAL."""
     return error.errno not in (None, errno.EINVAL)
 
 
@@ -189,7 +210,7 @@ def _verify_checksums(path: Path, kind: str, another: str) -> None:
         EOFError,
         OSError,
         ValueError,
-        # A bit of the index may ask for a password or for a compression that nobody used.
+        # A changed bit of the index may ask for a password or another compression.
         RuntimeError,
     ) as error:
         # `zipfile` hides an error of the disk behind its own where it looks for the index.
@@ -202,19 +223,28 @@ def _verify_checksums(path: Path, kind: str, another: str) -> None:
             f"The {kind} is damaged: the checksum of its part {damaged} is wrong.",
             where=str(path),
             fix=another,
+            code="torch-file-refused",
         )
     for member in members:
-        # torch takes a part that is marked as a folder for read, and what was in memory for it.
+        # torch does not read a part that is marked as a folder, and uses uninitialised memory.
         if member.external_attr & DOS_FOLDER and not member.is_dir():
             reason = f"its part {member.filename} is marked as a folder"
             raise _damaged(reason, path, kind, another)
     if not any(member.filename.endswith("/data.pkl") for member in members):
-        raise UserError(f"The {kind} is not a file of torch.save.", where=str(path), fix=another)
+        raise UserError(
+            f"The {kind} is not a file of torch.save.",
+            where=str(path),
+            fix=another,
+            code="checkpoint-format",
+        )
 
 
 def _damaged(reason: str, path: Path, kind: str, another: str) -> DamagedFile:
     return DamagedFile(
-        f"The {kind} is truncated or damaged ({reason}).", where=str(path), fix=another
+        f"The {kind} is truncated or damaged ({reason}).",
+        where=str(path),
+        fix=another,
+        code="torch-file-refused",
     )
 
 
@@ -266,12 +296,12 @@ _ORIGINAL_NAMES = {
     Dictionary: ("fairseq.data.dictionary", "Dictionary"),
     Namespace: ("argparse", "Namespace"),
 }
-# The one in C cannot be taught names; this one is the same format, written in Python.
+# The pickler in C cannot be taught names; this one writes the same format.
 _PythonPickler: Any = pickle._Pickler
 
 
 class _NamingPickler(_PythonPickler):
-    """Writes the stand-ins under the names of the classes they stand for.
+    """Writes the stand-ins under the names of the original classes.
 
     An ordinary pickler imports a class to check its name, and fairseq need not be installed.
     """
