@@ -12,7 +12,7 @@ import torch
 
 from s3prl_mtl.checkpoint.contents import FORMAT, RunCheckpoint
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.atomic import atomic_file, remove_partials, write_reason
+from s3prl_mtl.fileio.atomic import atomic_path, remove_partials, write_reason
 from s3prl_mtl.fileio.safe_torch import DamagedFile, safe_load
 from s3prl_mtl.mtl_branch.checkpoint import from_branch, is_of_branch
 
@@ -29,7 +29,7 @@ def save(checkpoint: RunCheckpoint, path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path, sync=True) as file:
+        with atomic_path(path, sync=True) as partial, partial.open("wb") as file:
             torch.save(checkpoint.to_dict(), file)
     except (OSError, RuntimeError) as error:
         reason = write_reason(error)

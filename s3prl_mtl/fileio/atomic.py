@@ -1,4 +1,4 @@
-"""Atomic writes: a path holds the old file or the new one, whole, at every moment."""
+"""Atomic writes: a path always holds the old file or the whole new one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
 
 PARTIAL = ".partial-*-"
 """Matches the beginning of the names of partial files, followed by the name of the file."""
@@ -14,11 +13,11 @@ PARTIAL = ".partial-*-"
 
 @contextmanager
 def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
-    """A partial file beside `path`, renamed to it at the end; removed on an error.
+    """Give a path to write to, and rename it to the final path if no error is raised.
 
     Args:
-        path: the file to write; a link to one is replaced by the file.
-        sync: wait until file and rename are on the disk, so that a power cut loses neither.
+        path: the final path; its folder exists. A link is replaced by the file.
+        sync: flush file and rename to disk, so that a power failure loses neither.
 
     Raises:
         OSError: the file cannot be written; `path` is as it was.
@@ -35,13 +34,6 @@ def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_file(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
-    """`atomic_path`, opened for writing bytes."""
-    with atomic_path(path, sync=sync) as partial, partial.open("wb") as file:
-        yield file
 
 
 def replace_text(path: Path, text: str) -> None:

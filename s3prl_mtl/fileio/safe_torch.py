@@ -1,7 +1,7 @@
-"""Read files of `torch.save` without executing code, and write those of other programs.
+"""Read PyTorch files of other programs without executing their pickles.
 
-Files of other programs name classes of theirs. The known ones are replaced by stand-ins that only
-hold attributes; a file that names any other class is refused.
+Such files contain objects of the classes of those programs. Known classes are replaced by
+stand-ins that only hold attributes; a file with objects of other classes is refused.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import torch
 from s3prl_mtl.errors import UserError
 
 ZIP_MAGIC = b"PK\x03\x04"
-# torch.save before 1.6 began with its magic number, pickled.
+# The pickled magic number at the beginning of files from torch before 1.6.
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-DOS_FOLDER = 0x10  # a bit of the attributes of each part in the index of a zip file
+DOS_FOLDER = 0x10  # a bit of the attributes of a part in the index of a zip file
 CLASS_KEY = "__class__"
 
 
 class DamagedFile(UserError):
-    """A file of `torch.save` that was truncated or changed after it was written."""
+    """The file is truncated, or bytes of it have changed since it was written."""
 
 
 class StandIn:
-    """Holds the attributes of an object in place of its class."""
+    """Holds the attributes of an object instead of its class."""
 
     def __init__(self, *arguments: object) -> None:
         self.__dict__["_arguments"] = arguments
@@ -48,11 +48,11 @@ class Namespace(StandIn):
 
 
 class OmegaConfNode(StandIn):
-    """A container or value of OmegaConf; ``_content`` or ``_val`` holds what matters."""
+    """A container or value of OmegaConf; the contents are in ``_content`` or ``_val``."""
 
 
 class OmegaConfMetadata(StandIn):
-    """The types of a node of OmegaConf; not used here."""
+    """Type information of OmegaConf; not used."""
 
 
 _OMEGACONF_NODES = (
@@ -70,7 +70,7 @@ _STAND_INS: list[Any] = [
     *((OmegaConfNode, f"omegaconf.{name}") for name in _OMEGACONF_NODES),
     (OmegaConfMetadata, "omegaconf.base.Metadata"),
     (OmegaConfMetadata, "omegaconf.base.ContainerMetadata"),
-    # Named as types inside OmegaConf's metadata; calling them does no harm.
+    # Types in OmegaConf's metadata; calling them is harmless.
     (OmegaConfMetadata, "typing.Any"),
     (dict, "builtins.dict"),
     (list, "builtins.list"),
@@ -83,19 +83,19 @@ _STAND_INS: list[Any] = [
 
 
 def safe_load(path: Path, *, kind: str, verify: bool = False) -> Any:
-    """Load a file of `torch.save` without executing anything in it.
+    """Load a file of ``torch.save`` without executing anything in it.
 
     Tensors are memory-mapped where the format allows it.
 
     Args:
         path: the file.
-        kind: the expected kind of file, for errors, such as "fairseq checkpoint".
-        verify: compare the checksums of all parts first; torch does not.
+        kind: expected contents, for errors ("fairseq checkpoint").
+        verify: read the whole file first and compare its checksums, which torch does not do.
 
     Raises:
-        DamagedFile: the file is empty, truncated, or bytes of it changed.
-        UserError: no such file, it cannot be read, it is not a PyTorch file, or it names an
-            unknown class or function; the message names it.
+        DamagedFile: the file is empty, truncated, or bytes of it have changed.
+        UserError: the file does not exist, cannot be read, is not a PyTorch file, or contains
+            objects of an unknown class or function, which is named.
     """
     where = str(path)
     another = f"Give the path of a whole {kind}: another copy, or an older one."
@@ -106,7 +106,7 @@ def safe_load(path: Path, *, kind: str, verify: bool = False) -> Any:
                 f"The {kind} {what}.",
                 where=where,
                 fix="Give the path of a file.",
-                code="file-missing",
+                code="checkpoint-missing",
             )
         with path.open("rb") as file:
             beginning = file.read(len(LEGACY_MAGIC))
@@ -125,15 +125,15 @@ def safe_load(path: Path, *, kind: str, verify: bool = False) -> Any:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign:
             raise UserError(
-                f"The {kind} contains {foreign.group(1)!r}, which such files do not. It was "
-                "refused; nothing in it was executed.",
+                f"The {kind} contains {foreign.group(1)!r}, which is not part of such files. "
+                "It was refused, and nothing in it was executed.",
                 where=where,
                 fix="Take the file from its publisher.",
                 code="torch-file-refused",
             ) from None
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
         raise UserError(
-            f"The {kind} was refused ({reason}); nothing in it was executed.",
+            f"The {kind} was refused, and nothing in it was executed: {reason}",
             where=where,
             fix="Take the file from its publisher.",
             code="torch-file-refused",
@@ -151,8 +151,8 @@ def safe_load(path: Path, *, kind: str, verify: bool = False) -> Any:
         if isinstance(error, OSError) and _is_of_disk(error):
             raise _unreadable(error, kind, where) from None
         reason = f"{type(error).__name__}: " + str(error).split("\n")[0][:200]
-        # After right checksums only the index of the archive can be damaged, which torch reports
-        # in these words. Any other error comes from how the file was written, or from the system.
+        # If the checksums are correct, only the index of the archive can be wrong, which torch
+        # reports like this. Other errors are due to how the file was written, or to the system.
         of_index = re.match(r"RuntimeError: PytorchStreamReader(?!.*file \w+ failed)", reason)
         if verified and not of_index:
             raise UserError(
@@ -165,9 +165,9 @@ def safe_load(path: Path, *, kind: str, verify: bool = False) -> Any:
 
 
 def _unknown_beginning(beginning: bytes, path: Path, kind: str, another: str) -> UserError:
-    """The error for a file that does not begin as those of torch.save: damaged, or of another kind.
+    """The error for a file without the first bytes of a PyTorch file.
 
-    A power cut may leave a file of the right size that holds zeros only, or nothing.
+    After a power failure a file may be empty, or consist of zeros.
     """
     where = str(path)
     if not beginning:
@@ -194,7 +194,7 @@ def _unreadable(error: OSError, kind: str, where: str) -> UserError:
 
 
 def _is_of_disk(error: OSError) -> bool:
-    """Whether the disk failed, not the file: a wrong offset in a file gives EINVAL."""
+    """Whether an error comes from the disk; a wrong offset in the file gives EINVAL."""
     return error.errno not in (None, errno.EINVAL)
 
 
@@ -210,10 +210,10 @@ def _verify_checksums(path: Path, kind: str, another: str) -> None:
         EOFError,
         OSError,
         ValueError,
-        # A changed bit of the index may ask for a password or another compression.
+        # A changed bit of the index may require a password or another compression.
         RuntimeError,
     ) as error:
-        # `zipfile` hides an error of the disk behind its own where it looks for the index.
+        # `zipfile` raises its own error for a disk error while it searches the index.
         cause = error if isinstance(error, OSError) else error.__context__
         if isinstance(cause, OSError) and _is_of_disk(cause):
             raise _unreadable(cause, kind, str(path)) from None
@@ -249,7 +249,7 @@ def _damaged(reason: str, path: Path, kind: str, another: str) -> DamagedFile:
 
 
 def to_plain(value: Any) -> Any:
-    """Loaded objects as plain values and tensors, fit for ``torch.load(weights_only=True)``.
+    """Convert loaded objects to plain values and tensors for ``torch.load(weights_only=True)``.
 
     OmegaConf containers become dicts and lists. Dictionaries and namespaces become dicts with
     their class name under ``"__class__"``; :func:`from_plain` turns them back.
@@ -277,12 +277,13 @@ def to_plain(value: Any) -> Any:
 
 def from_plain(value: Any) -> Any:
     """The inverse of :func:`to_plain` for dictionaries and namespaces."""
-    stand_ins = {"Dictionary": Dictionary, "Namespace": Namespace}
+    classes = {"Dictionary": Dictionary, "Namespace": Namespace}
     if isinstance(value, Mapping):
         held = {key: from_plain(inner) for key, inner in value.items()}
         if CLASS_KEY not in held:
             return held
-        stand_in = stand_ins[held.pop(CLASS_KEY)].__new__(stand_ins[value[CLASS_KEY]])
+        stand_in_class = classes[held.pop(CLASS_KEY)]
+        stand_in = stand_in_class.__new__(stand_in_class)
         stand_in.__dict__.update(held)
         return stand_in
     if isinstance(value, tuple):
@@ -296,14 +297,14 @@ _ORIGINAL_NAMES = {
     Dictionary: ("fairseq.data.dictionary", "Dictionary"),
     Namespace: ("argparse", "Namespace"),
 }
-# The pickler in C cannot be taught names; this one writes the same format.
+# The pickler in C cannot be subclassed for this; this one writes the same format.
 _PythonPickler: Any = pickle._Pickler
 
 
 class _NamingPickler(_PythonPickler):
-    """Writes the stand-ins under the names of the original classes.
+    """Writes the stand-ins under the names of the original ones.
 
-    An ordinary pickler imports a class to check its name, and fairseq need not be installed.
+    An ordinary pickler imports a class to check its name, which would require fairseq.
     """
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
@@ -318,7 +319,7 @@ class _NamingPickler(_PythonPickler):
 
 
 class NamingPickle:
-    """``pickle_module`` for ``torch.save`` that writes the stand-ins' original names."""
+    """``pickle_module`` for ``torch.save`` that writes original class names."""
 
     Pickler = _NamingPickler
     dumps = staticmethod(pickle.dumps)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.atomic import atomic_file
+from s3prl_mtl.fileio.atomic import atomic_path
 from s3prl_mtl.fileio.safe_torch import (
     CLASS_KEY,
     NamingPickle,
@@ -132,7 +132,7 @@ def write_fairseq_checkpoint(path: str | os.PathLike[str], model: Hubert) -> Non
         "last_optimizer_state": None,
     }
     # Given a path, torch.save would store its name; equal contents should be equal bytes.
-    with atomic_file(path) as file:
+    with atomic_path(path) as partial, partial.open("wb") as file:
         torch.save(content, file, pickle_module=NamingPickle)
 
 
