@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,14 @@ def check_weights_fit(saved: Checkpoint, config: Mapping[str, Any]) -> None:
 
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> None:
-    old, new = resolve(before), resolve(now)
+    _compare(asdict(resolve(before)), asdict(resolve(now)), keys)
+
+
+def _compare(old: Mapping[str, Any], new: Mapping[str, Any], keys: Sequence[str]) -> None:
     for key in keys:
         was, is_now = _value(old, key), _value(new, key)
         if isinstance(was, Mapping) and isinstance(is_now, Mapping):
-            _same(old, new, [f"{key}.{name}" for name in {**was, **is_now}])
+            _compare(old, new, [f"{key}.{name}" for name in {**was, **is_now}])
         elif was != is_now:
             raise UserError(
                 f"{key} was {was!r} when the checkpoint was saved and is {is_now!r} now.",

@@ -8,6 +8,7 @@ from s3prl_mtl.config.build import (
     parse_tasks,
     resolve,
 )
+from s3prl_mtl.config.schema import RunConfig, TaskConfig
 from s3prl_mtl.registry.task_names import BUILT_IN_TASKS
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "DEFAULT_PATH",
     "TASK_SETTINGS",
     "Config",
+    "RunConfig",
+    "TaskConfig",
     "build_config",
     "parse_tasks",
     "resolve",

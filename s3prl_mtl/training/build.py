@@ -15,7 +15,7 @@ from torch import nn
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.compatibility import check_encoder, check_head, check_selection
 from s3prl_mtl.checkpoint.contents import encoder_weights, load_strictly
-from s3prl_mtl.config import Config
+from s3prl_mtl.config import RunConfig
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.mtl_branch.checkpoint import unwrapped
@@ -80,17 +80,17 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def build_upstream(config: Config, saved: checkpoints.Checkpoint | None = None) -> Upstream:
+def build_upstream(config: RunConfig, saved: checkpoints.Checkpoint | None = None) -> Upstream:
     """The encoder that the config names, or the one that a checkpoint holds."""
     if saved is not None and saved["UpstreamInfo"] is not None:
         return rebuild_upstream(saved["UpstreamInfo"])
-    settings = config["upstream"]
+    settings = config.upstream
     offered = {
-        "cache_dir": config["cache_dir"],
-        "model_config": _read_upstream_config(settings["config"]),
+        "cache_dir": config.cache_dir and str(config.cache_dir),
+        "model_config": _read_upstream_config(settings.config),
     }
     options = {name: value for name, value in offered.items() if value is not None}
-    factory = find_upstream(settings["name"])
+    factory = find_upstream(settings.name)
     if factory is not None:
         # The cache is offered to those that download; the rest need not know of it.
         parameters = inspect.signature(factory).parameters
@@ -98,11 +98,11 @@ def build_upstream(config: Config, saved: checkpoints.Checkpoint | None = None) 
             options.pop("cache_dir", None)
         if "model_config" in options and "model_config" not in parameters:
             raise UserError(f"The upstream {settings['name']!r} takes no config file.", where="-g")
-    return load_upstream(settings["name"], settings["ckpt"], **options)
+    return load_upstream(settings.name, settings.ckpt and str(settings.ckpt), **options)
 
 
 def build_experts(
-    config: Config,
+    config: RunConfig,
     names: Sequence[str],
     featurizer: Featurizer,
     folder: Path,
@@ -146,7 +146,7 @@ def build_experts(
             "upstream_rate": featurizer.downsample_rate,
             "downstream_expert": config[name]["downstream_expert"],
             "expdir": str(folder / name),
-            "cache_dir": config["cache_dir"],
+            "cache_dir": config.cache_dir and str(config.cache_dir),
             "seed": config["seed"],
         }
         if labels.get(name) is not None:
@@ -206,7 +206,7 @@ def _blame_plugin(task: str, package: str | None, cause: Exception) -> None:
 
 
 def load_initial_weights(
-    config: Config, upstream: Upstream, featurizer: Featurizer, experts: Mapping[str, nn.Module]
+    config: RunConfig, upstream: Upstream, featurizer: Featurizer, experts: Mapping[str, nn.Module]
 ) -> None:
     """Start from other runs: `--init_upstream_ckpt` for the encoder, `-i` for the rest.
 
@@ -220,11 +220,17 @@ def load_initial_weights(
             _load_single_heads(path, _word(config["upstream"]["name"]), experts)
         else:
             saved = checkpoints.load(checkpoints.locate(path, "-i"))
-            _load_from_run(saved, upstream, featurizer, experts, task_packages(config, experts))
+            _load_from_run(
+                saved,
+                upstream,
+                featurizer,
+                experts,
+                {name: config.tasks[name].package for name in experts},
+            )
     load_initial_encoder(config, upstream)
 
 
-def load_initial_encoder(config: Config, upstream: Upstream) -> None:
+def load_initial_encoder(config: RunConfig, upstream: Upstream) -> None:
     """Give the encoder the weights of `--init_upstream_ckpt`, if that is set.
 
     Raises:
@@ -311,7 +317,7 @@ def _load_encoder(saved: checkpoints.Checkpoint, upstream: Upstream, where: str)
     load_strictly(upstream, encoder_weights(saved), "the encoder", where)
 
 
-def _read_upstream_config(path: str | None) -> dict[str, Any] | None:
+def _read_upstream_config(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     return read_yaml(path, "-g")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from s3prl_mtl.checkpoint.files import Checkpoint
-from s3prl_mtl.config import Config
+from s3prl_mtl.config import RunConfig
 from s3prl_mtl.distributed.placement import (
     Placement,
     by_cost,
@@ -37,7 +37,7 @@ MEASURED_STEPS = 3
 
 
 def choose_placement(
-    config: Config,
+    config: RunConfig,
     world: World,
     saved: Checkpoint | None,
     encoder: SharedEncoder,
@@ -82,7 +82,7 @@ def choose_placement(
 
 
 def write_placement(
-    placement: Placement, costs: Mapping[str, float], config: Config, folder: Path
+    placement: Placement, costs: Mapping[str, float], config: RunConfig, folder: Path
 ) -> None:
     """Record in the run directory who trains what, and what that rests on."""
     path = folder / FILE_NAME
@@ -101,7 +101,7 @@ def write_placement(
 
 
 def _measure_costs(
-    config: Config,
+    config: RunConfig,
     world: World,
     saved: Checkpoint | None,
     encoder: SharedEncoder,

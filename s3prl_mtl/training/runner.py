@@ -69,54 +69,58 @@ class MultiTaskRunner:
     ) -> None:
         self.source_config = config
         """With its references, as it is kept beside the weights."""
-        config = self.config = resolve(config)
+        self.config = resolve(config)
         self.world = world = world if world is not None else World.alone()
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.device = world.run_on_all_ranks(
-            lambda: pick_device(config["device"], world.local_rank)
+            lambda: pick_device(self.config["device"], world.local_rank)
         )
         self.step = 0
         self.evaluated_step = 0
-        self.skips = SkipCounts(config["downstream"])
+        self.skips = SkipCounts(self.config["downstream"])
         self._resumed = resume
         self._signals: StopSignals | None = None
-        seed_all(config["seed"])
+        seed_all(self.config["seed"])
 
-        upstream = world.run_on_all_ranks(lambda: build_upstream(config, resume))
+        upstream = world.run_on_all_ranks(lambda: build_upstream(self.config, resume))
         self.upstream = upstream.to(self.device)
-        self.freeze = bool(config["upstream"]["freeze"])
+        self.freeze = bool(self.config["upstream"]["freeze"])
         if self.freeze:
             self.upstream.requires_grad_(False)
-        selection = config["upstream"]["feature_selection"]
+        selection = self.config["upstream"]["feature_selection"]
         self.featurizer = Featurizer(self.upstream, selection).to(self.device)
         self.encoder = SharedEncoder(
-            self.upstream, self.featurizer, self.device, self.freeze, config["precision"] == "bf16"
+            self.upstream,
+            self.featurizer,
+            self.device,
+            self.freeze,
+            self.config["precision"] == "bf16",
         )
-        self.specaug = SpecAugment(**config["specaug"]) if config["specaug"] else None
+        self.specaug = SpecAugment(**self.config["specaug"]) if self.config["specaug"] else None
         self.placement, self._costs = choose_placement(
-            config, world, resume, self.encoder, self.specaug, self.folder
+            self.config, world, resume, self.encoder, self.specaug, self.folder
         )
         self.tasks = self._build_tasks()
         if resume is None:
             experts = {name: task.expert for name, task in self.tasks.items()}
             world.run_on_all_ranks(
-                lambda: load_initial_weights(config, self.upstream, self.featurizer, experts)
+                lambda: load_initial_weights(self.config, self.upstream, self.featurizer, experts)
             )
         parameters = snapshot.parameter_names(upstream, self.featurizer, self.tasks.values())
-        self.optimizer = make_optimizer(parameters.values(), config["optimizer"])
-        total_steps = config["runner"]["total_steps"]
-        self.scheduler = make_scheduler(self.optimizer, config["scheduler"], total_steps)
+        self.optimizer = make_optimizer(parameters.values(), self.config["optimizer"])
+        total_steps = self.config["runner"]["total_steps"]
+        self.scheduler = make_scheduler(self.optimizer, self.config["scheduler"], total_steps)
         self.training_step = TrainingStep(
             self.encoder,
             self.tasks,
-            config["downstream"],
+            self.config["downstream"],
             world,
             self.groups,
             self.optimizer,
             self.scheduler,
-            clipping=config["runner"]["gradient_clipping"],
-            accumulate=config["runner"]["gradient_accumulate_steps"],
+            clipping=self.config["runner"]["gradient_clipping"],
+            accumulate=self.config["runner"]["gradient_accumulate_steps"],
             specaug=self.specaug,
             skips=self.skips,
             stop_asked=self.stop_asked,
@@ -135,20 +139,20 @@ class MultiTaskRunner:
         if resume is not None:
             self.step = resume["Step"]
             if not resume["Upstream"]:
-                world.run_on_all_ranks(lambda: load_initial_encoder(config, self.upstream))
+                world.run_on_all_ranks(lambda: load_initial_encoder(self.config, self.upstream))
             world.run_on_all_ranks(lambda: self.run_state.restore_weights(resume))
         check_in_sync(world, "the encoder", self._encoder_parameters())
         for name, task in self.tasks.items():
             check_in_sync(self.groups[name], f"the head of {name}", task.expert.parameters())
         self.evaluator = Evaluator(
-            self.encoder, self.tasks, self.groups, world, config["seed"], self.stop_asked
+            self.encoder, self.tasks, self.groups, world, self.config["seed"], self.stop_asked
         )
         self.publisher = Publisher(
-            self.folder, world, self.groups, self.tasks, self.run_state, config["downstream"]
+            self.folder, world, self.groups, self.tasks, self.run_state, self.config["downstream"]
         )
         # Every rank has chance of its own; that of the first is what one process would have.
         if world.rank > 0:
-            seed_all(derived_seed("rank", config["seed"], world.rank))
+            seed_all(derived_seed("rank", self.config["seed"], world.rank))
 
     def _build_tasks(self) -> dict[str, Task]:
         """The tasks that this rank has shares of; sets `groups`, the ranks that share each."""

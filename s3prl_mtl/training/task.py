@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from s3prl_mtl.config import TaskConfig
 from s3prl_mtl.data.streams import TaskStream, accepts_argument
 from s3prl_mtl.tasks.base import TaskExpert
 
@@ -41,7 +42,7 @@ class Task:
         cls,
         name: str,
         expert: Any,
-        settings: Mapping[str, Any],
+        settings: TaskConfig,
         seed: int = 0,
         shares: Sequence[int] = (0,),
         num_shares: int = 1,
