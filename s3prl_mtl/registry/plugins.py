@@ -60,7 +60,8 @@ class Plugin:
                 f"Plugin {self.name!r} of package {self.package} {self.version} cannot be "
                 f"imported: {type(cause).__name__}: {cause}.",
                 where=f"entry point {self.entry_point.value} of group {self.entry_point.group}",
-                fix=f"Repair or uninstall {self.package}; the other plugins are not affected.",
+                fix=f"Repair or uninstall {self.package}; other plugins are not affected.",
+                code="plugin-broken",
             ) from cause
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from s3prl_mtl.cli.main import main
-from s3prl_mtl.registry.fault import error_summary, frames_of, plugin_at_fault
+from s3prl_mtl.errors import error_summary
+from s3prl_mtl.registry.fault import frames_of, plugin_at_fault
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from s3prl_mtl.cli.main import run_parser
-from s3prl_mtl.upstreams.zoo.s3prl_upstreams import zoo_names
+from s3prl_mtl.upstreams.zoo.s3prl_hub import zoo_names
 from tests.upstreams.test_zoo import WITH_SETTINGS, WITHOUT_DOWNLOAD
 from tests.upstreams.test_zoo_transformers import CLASSES
 from tests.upstreams.zoo_checkpoints import DOWNLOADED, MAKERS
@@ -27,7 +27,7 @@ ROWS = {
 
 IMPORT_ALL = """
 import json, sys
-from s3prl_mtl.upstreams.zoo.hub import import_hub
+from s3prl_mtl.upstreams.zoo.s3prl_hub import import_hub
 imported = {}
 for module in json.loads(sys.argv[1]):
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.config import build_config
-from s3prl_mtl.errors import UserError
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams import load_upstream, rebuild_upstream
+from tests.mistakes import user_error
 
 ensure_torchaudio()
 import transformers  # noqa: E402
@@ -245,10 +246,11 @@ def test_a_loud_neighbour_of_the_same_length_is_not_heard(saved):
 
 
 def test_utterances_that_do_not_fit_are_named(saved):
-    with pytest.raises(UserError, match=r"Utterance 1 of the batch has 200 samples"):
+    with user_error("audio-too-short", where=r"waveform 1 of the 2 .*200 samples"):
         load_upstream(f"hf:{saved('wav2vec2')}")(waveforms(8000, 200))
-    with pytest.raises(UserError, match=r"4\.0 s.*hears 3 s at most"):
+    with user_error("audio-too-long", where="-u hf:.*whisper") as caught:
         load_upstream(f"hf:{saved('whisper')}")(waveforms(64_000))
+    assert re.search(r"4\.0 s.* 3 s", caught.value.what)
 
 
 def broken(folder: Path, tmp_path: Path, change: Callable[[Path], None]) -> Path:
@@ -279,19 +281,28 @@ def without_a_layer(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "code", "named"),
     [
-        (lambda folder: (folder / "preprocessor_config.json").unlink(), "needs a preprocessor_con"),
-        (rewrite(sampling_rate=8000), "takes waveforms at 8000 Hz"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"0" * 50), "could not be load"),
-        (without_a_layer, r"lacks weights of its encoder.*layers\.1\.attention"),
+        (
+            lambda folder: (folder / "preprocessor_config.json").unlink(),
+            "upstream-failed",
+            r"preprocessor_config\.json",
+        ),
+        (rewrite(sampling_rate=8000), "audio-rate", "8000 Hz"),
+        (lambda folder: (folder / "config.json").write_text("{"), "upstream-failed", "config"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"0" * 50),
+            "upstream-failed",
+            "broken",
+        ),
+        (without_a_layer, "checkpoint-incomplete", r"layers\.1\.attention"),
     ],
 )
-def test_folders_that_are_no_encoder_are_refused(change, message: str, saved, tmp_path: Path):
+def test_broken_folders_are_refused(change, code: str, named: str, saved, tmp_path: Path):
     folder = broken(saved("wav2vec2"), tmp_path, change)
-    with pytest.raises(UserError, match=message):
+    with user_error(code, where=f"-u hf:{folder}") as caught:
         load_upstream(f"hf:{folder}")
+    assert re.search(named, str(caught.value))
 
 
 def test_models_without_frames_are_refused(tmp_path: Path):
@@ -300,23 +311,23 @@ def test_models_without_frames_are_refused(tmp_path: Path):
     )
     transformers.ASTModel(config).save_pretrained(tmp_path)
     transformers.ASTFeatureExtractor().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="do not follow the time"):
+    with user_error("upstream-failed", where=f"-u hf:{tmp_path}"):
         load_upstream(f"hf:{tmp_path}")
 
 
-def test_names_and_flags_that_make_no_sense_are_refused(saved, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(UserError, match=r"Leave out -k"):
+def test_invalid_names_and_options_are_refused(saved, monkeypatch: pytest.MonkeyPatch):
+    with user_error("conflicting-options", where="-k"):
         load_upstream(f"hf:{saved('hubert')}", "weights.pt")
-    with pytest.raises(UserError, match="No model is named"):
+    with user_error("missing-option", where="-u hf:"):
         load_upstream("hf:")
-    with pytest.raises(UserError, match="no option 'layerdrop'"):
+    with user_error("unknown-key", where="'layerdrop'", fix="'cache_dir'|cache_dir"):
         load_upstream(f"hf:{saved('hubert')}", layerdrop=0.1)
 
     def find_spec(name: str) -> None:
         return None
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
-    with pytest.raises(UserError, match=r"pip install 's3prl-mtl\[transformers\]'"):
+    with user_error("missing-package", where="hf:anything", fix=r"s3prl-mtl\[transformers\]"):
         load_upstream("hf:anything")
 
 

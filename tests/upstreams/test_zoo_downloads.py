@@ -16,12 +16,17 @@ import pytest
 import torch
 
 from s3prl_mtl.checkpoint import files as checkpoints
-from s3prl_mtl.errors import UserError
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams import load_upstream, rebuild_upstream
-from s3prl_mtl.upstreams.zoo import skeleton
-from s3prl_mtl.upstreams.zoo.files import KEPT_BYTES, downloads, keep_files, write_kept
-from s3prl_mtl.upstreams.zoo.hub import import_hub, zoo_names
+from s3prl_mtl.upstreams.zoo import stored_files
+from s3prl_mtl.upstreams.zoo.s3prl_hub import import_hub, zoo_names
+from s3prl_mtl.upstreams.zoo.stored_files import (
+    MAX_STORED_BYTES,
+    s3prl_downloads,
+    store_files,
+    write_stored,
+)
+from tests.mistakes import user_error
 from tests.upstreams.test_zoo import alone, run_config, waveforms
 from tests.upstreams.zoo_checkpoints import DOWNLOADED, make_checkpoint
 
@@ -71,7 +76,7 @@ def saved(upstream: Any, path: Path) -> dict[str, Any]:
 def test_a_downloaded_encoder_is_rebuilt_without_cache_or_network(
     name: str, network_with, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(skeleton, "KEPT_ELEMENTS", 0)
+    monkeypatch.setattr(stored_files, "MAX_STORED_ELEMENTS", 0)
     network = network_with(partial(make_checkpoint, name))
     upstream = load_upstream(name, cache_dir=tmp_path / "cache")
     assert len(network.requests) == 1
@@ -167,7 +172,7 @@ def test_a_checkpoint_given_by_its_address_is_needed_once(
     wavs = waveforms(8000, 5000)
     with torch.no_grad():
         assert torch.equal(rebuilt(wavs).states, upstream(wavs).states)
-    with pytest.raises(UserError, match="could not be loaded"):
+    with user_error("upstream-failed", where=r"module s3prl\.upstream\."):
         load_upstream(name, f"{address}/encoder.pt", cache_dir=tmp_path / "cache")
 
 
@@ -194,25 +199,25 @@ def test_s3prl_downloads_as_before_afterwards(network_with, tmp_path: Path):
     network = network_with(lambda path: path.write_text("a: 1\n"))
     download = s3prl_download()
     function, folder = download._download, download.get_dir()
-    with downloads(tmp_path / "cache") as asked:
+    with s3prl_downloads(tmp_path / "cache") as asked:
         download._urls_to_filepaths("https://example.org/a.yaml")
     assert list(asked) == network.requests == ["https://example.org/a.yaml"]
     assert asked["https://example.org/a.yaml"].parent == tmp_path / "cache"
-    with pytest.raises(ValueError, match="stop"), downloads(tmp_path / "cache"):
-        raise ValueError("stop")
+    with pytest.raises(ZeroDivisionError), s3prl_downloads(tmp_path / "cache"):
+        _ = 1 / 0
     assert (download._download, download.get_dir()) == (function, folder)
 
 
 def test_small_files_of_any_kind_are_kept(network_with, tmp_path: Path):
     (tmp_path / "config.yaml").write_bytes(b"frontend: \xff\x00\n")
-    kept = keep_files({"https://example.org/config.yaml": tmp_path / "config.yaml"})
+    kept = store_files({"https://example.org/config.yaml": tmp_path / "config.yaml"})
     torch.save(kept, tmp_path / "kept")
     kept = torch.load(tmp_path / "kept", weights_only=True)
     network = network_with(lambda path: path.write_text("else"))
     network.there = False
     download = s3prl_download()
     (tmp_path / "elsewhere").mkdir()
-    with downloads(tmp_path / "elsewhere", kept):
+    with s3prl_downloads(tmp_path / "elsewhere", kept):
         path = download._urls_to_filepaths("https://example.org/config.yaml")
         assert Path(path).read_bytes() == b"frontend: \xff\x00\n"
 
@@ -221,16 +226,18 @@ def test_what_cannot_be_kept_is_said_and_looked_for_again(
     network_with, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     large = tmp_path / "words.txt"
-    large.write_bytes(b"x" * (KEPT_BYTES + 1))
+    large.write_bytes(b"x" * (MAX_STORED_BYTES + 1))
     with caplog.at_level(logging.WARNING):
-        kept = keep_files({"https://example.org/words.txt": large})
+        kept = store_files({"https://example.org/words.txt": large})
     assert kept == {}
-    assert "https://example.org/words.txt is no file of PyTorch and too large" in caplog.text
+    (record,) = caplog.records
+    assert record.name == stored_files.__name__
+    assert record.args == ("https://example.org/words.txt",)
     network_with(lambda path: path.write_text("again"))
     download = s3prl_download()
     for place in ("one", "two"):
         (tmp_path / place).mkdir()
-        with downloads(tmp_path / place, kept):
+        with s3prl_downloads(tmp_path / place, kept):
             path = download._urls_to_filepaths("https://example.org/words.txt")
         assert Path(path).read_text() == "again"
         assert Path(path).parent == download.get_dir()  # Kept there for the next time.
@@ -238,6 +245,6 @@ def test_what_cannot_be_kept_is_said_and_looked_for_again(
 
 def test_a_kept_folder_stays_in_its_folder(tmp_path: Path):
     held = {"bytes": torch.tensor([65], dtype=torch.uint8)}
-    write_kept({"folder": {"../outside": held, "/inside": held}}, tmp_path / "folder")
+    write_stored({"folder": {"../outside": held, "/inside": held}}, tmp_path / "folder")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "inside", "outside"]
     assert not (tmp_path / "outside").exists()
