@@ -8,10 +8,12 @@ the `config.yaml` of a task those of its block.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
@@ -124,7 +126,12 @@ def build_config(
     for layer, origin in reversed(layers):
         words = words or words_of(layer, origin)
     if not words:
-        raise UserError("No task is named.", where="-d", fix="For example: -d asr,ks or -d all.")
+        raise UserError(
+            "No task is named.",
+            where="-d",
+            fix="For example: -d asr,ks or -d all.",
+            code="missing-option",
+        )
     held = task_packages(base, base.get("downstream") or ()) if base is not None else {}
     packages = choose_tasks(words, held, stated_packages(layers))
     layers = rename_blocks(layers, packages)
@@ -217,10 +224,30 @@ def _refusal(
         return UserError(
             f"Unknown key {key!r}.", where=f"{key} in {origin}", fix=hint, code="unknown-key"
         )
-    reason = str(cause).splitlines()[0].rstrip(".")
+    value: Any = layer
+    for part in re.split(r"[.\[]", key):
+        value = value[int(part.rstrip("]"))] if isinstance(value, list) else value.get(part)
+        if not isinstance(value, dict | list):
+            break
     return UserError(
-        f"{key} has the wrong type: {reason}.", where=f"{key} in {origin}", code="wrong-type"
+        f"{key} must be {_type_name(key)}, not {value!r}.",
+        where=f"{key} in {origin}",
+        code="wrong-type",
     )
+
+
+def _type_name(key: str) -> str:
+    """The type of a setting, in words."""
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+    names |= {Path: "a path", list: "a list", dict: "a mapping"}
+    kind: Any = Settings
+    for part in re.split(r"[.\[]", key):
+        if get_origin(kind) is list:
+            kind = get_args(kind)[0]
+            continue
+        kind = get_type_hints(kind)[part]
+        kind = next((entry for entry in get_args(kind) if isinstance(kind, UnionType)), kind)
+    return names.get(get_origin(kind) or kind, "a mapping")
 
 
 def _class_section(
@@ -261,6 +288,7 @@ def _class_section(
             )
     if name != current.get("name"):
         current = {key: value for key, value in current.items() if key == "lr"}
+    OmegaConf.set_readonly(settings, False)
     settings[section] = {}
     return {**layer, section: {**current, **values}}
 
@@ -373,7 +401,7 @@ def _data_folder(layers: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _require_data_folder(config: Config, tasks: Sequence[str]) -> None:
-    if config.get("data"):
+    if OmegaConf.select(OmegaConf.create(config), "data"):
         return
     needing = [task for task in tasks if _mentions_data(config[task])]
     if needing:
@@ -381,6 +409,8 @@ def _require_data_folder(config: Config, tasks: Sequence[str]) -> None:
             f"No data folder is set, and the corpora of {', '.join(needing)} are looked for there.",
             fix="Pass --data DIR or set SUPERB_DATA, or give each task its path "
             "(`downstream_expert.datarc` in its block of the config).",
+            where="--data",
+            code="corpus-unset",
         )
 
 

@@ -23,7 +23,7 @@ def check_block(
         UserError: names the key.
     """
     for key, value in values.items():
-        full = f"{path}.{key}"
+        full = f"{path}.{key}" if path else str(key)
         if key not in defaults:
             raise UserError(
                 f"Unknown key {full!r}.",

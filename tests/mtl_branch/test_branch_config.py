@@ -309,7 +309,7 @@ def test_what_is_said_of_a_config_is_not_lost_where_the_run_cannot_begin(
     assert main([*words_of_a_dry_run, "-p", str(tmp_path / "new"), "-o", "seed=none"]) == 2
     text = capsys.readouterr().err
     assert [text.count(remark) for remark in REMARKS] == [1, 1, 1]
-    assert text.index(REMARKS[0]) < text.index("seed must be a whole number")
+    assert text.index(REMARKS[0]) < text.index("Where: seed in -o seed=none")
 
 
 def test_a_block_may_have_another_name(multitask_yaml: Path, tmp_path: Path, caplog):
