@@ -46,7 +46,7 @@ def expert_path(folder: str) -> Path:
         if not (path / EXPERT_FILE).is_file():
             raise UserError(
                 f"{path} has no {EXPERT_FILE}.",
-                where="-d s3prl:...",
+                where=f"-d s3prl:{folder}",
                 fix=f"Give the folder of an expert, which contains {EXPERT_FILE}.",
                 code="file-missing",
             )

@@ -28,11 +28,11 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "hubert"
 
 def use_plugins(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
     values = {"hubert_tiny": "s3prl_mtl.upstreams.builtin:hubert_tiny", **values}
-    found = [EntryPoint(name, value, plugins.UPSTREAM_GROUP) for name, value in values.items()]
+    found = [EntryPoint(name, value, plugins.UPSTREAMS.group) for name, value in values.items()]
 
     def entry_points(group: str, name: str | None = None) -> EntryPoints:
         chosen = [entry for entry in found if name is None or entry.name == name]
-        return EntryPoints(chosen if group == plugins.UPSTREAM_GROUP else [])
+        return EntryPoints(chosen if group == plugins.UPSTREAMS.group else [])
 
     monkeypatch.setattr(plugins, "entry_points", entry_points)
 
