@@ -64,7 +64,7 @@ def test_corpora_that_are_not_where_the_file_says_are_looked_for_in_the_data_fol
     file = changed(REAL, tmp_path, move)
     with caplog.at_level(logging.WARNING):
         config = config_of(file, data=str(tiny_corpus))
-    datarc = {t: resolve(config)[t]["downstream_expert"]["datarc"] for t in NINE}
+    datarc = {t: resolve(config).tasks[t].downstream_expert["datarc"] for t in NINE}
     assert datarc["ks"]["speech_commands_root"] == str(elsewhere)
     assert datarc["ks"]["speech_commands_test_root"].startswith(str(tiny_corpus))
     assert datarc["sd"]["data_dir"] == str(tiny_corpus / "Libri2Mix")
@@ -82,7 +82,7 @@ def test_the_data_folder_may_come_from_the_environment_or_another_file(
     both = build_config(files=[REAL, tmp_path / "data.yaml"], flags={"downstream": ["er"]})
     monkeypatch.setenv("SUPERB_DATA", str(tiny_corpus))
     for config in (both, config_of(REAL, ["er"])):
-        datarc = resolve(config)["er"]["downstream_expert"]["datarc"]
+        datarc = resolve(config).tasks["er"].downstream_expert["datarc"]
         assert datarc["root"] == str(tiny_corpus / "IEMOCAP_full_release")
 
 
