@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from s3prl_mtl.checkpoint.files import Checkpoint
-from s3prl_mtl.config import resolve
+from s3prl_mtl.config import resolve_plain
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.task_names import TaskPackageMissing
 
@@ -76,7 +75,7 @@ def check_weights_fit(saved: Checkpoint, config: Mapping[str, Any]) -> None:
 
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> None:
-    _compare(asdict(resolve(before)), asdict(resolve(now)), keys)
+    _compare(resolve_plain(before), resolve_plain(now), keys)
 
 
 def _compare(old: Mapping[str, Any], new: Mapping[str, Any], keys: Sequence[str]) -> None:

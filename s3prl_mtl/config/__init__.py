@@ -7,6 +7,7 @@ from s3prl_mtl.config.build import (
     build_config,
     parse_tasks,
     resolve,
+    resolve_plain,
 )
 from s3prl_mtl.config.schema import RunConfig, TaskConfig
 from s3prl_mtl.registry.task_names import BUILT_IN_TASKS
@@ -21,4 +22,5 @@ __all__ = [
     "build_config",
     "parse_tasks",
     "resolve",
+    "resolve_plain",
 ]

@@ -348,14 +348,11 @@ def _tasks_left_out(layers: Sequence[Layer], stated: Iterable[str]) -> set[str]:
     return known & {key for layer, _ in layers for key in layer}
 
 
-def resolve(config: Mapping[str, Any]) -> RunConfig:
-    """The typed config, references filled in.
-
-    Args:
-        config: plain, as :func:`build_config`, files and checkpoints have it.
+def resolve_plain(config: Mapping[str, Any]) -> Config:
+    """The config with its references filled in, also where it is not complete.
 
     Raises:
-        UserError: a reference names nothing, or a value is not of its type.
+        UserError: a reference names nothing.
     """
     try:
         whole = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
@@ -365,6 +362,19 @@ def resolve(config: Mapping[str, Any]) -> RunConfig:
             f"The config does not resolve: {reason}.", where="config", code="invalid-value"
         ) from cause
     assert isinstance(whole, dict)
+    return {str(key): value for key, value in whole.items()}
+
+
+def resolve(config: Mapping[str, Any]) -> RunConfig:
+    """The typed config, references filled in.
+
+    Args:
+        config: complete and plain, as :func:`build_config`, files and checkpoints have it.
+
+    Raises:
+        UserError: a reference names nothing, or a value is not of its type.
+    """
+    whole = resolve_plain(config)
     names = [entry.name for entry in fields(Settings)]
     own = {name: whole[name] for name in names if name in whole}
     try:

@@ -20,22 +20,8 @@ def _one_of(*choices: str) -> Any:
     return field(metadata={"one_of": choices})
 
 
-class _Subscripts:
-    """Access by `config["key"]`, until every module uses attributes."""
-
-    def __getitem__(self, key: str) -> Any:
-        tasks = getattr(self, "tasks", {})
-        return tasks[key] if key in tasks else getattr(self, key)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return getattr(self, "tasks", {}).get(key, getattr(self, key, default))
-
-    def keys(self) -> list[str]:
-        return [entry.name for entry in fields(self)]  # type: ignore[arg-type]
-
-
 @dataclass(frozen=True, kw_only=True)
-class UpstreamConfig(_Subscripts):
+class UpstreamConfig:
     """The encoder.
 
     Attributes:
@@ -54,7 +40,7 @@ class UpstreamConfig(_Subscripts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistributedConfig(_Subscripts):
+class DistributedConfig:
     """How ranks share the work.
 
     Attributes:
@@ -67,7 +53,7 @@ class DistributedConfig(_Subscripts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunnerConfig(_Subscripts):
+class RunnerConfig:
     """The training loop. Everything that is counted in steps counts updates, from 1.
 
     Attributes:
@@ -94,7 +80,7 @@ class RunnerConfig(_Subscripts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpecAugmentConfig(_Subscripts):
+class SpecAugmentConfig:
     """Arguments of `s3prl_mtl.nn.SpecAugment`; widths in frames and in feature channels."""
 
     apply_time_warp: bool
@@ -109,7 +95,7 @@ class SpecAugmentConfig(_Subscripts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_Subscripts):
+class Settings:
     """All of a config but the blocks of its tasks.
 
     Attributes:
@@ -146,7 +132,7 @@ class Settings(_Subscripts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskConfig(_Subscripts):
+class TaskConfig:
     """The block of one task.
 
     Attributes:

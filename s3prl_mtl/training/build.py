@@ -97,7 +97,7 @@ def build_upstream(config: RunConfig, saved: checkpoints.Checkpoint | None = Non
         if "cache_dir" not in parameters:
             options.pop("cache_dir", None)
         if "model_config" in options and "model_config" not in parameters:
-            raise UserError(f"The upstream {settings['name']!r} takes no config file.", where="-g")
+            raise UserError(f"The upstream {settings.name!r} takes no config file.", where="-g")
     return load_upstream(settings.name, settings.ckpt and str(settings.ckpt), **options)
 
 
@@ -121,7 +121,7 @@ def build_experts(
         UserError: one report of all that keeps the corpora of the tasks from being read.
     """
     classes = {
-        name: load_task(name, config[name].get("package"), folder=config[name].get("folder"))
+        name: load_task(name, config.tasks[name].package, folder=config.tasks[name].folder)
         for name in names
     }
     past = saved["Tasks"] if saved is not None else {}
@@ -144,28 +144,28 @@ def build_experts(
         arguments: dict[str, Any] = {
             "upstream_dim": featurizer.output_dim,
             "upstream_rate": featurizer.downsample_rate,
-            "downstream_expert": config[name]["downstream_expert"],
+            "downstream_expert": config.tasks[name].downstream_expert,
             "expdir": str(folder / name),
             "cache_dir": config.cache_dir and str(config.cache_dir),
-            "seed": config["seed"],
+            "seed": config.seed,
         }
         if labels.get(name) is not None:
             arguments["labels"] = labels[name]
         # A head starts from the same weights whatever other tasks the run has.
         with torch.random.fork_rng():
-            torch.manual_seed(config["seed"] + zlib.crc32(name.encode()))
+            torch.manual_seed(config.seed + zlib.crc32(name.encode()))
             try:
                 experts[name] = expert_class(**arguments)
                 check_plain(name, experts[name])
             except UserError as mistake:
                 mistakes.append(str(mistake))
             except Exception as cause:
-                _blame_plugin(name, config[name].get("package"), cause)
+                _blame_plugin(name, config.tasks[name].package, cause)
                 raise
     if mistakes:
         # The splits are scanned later; with a report to give they belong in it.
         for name, expert in experts.items():
-            mistakes += split_mistakes(Task.from_settings(name, expert, config[name]))
+            mistakes += split_mistakes(Task.from_settings(name, expert, config.tasks[name]))
     raise_together(mistakes)
     return experts
 
@@ -214,10 +214,10 @@ def load_initial_weights(
     of heads trained singly: `<task>/<upstream>_<task>.ckpt`, each with `Downstream`; <task> is the
     plain name there. Of a run the heads are taken that are of the same task of the same package.
     """
-    if config["init_ckpt"]:
-        path = Path(config["init_ckpt"])
+    if config.init_ckpt:
+        path = Path(config.init_ckpt)
         if path.is_dir() and not checkpoints.states_files(path):
-            _load_single_heads(path, _word(config["upstream"]["name"]), experts)
+            _load_single_heads(path, _word(config.upstream.name), experts)
         else:
             saved = checkpoints.load(checkpoints.locate(path, "-i"))
             _load_from_run(
@@ -236,10 +236,10 @@ def load_initial_encoder(config: RunConfig, upstream: Upstream) -> None:
     Raises:
         UserError: the file holds no encoder, or another one.
     """
-    if not config["init_upstream_ckpt"]:
+    if not config.init_upstream_ckpt:
         return
     flag = "--init_upstream_ckpt"
-    path = checkpoints.locate(Path(config["init_upstream_ckpt"]), flag)
+    path = checkpoints.locate(Path(config.init_upstream_ckpt), flag)
     # Whatever program wrote it: `Upstream` is what s3prl calls it, too.
     weights = checkpoints.read_tensors(path).get("Upstream")
     if not isinstance(weights, Mapping) or not weights:

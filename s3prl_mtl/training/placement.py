@@ -19,14 +19,14 @@ from s3prl_mtl.distributed.placement import (
     Placement,
     by_cost,
     by_hand,
-    every_task_everywhere,
+    data_parallel,
     loads,
 )
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.fileio.atomic import replace_text
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.training.build import build_experts
-from s3prl_mtl.training.microbatch import forward
+from s3prl_mtl.training.forward import forward
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 
@@ -56,8 +56,8 @@ def choose_placement(
     Raises:
         UserError: the placement of the config does not fit the tasks or the ranks.
     """
-    names = config["downstream"]
-    text, parallel = config["distributed"]["placement"], config["distributed"]["parallel"]
+    names = config.downstream
+    text, parallel = config.distributed.placement, config.distributed.parallel
     if text and saved is not None and "Placement" in saved:
         then = saved["Config"]["distributed"]["placement"]
         ranks = Placement.from_plain(saved["Placement"]).world_size
@@ -70,7 +70,7 @@ def choose_placement(
     if text:
         return world.run_on_all_ranks(lambda: by_hand(text, names, world.size)), {}
     if parallel == "data" or world.size == 1:
-        return every_task_everywhere(names, world.size), {}
+        return data_parallel(names, world.size), {}
     if saved is not None and "Placement" in saved:
         before = Placement.from_plain(saved["Placement"])
         was_by_task = saved["Config"]["distributed"]["parallel"] == "task"
@@ -93,7 +93,7 @@ def write_placement(
             known = {}
         if known.get("tasks") == placement.to_plain()["tasks"]:
             return  # it also says what was measured, and that is not measured again
-    plain: dict[str, Any] = {"parallel": config["distributed"]["parallel"], **placement.to_plain()}
+    plain: dict[str, Any] = {"parallel": config.distributed.parallel, **placement.to_plain()}
     if costs:
         plain["seconds_per_batch"] = dict(costs)
         plain["seconds_per_step"] = loads(placement, costs)
@@ -112,7 +112,7 @@ def _measure_costs(
 
     The ranks divide the tasks; each builds an expert, times a few batches and drops it.
     """
-    own = config["downstream"][world.rank :: world.size]
+    own = config.downstream[world.rank :: world.size]
     logger.info("Measuring what a batch of each task costs.")
     experts = world.run_on_all_ranks(
         lambda: build_experts(config, own, encoder.featurizer, folder, saved) if own else {}
@@ -120,7 +120,7 @@ def _measure_costs(
     costs = {}
     for name, expert in experts.items():
         task = Task.from_settings(
-            name, expert.to(encoder.device), config[name], config["seed"], num_shares=world.size
+            name, expert.to(encoder.device), config.tasks[name], config.seed, num_shares=world.size
         )
         with torch.random.fork_rng(), world.doing(f"measuring {name}"):
             costs[name] = _seconds_of_a_batch(task, encoder, specaug)
@@ -128,7 +128,7 @@ def _measure_costs(
     gathered: dict[str, float] = {}
     for part in world.all_gather(costs):
         gathered |= part
-    return {name: gathered[name] for name in config["downstream"]}
+    return {name: gathered[name] for name in config.downstream}
 
 
 def _seconds_of_a_batch(task: Task, encoder: SharedEncoder, specaug: SpecAugment | None) -> float:

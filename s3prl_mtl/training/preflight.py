@@ -40,7 +40,7 @@ def corpus_problems(config: RunConfig, classes: Mapping[str, type]) -> dict[str,
     problems = {}
     for name, expert_class in classes.items():
         check = getattr(expert_class, "problems", None)
-        lines = check(config[name]["downstream_expert"]) if check is not None else []
+        lines = check(config.tasks[name].downstream_expert) if check is not None else []
         if lines:
             # Our corpora name their task; a stranger's need not.
             problems[name] = [
@@ -71,8 +71,8 @@ def loader_mistakes(config: RunConfig, task: Task) -> list[UserError]:
     """What an expert of s3prl says of the splits that a run evaluates, asked for their loaders."""
     if not isinstance(task.expert, S3prlTask):
         return []
-    runner = config["runner"]
-    tested = task.test_splits if runner["test_first"] or runner["test_last"] else []
+    runner = config.runner
+    tested = task.test_splits if runner.test_first or runner.test_last else []
     mistakes = []
     for split in dict.fromkeys([*task.dev_splits, *tested]):
         try:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
-from torch import nn
-
-from s3prl_mtl.checkpoint import contents as snapshot
+from s3prl_mtl.balancing import Balancer, Sum
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.config import Config, resolve
 from s3prl_mtl.data.randomness import seed_all
 from s3prl_mtl.data.sampling import derived_seed
+from s3prl_mtl.distributed.placement import Placement
 from s3prl_mtl.distributed.sync import check_in_sync, resync_parameters
-from s3prl_mtl.distributed.world import RankLost, World
+from s3prl_mtl.distributed.world import Group, RankLost, World
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.fileio.yaml_files import write_yaml
 from s3prl_mtl.nn import SpecAugment
@@ -33,9 +33,9 @@ from s3prl_mtl.training.evaluation import Evaluator, Interrupted, share_buffers
 from s3prl_mtl.training.placement import choose_placement, write_placement
 from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.publishing import Publisher
+from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.signals import Stopped, StopSignals
-from s3prl_mtl.training.skips import SkipCounts
-from s3prl_mtl.training.state import RunState
+from s3prl_mtl.training.state import RunState, trained_parameters
 from s3prl_mtl.training.step import StepReport, TrainingStep
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer
@@ -48,15 +48,17 @@ class MultiTaskRunner:
     """Trains and evaluates one upstream on several tasks at once.
 
     Args:
-        config: what `s3prl_mtl.config.build_config` gives, its references filled in or not.
+        config: from `s3prl_mtl.config.build_config`, with or without its references resolved.
         folder: the run directory; created. Where several processes train, all of them see it.
         resume: a checkpoint of the same run to continue from.
         world: the processes that train together: `World.join()` under torchrun. By default this
             process is alone.
+        balancer: turns the losses of the tasks into gradients; by default their sum. The same on
+            all ranks.
 
     Raises:
-        UserError: the upstream, a task, its corpus or the checkpoint is not usable. What is wrong
-            on one rank is raised on all. Or torchrun started several processes, and no world is
+        UserError: the upstream, a task, its corpus or the checkpoint is not usable. An error of
+            one rank is raised on all. Or torchrun started several processes, and no world is
             given.
     """
 
@@ -66,115 +68,102 @@ class MultiTaskRunner:
         folder: str | Path,
         resume: checkpoints.Checkpoint | None = None,
         world: World | None = None,
+        balancer: Balancer | None = None,
     ) -> None:
         self.source_config = config
         """With its references, as it is kept beside the weights."""
-        self.config = resolve(config)
+        settings = self.config = resolve(config)
         self.world = world = world if world is not None else World.alone()
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.device = world.run_on_all_ranks(
-            lambda: pick_device(self.config["device"], world.local_rank)
-        )
-        self.step = 0
+        self.device = world.run_on_all_ranks(lambda: pick_device(settings.device, world.local_rank))
         self.evaluated_step = 0
-        self.skips = SkipCounts(self.config["downstream"])
         self._resumed = resume
         self._signals: StopSignals | None = None
-        seed_all(self.config["seed"])
+        seed_all(settings.seed)
 
-        upstream = world.run_on_all_ranks(lambda: build_upstream(self.config, resume))
-        self.upstream = upstream.to(self.device)
-        self.freeze = bool(self.config["upstream"]["freeze"])
-        if self.freeze:
-            self.upstream.requires_grad_(False)
-        selection = self.config["upstream"]["feature_selection"]
-        self.featurizer = Featurizer(self.upstream, selection).to(self.device)
-        self.encoder = SharedEncoder(
-            self.upstream,
-            self.featurizer,
-            self.device,
-            self.freeze,
-            self.config["precision"] == "bf16",
+        self.encoder = self._build_encoder()
+        self.upstream, self.featurizer = self.encoder.upstream, self.encoder.featurizer
+        specaug = SpecAugment(**asdict(settings.specaug)) if settings.specaug else None
+        placement, self._costs = choose_placement(
+            settings, world, resume, self.encoder, specaug, self.folder
         )
-        self.specaug = SpecAugment(**self.config["specaug"]) if self.config["specaug"] else None
-        self.placement, self._costs = choose_placement(
-            self.config, world, resume, self.encoder, self.specaug, self.folder
-        )
-        self.tasks = self._build_tasks()
+        self.tasks, groups = self._build_tasks(placement)
         if resume is None:
             experts = {name: task.expert for name, task in self.tasks.items()}
             world.run_on_all_ranks(
-                lambda: load_initial_weights(self.config, self.upstream, self.featurizer, experts)
+                lambda: load_initial_weights(settings, self.upstream, self.featurizer, experts)
             )
-        parameters = snapshot.parameter_names(upstream, self.featurizer, self.tasks.values())
-        self.optimizer = make_optimizer(parameters.values(), self.config["optimizer"])
-        total_steps = self.config["runner"]["total_steps"]
-        self.scheduler = make_scheduler(self.optimizer, self.config["scheduler"], total_steps)
+        self.run = Run(
+            settings.downstream,
+            settings.seed,
+            world,
+            placement,
+            groups,
+            self.encoder,
+            self.tasks,
+            specaug,
+            self.stop_asked,
+        )
+        balancer = (balancer or Sum(settings.downstream)).to(self.device)
+        parameters = trained_parameters(self.run, balancer)
+        optimizer = make_optimizer(parameters.values(), settings.optimizer)
+        total_steps = settings.runner.total_steps
         self.training_step = TrainingStep(
-            self.encoder,
-            self.tasks,
-            self.config["downstream"],
-            world,
-            self.groups,
-            self.optimizer,
-            self.scheduler,
-            clipping=self.config["runner"]["gradient_clipping"],
-            accumulate=self.config["runner"]["gradient_accumulate_steps"],
-            specaug=self.specaug,
-            skips=self.skips,
-            stop_asked=self.stop_asked,
+            self.run,
+            balancer,
+            optimizer,
+            make_scheduler(optimizer, settings.scheduler, total_steps),
+            clipping=settings.runner.gradient_clipping,
+            accumulate=settings.runner.gradient_accumulate_steps,
         )
-        self.run_state = RunState(
-            self.source_config,
-            world,
-            self.placement,
-            self.encoder,
-            self.tasks,
-            self.optimizer,
-            self.scheduler,
-            self.skips,
-            self.training_step.gradients,
-        )
+        self.run_state = RunState(self.source_config, self.run, self.training_step)
         if resume is not None:
-            self.step = resume["Step"]
+            self.run.step = resume["Step"]
             if not resume["Upstream"]:
-                world.run_on_all_ranks(lambda: load_initial_encoder(self.config, self.upstream))
+                world.run_on_all_ranks(lambda: load_initial_encoder(settings, self.upstream))
             world.run_on_all_ranks(lambda: self.run_state.restore_weights(resume))
-        check_in_sync(world, "the encoder", self._encoder_parameters())
-        for name, task in self.tasks.items():
-            check_in_sync(self.groups[name], f"the head of {name}", task.expert.parameters())
-        self.evaluator = Evaluator(
-            self.encoder, self.tasks, self.groups, world, self.config["seed"], self.stop_asked
-        )
-        self.publisher = Publisher(
-            self.folder, world, self.groups, self.tasks, self.run_state, self.config["downstream"]
-        )
-        # Every rank has chance of its own; that of the first is what one process would have.
+        for name, group, held in self.run.parameters():
+            check_in_sync(group, name, held)
+        self.evaluator = Evaluator(self.run)
+        self.publisher = Publisher(self.folder, self.run_state)
+        # Each rank has its own random seed; that of the first is the one of a single process.
         if world.rank > 0:
-            seed_all(derived_seed("rank", self.config["seed"], world.rank))
+            seed_all(derived_seed("rank", settings.seed, world.rank))
 
-    def _build_tasks(self) -> dict[str, Task]:
-        """The tasks that this rank has shares of; sets `groups`, the ranks that share each."""
-        config, world, placement = self.config, self.world, self.placement
+    def _build_encoder(self) -> SharedEncoder:
+        config = self.config
+        upstream = self.world.run_on_all_ranks(lambda: build_upstream(config, self._resumed))
+        upstream = upstream.to(self.device)
+        freeze = bool(config.upstream.freeze)
+        if freeze:
+            upstream.requires_grad_(False)
+        selection = config.upstream.feature_selection
+        featurizer = Featurizer(upstream, selection).to(self.device)
+        bf16 = config.precision == "bf16"
+        return SharedEncoder(upstream, featurizer, self.device, freeze, bf16)
+
+    def _build_tasks(self, placement: Placement) -> tuple[dict[str, Task], dict[str, Group]]:
+        """The tasks that this rank has shares of, and the ranks that share each of them."""
+        config, world = self.config, self.world
         own = placement.tasks_of(world.rank)
         experts = world.run_on_all_ranks(
             lambda: build_experts(config, own, self.featurizer, self.folder, self._resumed)
         )
         # All ranks take part in making every group, so all go through all tasks.
-        groups = {name: world.group(placement.ranks_of(name)) for name in config["downstream"]}
-        self.groups = {name: group for name, group in groups.items() if group is not None}
-        return {
+        groups = {name: world.group(placement.ranks_of(name)) for name in config.downstream}
+        tasks = {
             name: Task.from_settings(
                 name,
                 expert.to(self.device),
-                config[name],
-                seed=config["seed"],
+                config.tasks[name],
+                seed=config.seed,
                 shares=placement.shares_of(name, world.rank),
                 num_shares=world.size,
             )
             for name, expert in experts.items()
         }
+        return tasks, {name: group for name, group in groups.items() if group is not None}
 
     # ------------------------------------------------------------------------- training
 
@@ -194,14 +183,13 @@ class MultiTaskRunner:
         world.run_on_all_ranks(lambda: check_splits(self.config, self.tasks))
         if world.is_lead:
             write_yaml(self.source_config, self.folder / "config.yaml")
-            write_placement(self.placement, self._costs, self.config, self.folder)
+            write_placement(self.run.placement, self._costs, self.config, self.folder)
         if self._resumed is not None:
             self.evaluated_step = self._resumed["EvaluatedStep"]
-            self.run_state.restore_rest(self._resumed)
+            self.run_state.restore_training(self._resumed)
             self._resumed = None
         self._signals = signals
-        evaluation_pending = self._evaluation_is_due() and self.evaluated_step < self.step
-        reevaluate = self.splits("dev_splits") if evaluation_pending else []
+        reevaluate = self.splits("dev_splits") if self._evaluation_is_pending() else []
         with (
             signals.deferred() if signals is not None else nullcontext(),
             Tracker(self.folder, self.step, reevaluate)
@@ -212,39 +200,43 @@ class MultiTaskRunner:
             return tracker.results if tracker is not None else {}
 
     def _train(self, tracker: Tracker | None) -> None:
-        runner = self.config["runner"]
-        total = runner["total_steps"]
-        if runner["test_first"] and self.step == 0:
+        runner = self.config.runner
+        total = runner.total_steps
+        if runner.test_first and self.step == 0:
             self._evaluate_or_stop("test_splits", tracker)
-        if self._evaluation_is_due() and self.evaluated_step < self.step:
-            # It failed after this step, and what it needed may have been mended.
+        if self._evaluation_is_pending():
+            # It failed after this step; the cause may be repaired.
             self._evaluate_on_the_way(tracker)
         with StepProgress(self.step, total, shown=self.world.is_lead) as progress:
             while self.step < total:
                 report = self.train_step()
                 progress.advance(self.step, report.losses)
-                if self.step % runner["log_step"] == 0 or self.step == total:
-                    self.publisher.publish_training(tracker, self.step, report.losses)
+                if self.step % runner.log_step == 0 or self.step == total:
+                    self.publisher.publish_training(tracker, report.losses)
                 if report.stop:
                     self._save_and_stop()
-                save_is_due = self.step % runner["save_step"] == 0 or self.step == total
+                save_is_due = self.step % runner.save_step == 0 or self.step == total
                 if self._evaluation_is_due():
                     if save_is_due:
                         self.save()  # before what may take hours, and after it what it found
                     self._evaluate_on_the_way(tracker)
                 if save_is_due:
                     self.save()
-        if runner["test_last"]:
+        if runner.test_last:
             self._evaluate_or_stop("test_splits", tracker)
 
     def train_step(self) -> StepReport:
         """One update from a batch of every share of every task, over all ranks."""
-        self.skips.step = self.step + 1
         if self.world.watch is not None:
             self.world.watch.step = self.step + 1
         report = self.training_step.take()
-        self.step += 1
+        self.run.step += 1
         return report
+
+    @property
+    def step(self) -> int:
+        """Training steps taken."""
+        return self.run.step
 
     def stop_asked(self) -> bool:
         """Whether a signal came, here or on another rank."""
@@ -257,9 +249,13 @@ class MultiTaskRunner:
         raise Stopped(f"The run was asked to stop and saved itself at step {self.step}.")
 
     def _evaluation_is_due(self) -> bool:
-        runner = self.config["runner"]
-        at_an_end = self.step == runner["total_steps"]
-        return self.step > 0 and (self.step % runner["eval_step"] == 0 or at_an_end)
+        runner = self.config.runner
+        at_an_end = self.step == runner.total_steps
+        return self.step > 0 and (self.step % runner.eval_step == 0 or at_an_end)
+
+    def _evaluation_is_pending(self) -> bool:
+        """The evaluation of the last step did not end, and the run was resumed there."""
+        return self._evaluation_is_due() and self.evaluated_step < self.step
 
     def _evaluate_on_the_way(self, tracker: Tracker | None) -> None:
         try:
@@ -308,16 +304,16 @@ class MultiTaskRunner:
         """
         wanted = list(splits)
         for name, _ in wanted:
-            if name not in self.config["downstream"]:
+            if name not in self.config.downstream:
                 raise UserError(
                     f"The run has no task {name!r}.",
                     where="-t",
-                    fix=nearest(name, self.config["downstream"]),
+                    fix=nearest(name, self.config.downstream),
                 )
         before = self.evaluator.memories()
-        reports = self.evaluator.evaluate(wanted, self.step)
+        reports = self.evaluator.evaluate(wanted)
         try:
-            self.publisher.publish_evaluation(tracker, self.step, reports, keep_best)
+            self.publisher.publish_evaluation(tracker, reports, keep_best)
         except Exception:
             # Nobody was told of these scores: they are measured again.
             self.evaluator.restore(before)
@@ -328,10 +324,9 @@ class MultiTaskRunner:
     def save(self) -> Path:
         """Write `states-<step>.ckpt`, and only then delete the ones that are too many."""
         path = self.folder / f"states-{self.step}.ckpt"
-        share_buffers(self.tasks, self.groups)
-        resync_parameters(self.world, "the encoder", self._encoder_parameters())
-        for name, task in self.tasks.items():
-            resync_parameters(self.groups[name], f"the head of {name}", task.expert.parameters())
+        share_buffers(self.run)
+        for name, group, held in self.run.parameters():
+            resync_parameters(group, name, held)
         state = self.state()
         with self.world.doing("saving a checkpoint"):
             self.world.run_on_all_ranks(lambda: self._write(state, path))
@@ -340,11 +335,11 @@ class MultiTaskRunner:
     def _write(self, state: checkpoints.Checkpoint | None, path: Path) -> None:
         if state is not None:
             checkpoints.save(state, path)
-            checkpoints.keep_newest(self.folder, self.config["runner"]["max_keep"])
+            checkpoints.keep_newest(self.folder, self.config.runner.max_keep)
 
     def state(self) -> checkpoints.Checkpoint | None:
         """All that the run needs to go on, on the first rank; None on the others."""
-        return self.run_state.collect(self.step, self.evaluated_step)
+        return self.run_state.collect(self.evaluated_step)
 
     # ------------------------------------------------------------------------- the rest
 
@@ -353,7 +348,4 @@ class MultiTaskRunner:
         known: dict[str, list[str]] = {}
         for part in self.world.all_gather({n: getattr(t, kind) for n, t in self.tasks.items()}):
             known |= part
-        return [(name, split) for name in self.config["downstream"] for split in known[name]]
-
-    def _encoder_parameters(self) -> list[nn.Parameter]:
-        return [*self.upstream.parameters(), *self.featurizer.parameters()]
+        return [(name, split) for name in self.config.downstream for split in known[name]]
