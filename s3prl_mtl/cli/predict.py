@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.inference.audio_input import NOBODY_SPEAKS, read_utterance
+from s3prl_mtl.inference.audio_input import SILENCE, read_utterance
 from s3prl_mtl.inference.loading import load_run
 from s3prl_mtl.inference.rttm import recording_names, rttm_file, write_rttm
 from s3prl_mtl.inference.trained import TrainedRun
@@ -56,7 +56,7 @@ def predict(arguments: argparse.Namespace) -> None:
     # Before the run is loaded, which takes longer than to see that it cannot be written.
     with rttm_file(arguments.rttm) if arguments.rttm else nullcontext() as rttm:
         run = load_run(arguments.run, tasks, arguments.device, where="predict")
-        wanted = run.answering(None if tasks is None else run.tasks)
+        wanted = run.predictable(None if tasks is None else run.tasks)
         if not wanted:
             raise UserError("No task of the run gives answers.", where=str(arguments.run))
         for flag, task in (("--rttm", "sd"), ("--against", "sv")):
@@ -127,7 +127,7 @@ def answers(
             if waveform.any():
                 line[voice]["score"] = float(torch.tensor(line[voice]["embedding"]) @ speaker)
             else:
-                line[voice]["no_score"] = NOBODY_SPEAKS
+                line[voice]["no_score"] = SILENCE
         yield from lines
 
 
