@@ -25,11 +25,10 @@ from s3prl_mtl.tracking.tracker import Results, Tracker
 from s3prl_mtl.training.build import (
     build_experts,
     build_upstream,
-    load_initial_encoder,
-    load_initial_weights,
     pick_device,
 )
 from s3prl_mtl.training.evaluation import Evaluator, Interrupted, share_buffers
+from s3prl_mtl.training.initial_weights import load_initial_encoder, load_initial_weights
 from s3prl_mtl.training.placement import choose_placement, write_placement
 from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.publishing import Publisher
@@ -311,6 +310,7 @@ class MultiTaskRunner:
                     f"The run has no task {name!r}.",
                     where="-t",
                     fix=nearest(name, self.config["downstream"]),
+                    code="unknown-name",
                 )
         before = self.evaluator.memories()
         reports = self.evaluator.evaluate(wanted)
