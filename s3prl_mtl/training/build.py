@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
-from s3prl_mtl.config import Config
+from s3prl_mtl.config import RunConfig
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.registry.plugins import (
@@ -77,17 +77,17 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def build_upstream(config: Config, saved: RunCheckpoint | None = None) -> Upstream:
+def build_upstream(config: RunConfig, saved: RunCheckpoint | None = None) -> Upstream:
     """The encoder that the config names, or the one that a checkpoint holds."""
     if saved is not None and saved.upstream_info is not None:
         return rebuild_upstream(saved.upstream_info)
-    settings = config["upstream"]
+    settings = config.upstream
     offered = {
-        "cache_dir": config["cache_dir"],
-        "model_config": _read_upstream_config(settings["config"]),
+        "cache_dir": config.cache_dir and str(config.cache_dir),
+        "model_config": _read_upstream_config(settings.config),
     }
     options = {name: value for name, value in offered.items() if value is not None}
-    factory = find_upstream(settings["name"])
+    factory = find_upstream(settings.name)
     if factory is not None:
         # Only upstreams that download take the cache.
         parameters = inspect.signature(factory).parameters
@@ -95,15 +95,15 @@ def build_upstream(config: Config, saved: RunCheckpoint | None = None) -> Upstre
             options.pop("cache_dir", None)
         if "model_config" in options and "model_config" not in parameters:
             raise UserError(
-                f"The upstream {settings['name']!r} does not take a config file.",
+                f"The upstream {settings.name!r} does not take a config file.",
                 where="-g",
                 code="conflicting-options",
             )
-    return load_upstream(settings["name"], settings["ckpt"], **options)
+    return load_upstream(settings.name, settings.ckpt and str(settings.ckpt), **options)
 
 
 def build_experts(
-    config: Config,
+    config: RunConfig,
     names: Sequence[str],
     featurizer: Featurizer,
     folder: Path,
@@ -122,7 +122,7 @@ def build_experts(
         UserError: one report of all problems with the corpora of the tasks.
     """
     classes = {
-        name: load_task(name, config[name].get("package"), folder=config[name].get("folder"))
+        name: load_task(name, config.tasks[name].package, folder=config.tasks[name].folder)
         for name in names
     }
     past = saved.tasks if saved is not None else {}
@@ -145,28 +145,28 @@ def build_experts(
         arguments: dict[str, Any] = {
             "upstream_dim": featurizer.output_dim,
             "upstream_rate": featurizer.downsample_rate,
-            "downstream_expert": config[name]["downstream_expert"],
+            "downstream_expert": config.tasks[name].downstream_expert,
             "expdir": str(folder / name),
-            "cache_dir": config["cache_dir"],
-            "seed": config["seed"],
+            "cache_dir": config.cache_dir and str(config.cache_dir),
+            "seed": config.seed,
         }
         if labels.get(name) is not None:
             arguments["labels"] = labels[name]
         # The initial weights of a head do not depend on the other tasks of the run.
         with torch.random.fork_rng():
-            torch.manual_seed(config["seed"] + zlib.crc32(name.encode()))
+            torch.manual_seed(config.seed + zlib.crc32(name.encode()))
             try:
                 experts[name] = expert_class(**arguments)
                 check_plain(name, experts[name])
             except UserError as mistake:
                 mistakes.append(mistake)
             except Exception as cause:
-                _raise_fault_of_plugin(name, config[name].get("package"), cause)
+                _raise_fault_of_plugin(name, config.tasks[name].package, cause)
                 raise
     if mistakes:
         # Otherwise the splits are scanned later; here they belong into the report.
         for name, expert in experts.items():
-            mistakes += split_mistakes(Task.from_settings(name, expert, config[name]))
+            mistakes += split_mistakes(Task.from_settings(name, expert, config.tasks[name]))
     raise_together(mistakes)
     return experts
 
@@ -208,7 +208,7 @@ def _raise_fault_of_plugin(task: str, package: str | None, cause: Exception) -> 
             ) from cause
 
 
-def _read_upstream_config(path: str | None) -> dict[str, Any] | None:
+def _read_upstream_config(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     return read_yaml(path, "-g")

@@ -14,12 +14,10 @@ from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.compatibility import check_encoder, check_head, check_selection
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.checkpoint.restore import encoder_weights
-from s3prl_mtl.config import Config
+from s3prl_mtl.config import RunConfig
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.mtl_branch.checkpoint import unwrapped
-from s3prl_mtl.registry.plugins import (
-    split_name,
-)
+from s3prl_mtl.registry.plugins import split_name
 from s3prl_mtl.registry.task_names import Packages, find_same_task, same_name_tasks, task_packages
 from s3prl_mtl.upstreams import Featurizer, Upstream
 from s3prl_mtl.upstreams.strict_loading import load_strictly
@@ -29,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_initial_weights(
-    config: Config, upstream: Upstream, featurizer: Featurizer, experts: Mapping[str, nn.Module]
+    config: RunConfig, upstream: Upstream, featurizer: Featurizer, experts: Mapping[str, nn.Module]
 ) -> None:
     """Start from other runs: `--init_upstream_ckpt` for the encoder, `-i` for the rest.
 
@@ -40,26 +38,27 @@ def load_initial_weights(
     Raises:
         UserError: a file is missing, or its weights do not fit.
     """
-    if config["init_ckpt"]:
-        path = Path(config["init_ckpt"])
+    if config.init_ckpt:
+        path = Path(config.init_ckpt)
         if path.is_dir() and not checkpoints.states_files(path):
-            _load_single_heads(path, _file_stem(config["upstream"]["name"]), experts)
+            _load_single_heads(path, _file_stem(config.upstream.name), experts)
         else:
             saved = checkpoints.load(checkpoints.locate(path, "-i"))
-            _load_from_run(saved, upstream, featurizer, experts, task_packages(config, experts))
+            packages = {name: config.tasks[name].package for name in experts}
+            _load_from_run(saved, upstream, featurizer, experts, packages)
     load_initial_encoder(config, upstream)
 
 
-def load_initial_encoder(config: Config, upstream: Upstream) -> None:
+def load_initial_encoder(config: RunConfig, upstream: Upstream) -> None:
     """Load `--init_upstream_ckpt` into the encoder, if it is set.
 
     Raises:
         UserError: the file has no encoder, or another one.
     """
-    if not config["init_upstream_ckpt"]:
+    if not config.init_upstream_ckpt:
         return
     flag = "--init_upstream_ckpt"
-    path = checkpoints.locate(Path(config["init_upstream_ckpt"]), flag)
+    path = checkpoints.locate(Path(config.init_upstream_ckpt), flag)
     # Files of s3prl have the key `Upstream`, too.
     weights = checkpoints.read_tensors(path).get("Upstream")
     if not isinstance(weights, Mapping) or not weights:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from s3prl_mtl.config import Config
+from s3prl_mtl.config import RunConfig
 from s3prl_mtl.data.epoch_reader import EpochReader
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.s3prl_compat.adapter import S3prlTask
@@ -14,7 +14,7 @@ from s3prl_mtl.tasks.base import TaskExpert
 from s3prl_mtl.training.task import Task
 
 
-def check_splits(config: Config, tasks: Mapping[str, Task]) -> None:
+def check_splits(config: RunConfig, tasks: Mapping[str, Task]) -> None:
     """Scan every split that a run needs.
 
     Splits of s3prl's experts cannot be scanned: only their loaders are created.
@@ -32,12 +32,12 @@ def check_splits(config: Config, tasks: Mapping[str, Task]) -> None:
     raise_together(mistakes)
 
 
-def corpus_problems(config: Config, classes: Mapping[str, type]) -> dict[str, list[UserError]]:
+def corpus_problems(config: RunConfig, classes: Mapping[str, type]) -> dict[str, list[UserError]]:
     """Problems with the data folders, by task; without the tasks that have none."""
     problems = {}
     for name, expert_class in classes.items():
         check = getattr(expert_class, "problems", None)
-        lines = check(config[name]["downstream_expert"]) if check is not None else []
+        lines = check(config.tasks[name].downstream_expert) if check is not None else []
         if lines:
             # Corpora of other packages may not begin with the task.
             problems[name] = [
@@ -71,12 +71,12 @@ def split_mistakes(task: Task) -> list[UserError]:
     return mistakes
 
 
-def loader_mistakes(config: Config, task: Task) -> list[UserError]:
+def loader_mistakes(config: RunConfig, task: Task) -> list[UserError]:
     """Errors of an expert of s3prl when it creates the loaders of the evaluated splits."""
     if not isinstance(task.expert, S3prlTask):
         return []
-    runner = config["runner"]
-    tested = task.test_splits if runner["test_first"] or runner["test_last"] else []
+    runner = config.runner
+    tested = task.test_splits if runner.test_first or runner.test_last else []
     mistakes = []
     for split in dict.fromkeys([*task.dev_splits, *tested]):
         try:
