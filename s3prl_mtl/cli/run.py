@@ -15,7 +15,8 @@ from typing import Any
 from rich.progress import Progress
 
 from s3prl_mtl.checkpoint import files as checkpoints
-from s3prl_mtl.checkpoint import resume as resuming
+from s3prl_mtl.checkpoint.compatibility import check_evaluate, check_resume, requiring_all_tasks
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.config import Config, build_config
 from s3prl_mtl.config.layers import ARGUMENT_KEYS
 from s3prl_mtl.data.mini_corpus import make_corpus
@@ -67,8 +68,8 @@ def _train(
     saved, path = _load_past(past, world, set_aside=own) if past is not None else (None, None)
     config = world.run_on_all_ranks(lambda: _config_to_train(arguments, saved, remarks))
     if saved is not None:
-        world.run_on_all_ranks(lambda: resuming.check(saved, config, path))
-        config["downstream"] = list(saved["Tasks"])
+        world.run_on_all_ranks(lambda: check_resume(saved, config, path))
+        config["downstream"] = list(saved.tasks)
     with working_in(folder, world, lock=True):
         remarks.say()
         if world.is_lead and not arguments.dry_run:
@@ -91,9 +92,7 @@ def _train(
         OUTPUT.print(f"The run is in {folder}", soft_wrap=True)
 
 
-def _load_past(
-    past: Path, world: World, set_aside: bool = True
-) -> tuple[checkpoints.Checkpoint, Path]:
+def _load_past(past: Path, world: World, set_aside: bool = True) -> tuple[RunCheckpoint, Path]:
     """The checkpoint that a path names, the same on all ranks, and its file.
 
     Only the first rank chooses: it may have to pass over a damaged file.
@@ -172,7 +171,7 @@ def _evaluate(arguments: argparse.Namespace, world: World, remarks: Remarks) -> 
         raise UserError("Nothing to evaluate is named.", where="-m evaluate", fix="-e RUN")
     past = Path(arguments.past_exp)
     saved, _ = _load_past(past, world, set_aside=False)
-    if saved["Upstream"] and arguments.init_upstream_ckpt:
+    if saved.upstream and arguments.init_upstream_ckpt:
         raise UserError(
             "The checkpoint holds the encoder that its heads were trained with.",
             where=f"--init_upstream_ckpt {arguments.init_upstream_ckpt}",
@@ -183,18 +182,18 @@ def _evaluate(arguments: argparse.Namespace, world: World, remarks: Remarks) -> 
     if targets and not arguments.downstream:
         arguments.downstream = ",".join(dict.fromkeys(task for task, _ in targets))
     elif not arguments.downstream:
-        arguments.downstream = ",".join(saved["Tasks"])
+        arguments.downstream = ",".join(saved.tasks)
     config = world.run_on_all_ranks(lambda: _config(arguments, saved, remarks))
     names = task_packages(config, config["downstream"])
     targets = world.run_on_all_ranks(
         lambda: [(find_in_run(w, names) or w, split) for w, split in targets]
     )
-    if "Origin" in saved:
+    if saved.origin is not None:
         targets = [(task, split_of(task, split)) for task, split in targets]
     # However the run was trained: every rank takes its part of every split.
     config["distributed"] = {"parallel": "data", "placement": None}
     folder = Path(arguments.expdir) if arguments.expdir else _folder_of(past)
-    world.run_on_all_ranks(lambda: resuming.check_weights_fit(saved, config))
+    world.run_on_all_ranks(lambda: check_evaluate(saved, config))
     with working_in(folder, world, lock=False):
         remarks.say()
         runner = MultiTaskRunner(config, folder, resume=saved, world=world)
@@ -225,9 +224,7 @@ def show_results(arguments: argparse.Namespace) -> None:
     OUTPUT.print(results_table(arguments.run, everything=arguments.all))
 
 
-def _config(
-    arguments: argparse.Namespace, saved: Mapping[str, Any] | None, remarks: Remarks
-) -> Config:
+def _config(arguments: argparse.Namespace, saved: RunCheckpoint | None, remarks: Remarks) -> Config:
     flags: dict[str, Any] = {
         key: getattr(arguments, flag)
         for flag, key in ARGUMENT_KEYS.items()
@@ -244,15 +241,15 @@ def _config(
         files=arguments.config,
         flags=flags,
         overrides=arguments.override,
-        base=saved["Config"] if saved is not None else None,
+        base=saved.config if saved is not None else None,
         remarks=remarks,
     )
 
 
 def _config_to_train(
-    arguments: argparse.Namespace, saved: Mapping[str, Any] | None, remarks: Remarks
+    arguments: argparse.Namespace, saved: RunCheckpoint | None, remarks: Remarks
 ) -> Config:
-    with resuming.with_all_tasks():
+    with requiring_all_tasks():
         return _config(arguments, saved, remarks)
 
 

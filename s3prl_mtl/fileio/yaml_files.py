@@ -30,12 +30,18 @@ def read_yaml(path: str | Path, where: str) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
-        raise UserError(f"The file {path} does not exist.", where=where) from None
+        raise UserError(
+            f"The file {path} does not exist.", where=where, code="file-missing"
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as cause:
         reason = " ".join(str(cause).split())
-        raise UserError(f"{path} cannot be read as YAML: {reason}.", where=where) from cause
+        raise UserError(
+            f"{path} cannot be read as YAML: {reason}.", where=where, code="file-malformed"
+        ) from cause
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no mapping at its top level.", where=where)
+        raise UserError(
+            f"{path} has no mapping at its top level.", where=where, code="file-malformed"
+        )
     return {str(key): value for key, value in content.items()}
 
 

@@ -6,12 +6,14 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from s3prl_mtl.checkpoint import files as checkpoints
-from s3prl_mtl.checkpoint.contents import restore_weights
-from s3prl_mtl.config import Config, build_config, resolve
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
+from s3prl_mtl.checkpoint.restore import restore_weights
+from s3prl_mtl.config import RunConfig, build_config, resolve
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.inference.predictions import gives_answers, no_answers
 from s3prl_mtl.inference.trained import TrainedRun
@@ -52,16 +54,16 @@ def load_run(
         raise TypeError(f"tasks is a list of names: load(run, tasks=[{tasks!r}])")
     place = pick_device(device)
     saved, _ = checkpoints.load_newest(Path(run), flag=where, set_aside=False)
-    packages = _packages(saved, list(saved["Tasks"]) if tasks is None else list(tasks), run)
+    packages = _packages(saved, list(saved.tasks) if tasks is None else list(tasks), run)
     config = _config(saved, packages, run)
     left_out = _left_out(config, packages) if tasks is None else {}
     for name, reason in left_out.items():
         logger.warning("%s is left out. %s", name, reason)
         del packages[name]
-    for name, package in packages.items():
-        config[name]["package"] = package
+    chosen = {name: replace(config.tasks[name], package=packages[name]) for name in packages}
+    config = replace(config, tasks=chosen)
     upstream = build_upstream(config, saved).to(place)
-    selection = config["upstream"]["feature_selection"]
+    selection = config.upstream.feature_selection
     featurizer = Featurizer(upstream, selection).to(place)
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -72,19 +74,19 @@ def load_run(
         if not gives_answers(expert):
             logger.warning("%s is not asked. %s", name, no_answers(name, type(expert)))
     tasks_by_name = {
-        name: Task.from_settings(name, expert.to(place), config[name])
+        name: Task.from_settings(name, expert.to(place), config.tasks[name])
         for name, expert in experts.items()
     }
-    restore_weights(saved, upstream, featurizer, tasks_by_name.values())
+    restore_weights(saved, upstream, featurizer, experts)
     encoding = SharedEncoder(upstream, featurizer, place, freeze=True, bf16=False)
-    return TrainedRun(encoding, tasks_by_name, saved["Step"], packages, left_out)
+    return TrainedRun(encoding, tasks_by_name, saved.step, packages, left_out)
 
 
 def _packages(
-    saved: checkpoints.Checkpoint, words: Sequence[str], run: str | os.PathLike[str]
+    saved: RunCheckpoint, words: Sequence[str], run: str | os.PathLike[str]
 ) -> dict[str, str | None]:
     """The tasks of a checkpoint that words mean, and the packages that their plugins are of."""
-    held = task_packages(saved["Config"], saved["Tasks"])
+    held = task_packages(saved.config, saved.tasks)
     packages: dict[str, str | None] = {}
     for word in words:
         name = require_in_run(word, held, str(run))
@@ -95,7 +97,7 @@ def _packages(
     return packages
 
 
-def _left_out(config: Config, packages: Packages) -> dict[str, UserError]:
+def _left_out(config: RunConfig, packages: Packages) -> dict[str, UserError]:
     """The experts of s3prl that nobody asked for and that can say nothing, with the reasons.
 
     Checkpoints hold no label spaces of theirs: to build them takes their corpora.
@@ -103,7 +105,7 @@ def _left_out(config: Config, packages: Packages) -> dict[str, UserError]:
     left_out = {}
     for name in filter(is_s3prl_task, packages):
         try:
-            expert_class = load_task(name, folder=config[name].get("folder"))
+            expert_class = load_task(name, folder=config.tasks[name].folder)
         except UserError as reason:
             left_out[name] = reason
         else:
@@ -112,27 +114,25 @@ def _left_out(config: Config, packages: Packages) -> dict[str, UserError]:
     return left_out
 
 
-def _config(
-    saved: checkpoints.Checkpoint, packages: Packages, run: str | os.PathLike[str]
-) -> Config:
+def _config(saved: RunCheckpoint, packages: Packages, run: str | os.PathLike[str]) -> RunConfig:
     """The config of a checkpoint, complete; that of the branch is a layer over the defaults."""
-    if "Origin" not in saved:
-        return _resolve_without_data(saved["Config"])
+    if saved.origin is None:
+        return _resolve_without_data(saved.config)
     words = [f"{package}:{task}" for task, package in packages.items()]
     try:
-        return resolve(build_config(flags={"downstream": words}, base=saved["Config"]))
+        return resolve(build_config(flags={"downstream": words}, base=saved.config))
     except UserError as error:
         raise _without_labels(error, saved, run) from error
 
 
 def _without_labels(
-    error: UserError, saved: checkpoints.Checkpoint, run: str | os.PathLike[str]
+    error: UserError, saved: RunCheckpoint, run: str | os.PathLike[str]
 ) -> UserError:
     """The same error; of a checkpoint without label spaces, with why corpora are needed."""
-    if "Origin" not in saved:
+    if saved.origin is None:
         return error
     return UserError(
-        f"The checkpoint is of {saved['Origin']}, which saves no label spaces: they are read from "
+        f"The checkpoint is of {saved.origin}, which saves no label spaces: they are read from "
         f"the corpora of its config. {error}",
         where=str(run),
         fix="Set SUPERB_DATA to the folder that holds the corpora, or train a run that starts "
@@ -140,6 +140,6 @@ def _without_labels(
     )
 
 
-def _resolve_without_data(config: Mapping[str, Any]) -> Config:
+def _resolve_without_data(config: Mapping[str, Any]) -> RunConfig:
     """The config of a run, its references filled in also where the corpora are not set here."""
     return resolve({**config, "data": config.get("data") or ""})

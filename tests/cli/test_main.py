@@ -254,7 +254,7 @@ def test_a_mini_corpus_is_made_once_and_never_overwritten(tmp_path: Path):
     again = module("make-corpus", "corpus", "--size", "tiny", "--seed", "3", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     other = module("make-corpus", "corpus", "--size", "tiny", "--seed", "4", cwd=tmp_path)
-    assert other.returncode == 2 and "another mini corpus" in other.stderr
+    assert other.returncode == 2 and "size tiny, seed 3" in other.stderr
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus").rglob("*")}
 
 

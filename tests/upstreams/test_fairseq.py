@@ -1,4 +1,4 @@
-"""fairseq checkpoints: what is read, what is refused, what is written."""
+"""Reading, refusing and writing fairseq checkpoints."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.safe_torch import DamagedFile
 from s3prl_mtl.upstreams.hubert.config import HubertConfig, parse_conv_layers
 from s3prl_mtl.upstreams.hubert.encoder import Hubert
 from s3prl_mtl.upstreams.hubert.fairseq_file import (
@@ -79,7 +77,7 @@ def test_settings_are_read_from_every_kind_of_file(case: str, file_format: str) 
     )
 
 
-def test_header_is_plain_and_holds_the_dictionaries(tmp_path: Path) -> None:
+def test_header_is_plain_and_contains_the_dictionaries(tmp_path: Path) -> None:
     for case in CASES:
         header = read_fairseq_checkpoint(FIXTURES / f"{case}.pt").header
         torch.save(header, tmp_path / "header.pt")
@@ -104,7 +102,7 @@ def test_round_trip_keeps_everything(case: str, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["again.pt"]
 
 
-def test_written_file_is_the_one_that_fairseq_loaded_strictly(tmp_path: Path) -> None:
+def test_written_file_equals_the_one_that_fairseq_loaded_strictly(tmp_path: Path) -> None:
     """fairseq 0.12.2 read `written.pt`; what we write now has the same pickle."""
     truth = torch.load(FIXTURES / "written.expected.pt", weights_only=True)
     model = load_hubert(FIXTURES / "written.pt").eval()
@@ -185,7 +183,7 @@ class Evaluates:
 
 
 class Foreign:
-    """A class of somebody's package."""
+    """A class of another package."""
 
 
 def damaged(tmp_path: Path, change: Callable[[dict[str, Any]], object], zipped: bool) -> Path:
@@ -201,13 +199,12 @@ def damaged(tmp_path: Path, change: Callable[[dict[str, Any]], object], zipped: 
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_pickle_that_runs_a_command_is_refused_by_name(tmp_path: Path, zipped: bool) -> None:
+def test_pickle_that_runs_a_command_is_refused(tmp_path: Path, zipped: bool) -> None:
     witness = tmp_path / "ran"
     payload = RunsACommand(f"touch {witness}")
     path = damaged(tmp_path, lambda c: c.update(extra_state=payload), zipped)
-    with pytest.raises(UserError) as caught:
+    with user_error("torch-file-refused", where=str(path)) as caught:
         read_fairseq_checkpoint(path)
-    assert caught.value.where == str(path)
     assert re.search(r"'(posix|nt|os)\.system'", caught.value.what)
     assert not witness.exists()
 
@@ -215,9 +212,9 @@ def test_pickle_that_runs_a_command_is_refused_by_name(tmp_path: Path, zipped: b
 @pytest.mark.parametrize(
     ("payload", "name"), [(Evaluates(), "eval"), (Foreign(), "Foreign"), (Path("x"), "Path")]
 )
-def test_foreign_classes_are_refused_by_name(tmp_path: Path, payload: object, name: str) -> None:
+def test_objects_of_other_classes_are_refused(tmp_path: Path, payload: object, name: str) -> None:
     path = damaged(tmp_path, lambda c: c.update(extra_state=payload), True)
-    with pytest.raises(UserError) as caught:
+    with user_error("torch-file-refused", where=str(path)) as caught:
         read_fairseq_checkpoint(path)
     assert re.search(rf"'[\w.]*{name}'", caught.value.what)
 
@@ -228,25 +225,23 @@ def test_truncated_file_is_refused(tmp_path: Path, case: str, share: float) -> N
     content = (FIXTURES / f"{case}.pt").read_bytes()
     path = tmp_path / "cut.pt"
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(UserError) as caught:
+    with user_error("torch-file-refused", where=str(path)):
         read_fairseq_checkpoint(path)
-    assert caught.value.where == str(path)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     text = tmp_path / "readme.pt"
     text.write_text("Not a checkpoint.")
-    with pytest.raises(UserError):
+    with user_error("checkpoint-format", where=str(text)):
         read_fairseq_checkpoint(text)
     archive = tmp_path / "archive.pt"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("hello.txt", "hello")
-    with pytest.raises(DamagedFile):
+    with user_error("torch-file-refused", where=str(archive)):
         read_fairseq_checkpoint(archive)
-    with pytest.raises(UserError):
-        read_fairseq_checkpoint(tmp_path / "missing.pt")
-    with pytest.raises(UserError):
-        read_fairseq_checkpoint(tmp_path)
+    for path in (tmp_path / "missing.pt", tmp_path):
+        with user_error("checkpoint-missing", where=f"^{path}$"):
+            read_fairseq_checkpoint(path)
     weights = tmp_path / "weights.pt"
     torch.save({"encoder.weight": torch.zeros(2)}, weights)
     with user_error("checkpoint-format", where=str(weights)) as caught:
