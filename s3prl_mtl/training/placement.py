@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
-from s3prl_mtl.config import Config
+from s3prl_mtl.config import RunConfig
 from s3prl_mtl.distributed.placement import (
     Placement,
     balance_by_cost,
@@ -40,7 +40,7 @@ MEASURED_STEPS = 3
 
 
 def choose_placement(
-    config: Config,
+    config: RunConfig,
     world: World,
     saved: RunCheckpoint | None,
     encoder: SharedEncoder,
@@ -59,8 +59,8 @@ def choose_placement(
     Raises:
         UserError: the placement of the config does not fit the tasks or the ranks.
     """
-    names = config["downstream"]
-    text, parallel = config["distributed"]["placement"], config["distributed"]["parallel"]
+    names = config.downstream
+    text, parallel = config.distributed.placement, config.distributed.parallel
     if text and saved is not None and saved.training is not None:
         then = saved.config["distributed"]["placement"]
         ranks = saved.training.placement.world_size
@@ -85,7 +85,7 @@ def choose_placement(
 
 
 def write_placement(
-    placement: Placement, costs: Mapping[str, float], config: Config, folder: Path
+    placement: Placement, costs: Mapping[str, float], config: RunConfig, folder: Path
 ) -> None:
     """Write `placement.json`: the shares of each rank, and the measured costs."""
     path = folder / FILE_NAME
@@ -96,7 +96,7 @@ def write_placement(
             known = {}
         if known.get("tasks") == placement.to_plain()["tasks"]:
             return  # It also has the measured costs, which this run did not measure again.
-    plain: dict[str, Any] = {"parallel": config["distributed"]["parallel"], **placement.to_plain()}
+    plain: dict[str, Any] = {"parallel": config.distributed.parallel, **placement.to_plain()}
     if costs:
         plain["seconds_per_batch"] = dict(costs)
         plain["seconds_per_step"] = loads(placement, costs)
@@ -104,7 +104,7 @@ def write_placement(
 
 
 def _measure_costs(
-    config: Config,
+    config: RunConfig,
     world: World,
     saved: RunCheckpoint | None,
     encoder: SharedEncoder,
@@ -115,7 +115,7 @@ def _measure_costs(
 
     The ranks share the tasks; each builds an expert, times a few batches and deletes it.
     """
-    own = config["downstream"][world.rank :: world.size]
+    own = config.downstream[world.rank :: world.size]
     logger.info("Measuring the cost of a batch of each task.")
     experts = world.run_on_all_ranks(
         lambda: build_experts(config, own, encoder.featurizer, folder, saved) if own else {}
@@ -123,7 +123,7 @@ def _measure_costs(
     costs = {}
     for name, expert in experts.items():
         task = Task.from_settings(
-            name, expert.to(encoder.device), config[name], config["seed"], num_shares=world.size
+            name, expert.to(encoder.device), config.tasks[name], config.seed, num_shares=world.size
         )
         with torch.random.fork_rng(), world.doing(f"measuring {name}"):
             costs[name] = _seconds_of_a_batch(task, encoder, specaug)
@@ -131,7 +131,7 @@ def _measure_costs(
     gathered: dict[str, float] = {}
     for part in world.all_gather(costs):
         gathered |= part
-    return {name: gathered[name] for name in config["downstream"]}
+    return {name: gathered[name] for name in config.downstream}
 
 
 def _seconds_of_a_batch(task: Task, encoder: SharedEncoder, specaug: SpecAugment | None) -> float:
