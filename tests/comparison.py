@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
+
 
 def assert_same(first: object, second: object, where: str = "") -> None:
     """Compare tensors, mappings, sequences and plain values; `where` is for the message."""
-    if isinstance(first, torch.Tensor):
+    if isinstance(first, RunCheckpoint):
+        assert_same(first.to_dict(), second.to_dict(), where)
+    elif isinstance(first, torch.Tensor):
         assert torch.equal(first, second), where
     elif isinstance(first, dict):
         assert first.keys() == second.keys(), where

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from s3prl_mtl.checkpoint.contents import FORMAT, RunCheckpoint
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.safe_torch import DamagedFile, load_inert
 from s3prl_mtl.mtl_branch.checkpoint import from_branch, is_of_branch
@@ -18,21 +20,8 @@ logger = logging.getLogger(__name__)
 
 STATES_PATTERN = re.compile(r"states-(\d+)\.ckpt")
 
-Checkpoint = dict[str, Any]
-"""Tensors and plain Python values only. Keys:
 
-`Format` 2 · `Step` · `Config` · `Upstream` (state dict, fairseq's names under `model.` as s3prl has
-them) · `UpstreamInfo` (what rebuilds the encoder without its original file) · `Featurizer` ·
-`Tasks` {task: `Downstream` (the expert's state dict), `Labels`, `Decision`, `Stream`} · and in
-`states-*.ckpt` also `Optimizer`, `Scheduler`, `Random`. What another program wrote and is given
-these keys has `Origin`: `Config` is not complete then.
-"""
-
-
-REQUIRED = ("Step", "Tallies", "Config", "Upstream", "UpstreamInfo", "Featurizer", "Tasks")
-
-
-def save(checkpoint: Checkpoint, path: Path) -> None:
+def save(checkpoint: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint so that at every moment the path holds the old file or the new one, whole.
 
     Raises:
@@ -42,7 +31,8 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            torch.save(checkpoint, file)
+            content = checkpoint.to_dict() if isinstance(checkpoint, RunCheckpoint) else checkpoint
+            torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -60,39 +50,38 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         ) from cause
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path) -> RunCheckpoint:
     """Read a checkpoint; nothing in it is ever executed.
 
-    One of s3prl's multi-task branch comes with our keys, as far as it has what they stand for.
+    Checkpoints of s3prl's multi-task branch are converted, as far as they have the parts.
 
     Raises:
         DamagedFile: the file is truncated, or bytes of it changed since it was written.
         UserError: the file is missing, cannot be read, holds foreign classes, or is no checkpoint
             of ours.
     """
-    checkpoint = read_tensors(path)
-    if is_of_branch(checkpoint):
-        return from_branch(checkpoint, path)
-    if "Format" not in checkpoint and "Downstream" in checkpoint:
+    content = read_tensors(path)
+    if is_of_branch(content):
+        content = from_branch(content, path)
+    if "Format" not in content and "Downstream" in content:
         raise UserError(
             "The file is a run of s3prl that trained a single task.",
             where=str(path),
             fix="Its head can be started from as -i DIR with DIR/<task>/<upstream>_<task>.ckpt, "
             "its encoder with --init_upstream_ckpt.",
+            code="checkpoint-format",
         )
-    missing = [key for key in REQUIRED if key not in checkpoint]
-    if checkpoint.get("Format") == 2 and missing:
-        raise UserError(f"The checkpoint lacks {', '.join(missing)}.", where=str(path))
-    if checkpoint.get("Format") != 2:
+    if content.get("Format") != FORMAT:
         raise UserError(
             "The file is not a checkpoint of a run of s3prl-mtl.",
             where=str(path),
             fix="-k takes fairseq checkpoints; -e and -a take runs and their states-*.ckpt.",
+            code="checkpoint-format",
         )
-    return checkpoint
+    return RunCheckpoint.from_dict(content, str(path))
 
 
-def read_tensors(path: Path) -> Checkpoint:
+def read_tensors(path: Path) -> dict[str, Any]:
     """Read a dictionary of tensors and plain values that any program wrote, s3prl for one.
 
     Classes that such files name, as `argparse.Namespace`, become stand-ins that do nothing.
@@ -147,7 +136,9 @@ def locate(run: Path, flag: str = "-e") -> Path:
     return files[-1]
 
 
-def load_newest(run: Path, flag: str = "-e", *, set_aside: bool = True) -> tuple[Checkpoint, Path]:
+def load_newest(
+    run: Path, flag: str = "-e", *, set_aside: bool = True
+) -> tuple[RunCheckpoint, Path]:
     """Read the newest checkpoint of a run that is whole, and say where an older one has to do.
 
     A damaged newer one is renamed to `states-<step>.ckpt.damaged`, so that `keep_newest` does not

@@ -6,7 +6,7 @@ import argparse
 from contextlib import nullcontext
 from pathlib import Path
 
-from s3prl_mtl.checkpoint import resume as resuming
+from s3prl_mtl.checkpoint.compatibility import check_evaluate
 from s3prl_mtl.cli.run_inputs import config_of, load_checkpoint, parse_splits
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
@@ -35,7 +35,7 @@ def evaluate(arguments: argparse.Namespace, world: World, remarks: Remarks) -> N
         )
     past = Path(arguments.past_exp)
     saved, _ = load_checkpoint(past, world, set_aside=False)
-    if saved["Upstream"] and arguments.init_upstream_ckpt:
+    if saved.upstream and arguments.init_upstream_ckpt:
         raise UserError(
             "The checkpoint holds the encoder that its heads were trained with.",
             where=f"--init_upstream_ckpt {arguments.init_upstream_ckpt}",
@@ -45,19 +45,19 @@ def evaluate(arguments: argparse.Namespace, world: World, remarks: Remarks) -> N
         )
     targets = world.run_on_all_ranks(lambda: parse_splits(arguments.evaluate_split))
     if not arguments.downstream:
-        named = dict.fromkeys(task for task, _ in targets) or saved["Tasks"]
+        named = dict.fromkeys(task for task, _ in targets) or saved.tasks
         arguments.downstream = ",".join(named)
     config = world.run_on_all_ranks(lambda: config_of(arguments, saved, remarks))
     names = task_packages(config, config["downstream"])
     targets = world.run_on_all_ranks(
         lambda: [(find_in_run(task, names) or task, split) for task, split in targets]
     )
-    if "Origin" in saved:
+    if saved.origin is not None:
         targets = [(task, split_of(task, split)) for task, split in targets]
     # Every rank evaluates its part of every split, also if the run was trained task-parallel.
     config["distributed"] = {"parallel": "data", "placement": None}
     folder = Path(arguments.expdir) if arguments.expdir else _run_of(past)
-    world.run_on_all_ranks(lambda: resuming.check_weights_fit(saved, config))
+    world.run_on_all_ranks(lambda: check_evaluate(saved, config))
     with working_in(folder, world, lock=False):
         remarks.say()
         runner = MultiTaskRunner(config, folder, resume=saved, world=world)

@@ -22,7 +22,7 @@ from s3prl_mtl.cli import (
     upstreams,
 )
 from s3prl_mtl.cli.versions import ShowVersions
-from s3prl_mtl.distributed.world import DEFAULT_TIMEOUT_SECONDS, RankLost
+from s3prl_mtl.distributed.world import RankLost
 from s3prl_mtl.errors import SharedMistake, UserError, error_summary
 from s3prl_mtl.registry.fault import plugin_at_fault
 from s3prl_mtl.tracking.console import MESSAGES, show_log

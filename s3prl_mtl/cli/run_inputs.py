@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.config import Config, build_config
 from s3prl_mtl.config.layers import ARGUMENT_KEYS
 from s3prl_mtl.distributed.world import World
@@ -21,7 +21,7 @@ RUNS = Path("result") / "downstream"
 
 
 def config_of(
-    arguments: argparse.Namespace, saved: Mapping[str, Any] | None, remarks: Remarks
+    arguments: argparse.Namespace, saved: RunCheckpoint | None, remarks: Remarks
 ) -> Config:
     """The config of a run, references unresolved: the flags over the files over the checkpoint."""
     flags: dict[str, Any] = {
@@ -40,7 +40,7 @@ def config_of(
         files=arguments.config,
         flags=flags,
         overrides=arguments.override,
-        base=saved["Config"] if saved is not None else None,
+        base=saved.config if saved is not None else None,
         remarks=remarks,
     )
 
@@ -60,9 +60,7 @@ def default_folder(config: Config) -> Path:
     return RUNS / "-".join(Path(word.rstrip("/")).name for word in words)
 
 
-def load_checkpoint(
-    run: Path, world: World, set_aside: bool
-) -> tuple[checkpoints.Checkpoint, Path]:
+def load_checkpoint(run: Path, world: World, set_aside: bool) -> tuple[RunCheckpoint, Path]:
     """Load the same checkpoint on all ranks.
 
     Only the first rank chooses the file: it may have to pass over a damaged one.

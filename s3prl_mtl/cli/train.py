@@ -7,12 +7,11 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from s3prl_mtl.checkpoint import files as checkpoints
-from s3prl_mtl.checkpoint import resume as resuming
+from s3prl_mtl.checkpoint.compatibility import check_resume, requiring_all_tasks
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.cli.run_inputs import config_of, default_folder, load_checkpoint, named_folder
 from s3prl_mtl.config import Config
 from s3prl_mtl.distributed.world import World
@@ -47,8 +46,8 @@ def train(
     saved, path = load_checkpoint(past, world, set_aside=own) if past is not None else (None, None)
     config = world.run_on_all_ranks(lambda: _config(arguments, saved, remarks))
     if saved is not None:
-        world.run_on_all_ranks(lambda: resuming.check(saved, config, path))
-        config["downstream"] = list(saved["Tasks"])
+        world.run_on_all_ranks(lambda: check_resume(saved, config, path))
+        config["downstream"] = list(saved.tasks)
     with working_in(folder, world, lock=True):
         remarks.say()
         if world.is_lead and not arguments.dry_run:
@@ -72,10 +71,8 @@ def train(
         OUTPUT.print(f"The run is in {folder}", soft_wrap=True)
 
 
-def _config(
-    arguments: argparse.Namespace, saved: Mapping[str, Any] | None, remarks: Remarks
-) -> Config:
-    with resuming.with_all_tasks():
+def _config(arguments: argparse.Namespace, saved: RunCheckpoint | None, remarks: Remarks) -> Config:
+    with requiring_all_tasks():
         return config_of(arguments, saved, remarks)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_mtl.checkpoint import files as checkpoints
-from s3prl_mtl.checkpoint.contents import restore_weights
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
+from s3prl_mtl.checkpoint.restore import restore_weights
 from s3prl_mtl.config import Config, build_config, resolve
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.inference.predictions import gives_answers, no_answers
@@ -52,7 +53,7 @@ def load_run(
         raise TypeError(f"tasks is a list of names: load(run, tasks=[{tasks!r}])")
     place = pick_device(device)
     saved, _ = checkpoints.load_newest(Path(run), flag=where, set_aside=False)
-    packages = _packages(saved, list(saved["Tasks"]) if tasks is None else list(tasks), run)
+    packages = _packages(saved, list(saved.tasks) if tasks is None else list(tasks), run)
     config = _config(saved, packages, run)
     left_out = _left_out(config, packages) if tasks is None else {}
     for name, reason in left_out.items():
@@ -75,16 +76,16 @@ def load_run(
         name: Task.from_settings(name, expert.to(place), config[name])
         for name, expert in experts.items()
     }
-    restore_weights(saved, upstream, featurizer, tasks_by_name.values())
+    restore_weights(saved, upstream, featurizer, experts)
     encoding = SharedEncoder(upstream, featurizer, place, freeze=True, bf16=False)
-    return TrainedRun(encoding, tasks_by_name, saved["Step"], packages, left_out)
+    return TrainedRun(encoding, tasks_by_name, saved.step, packages, left_out)
 
 
 def _packages(
-    saved: checkpoints.Checkpoint, words: Sequence[str], run: str | os.PathLike[str]
+    saved: RunCheckpoint, words: Sequence[str], run: str | os.PathLike[str]
 ) -> dict[str, str | None]:
     """The tasks of a checkpoint that words mean, and the packages that their plugins are of."""
-    held = task_packages(saved["Config"], saved["Tasks"])
+    held = task_packages(saved.config, saved.tasks)
     packages: dict[str, str | None] = {}
     for word in words:
         name = require_in_run(word, held, str(run))
@@ -112,27 +113,25 @@ def _left_out(config: Config, packages: Packages) -> dict[str, UserError]:
     return left_out
 
 
-def _config(
-    saved: checkpoints.Checkpoint, packages: Packages, run: str | os.PathLike[str]
-) -> Config:
+def _config(saved: RunCheckpoint, packages: Packages, run: str | os.PathLike[str]) -> Config:
     """The config of a checkpoint, complete; that of the branch is a layer over the defaults."""
-    if "Origin" not in saved:
-        return _resolve_without_data(saved["Config"])
+    if saved.origin is None:
+        return _resolve_without_data(saved.config)
     words = [f"{package}:{task}" for task, package in packages.items()]
     try:
-        return resolve(build_config(flags={"downstream": words}, base=saved["Config"]))
+        return resolve(build_config(flags={"downstream": words}, base=saved.config))
     except UserError as error:
         raise _without_labels(error, saved, run) from error
 
 
 def _without_labels(
-    error: UserError, saved: checkpoints.Checkpoint, run: str | os.PathLike[str]
+    error: UserError, saved: RunCheckpoint, run: str | os.PathLike[str]
 ) -> UserError:
     """The same error; of a checkpoint without label spaces, with why corpora are needed."""
-    if "Origin" not in saved:
+    if saved.origin is None:
         return error
     return UserError(
-        f"The checkpoint is of {saved['Origin']}, which saves no label spaces: they are read from "
+        f"The checkpoint is of {saved.origin}, which saves no label spaces: they are read from "
         f"the corpora of its config. {error}",
         where=str(run),
         fix="Set SUPERB_DATA to the folder that holds the corpora, or train a run that starts "

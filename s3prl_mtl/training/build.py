@@ -14,7 +14,8 @@ from torch import nn
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.compatibility import check_encoder, check_head, check_selection
-from s3prl_mtl.checkpoint.contents import encoder_weights, load_strictly
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
+from s3prl_mtl.checkpoint.restore import encoder_weights
 from s3prl_mtl.config import Config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml
@@ -36,6 +37,7 @@ from s3prl_mtl.training.preflight import (
 )
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer, Upstream, load_upstream, rebuild_upstream
+from s3prl_mtl.upstreams.strict_loading import load_strictly
 from s3prl_mtl.upstreams.zoo.huggingface import HUGGING_FACE
 
 logger = logging.getLogger(__name__)
@@ -80,10 +82,10 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def build_upstream(config: Config, saved: checkpoints.Checkpoint | None = None) -> Upstream:
+def build_upstream(config: Config, saved: RunCheckpoint | None = None) -> Upstream:
     """The encoder that the config names, or the one that a checkpoint holds."""
-    if saved is not None and saved["UpstreamInfo"] is not None:
-        return rebuild_upstream(saved["UpstreamInfo"])
+    if saved is not None and saved.upstream_info is not None:
+        return rebuild_upstream(saved.upstream_info)
     settings = config["upstream"]
     offered = {
         "cache_dir": config["cache_dir"],
@@ -106,7 +108,7 @@ def build_experts(
     names: Sequence[str],
     featurizer: Featurizer,
     folder: Path,
-    saved: checkpoints.Checkpoint | None = None,
+    saved: RunCheckpoint | None = None,
 ) -> dict[str, Any]:
     """The experts of tasks, with the label spaces of a checkpoint where there is one.
 
@@ -124,13 +126,13 @@ def build_experts(
         name: load_task(name, config[name].get("package"), folder=config[name].get("folder"))
         for name in names
     }
-    past = saved["Tasks"] if saved is not None else {}
-    held = task_packages(saved["Config"], past) if saved is not None else None
+    past = saved.tasks if saved is not None else {}
+    held = task_packages(saved.config, past) if saved is not None else None
     for name, expert_class in classes.items():
         check_class(name, expert_class)
         _check_held(name, expert_class, held)
     # The branch's checkpoints hold no label spaces, nor do those of s3prl's experts.
-    labels = {name: entry["Labels"] for name, entry in past.items()}
+    labels = {name: task.labels for name, task in past.items()}
     own_labels = {name: kind for name, kind in classes.items() if labels.get(name) is None}
     problems = corpus_problems(config, own_labels)
     mistakes = [line for lines in problems.values() for line in lines]
@@ -242,28 +244,28 @@ def load_initial_encoder(config: Config, upstream: Upstream) -> None:
             where=flag,
             fix="Give a run that trained its encoder; -k takes files of pre-training.",
         )
-    _load_encoder({"Upstream": unwrapped(weights)}, upstream, flag)
+    _load_encoder(unwrapped(weights), upstream, flag)
 
 
 def _load_from_run(
-    saved: checkpoints.Checkpoint,
+    saved: RunCheckpoint,
     upstream: Upstream,
     featurizer: Featurizer,
     experts: Mapping[str, nn.Module],
     packages: Packages,
 ) -> None:
-    if saved["Upstream"]:
-        _load_encoder(saved, upstream, "-i")
+    if saved.upstream:
+        _load_encoder(saved.upstream, upstream, "-i")
     else:
         logger.info("-i holds no encoder, it was frozen: it stays as it was pre-trained.")
-    check_selection(saved["Featurizer"], upstream, featurizer, "-i")
-    load_strictly(featurizer, saved["Featurizer"], "the featurizer", "-i")
-    held = task_packages(saved["Config"], saved["Tasks"])
+    check_selection(saved.featurizer, upstream, featurizer, "-i")
+    load_strictly(featurizer, saved.featurizer, "the featurizer", "-i")
+    held = task_packages(saved.config, saved.tasks)
     for name, expert in experts.items():
         other = find_same_task(name, packages[name], held)
         rivals = same_name_tasks(name, held)
         if other is not None:
-            _start_head(name, expert, saved["Tasks"][other]["Downstream"], "-i")
+            _start_head(name, expert, saved.tasks[other].head, "-i")
         elif rivals:
             logger.warning(
                 "-i holds a head of %s, and the task here is that of package %s: it starts from "
@@ -306,9 +308,10 @@ def _start_head(name: str, expert: nn.Module, weights: Mapping[str, Any], where:
         expert.best_score.copy_(score)  # type: ignore[operator]
 
 
-def _load_encoder(saved: checkpoints.Checkpoint, upstream: Upstream, where: str) -> None:
-    check_encoder(encoder_weights(saved), upstream, where)
-    load_strictly(upstream, encoder_weights(saved), "the encoder", where)
+def _load_encoder(saved: Mapping[str, Any], upstream: Upstream, where: str) -> None:
+    weights = encoder_weights(saved)
+    check_encoder(weights, upstream, where)
+    load_strictly(upstream, weights, "the encoder", where)
 
 
 def _read_upstream_config(path: str | None) -> dict[str, Any] | None:

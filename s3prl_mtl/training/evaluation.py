@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from s3prl_mtl.checkpoint.contents import head_entry
+from s3prl_mtl.checkpoint.contents import TaskCheckpoint
 from s3prl_mtl.data.batching import check_dropped
 from s3prl_mtl.data.epoch_reader import EpochReader
 from s3prl_mtl.distributed.world import Group
@@ -183,7 +183,7 @@ class Evaluator:
             task, split, records, self.run.step, list(range(len(parts))), len(parts)
         )
         if report.save_names and self.run.world.rank != 0:
-            report.head = head_entry(task)
+            report.head = TaskCheckpoint.capture(task.expert)
         return report
 
     def memories(self) -> dict[str, Memory]:

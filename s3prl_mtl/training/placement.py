@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from s3prl_mtl.checkpoint.files import Checkpoint
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.config import Config
 from s3prl_mtl.distributed.placement import (
     Placement,
@@ -39,7 +39,7 @@ MEASURED_STEPS = 3
 def choose_placement(
     config: Config,
     world: World,
-    saved: Checkpoint | None,
+    saved: RunCheckpoint | None,
     encoder: SharedEncoder,
     specaug: SpecAugment | None,
     folder: Path,
@@ -58,9 +58,9 @@ def choose_placement(
     """
     names = config["downstream"]
     text, parallel = config["distributed"]["placement"], config["distributed"]["parallel"]
-    if text and saved is not None and "Placement" in saved:
-        then = saved["Config"]["distributed"]["placement"]
-        ranks = Placement.from_plain(saved["Placement"]).world_size
+    if text and saved is not None and saved.training is not None:
+        then = saved.config["distributed"]["placement"]
+        ranks = saved.training.placement.world_size
         if text == then and ranks != world.size:
             logger.warning(
                 "The placement %r is for the %d ranks that the run had: it is not used for %d.",
@@ -71,9 +71,9 @@ def choose_placement(
         return world.run_on_all_ranks(lambda: by_hand(text, names, world.size)), {}
     if parallel == "data" or world.size == 1:
         return data_parallel(names, world.size), {}
-    if saved is not None and "Placement" in saved:
-        before = Placement.from_plain(saved["Placement"])
-        was_by_task = saved["Config"]["distributed"]["parallel"] == "task"
+    if saved is not None and saved.training is not None:
+        before = saved.training.placement
+        was_by_task = saved.config["distributed"]["parallel"] == "task"
         same_tasks = list(before.shares) == list(names)
         if was_by_task and same_tasks and before.world_size == world.size:
             return before, {}
@@ -103,7 +103,7 @@ def write_placement(
 def _measure_costs(
     config: Config,
     world: World,
-    saved: Checkpoint | None,
+    saved: RunCheckpoint | None,
     encoder: SharedEncoder,
     specaug: SpecAugment | None,
     folder: Path,

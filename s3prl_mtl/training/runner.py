@@ -9,6 +9,7 @@ from pathlib import Path
 
 from s3prl_mtl.balancing import Balancer, Sum
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.config import Config, resolve
 from s3prl_mtl.data.randomness import seed_all
 from s3prl_mtl.data.sampling import derived_seed
@@ -65,7 +66,7 @@ class MultiTaskRunner:
         self,
         config: Config,
         folder: str | Path,
-        resume: checkpoints.Checkpoint | None = None,
+        resume: RunCheckpoint | None = None,
         world: World | None = None,
         balancer: Balancer | None = None,
     ) -> None:
@@ -120,8 +121,8 @@ class MultiTaskRunner:
         )
         self.run_state = RunState(self.source_config, self.run, self.training_step)
         if resume is not None:
-            self.run.step = resume["Step"]
-            if not resume["Upstream"]:
+            self.run.step = resume.step
+            if not resume.upstream:
                 world.run_on_all_ranks(lambda: load_initial_encoder(config, self.upstream))
             world.run_on_all_ranks(lambda: self.run_state.restore_weights(resume))
         for name, group, held in self.run.parameters():
@@ -185,9 +186,9 @@ class MultiTaskRunner:
         if world.is_lead:
             write_yaml(self.source_config, self.folder / "config.yaml")
             write_placement(self.run.placement, self._costs, self.config, self.folder)
-        if self._resumed is not None:
-            self.evaluated_step = self._resumed["EvaluatedStep"]
-            self.run_state.restore_training(self._resumed)
+        if self._resumed is not None and self._resumed.training is not None:
+            self.evaluated_step = self._resumed.training.evaluated_step
+            self.run_state.restore_training(self._resumed.training)
             self._resumed = None
         self._signals = signals
         reevaluate = self.splits("dev_splits") if self._evaluation_is_pending() else []
@@ -333,12 +334,12 @@ class MultiTaskRunner:
             self.world.run_on_all_ranks(lambda: self._write(state, path))
         return path
 
-    def _write(self, state: checkpoints.Checkpoint | None, path: Path) -> None:
+    def _write(self, state: RunCheckpoint | None, path: Path) -> None:
         if state is not None:
             checkpoints.save(state, path)
             checkpoints.keep_newest(self.folder, self.config["runner"]["max_keep"])
 
-    def state(self) -> checkpoints.Checkpoint | None:
+    def state(self) -> RunCheckpoint | None:
         """All that the run needs to go on, on the first rank; None on the others."""
         return self.run_state.collect(self.evaluated_step)
 

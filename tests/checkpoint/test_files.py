@@ -10,27 +10,31 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.contents import RunCheckpoint, TaskCheckpoint
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.safe_torch import ZIP_MAGIC, DamagedFile
+from tests.comparison import assert_same
+from tests.mistakes import user_error
 
 
-def content(step: int) -> dict:
-    others = dict.fromkeys(checkpoints.REQUIRED, 0)
-    return {"Format": 2, **others, "Step": step, "Weights": torch.full((1000,), float(step))}
+def content(step: int, tasks: dict[str, TaskCheckpoint] | None = None) -> RunCheckpoint:
+    weights = {"w": torch.full((1000,), float(step))}
+    return RunCheckpoint(step, {}, {}, weights, None, {}, tasks or {})
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path):
     path = tmp_path / "states-3.ckpt"
     checkpoints.save(content(3), path)
     loaded = checkpoints.load(path)
-    assert loaded["Step"] == 3
-    assert torch.equal(loaded["Weights"], torch.full((1000,), 3.0))
+    assert loaded.step == 3
+    assert torch.equal(loaded.upstream["w"], torch.full((1000,), 3.0))
     assert os.listdir(tmp_path) == ["states-3.ckpt"]
 
 
@@ -42,18 +46,19 @@ def test_a_full_disk_leaves_the_previous_checkpoint_intact(tmp_path: Path):
 import resource, signal, torch
 from pathlib import Path
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.errors import UserError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    new = {{"Format": 2, "Step": 2, "Weights": torch.ones(1_000_000)}}
+    new = RunCheckpoint(2, {{}}, {{}}, {{"w": torch.ones(1_000_000)}}, None, {{}}, {{}})
     checkpoints.save(new, Path({str(path)!r}))
 except UserError as mistake:
     print("refused:", mistake)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "refused: The checkpoint could not be saved" in result.stdout, result.stderr
-    assert checkpoints.load(path)["Step"] == 1
+    assert checkpoints.load(path).step == 1
     assert os.listdir(tmp_path) == ["states-1.ckpt"]
 
 
@@ -126,7 +131,10 @@ def test_an_archive_that_torch_did_not_write_is_no_damaged_checkpoint(tmp_path: 
 def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path: Path):
     # Some bytes hold nothing that is read: padding between the parts, the time of writing.
     path = tmp_path / "states-1.ckpt"
-    saved = {**content(1), "Weights": torch.arange(5.0), "Tasks": {"ks": {"Labels": ["yes"]}}}
+    weights = {"w": torch.arange(5.0)}
+    saved = replace(
+        content(1, {"ks": TaskCheckpoint({}, {"classes": ["yes"]}, {})}), upstream=weights
+    )
     checkpoints.save(saved, path)
     whole = path.read_bytes()
     noticed = set()
@@ -139,10 +147,9 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path: Path):
         except DamagedFile:
             noticed.add(position)
             continue
-        assert torch.equal(loaded.pop("Weights"), saved["Weights"]), position
-        assert loaded == {key: value for key, value in saved.items() if key != "Weights"}, position
-    weights = whole.index(saved["Weights"].numpy().tobytes())
-    assert noticed >= {0, 1, 2, 3, *range(weights, weights + 20), len(whole) - 22}
+        assert_same(loaded, saved, str(position))
+    first = whole.index(weights["w"].numpy().tobytes())
+    assert noticed >= {0, 1, 2, 3, *range(first, first + 20), len(whole) - 22}
 
 
 def test_a_part_marked_as_a_folder_is_damage(tmp_path: Path):
@@ -159,10 +166,10 @@ def test_a_part_marked_as_a_folder_is_damage(tmp_path: Path):
 
 def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path: Path):
     path = tmp_path / "states-1.ckpt"
-    whole = content(1)
+    whole = content(1).to_dict()
     del whole["Upstream"]
-    checkpoints.save(whole, path)
-    with pytest.raises(UserError, match="lacks Upstream"):
+    torch.save(whole, path)
+    with user_error("checkpoint-incomplete", where=rf"^Upstream of {path}$"):
         checkpoints.load(path)
 
 
@@ -233,8 +240,8 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     remains = (run / "states-40.ckpt").read_bytes()
     with caplog.at_level(logging.WARNING):
         loaded, path = checkpoints.load_newest(run)
-    assert (loaded["Step"], path) == (20, run / "states-20.ckpt")
-    assert torch.equal(loaded["Weights"], torch.full((1000,), 20.0))
+    assert (loaded.step, path) == (20, run / "states-20.ckpt")
+    assert torch.equal(loaded.upstream["w"], torch.full((1000,), 20.0))
     assert sorted(os.listdir(run)) == ["states-20.ckpt", "states-40.ckpt.damaged", "states-9.ckpt"]
     assert (run / "states-40.ckpt.damaged").read_bytes() == remains
     assert str(run / "states-40.ckpt") in caplog.text
@@ -249,7 +256,7 @@ def test_a_whole_run_is_read_at_its_newest_and_nothing_is_said(
 ):
     run = make_run(tmp_path, 9, 20, 40)
     loaded, path = checkpoints.load_newest(run)
-    assert (loaded["Step"], path.name) == (40, "states-40.ckpt")
+    assert (loaded.step, path.name) == (40, "states-40.ckpt")
     assert len(os.listdir(run)) == 3 and not caplog.records
 
 
@@ -286,7 +293,7 @@ def test_who_only_reads_leaves_damaged_files_where_they_are(
 ):
     run = make_run(tmp_path, 20, 40)
     truncate(run / "states-40.ckpt", 500)
-    assert checkpoints.load_newest(run, set_aside=False)[0]["Step"] == 20
+    assert checkpoints.load_newest(run, set_aside=False)[0].step == 20
     assert sorted(os.listdir(run)) == ["states-20.ckpt", "states-40.ckpt"]
     assert "states-40.ckpt" in caplog.text and "Going on from states-20.ckpt" in caplog.text
 
@@ -314,7 +321,7 @@ def test_the_only_checkpoint_damaged_is_an_error(tmp_path: Path):
 
 def test_a_file_that_is_named_is_read_or_refused_itself(tmp_path: Path):
     run = make_run(tmp_path, 20, 40)
-    assert checkpoints.load_newest(run / "states-20.ckpt")[0]["Step"] == 20
+    assert checkpoints.load_newest(run / "states-20.ckpt")[0].step == 20
     truncate(run / "states-40.ckpt", 500)
     with pytest.raises(DamagedFile, match=r"states-40\.ckpt"):
         checkpoints.load_newest(run / "states-40.ckpt")

@@ -75,8 +75,8 @@ def take_up(
     """The state of a resumed run before its first step, and where each task's data stands."""
     saved = checkpoints.load(resume)
     runner = MultiTaskRunner(config, folder, resume=saved, world=world)
-    runner.evaluated_step = saved["EvaluatedStep"]
-    runner.run_state.restore_training(saved)
+    runner.evaluated_step = saved.training.evaluated_step
+    runner.run_state.restore_training(saved.training)
     state = runner.state()
     streams = {name: task.stream.state_dict() for name, task in runner.tasks.items()}
     return state, streams

@@ -266,7 +266,7 @@ def test_runs_and_formats_that_are_none_are_named(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_the_settings_are_named(tmp_path: Path) -> None:
     path = save_run(tmp_path / "run", tuned("odd_base")) / "states-40.ckpt"
     saved = checkpoints.load(path)
-    saved["Upstream"]["model.mask_emb"] = torch.zeros(3)
+    saved.upstream["model.mask_emb"] = torch.zeros(3)
     checkpoints.save(saved, tmp_path / "run" / "states-41.ckpt")
     for format in FORMATS:
         with pytest.raises(UserError, match="mask_emb has shape"):

@@ -128,8 +128,8 @@ def without_package(run: Path) -> None:
     """Remove the packages of the tasks from the checkpoint of a run."""
     (path,) = checkpoints.states_files(run)
     saved = checkpoints.load(path)
-    for task in saved["Tasks"]:
-        del saved["Config"][task]["package"]
+    for task in saved.tasks:
+        del saved.config[task]["package"]
     checkpoints.save(saved, path)
 
 

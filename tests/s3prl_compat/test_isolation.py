@@ -40,7 +40,7 @@ class DownstreamExpert:
 """
 
 
-def test_every_form_of_import_gives_the_same_torchaudio_also_inside_a_function(expert_folder):
+def test_every_form_of_import_gives_the_same_torchaudio(expert_folder):
     expert = load_expert(str(expert_folder("forms", EVERY_FORM)))
     assert expert.same
     assert expert.transforms
@@ -138,7 +138,7 @@ def test_an_unknown_folder_is_refused_with_the_nearest_name():
         load_expert("fluent_comands")
 
 
-def test_torchaudio_itself_is_what_the_fallback_gives():
+def test_torchaudio_itself_has_no_replacements():
     ensure_torchaudio()
     import torchaudio
 

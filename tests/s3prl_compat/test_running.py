@@ -1,4 +1,4 @@
-"""What our runner does for an expert that is used to s3prl's."""
+"""The runner supports the behaviour that s3prl's runner accepts of experts."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_loader_workers_import_experts_with_any_start_method(expert_folder, tmp_
     assert read_results(tmp_path / "run")["s3prl:tones"]["dev"] == {"seen": 5.0}
 
 
-def test_asking_for_loaders_before_training_changes_no_number(expert_folder, tmp_path: Path):
+def test_checking_loaders_before_training_changes_no_random_state(expert_folder, tmp_path: Path):
     from tests.s3prl_compat.conftest import EXPERT
 
     line = "        if split not in"
@@ -215,7 +215,7 @@ def read_epoch(world: World, config: dict[str, Any], folder: Path) -> list[tuple
 
 
 @pytest.mark.parametrize("builder", [fluent_commands, speech_commands])
-def test_ranks_share_one_epoch_of_an_expert_that_divides_by_itself(
+def test_ranks_share_one_epoch_of_an_expert_with_its_own_sampler(
     builder, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ):
     settings, _ = builder(tiny_corpus, tmp_path)

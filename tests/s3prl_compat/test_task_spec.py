@@ -107,7 +107,7 @@ def test_two_configs_of_one_expert_are_two_tasks(expert_folder):
     assert sizes == [5, 9]
 
 
-def test_a_config_that_was_built_is_enough_to_build_it_again(expert_folder, tmp_path: Path):
+def test_a_built_config_can_be_built_again(expert_folder, tmp_path: Path):
     from s3prl_mtl.fileio.yaml_files import write_yaml
 
     config = tones_config([f"s3prl:{expert_folder()}", "ks"], flags={"data": str(tmp_path)})

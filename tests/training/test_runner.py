@@ -6,13 +6,14 @@ import json
 import math
 import shutil
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from s3prl_mtl.checkpoint import files as checkpoints
-from s3prl_mtl.checkpoint.contents import encoder_weights
+from s3prl_mtl.checkpoint.restore import encoder_weights
 from s3prl_mtl.config import Config, build_config, parse_tasks
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.tracking.tracker import Tracker, read_metrics, read_results
@@ -155,15 +156,16 @@ def test_a_run_that_is_short_of_memory_resumes_bit_for_bit(
     config = make_config("ks,er", runner__total_steps=4, runner__save_step=2)
     MultiTaskRunner(config, tmp_path / "whole").train()
     saved = checkpoints.load(tmp_path / "whole" / "states-2.ckpt")
-    assert saved["MicroBatches"]["parts"] > 1
+    assert saved.training.micro_batches["parts"] > 1
     MultiTaskRunner(config, tmp_path / "resumed", resume=saved).train()
     whole, resumed = (
         checkpoints.load(tmp_path / run / "states-4.ckpt") for run in ("whole", "resumed")
     )
-    assert whole["MicroBatches"]["steps"] == 4
+    assert whole.training.micro_batches["steps"] == 4
     assert_same(whole, resumed)
     # Checkpoints of earlier versions do not have the entries.
-    older = {k: v for k, v in saved.items() if k not in ("MicroBatches", "Balancer")}
+    training = replace(saved.training, balancer=None, micro_batches=None)
+    older = replace(saved, training=training)
     MultiTaskRunner(config, tmp_path / "older", resume=older).train()
 
 
@@ -317,4 +319,4 @@ def test_our_encoder_state_is_what_s3prl_names_it(make_config, tmp_path: Path):
     runner = MultiTaskRunner(make_config("ks", runner__total_steps=1), tmp_path)
     saved = checkpoints.load(runner.save())
     assert all(name.startswith("model.") for name in saved["Upstream"])
-    assert_same(encoder_weights(saved), dict(runner.upstream.state_dict()))
+    assert_same(encoder_weights(saved.upstream), dict(runner.upstream.state_dict()))

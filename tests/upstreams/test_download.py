@@ -1,4 +1,4 @@
-"""Downloads, against a server on this machine."""
+"""Downloads from a local server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONTENT = (Path(__file__).parents[1] / "fixtures" / "hubert" / "written.pt").rea
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one file, as well or as badly as a test asks."""
+    """Serves one file, with the faults that a test sets."""
 
     content = CONTENT
     ranges = True
@@ -77,7 +77,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in files if path.suffix != ".lock")
 
 
-def test_file_is_fetched_once(server: Server, tmp_path: Path) -> None:
+def test_file_is_downloaded_once(server: Server, tmp_path: Path) -> None:
     path = download(server.url, tmp_path)
     assert path.read_bytes() == CONTENT
     assert names(tmp_path) == ["hubert.pt"]

@@ -1,4 +1,4 @@
-"""fairseq checkpoints: what is read, what is refused, what is written."""
+"""Reading, refusing and writing fairseq checkpoints."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_settings_are_read_from_every_kind_of_file(case: str, file_format: str) 
     )
 
 
-def test_header_is_plain_and_holds_the_dictionaries(tmp_path: Path) -> None:
+def test_header_is_plain_and_contains_the_dictionaries(tmp_path: Path) -> None:
     for case in CASES:
         header = read_fairseq_checkpoint(FIXTURES / f"{case}.pt").header
         torch.save(header, tmp_path / "header.pt")
@@ -104,7 +104,7 @@ def test_round_trip_keeps_everything(case: str, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["again.pt"]
 
 
-def test_written_file_is_the_one_that_fairseq_loaded_strictly(tmp_path: Path) -> None:
+def test_written_file_equals_the_one_that_fairseq_loaded_strictly(tmp_path: Path) -> None:
     """fairseq 0.12.2 read `written.pt`; what we write now has the same pickle."""
     truth = torch.load(FIXTURES / "written.expected.pt", weights_only=True)
     model = load_hubert(FIXTURES / "written.pt").eval()
@@ -185,7 +185,7 @@ class Evaluates:
 
 
 class Foreign:
-    """A class of somebody's package."""
+    """A class of another package."""
 
 
 def damaged(tmp_path: Path, change: Callable[[dict[str, Any]], object], zipped: bool) -> Path:
@@ -201,7 +201,7 @@ def damaged(tmp_path: Path, change: Callable[[dict[str, Any]], object], zipped: 
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_pickle_that_runs_a_command_is_refused_by_name(tmp_path: Path, zipped: bool) -> None:
+def test_pickle_that_runs_a_command_is_refused(tmp_path: Path, zipped: bool) -> None:
     witness = tmp_path / "ran"
     payload = RunsACommand(f"touch {witness}")
     path = damaged(tmp_path, lambda c: c.update(extra_state=payload), zipped)
@@ -215,7 +215,7 @@ def test_pickle_that_runs_a_command_is_refused_by_name(tmp_path: Path, zipped: b
 @pytest.mark.parametrize(
     ("payload", "name"), [(Evaluates(), "eval"), (Foreign(), "Foreign"), (Path("x"), "Path")]
 )
-def test_foreign_classes_are_refused_by_name(tmp_path: Path, payload: object, name: str) -> None:
+def test_objects_of_other_classes_are_refused(tmp_path: Path, payload: object, name: str) -> None:
     path = damaged(tmp_path, lambda c: c.update(extra_state=payload), True)
     with pytest.raises(UserError) as caught:
         read_fairseq_checkpoint(path)

@@ -1,4 +1,4 @@
-"""Encoders of transformers: small checkpoints that the tests make and save."""
+"""Encoders of transformers, with small checkpoints created by the tests."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_hidden_states_are_those_of_transformers_for_each_utterance_alone(kind: 
         hidden = upstream(wavs)
     for wav, states in zip(wavs, hidden.split(), strict=True):
         wanted = by_transformers(folder, wav)
-        if kind == "whisper":  # It hears its whole window; the frames of the utterance are kept.
+        if kind == "whisper":  # It encodes a whole window.
             wanted = wanted[:, : -(-len(wav) // 320)]
         torch.testing.assert_close(states, wanted, atol=1e-4, rtol=1e-4)
 
@@ -212,7 +212,7 @@ def test_encoders_are_rebuilt_without_their_folder(kind: str, tmp_path: Path):
 
 
 def test_waveforms_are_normalised_as_the_preprocessor_config_says(saved, tmp_path: Path):
-    """Scaling a waveform changes nothing where it is normalised, by a closed form elsewhere."""
+    """Scaling a waveform has no effect if it is normalised, else the effect of a closed form."""
     wav = waveforms(8000)[0]
     normalised = load_upstream(f"hf:{saved('wav2vec2')}")
     with torch.no_grad():
@@ -236,7 +236,7 @@ def test_parameters_have_transformers_names_in_checkpoints(saved):
     theirs.load_state_dict(upstream.state_dict(), strict=True)
 
 
-def test_a_loud_neighbour_of_the_same_length_is_not_heard(saved):
+def test_a_loud_neighbour_of_the_same_length_has_no_effect(saved):
     upstream = load_upstream(f"hf:{saved('hubert')}")
     first, second = waveforms(8000, 8000)
     with torch.no_grad():
@@ -245,7 +245,7 @@ def test_a_loud_neighbour_of_the_same_length_is_not_heard(saved):
     torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
 
 
-def test_utterances_that_do_not_fit_are_named(saved):
+def test_utterances_of_unsupported_lengths_are_named(saved):
     with user_error("audio-too-short", where=r"waveform 1 of the 2 .*200 samples"):
         load_upstream(f"hf:{saved('wav2vec2')}")(waveforms(8000, 200))
     with user_error("audio-too-long", where="-u hf:.*whisper") as caught:
@@ -305,7 +305,7 @@ def test_broken_folders_are_refused(change, code: str, named: str, saved, tmp_pa
     assert re.search(named, str(caught.value))
 
 
-def test_models_without_frames_are_refused(tmp_path: Path):
+def test_models_without_a_frame_rate_are_refused(tmp_path: Path):
     config = transformers.ASTConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48
     )
@@ -331,7 +331,7 @@ def test_invalid_names_and_options_are_refused(saved, monkeypatch: pytest.Monkey
         load_upstream("hf:anything")
 
 
-def test_two_steps_train_it_and_a_resumed_run_is_the_same_bit_for_bit(
+def test_two_steps_train_all_parameters_and_resume_bit_for_bit(
     tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ):
     folder = make("wav2vec2", tmp_path / "encoder")

@@ -59,7 +59,9 @@ def test_options_reach_the_upstream_and_misspelt_ones_are_refused() -> None:
         load_upstream("fbank", layerdrop=0.3)
 
 
-def test_unknown_name_shows_the_nearest_of_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_name_is_refused_with_the_nearest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with user_error("unknown-name", where="-u hubert_tinny", fix="'hubert_tiny'"):
         load_upstream("hubert_tinny")
     with user_error("unknown-name", where="-u fbnak", fix="'fbank'"):
@@ -71,10 +73,10 @@ def test_unknown_name_shows_the_nearest_of_all_kinds(monkeypatch: pytest.MonkeyP
 
 def test_plugin_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     use_plugins(monkeypatch, fbank="s3prl_mtl.upstreams.builtin:hubert_tiny")
-    assert load_upstream("fbank").hidden_size == 96  # It comes before the zoo's.
+    assert load_upstream("fbank").hidden_size == 96  # It takes precedence over the zoo's.
 
 
-def test_plugin_that_fails_to_import_is_named_and_harms_no_other(
+def test_plugin_that_fails_to_import_does_not_affect_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     use_plugins(monkeypatch, broken="package_that_is_not_there.module:make")
@@ -91,7 +93,7 @@ def test_tiny_has_huberts_frame_rate_and_fits_the_package() -> None:
     assert TINY_WEIGHTS.stat().st_size < 1.5e6
 
 
-def test_tiny_is_made_the_same_each_time(tmp_path: Path) -> None:
+def test_tiny_is_reproducible(tmp_path: Path) -> None:
     for name in ("one.pt", "two.pt"):
         write_fairseq_checkpoint(tmp_path / name, make_tiny())
     assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()
@@ -99,8 +101,8 @@ def test_tiny_is_made_the_same_each_time(tmp_path: Path) -> None:
     assert not torch.equal(first["mask_emb"], other["mask_emb"])
 
 
-def test_initial_front_end_of_tiny_tells_tones_apart() -> None:
-    """The channel that answers most to a tone rises with its frequency, whatever its phase."""
+def test_initial_front_end_of_tiny_separates_tones() -> None:
+    """The channel with the largest response to a tone rises with its frequency, in any phase."""
     model = make_tiny().eval()
     time = torch.arange(16_000) / 16_000
     strongest = []
@@ -131,7 +133,7 @@ def test_baselines_of_the_zoo_load_without_network(name: str, width: int, rate: 
         torch.testing.assert_close(states, upstream([wav]).states, atol=1e-4, rtol=1e-4)
 
 
-def test_zoo_fbank_is_kaldis() -> None:
+def test_zoo_fbank_equals_kaldis() -> None:
     ensure_torchaudio()
     from torchaudio.compliance.kaldi import fbank
 
@@ -194,7 +196,7 @@ def test_zoo_of_s3prl_is_listed_without_importing_it() -> None:
     assert not any(name.startswith("_") for name in names)
 
 
-def test_missing_s3prl_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_s3prl_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     def find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
         return None
 

@@ -1,4 +1,4 @@
-"""While a model of s3prl is built, its modules evaluate no code; everybody else does as before."""
+"""While s3prl builds a model, `eval` is restricted in its modules and nowhere else."""
 
 from __future__ import annotations
 

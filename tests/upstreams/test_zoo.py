@@ -1,4 +1,4 @@
-"""s3prl's zoo: what runs without a download, and small checkpoints of the other modules."""
+"""Upstreams of s3prl's zoo that need no download, or load a small checkpoint."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from s3prl_mtl.checkpoint import contents as snapshot
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
+from s3prl_mtl.checkpoint.restore import encoder_weights
 from s3prl_mtl.config import build_config
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams import Featurizer, load_upstream, rebuild_upstream
+from s3prl_mtl.upstreams.strict_loading import load_strictly
 from s3prl_mtl.upstreams.zoo import stored_files
 from s3prl_mtl.upstreams.zoo.s3prl_hub import zoo_names
 from tests.mistakes import user_error
@@ -37,7 +39,7 @@ WITHOUT_DOWNLOAD = {
     "linear": (201, 1, 160),
     "customized_upstream": (8, 2, 1),
 }
-"""Width, hidden states and samples a frame, as s3prl's own modules state them."""
+"""Width, number of hidden states and samples per frame, as s3prl's modules state them."""
 
 WITH_SETTINGS = {
     "stft_mag": (
@@ -55,7 +57,7 @@ WITH_SETTINGS = {
     ),
     "baseline_local": (SPECTROGRAM, 20),
 }
-"""Those without a checkpoint that read a config file: the file, and the width that it asks for."""
+"""Upstreams with a config file instead of a checkpoint: its contents, and the width."""
 
 STRIDES = {
     "apc_local": 160,
@@ -84,7 +86,7 @@ def waveforms(*lengths: int) -> list[Tensor]:
 
 
 def alone(expert, wav: Tensor) -> Tensor:
-    """What s3prl gives a single utterance, ``(L, T, D)``."""
+    """The hidden states of one utterance from s3prl's expert, ``(L, T, D)``."""
     with torch.no_grad():
         result = expert([wav])
     states = result.get("hidden_states")
@@ -103,7 +105,7 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.parametrize("name", WITHOUT_DOWNLOAD)
-def test_what_needs_no_download_gives_s3prls_features(name: str):
+def test_features_without_a_download_equal_s3prls(name: str):
     upstream = load_upstream(name)
     found = upstream.hidden_size, upstream.num_hidden_states, upstream.downsample_rate
     assert found == WITHOUT_DOWNLOAD[name]
@@ -117,7 +119,7 @@ def test_what_needs_no_download_gives_s3prls_features(name: str):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_features_are_those_that_s3prl_gives_each_utterance_alone(name: str, checkpoint_of):
+def test_features_equal_s3prls_for_each_utterance_alone(name: str, checkpoint_of):
     path = checkpoint_of(name)
     theirs = getattr(of_s3prl(f"{zoo_names()[name]}.hubconf"), name)(ckpt=str(path)).eval()
     upstream = load_upstream(name, path)
@@ -135,7 +137,7 @@ def test_features_are_those_that_s3prl_gives_each_utterance_alone(name: str, che
 @pytest.mark.parametrize("name", MAKERS)
 def test_encoders_of_the_zoo_are_trained(name: str, checkpoint_of):
     upstream = load_upstream(name, checkpoint_of(name)).train()
-    for _ in range(3):  # LayerDrop would leave hidden states out.
+    for _ in range(3):  # LayerDrop would remove hidden states.
         hidden = upstream(waveforms(8000))
         assert len(hidden.states) == upstream.num_hidden_states
     weights = torch.randn(hidden.states.shape, generator=torch.Generator().manual_seed(1))
@@ -149,7 +151,7 @@ def test_encoders_of_the_zoo_are_trained(name: str, checkpoint_of):
 def test_encoders_are_rebuilt_without_their_file(
     name: str, kept_elements: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Also where no tensor of the file is small enough to be kept: all are in the state dict."""
+    """Also if no tensor of the file is stored: all are in the state dict."""
     monkeypatch.setattr(stored_files, "MAX_STORED_ELEMENTS", kept_elements)
     path = make_checkpoint(name, tmp_path / "gone.pt")
     upstream = load_upstream(name, path)
@@ -168,7 +170,7 @@ def test_encoders_are_rebuilt_without_their_file(
 
 
 def test_a_run_of_an_earlier_version_is_rebuilt(tmp_path: Path):
-    """It has what was kept of a local checkpoint under another name."""
+    """It stored a local checkpoint under another key."""
     path = make_checkpoint("wavlm_local", tmp_path / "gone.pt")
     upstream = load_upstream("wavlm_local", path)
     path.unlink()
@@ -203,24 +205,24 @@ def test_batch_normalisation_keeps_its_statistics_in_training(name: str, checkpo
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_parameters_have_s3prls_names_in_checkpoints(name: str, checkpoint_of):
-    """What a run saves is loaded by s3prl's expert; so is what it saved before by ours."""
+    """s3prl's expert loads the weights of a run; earlier names load here."""
     path = checkpoint_of(name)
     upstream = load_upstream(name, path)
     theirs = getattr(of_s3prl(f"{zoo_names()[name]}.hubconf"), name)(ckpt=str(path))
     with torch.no_grad():
         for parameter in upstream.parameters():
             parameter.add_(0.01)
-    saved = snapshot.weights({}, 1, {}, upstream, Featurizer(upstream), {})
+    saved = RunCheckpoint.capture({}, 1, {}, upstream, Featurizer(upstream), {})
     theirs.load_state_dict(saved["Upstream"], strict=True)
     earlier = {f"model.{key}": held for key, held in upstream.state_dict().items()}
     for names in (saved["Upstream"], earlier, theirs.state_dict()):
         again = load_upstream(name, path)
-        snapshot.load_strictly(again, snapshot.encoder_weights({"Upstream": names}), "it", "-i")
+        load_strictly(again, encoder_weights(names), "it", "-i")
         for key, held in upstream.expert.state_dict().items():
             assert torch.equal(again.expert.state_dict()[key], held), key
 
 
-def test_two_utterances_of_one_length_do_not_see_each_other(checkpoint_of):
+def test_utterances_of_equal_length_do_not_affect_each_other(checkpoint_of):
     upstream = load_upstream("wav2vec2_local", checkpoint_of("wav2vec2_local"))
     first, second, other = waveforms(8000, 8000, 8000)
     with torch.no_grad():
@@ -240,7 +242,7 @@ def test_an_utterance_without_a_frame_is_named(checkpoint_of):
 
 @pytest.mark.parametrize("name", ["fbank", "mfcc", "spectrogram"])
 def test_a_single_frame_that_cannot_be_normalised_is_too_short(name: str):
-    """s3prl divides by the deviation over time, and of one frame there is none."""
+    """s3prl divides by the deviation over time, which is undefined for one frame."""
     upstream = load_upstream(name)
     with user_error("audio-too-short", where=r"waveform 2 of the 3 .*401 samples"):
         upstream(waveforms(8000, 16_000, 401))
@@ -305,7 +307,7 @@ class Trap:
 
 @pytest.mark.parametrize("name", ["tera_local", "distiller_local", "wavlm_local"])
 def test_nothing_in_a_checkpoint_is_executed(name: str, checkpoint_of, tmp_path: Path):
-    """Some of s3prl's modules would: they load with `weights_only=False`."""
+    """Some of s3prl's modules load with `weights_only=False`."""
     states = torch.load(checkpoint_of(name), weights_only=True)
     states["more"] = Trap(tmp_path / "sprung")
     torch.save(states, tmp_path / "trap.pt")
@@ -326,10 +328,10 @@ def test_nothing_in_a_checkpoint_is_executed(name: str, checkpoint_of, tmp_path:
         ("vq_wav2vec_custom", "model_cfg", "conv_aggregator_layers"),
     ],
 )
-def test_a_setting_that_is_code_is_not_executed(
+def test_code_in_a_setting_is_not_executed(
     name: str, part: str, key: str, checkpoint_of, tmp_path: Path
 ):
-    """s3prl evaluates these texts."""
+    """s3prl passes these settings to `eval`."""
     states = torch.load(checkpoint_of(name), weights_only=True)
     states[part][key] += f" + [__import__('pathlib').Path({str(tmp_path / 'sprung')!r}).touch()]"
     torch.save(states, tmp_path / "trap.pt")

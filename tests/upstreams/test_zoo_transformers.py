@@ -35,7 +35,7 @@ def folder_of(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path
     return request.param, tmp_path / "encoder"
 
 
-def test_features_are_those_that_s3prl_gives_each_utterance_alone(folder_of):
+def test_features_equal_s3prls_for_each_utterance_alone(folder_of):
     name, folder = folder_of
     theirs = getattr(import_hub(name.removesuffix("_custom")), name)(str(folder)).eval()
     upstream = load_upstream(name, folder)
