@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.atomic import atomic_path
 from s3prl_mtl.fileio.safe_torch import (
     CLASS_KEY,
     NamingPickle,
@@ -131,19 +131,9 @@ def write_fairseq_checkpoint(path: str | os.PathLike[str], model: Hubert) -> Non
         "model": state,
         "last_optimizer_state": None,
     }
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        # Given a path, torch.save would store its name; equal contents should be equal bytes.
-        with open(temporary, "wb") as file:
-            torch.save(content, file, pickle_module=NamingPickle)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only the owner reads.
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    # Given a path, torch.save would store its name; equal contents should be equal bytes.
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        torch.save(content, file, pickle_module=NamingPickle)
 
 
 def make_header(config: HubertConfig) -> dict[str, Any]:
