@@ -108,8 +108,8 @@ def _data_state(name: str, expert: Any, data: str | None) -> tuple[str, list[str
         flags["data"] = data
     try:
         config = resolve(build_config(flags=flags))
-        (block,) = (config[task] for task in config["downstream"])
-        problems = check(block["downstream_expert"])
+        (block,) = config.tasks.values()
+        problems = check(block.downstream_expert)
     except UserError as mistake:
         return ("?", []) if not data else ("?", [str(mistake)])
     except Exception as error:

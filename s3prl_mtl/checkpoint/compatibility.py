@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
-from s3prl_mtl.config import resolve
+from s3prl_mtl.config import resolve_plain
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.task_names import TaskPackageMissing
 from s3prl_mtl.upstreams import Featurizer, Upstream
@@ -188,7 +188,7 @@ def check_head(task: str, weights: Mapping[str, Any], expert: nn.Module, where: 
 def _check_unchanged(
     before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]
 ) -> None:
-    old, new = resolve(before), resolve(now)
+    old, new = resolve_plain(before), resolve_plain(now)
     for key in keys:
         was, is_now = _value(old, key), _value(new, key)
         if isinstance(was, Mapping) and isinstance(is_now, Mapping):

@@ -19,6 +19,7 @@ from s3prl_mtl.data.folders import absolute
 from s3prl_mtl.data.scanning import Scan, scan
 from s3prl_mtl.data.utterance import Utterance
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.atomic import atomic_path, replace_text
 
 logger = logging.getLogger(__name__)
 
@@ -115,12 +116,8 @@ def _build(
     # A crash between the next two steps must not leave a new manifest under an old fingerprint.
     source["splits"].pop(split, None)
     _write_source(manifest.parent, source)
-    temporary = manifest.with_name(f".{os.getpid()}.{manifest.name}")
-    try:
-        cuts.to_file(temporary)
-        os.replace(temporary, manifest)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(manifest) as partial:
+        cuts.to_file(partial)
     source["splits"][split] = {
         "fingerprint": fingerprint,
         "utterances": len(found.cuts),
@@ -196,9 +193,4 @@ def _read_source(folder: Path) -> dict[str, Any]:
 
 
 def _write_source(folder: Path, source: dict[str, Any]) -> None:
-    temporary = folder / f".{os.getpid()}.source.json"
-    try:
-        temporary.write_text(json.dumps(source, indent=2, ensure_ascii=False), encoding="utf-8")
-        os.replace(temporary, folder / "source.json")
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_text(folder / "source.json", json.dumps(source, indent=2, ensure_ascii=False))

@@ -13,6 +13,7 @@ from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.export import fairseq_file, onnx_file, s3prl_folder, transformers_folder
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.export.workplace import appearing_whole, remove_stale
+from s3prl_mtl.fileio.atomic import write_reason
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def _saying_why_not(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = _write_reason(error)
+        reason = write_reason(error)
         if reason is None:
             raise
         raise UserError(
@@ -127,25 +128,3 @@ def _saying_why_not(path: Path) -> Iterator[None]:
             where=str(path),
             fix="Name a folder that can be written and has space, with -o.",
         ) from error
-
-
-def _write_reason(error: BaseException) -> str | None:
-    """Why the disk refused; None for an error of another kind.
-
-    torch and safetensors hide the system's error behind their own.
-    """
-    if isinstance(error, OSError):
-        return error.strerror
-    text = str(error)
-    if type(error).__name__ == "SafetensorError" and "I/O error" in text:
-        return text
-    if isinstance(error, RuntimeError) and (
-        "PytorchStreamWriter" in text or "unexpected pos" in text
-    ):
-        seen: BaseException | None = error
-        while seen is not None:
-            if isinstance(seen, OSError) and seen.strerror:
-                return seen.strerror
-            seen = seen.__cause__ or seen.__context__
-        return "the disk is full, or a limit on the size of files was reached"
-    return None

@@ -6,13 +6,14 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.checkpoint.restore import restore_weights
-from s3prl_mtl.config import Config, build_config, resolve
+from s3prl_mtl.config import RunConfig, build_config, resolve
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.inference.predictions import gives_answers, no_answers
 from s3prl_mtl.inference.trained import TrainedRun
@@ -59,10 +60,10 @@ def load_run(
     for name, reason in left_out.items():
         logger.warning("%s is left out. %s", name, reason)
         del packages[name]
-    for name, package in packages.items():
-        config[name]["package"] = package
+    chosen = {name: replace(config.tasks[name], package=packages[name]) for name in packages}
+    config = replace(config, tasks=chosen)
     upstream = build_upstream(config, saved).to(place)
-    selection = config["upstream"]["feature_selection"]
+    selection = config.upstream.feature_selection
     featurizer = Featurizer(upstream, selection).to(place)
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -73,7 +74,7 @@ def load_run(
         if not gives_answers(expert):
             logger.warning("%s is not asked. %s", name, no_answers(name, type(expert)))
     tasks_by_name = {
-        name: Task.from_settings(name, expert.to(place), config[name])
+        name: Task.from_settings(name, expert.to(place), config.tasks[name])
         for name, expert in experts.items()
     }
     restore_weights(saved, upstream, featurizer, experts)
@@ -96,7 +97,7 @@ def _packages(
     return packages
 
 
-def _left_out(config: Config, packages: Packages) -> dict[str, UserError]:
+def _left_out(config: RunConfig, packages: Packages) -> dict[str, UserError]:
     """The experts of s3prl that nobody asked for and that can say nothing, with the reasons.
 
     Checkpoints hold no label spaces of theirs: to build them takes their corpora.
@@ -104,7 +105,7 @@ def _left_out(config: Config, packages: Packages) -> dict[str, UserError]:
     left_out = {}
     for name in filter(is_s3prl_task, packages):
         try:
-            expert_class = load_task(name, folder=config[name].get("folder"))
+            expert_class = load_task(name, folder=config.tasks[name].folder)
         except UserError as reason:
             left_out[name] = reason
         else:
@@ -113,7 +114,7 @@ def _left_out(config: Config, packages: Packages) -> dict[str, UserError]:
     return left_out
 
 
-def _config(saved: RunCheckpoint, packages: Packages, run: str | os.PathLike[str]) -> Config:
+def _config(saved: RunCheckpoint, packages: Packages, run: str | os.PathLike[str]) -> RunConfig:
     """The config of a checkpoint, complete; that of the branch is a layer over the defaults."""
     if saved.origin is None:
         return _resolve_without_data(saved.config)
@@ -139,6 +140,6 @@ def _without_labels(
     )
 
 
-def _resolve_without_data(config: Mapping[str, Any]) -> Config:
+def _resolve_without_data(config: Mapping[str, Any]) -> RunConfig:
     """The config of a run, its references filled in also where the corpora are not set here."""
     return resolve({**config, "data": config.get("data") or ""})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.atomic import atomic_path
 
 SUFFIX = ".rttm"
 
@@ -30,19 +31,17 @@ def rttm_file(path: Path) -> Iterator[TextIO]:
         )
     # A link stays a link.
     target = path.resolve()
-    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        file = draft.open("w", encoding="utf-8")
-    except OSError as cause:
-        raise UserError(
-            f"The file cannot be written: {cause.strerror}.", where=f"--rttm {path}"
-        ) from cause
-    try:
+    with atomic_path(target) as partial:
+        try:
+            file = partial.open("w", encoding="utf-8")
+        except OSError as cause:
+            raise UserError(
+                f"The file cannot be written: {cause.strerror}.",
+                where=f"--rttm {path}",
+                code="file-unwritable",
+            ) from cause
         with file:
             yield file
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def recording_names(files: Sequence[Path]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.compatibility import check_encoder, check_head, check_selection
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.checkpoint.restore import encoder_weights
-from s3prl_mtl.config import Config
+from s3prl_mtl.config import RunConfig
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.mtl_branch.checkpoint import unwrapped
@@ -82,29 +82,29 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def build_upstream(config: Config, saved: RunCheckpoint | None = None) -> Upstream:
+def build_upstream(config: RunConfig, saved: RunCheckpoint | None = None) -> Upstream:
     """The encoder that the config names, or the one that a checkpoint holds."""
     if saved is not None and saved.upstream_info is not None:
         return rebuild_upstream(saved.upstream_info)
-    settings = config["upstream"]
+    settings = config.upstream
     offered = {
-        "cache_dir": config["cache_dir"],
-        "model_config": _read_upstream_config(settings["config"]),
+        "cache_dir": config.cache_dir and str(config.cache_dir),
+        "model_config": _read_upstream_config(settings.config),
     }
     options = {name: value for name, value in offered.items() if value is not None}
-    factory = find_upstream(settings["name"])
+    factory = find_upstream(settings.name)
     if factory is not None:
         # The cache is offered to those that download; the rest need not know of it.
         parameters = inspect.signature(factory).parameters
         if "cache_dir" not in parameters:
             options.pop("cache_dir", None)
         if "model_config" in options and "model_config" not in parameters:
-            raise UserError(f"The upstream {settings['name']!r} takes no config file.", where="-g")
-    return load_upstream(settings["name"], settings["ckpt"], **options)
+            raise UserError(f"The upstream {settings.name!r} takes no config file.", where="-g")
+    return load_upstream(settings.name, settings.ckpt and str(settings.ckpt), **options)
 
 
 def build_experts(
-    config: Config,
+    config: RunConfig,
     names: Sequence[str],
     featurizer: Featurizer,
     folder: Path,
@@ -123,7 +123,7 @@ def build_experts(
         UserError: one report of all that keeps the corpora of the tasks from being read.
     """
     classes = {
-        name: load_task(name, config[name].get("package"), folder=config[name].get("folder"))
+        name: load_task(name, config.tasks[name].package, folder=config.tasks[name].folder)
         for name in names
     }
     past = saved.tasks if saved is not None else {}
@@ -146,28 +146,28 @@ def build_experts(
         arguments: dict[str, Any] = {
             "upstream_dim": featurizer.output_dim,
             "upstream_rate": featurizer.downsample_rate,
-            "downstream_expert": config[name]["downstream_expert"],
+            "downstream_expert": config.tasks[name].downstream_expert,
             "expdir": str(folder / name),
-            "cache_dir": config["cache_dir"],
-            "seed": config["seed"],
+            "cache_dir": config.cache_dir and str(config.cache_dir),
+            "seed": config.seed,
         }
         if labels.get(name) is not None:
             arguments["labels"] = labels[name]
         # A head starts from the same weights whatever other tasks the run has.
         with torch.random.fork_rng():
-            torch.manual_seed(config["seed"] + zlib.crc32(name.encode()))
+            torch.manual_seed(config.seed + zlib.crc32(name.encode()))
             try:
                 experts[name] = expert_class(**arguments)
                 check_plain(name, experts[name])
             except UserError as mistake:
                 mistakes.append(str(mistake))
             except Exception as cause:
-                _blame_plugin(name, config[name].get("package"), cause)
+                _blame_plugin(name, config.tasks[name].package, cause)
                 raise
     if mistakes:
         # The splits are scanned later; with a report to give they belong in it.
         for name, expert in experts.items():
-            mistakes += split_mistakes(Task.from_settings(name, expert, config[name]))
+            mistakes += split_mistakes(Task.from_settings(name, expert, config.tasks[name]))
     raise_together(mistakes)
     return experts
 
@@ -208,7 +208,7 @@ def _blame_plugin(task: str, package: str | None, cause: Exception) -> None:
 
 
 def load_initial_weights(
-    config: Config, upstream: Upstream, featurizer: Featurizer, experts: Mapping[str, nn.Module]
+    config: RunConfig, upstream: Upstream, featurizer: Featurizer, experts: Mapping[str, nn.Module]
 ) -> None:
     """Start from other runs: `--init_upstream_ckpt` for the encoder, `-i` for the rest.
 
@@ -216,26 +216,32 @@ def load_initial_weights(
     of heads trained singly: `<task>/<upstream>_<task>.ckpt`, each with `Downstream`; <task> is the
     plain name there. Of a run the heads are taken that are of the same task of the same package.
     """
-    if config["init_ckpt"]:
-        path = Path(config["init_ckpt"])
+    if config.init_ckpt:
+        path = Path(config.init_ckpt)
         if path.is_dir() and not checkpoints.states_files(path):
-            _load_single_heads(path, _word(config["upstream"]["name"]), experts)
+            _load_single_heads(path, _word(config.upstream.name), experts)
         else:
             saved = checkpoints.load(checkpoints.locate(path, "-i"))
-            _load_from_run(saved, upstream, featurizer, experts, task_packages(config, experts))
+            _load_from_run(
+                saved,
+                upstream,
+                featurizer,
+                experts,
+                {name: config.tasks[name].package for name in experts},
+            )
     load_initial_encoder(config, upstream)
 
 
-def load_initial_encoder(config: Config, upstream: Upstream) -> None:
+def load_initial_encoder(config: RunConfig, upstream: Upstream) -> None:
     """Give the encoder the weights of `--init_upstream_ckpt`, if that is set.
 
     Raises:
         UserError: the file holds no encoder, or another one.
     """
-    if not config["init_upstream_ckpt"]:
+    if not config.init_upstream_ckpt:
         return
     flag = "--init_upstream_ckpt"
-    path = checkpoints.locate(Path(config["init_upstream_ckpt"]), flag)
+    path = checkpoints.locate(Path(config.init_upstream_ckpt), flag)
     # Whatever program wrote it: `Upstream` is what s3prl calls it, too.
     weights = checkpoints.read_tensors(path).get("Upstream")
     if not isinstance(weights, Mapping) or not weights:
@@ -314,7 +320,7 @@ def _load_encoder(saved: Mapping[str, Any], upstream: Upstream, where: str) -> N
     load_strictly(upstream, weights, "the encoder", where)
 
 
-def _read_upstream_config(path: str | None) -> dict[str, Any] | None:
+def _read_upstream_config(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     return read_yaml(path, "-g")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from s3prl_mtl.config import Config
+from s3prl_mtl.config import RunConfig
 from s3prl_mtl.data.epoch_reader import EpochReader
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.s3prl_compat.adapter import S3prlTask
@@ -14,7 +14,7 @@ from s3prl_mtl.tasks.base import TaskExpert
 from s3prl_mtl.training.task import Task
 
 
-def check_splits(config: Config, tasks: Mapping[str, Task]) -> None:
+def check_splits(config: RunConfig, tasks: Mapping[str, Task]) -> None:
     """Scan every split that a run will need.
 
     Of an expert of s3prl nothing can be scanned: it is asked for the loader of each split that is
@@ -35,12 +35,12 @@ def check_splits(config: Config, tasks: Mapping[str, Task]) -> None:
     raise_together(mistakes, causes[0] if causes else None)
 
 
-def corpus_problems(config: Config, classes: Mapping[str, type]) -> dict[str, list[str]]:
+def corpus_problems(config: RunConfig, classes: Mapping[str, type]) -> dict[str, list[str]]:
     """What is wrong with the data folders, for each task where anything is."""
     problems = {}
     for name, expert_class in classes.items():
         check = getattr(expert_class, "problems", None)
-        lines = check(config[name]["downstream_expert"]) if check is not None else []
+        lines = check(config.tasks[name].downstream_expert) if check is not None else []
         if lines:
             # Our corpora name their task; a stranger's need not.
             problems[name] = [
@@ -67,12 +67,12 @@ def split_mistakes(task: Task) -> list[str]:
     return mistakes
 
 
-def loader_mistakes(config: Config, task: Task) -> list[UserError]:
+def loader_mistakes(config: RunConfig, task: Task) -> list[UserError]:
     """What an expert of s3prl says of the splits that a run evaluates, asked for their loaders."""
     if not isinstance(task.expert, S3prlTask):
         return []
-    runner = config["runner"]
-    tested = task.test_splits if runner["test_first"] or runner["test_last"] else []
+    runner = config.runner
+    tested = task.test_splits if runner.test_first or runner.test_last else []
     mistakes = []
     for split in dict.fromkeys([*task.dev_splits, *tested]):
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 from s3prl_mtl.balancing import Balancer, Sum
@@ -72,33 +73,31 @@ class MultiTaskRunner:
     ) -> None:
         self.source_config = config
         """With its references, as it is kept beside the weights."""
-        config = self.config = resolve(config)
+        settings = self.config = resolve(config)
         self.world = world = world if world is not None else World.alone()
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.device = world.run_on_all_ranks(
-            lambda: pick_device(config["device"], world.local_rank)
-        )
+        self.device = world.run_on_all_ranks(lambda: pick_device(settings.device, world.local_rank))
         self.evaluated_step = 0
         self._resumed = resume
         self._signals: StopSignals | None = None
-        seed_all(config["seed"])
+        seed_all(settings.seed)
 
         self.encoder = self._build_encoder()
         self.upstream, self.featurizer = self.encoder.upstream, self.encoder.featurizer
-        specaug = SpecAugment(**config["specaug"]) if config["specaug"] else None
+        specaug = SpecAugment(**asdict(settings.specaug)) if settings.specaug else None
         placement, self._costs = choose_placement(
-            config, world, resume, self.encoder, specaug, self.folder
+            settings, world, resume, self.encoder, specaug, self.folder
         )
         self.tasks, groups = self._build_tasks(placement)
         if resume is None:
             experts = {name: task.expert for name, task in self.tasks.items()}
             world.run_on_all_ranks(
-                lambda: load_initial_weights(config, self.upstream, self.featurizer, experts)
+                lambda: load_initial_weights(settings, self.upstream, self.featurizer, experts)
             )
         self.run = Run(
-            config["downstream"],
-            config["seed"],
+            settings.downstream,
+            settings.seed,
             world,
             placement,
             groups,
@@ -107,23 +106,23 @@ class MultiTaskRunner:
             specaug,
             self.stop_asked,
         )
-        balancer = (balancer or Sum(config["downstream"])).to(self.device)
+        balancer = (balancer or Sum(settings.downstream)).to(self.device)
         parameters = trained_parameters(self.run, balancer)
-        optimizer = make_optimizer(parameters.values(), config["optimizer"])
-        total_steps = config["runner"]["total_steps"]
+        optimizer = make_optimizer(parameters.values(), settings.optimizer)
+        total_steps = settings.runner.total_steps
         self.training_step = TrainingStep(
             self.run,
             balancer,
             optimizer,
-            make_scheduler(optimizer, config["scheduler"], total_steps),
-            clipping=config["runner"]["gradient_clipping"],
-            accumulate=config["runner"]["gradient_accumulate_steps"],
+            make_scheduler(optimizer, settings.scheduler, total_steps),
+            clipping=settings.runner.gradient_clipping,
+            accumulate=settings.runner.gradient_accumulate_steps,
         )
         self.run_state = RunState(self.source_config, self.run, self.training_step)
         if resume is not None:
             self.run.step = resume.step
             if not resume.upstream:
-                world.run_on_all_ranks(lambda: load_initial_encoder(config, self.upstream))
+                world.run_on_all_ranks(lambda: load_initial_encoder(settings, self.upstream))
             world.run_on_all_ranks(lambda: self.run_state.restore_weights(resume))
         for name, group, held in self.run.parameters():
             check_in_sync(group, name, held)
@@ -131,18 +130,18 @@ class MultiTaskRunner:
         self.publisher = Publisher(self.folder, self.run_state)
         # Each rank has its own random seed; that of the first is the one of a single process.
         if world.rank > 0:
-            seed_all(derived_seed("rank", config["seed"], world.rank))
+            seed_all(derived_seed("rank", settings.seed, world.rank))
 
     def _build_encoder(self) -> SharedEncoder:
         config = self.config
         upstream = self.world.run_on_all_ranks(lambda: build_upstream(config, self._resumed))
         upstream = upstream.to(self.device)
-        freeze = bool(config["upstream"]["freeze"])
+        freeze = bool(config.upstream.freeze)
         if freeze:
             upstream.requires_grad_(False)
-        selection = config["upstream"]["feature_selection"]
+        selection = config.upstream.feature_selection
         featurizer = Featurizer(upstream, selection).to(self.device)
-        bf16 = config["precision"] == "bf16"
+        bf16 = config.precision == "bf16"
         return SharedEncoder(upstream, featurizer, self.device, freeze, bf16)
 
     def _build_tasks(self, placement: Placement) -> tuple[dict[str, Task], dict[str, Group]]:
@@ -153,13 +152,13 @@ class MultiTaskRunner:
             lambda: build_experts(config, own, self.featurizer, self.folder, self._resumed)
         )
         # All ranks take part in making every group, so all go through all tasks.
-        groups = {name: world.group(placement.ranks_of(name)) for name in config["downstream"]}
+        groups = {name: world.group(placement.ranks_of(name)) for name in config.downstream}
         tasks = {
             name: Task.from_settings(
                 name,
                 expert.to(self.device),
-                config[name],
-                seed=config["seed"],
+                config.tasks[name],
+                seed=config.seed,
                 shares=placement.shares_of(name, world.rank),
                 num_shares=world.size,
             )
@@ -202,9 +201,9 @@ class MultiTaskRunner:
             return tracker.results if tracker is not None else {}
 
     def _train(self, tracker: Tracker | None) -> None:
-        runner = self.config["runner"]
-        total = runner["total_steps"]
-        if runner["test_first"] and self.step == 0:
+        runner = self.config.runner
+        total = runner.total_steps
+        if runner.test_first and self.step == 0:
             self._evaluate_or_stop("test_splits", tracker)
         if self._evaluation_is_pending():
             # It failed after this step; the cause may be repaired.
@@ -213,18 +212,18 @@ class MultiTaskRunner:
             while self.step < total:
                 report = self.train_step()
                 progress.advance(self.step, report.losses)
-                if self.step % runner["log_step"] == 0 or self.step == total:
+                if self.step % runner.log_step == 0 or self.step == total:
                     self.publisher.publish_training(tracker, report.losses)
                 if report.stop:
                     self._save_and_stop()
-                save_is_due = self.step % runner["save_step"] == 0 or self.step == total
+                save_is_due = self.step % runner.save_step == 0 or self.step == total
                 if self._evaluation_is_due():
                     if save_is_due:
                         self.save()  # before what may take hours, and after it what it found
                     self._evaluate_on_the_way(tracker)
                 if save_is_due:
                     self.save()
-        if runner["test_last"]:
+        if runner.test_last:
             self._evaluate_or_stop("test_splits", tracker)
 
     def train_step(self) -> StepReport:
@@ -251,9 +250,9 @@ class MultiTaskRunner:
         raise Stopped(f"The run was asked to stop and saved itself at step {self.step}.")
 
     def _evaluation_is_due(self) -> bool:
-        runner = self.config["runner"]
-        at_an_end = self.step == runner["total_steps"]
-        return self.step > 0 and (self.step % runner["eval_step"] == 0 or at_an_end)
+        runner = self.config.runner
+        at_an_end = self.step == runner.total_steps
+        return self.step > 0 and (self.step % runner.eval_step == 0 or at_an_end)
 
     def _evaluation_is_pending(self) -> bool:
         """The evaluation of the last step did not end, and the run was resumed there."""
@@ -306,11 +305,11 @@ class MultiTaskRunner:
         """
         wanted = list(splits)
         for name, _ in wanted:
-            if name not in self.config["downstream"]:
+            if name not in self.config.downstream:
                 raise UserError(
                     f"The run has no task {name!r}.",
                     where="-t",
-                    fix=nearest(name, self.config["downstream"]),
+                    fix=nearest(name, self.config.downstream),
                 )
         before = self.evaluator.memories()
         reports = self.evaluator.evaluate(wanted)
@@ -337,7 +336,7 @@ class MultiTaskRunner:
     def _write(self, state: RunCheckpoint | None, path: Path) -> None:
         if state is not None:
             checkpoints.save(state, path)
-            checkpoints.keep_newest(self.folder, self.config["runner"]["max_keep"])
+            checkpoints.keep_newest(self.folder, self.config.runner.max_keep)
 
     def state(self) -> RunCheckpoint | None:
         """All that the run needs to go on, on the first rank; None on the others."""
@@ -350,4 +349,4 @@ class MultiTaskRunner:
         known: dict[str, list[str]] = {}
         for part in self.world.all_gather({n: getattr(t, kind) for n, t in self.tasks.items()}):
             known |= part
-        return [(name, split) for name in self.config["downstream"] for split in known[name]]
+        return [(name, split) for name in self.config.downstream for split in known[name]]

@@ -358,7 +358,7 @@ def keywords(tiny_corpus: Path, manifest_cache: Path, tmp_path: Path) -> Any:
         "ks.downstream_expert.datarc.num_workers": 2,
         "ks.downstream_expert.datarc.train_batch_size": 1,
     }
-    settings = resolve(build_config(flags=flags))["ks"]["downstream_expert"]
+    settings = resolve(build_config(flags=flags)).tasks["ks"].downstream_expert
     return load_task("ks")(24, 320, settings, tmp_path, seed=5, cache_dir=manifest_cache)
 
 

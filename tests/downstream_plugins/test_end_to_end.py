@@ -47,7 +47,7 @@ def build(tiny_corpus: Path, manifest_cache: Path, tmp_path: Path) -> Build:
                 }
             )
         )
-        settings = config[task]["downstream_expert"]
+        settings = config.tasks[task].downstream_expert
         assert load_task(task).problems(settings) == []
         arguments = {"seed": 5, "cache_dir": manifest_cache, **arguments}
         return load_task(task)(WIDTH, 320, settings, tmp_path, **arguments)

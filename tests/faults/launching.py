@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.fileio.atomic import PARTIAL
 from s3prl_mtl.tracking.tracker import read_metrics
 from tests.comparison import assert_same
 
@@ -342,7 +343,7 @@ def size(path: Path) -> int:
 def partial_files(folder: Path) -> list[tuple[Path, int]]:
     """Checkpoints that are not whole, each with the time of its last change in ns."""
     found = []
-    for path in folder.glob(".states-*.partial"):
+    for path in folder.glob(f"{PARTIAL}states-*.ckpt"):
         try:
             found.append((path, path.stat().st_mtime_ns))
         except FileNotFoundError:
