@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from s3prl_mtl.training.signals import STOP_SIGNALS, Stopped, StopSignals
+from s3prl_mtl.fileio.signals import STOP_SIGNALS, Stopped, StopSignals
 
 
 def handlers() -> list:
@@ -134,7 +134,7 @@ def test_a_forked_process_neither_stops_the_run_nor_refuses_to_die(deferred: boo
 
 RUN = """
 import sys
-from s3prl_mtl.training.signals import StopSignals, Stopped
+from s3prl_mtl.fileio.signals import StopSignals, Stopped
 
 def say(text):
     print(text, flush=True)
@@ -180,7 +180,7 @@ def test_a_run_finishes_its_step_and_saves_it_when_another_process_asks(number: 
 def test_a_second_signal_does_not_make_a_failure_of_an_orderly_end():
     script = """
 import os, signal
-from s3prl_mtl.training.signals import Stopped, StopSignals
+from s3prl_mtl.fileio.signals import Stopped, StopSignals
 try:
     with StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
