@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 
 from tests.docs.pages import ROOT, blocks
 from tests.test_boundaries import ROOMS
@@ -22,5 +23,5 @@ def test_the_page_shows_the_import_graph_of_the_code():
 def test_the_page_lists_every_room_in_order():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     places = [[page.index(f"| `{room}` |") for room in row] for row in ROOMS if row != ("errors",)]
-    for above, below in zip(places, places[1:], strict=False):
+    for above, below in pairwise(places):
         assert max(above) < min(below)
