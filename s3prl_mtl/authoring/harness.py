@@ -160,7 +160,7 @@ class Subject:
         if labels is not None:
             arguments["labels"] = labels
         try:
-            with RandomStream(seed).in_place():
+            with RandomStream(seed).active():
                 return self.expert_class(**arguments)
         except Exception as error:
             if self.has_data or labels is not None:

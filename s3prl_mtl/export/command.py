@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -13,9 +12,8 @@ from pathlib import Path
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.export import fairseq_file, onnx_file, s3prl_folder, transformers_folder
 from s3prl_mtl.export.saved_run import SavedRun
-from s3prl_mtl.export.workplace import appearing_whole, ending_in_order, remove_stale
+from s3prl_mtl.export.workplace import appearing_whole, remove_stale
 from s3prl_mtl.fileio.atomic import write_reason
-from s3prl_mtl.tracking.console import OUTPUT
 
 logger = logging.getLogger(__name__)
 
@@ -82,20 +80,6 @@ def export(run: str | os.PathLike[str], format: str, out: str | os.PathLike[str]
     with _write_errors(path), appearing_whole(path) as partial:
         chosen.write(saved, partial)
     return Path(out)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
-    parser.add_argument("run", type=Path, help="a run's folder, or one of its .ckpt files")
-    parser.add_argument("--format", required=True, choices=list(FORMATS))
-    parser.add_argument("-o", "--out", type=Path, required=True, help="the file or folder to write")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """`export`: write the encoder of a run."""
-    with ending_in_order():
-        path = export(arguments.run, arguments.format, arguments.out)
-    OUTPUT.print(f"Wrote {path}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _refuse_existing(path: Path, chosen: Format) -> None:
