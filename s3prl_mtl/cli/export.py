@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from s3prl_mtl.export import FORMATS, export
-from s3prl_mtl.export.workplace import ending_in_order
+from s3prl_mtl.fileio.signals import exit_on_signals
 from s3prl_mtl.tracking.console import OUTPUT
 
 DESCRIPTION = "Write the encoder of a run for another program."
@@ -20,6 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the file or folder and print its path."""
-    with ending_in_order():
+    with exit_on_signals():
         path = export(arguments.run, arguments.format, arguments.out)
     OUTPUT.print(f"Wrote {path}", soft_wrap=True, markup=False, highlight=False)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.inference.audio_input import NOBODY_SPEAKS, read_utterance
+from s3prl_mtl.inference.audio_input import SILENCE, read_utterance
 from s3prl_mtl.inference.loading import load_run
 from s3prl_mtl.inference.rttm import recording_names, rttm_file, write_rttm
 from s3prl_mtl.inference.trained import TrainedRun
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     # Open the file before the run is loaded, which takes longer: it may not be writable.
     with rttm_file(arguments.rttm) if arguments.rttm else nullcontext() as rttm:
         trained = load_run(arguments.run, tasks, arguments.device, where="predict")
-        wanted = trained.answering(None if tasks is None else trained.tasks)
+        wanted = trained.predictable(None if tasks is None else trained.tasks)
         if not wanted:
             raise UserError(
                 "No task of the run makes predictions.",
@@ -142,7 +142,7 @@ def predictions(
             if waveform.any():
                 line[voice]["score"] = float(torch.tensor(line[voice]["embedding"]) @ speaker)
             else:
-                line[voice]["no_score"] = NOBODY_SPEAKS
+                line[voice]["no_score"] = SILENCE
         yield from lines
 
 

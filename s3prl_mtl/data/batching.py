@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +16,9 @@ from s3prl_mtl.data.audio import UnreadableAudio
 from s3prl_mtl.data.manifests import MAXIMUM_SKIPPED
 from s3prl_mtl.data.sampling import Draw, derived_seed, plan_batches, select_shares
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.signals import StopSignalGuard
 
 logger = logging.getLogger(__name__)
-
-SECONDS_AFTER_SIGTERM = 30
-"""Seconds that a loader worker continues; schedulers commonly kill after 30."""
 
 Collate = Callable[[list[Cut], list[torch.Generator]], tuple[Any, ...]]
 """Turns the cuts of a batch, and a random generator for each, into (waveforms, *others)."""
@@ -189,47 +183,6 @@ def check_dropped(dropped: int, utterances: int) -> None:
             fix="Unpack the corpus again, or remove these files from it.",
             code="audio-unreadable",
         )
-
-
-class StopSignalGuard:
-    """A `worker_init_fn` that keeps loader workers alive through a graceful shutdown.
-
-    Schedulers signal all processes of a job. The run then finishes its step, which needs batches.
-    So workers ignore SIGUSR1 and SIGINT, and exit `SECONDS_AFTER_SIGTERM` after a SIGTERM, or at
-    once if the SIGTERM comes from their parent. (On macOS, where Python cannot tell the sender,
-    SIGTERM keeps its default action.)
-
-    Args:
-        init: another `worker_init_fn` to call.
-    """
-
-    def __init__(self, init: Callable[[int], object] | None = None) -> None:
-        self.init: Callable[[int], object] | None = init
-
-    def __call__(self, worker: int) -> None:
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if hasattr(signal, "sigwaitinfo"):
-            # A handler does not learn the sender. All threads inherit the blocked signal, so it
-            # stays pending for the thread that waits for it.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-            threading.Thread(target=_wait_for_sigterm, daemon=True).start()
-        if self.init is not None:
-            self.init(worker)
-
-
-def _wait_for_sigterm() -> None:
-    parent = multiprocessing.parent_process()
-    counting = False
-    while True:
-        sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
-        if parent is not None and sender == parent.pid:
-            # Like torch's handler: do not keep an exiting parent waiting.
-            os._exit(0)
-        if not counting:
-            # Once: a second signal must not postpone the exit.
-            signal.alarm(SECONDS_AFTER_SIGTERM)
-            counting = True
 
 
 @dataclass

@@ -6,8 +6,6 @@ import inspect
 import itertools
 import logging
 import re
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,10 +13,10 @@ from typing import Any
 
 from torch.utils.data import DataLoader, DistributedSampler
 
-from s3prl_mtl.data.batching import StopSignalGuard
 from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.data.sampling import derived_seed
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.signals import StopSignalGuard, remove_sigchld_handler
 
 logger = logging.getLogger(__name__)
 
@@ -252,26 +250,6 @@ class EpochReader:
                 stack.enter_context(self._random.active())
             stack.enter_context(remove_sigchld_handler())
             yield
-
-
-@contextmanager
-def remove_sigchld_handler() -> Iterator[None]:
-    """Remove on exit the SIGCHLD handler that torch installs when it starts loader workers.
-
-    When a worker dies, it raises RuntimeError anywhere in the main thread, even within an
-    optimizer step. Without it, the loader reports the death when it waits for a batch.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGCHLD)
-    if getattr(before, "__module__", "").startswith("torch.utils.data"):
-        before = signal.SIG_DFL
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGCHLD) is not before:
-            signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
 
 
 def undo_sharding(loader: DataLoader[Any], task: str, epoch: int) -> None:

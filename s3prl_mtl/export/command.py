@@ -1,4 +1,4 @@
-"""The command `export`: one encoder out of a run, in the form that another program loads."""
+"""Export the encoder of a run to a format of another program."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Format:
-    """A form to export to.
+    """An export format.
 
     Args:
-        write: writes a run to a path where nothing is.
-        kinds: of upstreams that it takes, as `checkpoint_info` has them.
-        is_folder: the path is a folder, not a file.
+        write: writes a run to an unused path.
+        kinds: supported kinds of upstreams, as in `checkpoint_info`.
+        is_folder: the output is a folder, not a file.
     """
 
     write: Callable[[SavedRun, Path], None]
@@ -47,34 +47,37 @@ KIND_NAMES = {
 
 
 def export(run: str | os.PathLike[str], format: str, out: str | os.PathLike[str]) -> Path:
-    """Write the encoder of a run for another program. `out` appears whole or not at all.
+    """Write the encoder of a run for another program, atomically.
 
     Args:
-        run: a run's folder, of which the newest whole `states-*.ckpt` is taken, or one of its
-            `.ckpt` files, such as `ks/dev-best.ckpt`.
+        run: the folder of a run (its newest undamaged `states-*.ckpt`), or one of its `.ckpt`
+            files, such as `ks/dev-best.ckpt`.
         format: `fairseq`, `transformers`, `s3prl` or `onnx`.
-        out: the file or folder to write; nothing may be there, but for an empty folder where the
-            format is a folder. Folders above it are made.
+        out: the file or folder to write. It must not exist; an empty folder may, if the format is
+            a folder. Missing folders above it are created.
 
     Returns:
         `out`.
 
     Raises:
-        UserError: an unknown format, no such run, an upstream that the format does not take,
-            something at `out`, a package that is not installed, or `out` cannot be written.
+        UserError: an unknown format, no such run, an upstream that the format does not support,
+            an existing `out`, a package that is not installed, or `out` cannot be written.
     """
     if format not in FORMATS:
         raise UserError(
-            f"There is no format {format!r}.", where="--format", fix=nearest(format, list(FORMATS))
+            f"Unknown format {format!r}.",
+            where="--format",
+            fix=nearest(format, list(FORMATS)),
+            code="unknown-name",
         )
-    # `.` and `..` are folders too, and have names.
+    # An absolute path has a name; `.` and `..` have none.
     chosen, path = FORMATS[format], Path(os.path.abspath(out))
     remove_stale(path)
     _refuse_existing(path, chosen)
     saved = SavedRun.open(Path(run))
     _refuse_other_kinds(saved, format)
     logger.info("Exporting step %d of %s.", saved.step, saved.path)
-    with _saying_why_not(path), appearing_whole(path) as partial:
+    with _write_errors(path), appearing_whole(path) as partial:
         chosen.write(saved, partial)
     return Path(out)
 
@@ -86,11 +89,11 @@ def _refuse_existing(path: Path, chosen: Format) -> None:
     places = [path, Path(f"{path}.data")] if chosen.write is onnx_file.write else [path]
     for found in places:
         if os.path.lexists(found):
-            what = "is a folder" if found.is_dir() else "exists"
             raise UserError(
-                f"{found} {what} already, and exports overwrite nothing.",
-                where="-o",
+                f"{found} exists; exports do not overwrite.",
+                where=f"-o {found}",
                 fix="Choose another name, or remove it first.",
+                code="file-exists",
             )
 
 
@@ -101,22 +104,19 @@ def _refuse_other_kinds(saved: SavedRun, format: str) -> None:
     possible = [name for name, other in FORMATS.items() if kind in other.kinds]
     fit = " or ".join(KIND_NAMES[one] for one in FORMATS[format].kinds)
     raise UserError(
-        f"The encoder of this run, {saved.upstream_name!r}, is not {fit}, which is all that the "
-        f"format {format!r} takes.",
-        where=str(saved.path),
+        f"The format {format!r} takes encoders that are {fit}; that of this run, "
+        f"{saved.upstream_name!r}, is not.",
+        where=f"--format {format}, {saved.path}",
         fix=f"Use --format {' or '.join(possible)}."
         if possible
         else "No format takes it; evaluate and use the run with s3prl-mtl itself.",
+        code="not-supported",
     )
 
 
 @contextmanager
-def _saying_why_not(path: Path) -> Iterator[None]:
-    """Turn what a disk can refuse into an error of the user's.
-
-    Raises:
-        UserError: the disk is full, or the folder cannot be written.
-    """
+def _write_errors(path: Path) -> Iterator[None]:
+    """Raise a `UserError` for failed writes: the disk is full, or the folder is not writable."""
     try:
         yield
     except Exception as error:
@@ -124,7 +124,8 @@ def _saying_why_not(path: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise UserError(
-            f"The export could not be written: {reason}. Nothing is left of it.",
-            where=str(path),
-            fix="Name a folder that can be written and has space, with -o.",
+            f"The export could not be written: {reason}. Partial files were removed.",
+            where=f"-o {path}",
+            fix="Choose a writable folder with free space.",
+            code="file-unwritable",
         ) from error

@@ -18,6 +18,7 @@ from s3prl_mtl.distributed.placement import Placement
 from s3prl_mtl.distributed.sync import check_in_sync, resync_parameters
 from s3prl_mtl.distributed.world import Group, RankLost, World
 from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.fileio.signals import Stopped, StopSignals
 from s3prl_mtl.fileio.yaml_files import write_yaml
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.optim.factory import make_optimizer, make_scheduler
@@ -26,16 +27,14 @@ from s3prl_mtl.tracking.tracker import Results, Tracker
 from s3prl_mtl.training.build import (
     build_experts,
     build_upstream,
-    load_initial_encoder,
-    load_initial_weights,
     pick_device,
 )
 from s3prl_mtl.training.evaluation import Evaluator, Interrupted, share_buffers
+from s3prl_mtl.training.initial_weights import load_initial_encoder, load_initial_weights
 from s3prl_mtl.training.placement import choose_placement, write_placement
 from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.publishing import Publisher
 from s3prl_mtl.training.run import Run
-from s3prl_mtl.training.signals import Stopped, StopSignals
 from s3prl_mtl.training.state import RunState, trained_parameters
 from s3prl_mtl.training.step import StepReport, TrainingStep
 from s3prl_mtl.training.task import Task
@@ -310,6 +309,7 @@ class MultiTaskRunner:
                     f"The run has no task {name!r}.",
                     where="-t",
                     fix=nearest(name, self.config.downstream),
+                    code="unknown-name",
                 )
         before = self.evaluator.memories()
         reports = self.evaluator.evaluate(wanted)

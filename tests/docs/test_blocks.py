@@ -70,7 +70,7 @@ def test_code_stands_in_fences(name: str):
 
 @pytest.mark.parametrize("block", ALL_BLOCKS, ids=str)
 def test_every_block_is_of_a_kind_that_is_tested(block: Block):
-    known = block.language in ("python", "yaml")
+    known = block.language in ("python", "yaml", "mermaid")
     if block.language == "json":
         # It is compared with what the last command before it printed.
         known = any("predict" in c.text for c in TYPED if c.block.page == block.page)

@@ -259,7 +259,7 @@ def assert_ended_alike(run: Path, whole: Path, steps: int) -> None:
     of every rank.
     """
     state = checkpoints.load(run / f"states-{steps}.ckpt")
-    assert state["Random"] and state["Step"] == steps
+    assert state.training.random and state.step == steps
     assert_same(state, checkpoints.load(whole / f"states-{steps}.ckpt"))
     noted = list(read_metrics(run))
     places = [(e["step"], e["task"], e["split"], e["metric"]) for e in noted]
@@ -271,7 +271,7 @@ def assert_ended_alike(run: Path, whole: Path, steps: int) -> None:
 def newest(folder: Path) -> int:
     """The step of the newest checkpoint, which must be whole; 0 without one."""
     files = checkpoints.states_files(folder)
-    return int(checkpoints.load(files[-1])["Step"]) if files else 0
+    return checkpoints.load(files[-1]).step if files else 0
 
 
 # ----------------------------------------------------------------------------- processes
