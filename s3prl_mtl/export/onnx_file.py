@@ -60,7 +60,7 @@ class OneUtterance(nn.Module):
         frames = encoder.layer_norm(x[0].t())
         if encoder.post_extract_proj is not None:
             frames = encoder.post_extract_proj(frames)
-        alone = [LengthGroup(start=0, lengths=[frames.shape[0]], slots=None, mask=None)]
+        alone = [LengthGroup(lengths=[frames.shape[0]], slots=None, mask=None)]
         states = torch.stack(encoder.encoder(frames, alone))
         shares: Any = self.shares
         features = torch.tensordot(shares, states[-len(shares) :], dims=1)

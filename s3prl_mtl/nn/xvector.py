@@ -34,16 +34,14 @@ class TDNN(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, T, input_dim) to (B, T - (context_size - 1) * dilation, output_dim)."""
-        # The linear layer over stacked frames is a convolution whose kernel is laid out (out,
-        # frame, channel); as a convolution the stacked frames need not be built.
-        weight = self.kernel.weight.unflatten(1, (self.context_size, -1)).transpose(1, 2)
-        hidden = F.conv1d(
-            features.transpose(1, 2), weight, self.kernel.bias, dilation=self.dilation
-        )
+        frames = features.shape[1] - (self.context_size - 1) * self.dilation
+        stacked = [features[:, i * self.dilation :][:, :frames] for i in range(self.context_size)]
+        # A matrix product and no convolution, for which torch compiles a kernel for every length.
+        hidden = self.kernel(stacked[0] if len(stacked) == 1 else torch.cat(stacked, dim=-1))
         hidden = self.drop(F.relu(hidden))
         if self.bn is not None:
-            hidden = self.bn(hidden)
-        return hidden.transpose(1, 2)
+            hidden = self.bn(hidden.transpose(1, 2)).transpose(1, 2)
+        return hidden
 
 
 class FrameFeatures(nn.Module):
