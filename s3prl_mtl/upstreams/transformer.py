@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s3prl_mtl.upstreams.dropout import dropout
 from s3prl_mtl.upstreams.hubert_config import HubertConfig
 from s3prl_mtl.upstreams.packing import LengthGroup, split_by_group
 
@@ -40,7 +41,7 @@ class TransformerEncoder(nn.Module):
         x = x + self.pos_conv[1](self.pos_conv[0](x, groups)).to(x.dtype)
         if not config.layer_norm_first:
             x = self.layer_norm(x)
-        x = F.dropout(x, config.dropout, self.training)
+        x = dropout(x, config.dropout, self.training)
         states = [x]
         for layer in self.layers:
             dropped = (
@@ -170,12 +171,12 @@ class TransformerLayer(nn.Module):
         return self.final_layer_norm(x + self._feed_forward(x))
 
     def _attend(self, x: Tensor, groups: list[LengthGroup]) -> Tensor:
-        return F.dropout(self.self_attn(x, groups), self.config.dropout, self.training)
+        return dropout(self.self_attn(x, groups), self.config.dropout, self.training)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.fc1(x))
-        x = self.fc2(F.dropout(x, self.config.activation_dropout, self.training))
-        return F.dropout(x, self.config.dropout, self.training)
+        x = self.fc2(dropout(x, self.config.activation_dropout, self.training))
+        return dropout(x, self.config.dropout, self.training)
 
 
 class SelfAttention(nn.Module):
