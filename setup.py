@@ -28,7 +28,17 @@ DEMO = ["espeakng-loader>=0.2.4"]
 S3PRL = ["s3prl>=0.4.18", "torchaudio>=2.11"]
 TRANSFORMERS = ["transformers>=5"]
 ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
-DEV = ["mypy", "pytest", "ruff", "setuptools>=77", "types-PyYAML"]
+DOCS = ["mkdocs-material>=9.7", "mkdocstrings[python]>=1"]
+DEV = [
+    "mypy",
+    "pre-commit",
+    "pytest",
+    "pytest-xdist",
+    "rapidfuzz",
+    "ruff",
+    "setuptools>=77",
+    "types-PyYAML",
+]
 
 setup(
     name="s3prl-mtl",
@@ -41,14 +51,20 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["s3prl_mtl*", "downstream_plugins*"]),
     package_data={
-        "s3prl_mtl": ["*.yaml", "py.typed", "upstreams/weights/*", "authoring/templates/*"],
+        "s3prl_mtl": [
+            "config/*.yaml",
+            "py.typed",
+            "upstreams/hubert/weights/*",
+            "authoring/templates/*",
+        ],
         "downstream_plugins": ["*/*.yaml"],
     },
     install_requires=[
         "torch>=2.11",
         "numpy",
         "scipy",
-        "editdistance",
+        'editdistance; python_version < "3.13"',  # no wheel for 3.13
+        'rapidfuzz; python_version >= "3.13"',
         "filelock",
         "lhotse>=1.33",
         "omegaconf>=2.3",
@@ -64,10 +80,11 @@ setup(
         "s3prl": S3PRL,
         "transformers": TRANSFORMERS,
         "onnx": ONNX,
-        "dev": [*DEV, *DEMO, *S3PRL, *TRANSFORMERS, *ONNX],
+        "docs": DOCS,
+        "dev": [*DEV, *DEMO, *DOCS, *S3PRL, *TRANSFORMERS, *ONNX],
     },
     entry_points={
-        "console_scripts": ["s3prl-mtl = s3prl_mtl.cli:main"],
+        "console_scripts": ["s3prl-mtl = s3prl_mtl.cli.main:main"],
         "s3prl_mtl.tasks": [*TASKS, "asv = downstream_plugins.sv:SpeakerVerification"],
         "s3prl_mtl.upstreams": UPSTREAMS,
     },

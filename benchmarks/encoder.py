@@ -22,15 +22,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from s3prl_mtl.upstreams.fairseq import make_header
-from s3prl_mtl.upstreams.hubert import Hubert
-from s3prl_mtl.upstreams.hubert_config import HubertConfig
-from s3prl_mtl.upstreams.inert import NamingPickle, from_plain
+from s3prl_mtl.fileio.safe_torch import NamingPickle, from_plain
+from s3prl_mtl.upstreams.hubert.config import HubertConfig
+from s3prl_mtl.upstreams.hubert.encoder import Hubert
+from s3prl_mtl.upstreams.hubert.fairseq_file import make_header
 
 LOAD = """
 import json, sys, time
 import torch
-from s3prl_mtl.upstreams.fairseq import load_hubert
+from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
 
 def peak_kilobytes():
     # Not getrusage: its maximum is inherited from the parent process.

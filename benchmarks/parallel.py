@@ -40,7 +40,7 @@ from rich.table import Table
 from s3prl_mtl.config import build_config, parse_tasks
 from s3prl_mtl.data.mini_corpus import make_corpus
 from s3prl_mtl.distributed.world import Group, World
-from s3prl_mtl.runner import MultiTaskRunner
+from s3prl_mtl.training.runner import MultiTaskRunner
 
 WAYS = ("data", "task")
 WARM_UP_STEPS = 2

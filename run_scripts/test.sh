@@ -12,4 +12,5 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 ruff check .
 ruff format --check .
 mypy
-python -m pytest "$@"
+# Two workers on two cores; `-n 0` for a debugger or a single test.
+python -m pytest -n "${PYTEST_WORKERS:-auto}" --dist loadscope --durations=25 "$@"

@@ -6,14 +6,15 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from s3prl_mtl.classification import ClassificationExpert
-    from s3prl_mtl.declarations import Metric
     from s3prl_mtl.distributed.world import World
-    from s3prl_mtl.expert import TaskExpert
+    from s3prl_mtl.inference.loading import load
     from s3prl_mtl.inference.trained import TrainedRun
-    from s3prl_mtl.plugins import discover_tasks, load_task
-    from s3prl_mtl.runner import MultiTaskRunner
-    from s3prl_mtl.transcription import TranscriptionExpert
+    from s3prl_mtl.registry.plugins import discover_tasks, load_task
+    from s3prl_mtl.tasks.base import TaskExpert
+    from s3prl_mtl.tasks.classification import ClassificationExpert
+    from s3prl_mtl.tasks.ctc import TranscriptionExpert
+    from s3prl_mtl.tasks.metric import Metric
+    from s3prl_mtl.training.runner import MultiTaskRunner
     from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream, load_upstream
 
 __all__ = [
@@ -39,19 +40,19 @@ except PackageNotFoundError:
     __version__ = "0+unknown"
 
 _HOMES = {
-    "ClassificationExpert": "classification",
+    "ClassificationExpert": "tasks.classification",
     "Featurizer": "upstreams",
     "HiddenStates": "upstreams",
-    "Metric": "declarations",
-    "MultiTaskRunner": "runner",
-    "TaskExpert": "expert",
+    "Metric": "tasks.metric",
+    "MultiTaskRunner": "training.runner",
+    "TaskExpert": "tasks.base",
     "TrainedRun": "inference.trained",
-    "TranscriptionExpert": "transcription",
+    "TranscriptionExpert": "tasks.ctc",
     "Upstream": "upstreams",
     "World": "distributed.world",
-    "discover_tasks": "plugins",
+    "discover_tasks": "registry.plugins",
     "load": "inference.loading",
-    "load_task": "plugins",
+    "load_task": "registry.plugins",
     "load_upstream": "upstreams",
 }
 

@@ -1,5 +1,5 @@
 """`python -m s3prl_mtl <command>`."""
 
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 
 raise SystemExit(main())

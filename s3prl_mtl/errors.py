@@ -1,15 +1,65 @@
-"""The one exception that stands for a mistake of the user, not of the program."""
+"""Mistakes of the user, as opposed to failures of the program."""
 
 from __future__ import annotations
 
 import difflib
 from typing import Any
 
-__all__ = ["SharedMistake", "UserError", "nearest"]
+__all__ = ["CODES", "SharedMistake", "UserError", "nearest"]
+
+CODES = {
+    "ambiguous-name": "A name that fits several tasks, packages or files.",
+    "audio-rate": "Audio or an encoder of another sample rate than 16 kHz.",
+    "audio-too-long": "More samples than the encoder takes.",
+    "audio-too-short": "Fewer samples than one frame of the encoder.",
+    "audio-unreadable": "Audio that cannot be decoded, or is not audio.",
+    "checkpoint-incomplete": "A checkpoint that lacks a part which is needed here.",
+    "checkpoint-mismatch": "Weights or settings in a checkpoint that do not fit this run.",
+    "checkpoint-missing": "No checkpoint where one was named.",
+    "checkpoint-format": "A file that is not a checkpoint of the expected kind or version.",
+    "conflicting-options": "Flags or settings that exclude each other.",
+    "corpus-empty": "A split without a usable utterance.",
+    "corpus-incomplete": "Utterances, classes or side files that a corpus lacks.",
+    "corpus-malformed": "A line or table of a corpus that does not have its format.",
+    "corpus-unset": "No data folder for the corpus of a task.",
+    "device-unavailable": "A device, or a backend of torch.distributed, that cannot be used.",
+    "duplicate-name": "A name that is taken.",
+    "expert-failed": "Code of another package's expert raised an error.",
+    "expert-invalid": "The class of an expert that does not keep the contract.",
+    "file-exists": "Something is already where a file or folder would be written.",
+    "file-malformed": "A file that does not have its format (YAML, JSON, text encoding).",
+    "file-missing": "A file or folder that does not exist.",
+    "file-unreadable": "A file or folder that exists and cannot be read.",
+    "file-unwritable": "A file or folder that cannot be written.",
+    "folder-in-use": "Another process works in the folder of a run.",
+    "folder-not-shared": "The folder of a run is not the same on all machines.",
+    "invalid-input": "Any other mistake; the default for errors of other packages.",
+    "invalid-name": "A name that cannot be used for a task or a package.",
+    "invalid-settings": "Settings of a checkpoint or an encoder that make no sense together.",
+    "invalid-value": "A value outside the allowed range or choices, or of the wrong form.",
+    "label-unknown": "A label, symbol or speaker that the label space does not contain.",
+    "launch-invalid": "Processes that were started, or have to meet, in a way that cannot work.",
+    "missing-option": "A flag, setting or argument that is needed and absent.",
+    "missing-package": "A Python package or program that is not installed.",
+    "non-finite": "Losses or gradients that stay non-finite.",
+    "not-supported": "A request outside what this version supports.",
+    "out-of-memory": "A step that does not fit into the memory of a GPU in any division.",
+    "plugin-broken": "A plugin that cannot be imported or is of the wrong kind.",
+    "ranks-differ": "Ranks that hold different weights.",
+    "resume-conflict": "A change that a run cannot be resumed with.",
+    "several": "Several mistakes, reported together.",
+    "torch-file-refused": "A file of torch.save that would execute code, or is damaged.",
+    "undefined-metric": "A metric that its inputs leave undefined.",
+    "unknown-key": "A setting, option or flag that does not exist.",
+    "unknown-name": "A name of a task, split, upstream, head or format that does not exist.",
+    "upstream-failed": "An upstream that cannot be loaded or cannot encode a waveform.",
+    "wrong-type": "A value of the wrong type.",
+}
+"""Every code of a `UserError` of this package, with its meaning."""
 
 
 class UserError(Exception):
-    """Something that the user can put right: a path, a name, a setting, a file.
+    """A mistake that the user can correct: a path, a name, a setting, a file.
 
     The command line prints it as one paragraph, without a traceback, and exits with code 2.
 
@@ -17,12 +67,21 @@ class UserError(Exception):
         what: what is wrong, a full sentence.
         where: the file, key or flag that holds it.
         fix: what would be right.
+        code: one of `CODES`; stable, for programs and tests. `--verbose` shows it.
     """
 
-    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        fix: str | None = None,
+        code: str = "invalid-input",
+    ) -> None:
         self.what = what
         self.where = where
         self.fix = fix
+        self.code = code
         parts = [what.rstrip()]
         if where:
             parts.append(f"Where: {where}.")
@@ -31,12 +90,12 @@ class UserError(Exception):
         super().__init__(" ".join(parts))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A loader worker hands it over pickled; its arguments are not the text that it shows.
+        # A loader worker sends it pickled; its arguments are not the text that it shows.
         return _rebuild, (type(self), str(self), self.__dict__)
 
 
 class SharedMistake(UserError):
-    """A mistake that every process of the run has been told of: one of them shows it."""
+    """A mistake that every rank knows of: only one of them shows it."""
 
 
 def _rebuild(kind: type[UserError], text: str, attributes: dict[str, Any]) -> UserError:
@@ -47,7 +106,7 @@ def _rebuild(kind: type[UserError], text: str, attributes: dict[str, Any]) -> Us
 
 
 def nearest(name: str, known: list[str], limit: int = 3) -> str:
-    """A hint that lists the known names nearest to a misspelt one, or all of a short list."""
+    """A hint with the known names nearest to a misspelt one, or all names of a short list."""
     known = list(dict.fromkeys(known))
     close = difflib.get_close_matches(name, known, n=limit, cutoff=0.5)
     if close:

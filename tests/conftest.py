@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from s3prl_mtl.data.mini_corpus import make_corpus
 
+Make = Callable[[Path], object]
+
 
 @pytest.fixture(scope="session")
-def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Make], Path]:
+    """Makes a folder once for all worker processes of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def make(name: str, write: Make) -> Path:
+        """The folder `name`; `write(folder)` creates it where no worker has done so.
+
+        A worker that fails leaves no `.done` file, so that the next one fails with the same error.
+        """
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                write(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(made_once: Callable[[str, Make], Path]) -> Path:
     """The smallest mini corpus: all nine layouts under one folder. Do not write to it."""
-    folder = tmp_path_factory.mktemp("corpus") / "tiny"
-    make_corpus(folder, "tiny")
-    return folder
+    return made_once("tiny", lambda folder: make_corpus(folder, "tiny"))
 
 
 @pytest.fixture(scope="session")
-def manifest_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def manifest_cache(made_once: Callable[[str, Make], Path]) -> Path:
     """A folder for manifests that the tests share, so that each split is scanned once."""
-    return tmp_path_factory.mktemp("manifests")
+    return made_once("manifests", lambda folder: folder.mkdir())

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
+SETUP = (ROOT / "setup.py").read_text(encoding="utf-8")
+CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +62,7 @@ def test_an_installed_wheel_trains_without_the_checkout(
     script = """
 import sys
 import s3prl_mtl
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 assert s3prl_mtl.__file__.startswith(sys.argv[1]), s3prl_mtl.__file__
 settings = "runner.test_last=false,,scheduler=null,,ks.downstream_expert.datarc.num_workers=0"
 words = ["-u", "hubert_tiny", "-d", "ks", "--steps", "1", "-p", "run", "-o", settings]
@@ -77,3 +82,35 @@ raise SystemExit(main(words))
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "states-1.ckpt").is_file()
+
+
+def test_ci_runs_every_supported_python_with_the_same_command() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    job = workflow["jobs"]["test"]
+    lowest, above = re.findall(r'python_requires=">=3\.(\d+),<3\.(\d+)"', SETUP)[0]
+    tested = job["strategy"]["matrix"]["python-version"]
+    assert tested == [f"3.{minor}" for minor in range(int(lowest), int(above))]
+    assert job["steps"][-1]["run"] == "bash .ci/run"
+
+
+def test_commits_are_checked_with_the_tools_of_the_environment() -> None:
+    # Hooks of other repositories would pin versions of their own, which drift from constraints.txt.
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    (source,) = config["repos"]
+    assert source["repo"] == "local"
+    assert {hook["language"] for hook in source["hooks"]} == {"system"}
+    assert [hook["id"] for hook in source["hooks"]] == ["ruff-check", "ruff-format", "mypy"]
+
+
+def test_every_direct_dependency_has_a_tested_version() -> None:
+    pinned = {line.partition("==")[0].lower() for line in CONSTRAINTS.splitlines() if "==" in line}
+    distribution = metadata.distribution("s3prl-mtl")
+    wanted = {re.split(r"[\[<>=; ]", line)[0].lower() for line in distribution.requires or []}
+    assert wanted <= pinned
+
+
+def test_issue_templates_ask_for_the_versions() -> None:
+    folder = ROOT / ".github" / "ISSUE_TEMPLATE"
+    for name in ("bug_report.yml", "feature_request.yml"):
+        form = yaml.safe_load((folder / name).read_text(encoding="utf-8"))
+        assert any("--version" in str(field["attributes"]) for field in form["body"])

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from s3prl_mtl.authoring.harness import Subject
 from s3prl_mtl.authoring.processes import program_left_out, standard_error_kept
-from s3prl_mtl.authoring.subject import Subject
 from s3prl_mtl.authoring.verdicts import Broken, Check, NotApplicable
 from s3prl_mtl.data import MINIMUM_SAMPLES
-from s3prl_mtl.reading import Batch, EpochReader
+from s3prl_mtl.data.epoch_reader import Batch, EpochReader
 
 
 def gives_batches(subject: Subject) -> str:

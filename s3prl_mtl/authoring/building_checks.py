@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from s3prl_mtl.authoring.subject import NeedsData, Subject
+from s3prl_mtl.authoring.harness import NeedsData, Subject
 from s3prl_mtl.authoring.verdicts import Broken, Check, NotApplicable
 from s3prl_mtl.errors import UserError
 

@@ -11,11 +11,11 @@ import torch
 from s3prl_mtl.authoring.batch_checks import BATCH_CHECKS
 from s3prl_mtl.authoring.building_checks import BUILDING_CHECKS
 from s3prl_mtl.authoring.contract import CONTRACT, Clause, Finding
+from s3prl_mtl.authoring.harness import NeedsData, Subject
 from s3prl_mtl.authoring.head_checks import HEAD_CHECKS
 from s3prl_mtl.authoring.measuring_checks import MEASURING_CHECKS
 from s3prl_mtl.authoring.sayings import said_by
 from s3prl_mtl.authoring.shared_checks import SHARED_CHECKS
-from s3prl_mtl.authoring.subject import NeedsData, Subject
 from s3prl_mtl.authoring.verdicts import Broken, Check, NotApplicable
 from s3prl_mtl.errors import UserError
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s3prl_mtl.authoring.subject import Subject
+from s3prl_mtl.authoring.harness import Subject
 from s3prl_mtl.authoring.verdicts import Broken, Check, NotApplicable
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.inference.answering import accepted, named
-from s3prl_mtl.pieces import Piece
+from s3prl_mtl.inference.predictions import accepted, named
+from s3prl_mtl.training.microbatch import halves
 
 
 def takes_every_batch(subject: Subject) -> str:
@@ -60,17 +60,14 @@ def takes_one_utterance(subject: Subject) -> str:
     expert = subject.build()
     seen = []
     for split, training in subject.splits(expert):
-        piece = Piece.of(subject.name, subject.first_batch(expert, split, training))
-        while piece.utterances > 1:
-            halves = piece.halves()
-            if len(halves) == 1:
-                break
-            piece = halves[0]
-        if piece.utterances > 1:
+        batch = subject.first_batch(expert, split, training)
+        while len(parts := halves(batch)) > 1:
+            batch = parts[0]
+        if batch.utterances > 1:
             continue
         expert.train(training)
         with torch.set_grad_enabled(training):
-            _finite(subject.loss(expert, split, piece), split)
+            _finite(subject.loss(expert, split, batch), split)
         seen.append(split)
     if not seen:
         raise NotApplicable(

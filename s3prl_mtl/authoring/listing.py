@@ -13,19 +13,19 @@ from rich.table import Column, Table
 
 from s3prl_mtl.authoring.sayings import said_by
 from s3prl_mtl.config import build_config, resolve
-from s3prl_mtl.console import OUTPUT
-from s3prl_mtl.declarations import metrics_of
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.expert_classes import check_installed
-from s3prl_mtl.plugins import (
+from s3prl_mtl.registry.plugins import (
     Plugin,
     discover_tasks,
     discover_upstreams,
     load_task,
     task_defaults,
 )
-from s3prl_mtl.s3prl_tasks.folders import installed_folders
-from s3prl_mtl.upstreams.zoo import zoo_names
+from s3prl_mtl.s3prl_compat.folders import installed_experts
+from s3prl_mtl.tasks.contract import check_installed
+from s3prl_mtl.tasks.metric import metrics_of
+from s3prl_mtl.tracking.console import OUTPUT
+from s3prl_mtl.upstreams.zoo.s3prl_upstreams import zoo_names
 
 EXPERTS_PAGE = "docs/s3prl-experts.md"
 ZOO_PAGE = "docs/upstreams.md"
@@ -51,7 +51,7 @@ def list_tasks(arguments: argparse.Namespace) -> None:
     OUTPUT.print(table)
     for name, paragraph in paragraphs.items():
         OUTPUT.print(f"{name}: {paragraph.removeprefix(f'{name}: ')}", markup=False, soft_wrap=True)
-    experts = installed_folders()
+    experts = installed_experts()
     if experts:
         listed = ", ".join(f"s3prl:{folder}" for folder in sorted(experts))
         said = f"{_s3prl()}'s own experts: {listed}. Which of them run: {EXPERTS_PAGE}."

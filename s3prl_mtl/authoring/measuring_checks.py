@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from s3prl_mtl.authoring.subject import Subject
+from s3prl_mtl.authoring.harness import Subject
 from s3prl_mtl.authoring.verdicts import Broken, Check
-from s3prl_mtl.declarations import Metric, first_score, metrics_of
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.expert import TaskExpert
-from s3prl_mtl.reporting import report_split
-from s3prl_mtl.tracking import Report
+from s3prl_mtl.tasks.base import TaskExpert
+from s3prl_mtl.tasks.metric import Metric, first_score, metrics_of
+from s3prl_mtl.tracking.tracker import Report
+from s3prl_mtl.training.reporting import report_split
 
 
 def records_lists(subject: Subject) -> str:

@@ -11,8 +11,8 @@ from string import Template
 
 from s3prl_mtl.config import DEFAULT_PATH
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.plugins import discover_tasks
-from s3prl_mtl.yaml_files import read_yaml
+from s3prl_mtl.fileio.yaml_files import read_yaml
+from s3prl_mtl.registry.plugins import discover_tasks
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _OTHER_MEANINGS = {"all", "config", "args", "run", "featurizer"}

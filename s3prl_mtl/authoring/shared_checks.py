@@ -13,16 +13,15 @@ import numpy as np
 import torch
 
 from s3prl_mtl.authoring.batch_checks import digests
+from s3prl_mtl.authoring.harness import Subject
 from s3prl_mtl.authoring.processes import Answer, one_thread, run_ranks
 from s3prl_mtl.authoring.sayings import said_by
-from s3prl_mtl.authoring.subject import Subject
 from s3prl_mtl.authoring.verdicts import Broken, Check, NotApplicable
+from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.data.sampling import derived_seed
 from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.world import OtherRankFailed, RankLost, World
-from s3prl_mtl.pieces import Piece
-from s3prl_mtl.randomness import RandomStream
-from s3prl_mtl.tracking import Report
+from s3prl_mtl.tracking.tracker import Report
 
 RANKS = 2
 TOLERANCE = 1e-4
@@ -117,7 +116,7 @@ def _all_of_it(
 
 def _answer(world: World, subject: Subject, doing: Callable[[Any], Any]) -> Answer:
     try:
-        return Answer(doing(world.together(subject.build)))
+        return Answer(doing(world.run_on_all_ranks(subject.build)))
     except RankLost:
         raise
     except OtherRankFailed as error:
@@ -163,7 +162,9 @@ def _steps(world: World, subject: Subject, expert: Any) -> tuple[Step, Step]:
     Both in the processes of the ranks: s3prl's experts order an epoch in another way where there
     are several.
     """
-    return _step(World(), subject, expert), _step(world, subject, world.together(subject.build))
+    return _step(World(), subject, expert), _step(
+        world, subject, world.run_on_all_ranks(subject.build)
+    )
 
 
 def _step(world: World, subject: Subject, expert: Any) -> Step:
@@ -180,10 +181,10 @@ def _step(world: World, subject: Subject, expert: Any) -> Step:
             seed = derived_seed("step", subject.seed, batch.number)
             with RandomStream(seed).in_place():
                 loss = subject.loss(expert, split, batch)
-            found.append((Piece.of(subject.name, batch).utterances, loss))
+            found.append((batch.utterances, loss))
         return found
 
-    own = world.together(losses)
+    own = world.run_on_all_ranks(losses)
     utterances = world.sum(torch.tensor([float(sum(count for count, _ in own))])).item()
     total = sum((loss * (count / utterances) for count, loss in own), torch.zeros(()))
     gradients = GradientSum([(world, expert.parameters())])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from s3prl_mtl.authoring.subject import Subject
+from s3prl_mtl.authoring.harness import Subject
 
 Check = Callable[[Subject], str]
 """Says what was seen of a line that holds; raises one of the following otherwise."""

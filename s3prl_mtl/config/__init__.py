@@ -8,7 +8,7 @@ from s3prl_mtl.config.build import (
     parse_tasks,
     resolve,
 )
-from s3prl_mtl.task_words import BUILT_IN_TASKS
+from s3prl_mtl.registry.task_names import BUILT_IN_TASKS
 
 __all__ = [
     "BUILT_IN_TASKS",

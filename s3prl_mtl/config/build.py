@@ -15,26 +15,26 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from s3prl_mtl.branch.config import translate
-from s3prl_mtl.branch.corpora import look_in
 from s3prl_mtl.config.keys import OPEN_SECTIONS, PATH_KEYS, check_keys, check_section
 from s3prl_mtl.config.layers import nested, parse_overrides, words_of
 from s3prl_mtl.config.values import check_values
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.plugins import discover_tasks, task_defaults
-from s3prl_mtl.remarks import Remarks
-from s3prl_mtl.s3prl_tasks.block import block_defaults, check_blocks, chosen_blocks
-from s3prl_mtl.s3prl_tasks.word import is_expert
-from s3prl_mtl.task_words import (
+from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.yaml_files import read_yaml
+from s3prl_mtl.mtl_branch.config import translate
+from s3prl_mtl.mtl_branch.corpora import look_in
+from s3prl_mtl.registry.plugins import discover_tasks, task_defaults
+from s3prl_mtl.registry.task_names import (
     BUILT_IN_TASKS,
     Packages,
-    blocks_under_names,
-    choose,
-    packages_of,
-    split_words,
+    choose_tasks,
+    rename_blocks,
+    split_specs,
     stated_packages,
+    task_packages,
 )
-from s3prl_mtl.yaml_files import read_yaml
+from s3prl_mtl.s3prl_compat.settings import block_defaults, check_blocks, chosen_blocks
+from s3prl_mtl.s3prl_compat.task_spec import is_s3prl_task
 
 Config = dict[str, Any]
 """A merged, checked and resolved config: plain mappings, lists and scalars."""
@@ -42,7 +42,7 @@ Config = dict[str, Any]
 Layer = tuple[Config, str]
 """A layer, and what it is from."""
 
-DEFAULT_PATH = Path(__file__).parents[1] / "default.yaml"
+DEFAULT_PATH = Path(__file__).with_name("default.yaml")
 
 TASK_SETTINGS: Config = {
     "package": None,
@@ -64,7 +64,7 @@ def parse_tasks(text: str, flag: str = "-d") -> list[str]:
     Raises:
         UserError: there is none, or a word is that of no task or of several.
     """
-    return list(choose(split_words(text, flag), {}, {}))
+    return list(choose_tasks(split_specs(text, flag), {}, {}))
 
 
 def build_config(
@@ -116,9 +116,9 @@ def build_config(
         words = words or words_of(layer, origin)
     if not words:
         raise UserError("No task is named.", where="-d", fix="For example: -d asr,ks or -d all.")
-    held = packages_of(base, base.get("downstream") or ()) if base is not None else {}
-    packages = choose(words, held, stated_packages(layers))
-    layers = blocks_under_names(layers, packages)
+    held = task_packages(base, base.get("downstream") or ()) if base is not None else {}
+    packages = choose_tasks(words, held, stated_packages(layers))
+    layers = rename_blocks(layers, packages)
 
     # A word such as s3prl:/path/to/folder is a name and a part of the block that goes by it.
     chosen, blocks = chosen_blocks(list(packages))
@@ -136,7 +136,7 @@ def build_config(
     for task in others:
         del merged[task]
     for task in chosen:
-        if is_expert(task):
+        if is_s3prl_task(task):
             # As the word or the layers said, the path now absolute.
             for key in ("folder", "config"):
                 merged[task][key] = defaults[task][key]
@@ -205,7 +205,7 @@ def _defaults_of(
     remarks: Remarks | None = None,
 ) -> Config:
     """The block of a task before any layer is merged into it."""
-    if is_expert(task):
+    if is_s3prl_task(task):
         return block_defaults(task, [layer for layer, _ in layers], base, remarks)
     return {**TASK_SETTINGS, **task_defaults(task, packages.get(task))}
 
@@ -220,7 +220,7 @@ def _tasks_left_out(layers: Sequence[Layer], stated: Iterable[str]) -> set[str]:
         listed = layer.get("downstream")
         if isinstance(listed, list):
             known |= {str(task) for task in listed}
-        known |= {key for key in layer if is_expert(key)}
+        known |= {key for key in layer if is_s3prl_task(key)}
     return known & {key for layer, _ in layers for key in layer}
 
 

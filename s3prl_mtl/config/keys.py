@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from s3prl_mtl.errors import UserError, nearest
-from s3prl_mtl.optim import optimizer_settings, scheduler_settings
+from s3prl_mtl.optim.factory import optimizer_settings, scheduler_settings
 
 # Settings that are paths of the user's, or null.
 PATH_KEYS = (

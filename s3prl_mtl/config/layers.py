@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from s3prl_mtl.errors import UserError, nearest
-from s3prl_mtl.task_words import split_words
+from s3prl_mtl.registry.task_names import split_specs
 
 # The arguments of the command line that `-o args.NAME=...` may set, and their keys.
 ARGUMENT_KEYS = {
@@ -41,10 +41,10 @@ def words_of(layer: Mapping[str, Any], origin: str) -> list[str]:
     """
     tasks = layer.get("downstream") or []
     if isinstance(tasks, str):
-        return split_words(tasks)
+        return split_specs(tasks)
     if not isinstance(tasks, list):
         raise UserError("`downstream` is a list of tasks.", where=origin)
-    return split_words(",".join(str(task) for task in tasks)) if tasks else []
+    return split_specs(",".join(str(task) for task in tasks)) if tasks else []
 
 
 def parse_overrides(text: str | None) -> list[tuple[dict[str, Any], str]]:

@@ -62,8 +62,14 @@ def make_loader(
         shuffle: training: random order, equally many batches in every share. Otherwise
             evaluation: every utterance exactly once over all shares, in order.
         skip_batches: leave out so many batches of this loader, to go on from a checkpoint.
-        batch_size, epoch, seed, weights, bucketed, max_batch_seconds, shares, num_shares: as in
-            :func:`plan_batches`.
+        batch_size: utterances in a batch; with all further arguments as in :func:`plan_batches`.
+        epoch: number of the epoch, from 0.
+        seed: of the run.
+        weights: how often each utterance is drawn.
+        bucketed: whether a batch holds utterances of like duration.
+        max_batch_seconds: the most audio in a batch.
+        shares: the shares of the epoch to read.
+        num_shares: shares in which the epoch is divided.
         num_workers: processes that load; 0 loads in this one. They outlive the signals by which a
             scheduler ends a job (:class:`OutlivesStopSignals`).
 

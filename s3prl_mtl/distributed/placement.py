@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from s3prl_mtl.errors import UserError, nearest
-from s3prl_mtl.task_words import find_held
+from s3prl_mtl.registry.task_names import find_in_run
 
 LARGEST_EXCESS = 0.15
 """What a rank may have more than the mean load, as a part of it, so that tasks stay whole.
@@ -297,7 +297,7 @@ def _parse_entry(entry: str, text: str) -> tuple[int, list[str]]:
 
 
 def _task_of_run(word: str, tasks: Sequence[str]) -> str:
-    name = find_held(word, dict.fromkeys(tasks))  # the run has sv for asv
+    name = find_in_run(word, dict.fromkeys(tasks))  # the run has sv for asv
     if name is None:
         raise _misplaced(
             f"The task {word!r} is not one of this run (-d).", nearest(word, list(tasks))

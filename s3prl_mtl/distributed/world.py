@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from s3prl_mtl.distributed.meeting import meet
-from s3prl_mtl.distributed.watch import SILENT_BEATS, Watch
+from s3prl_mtl.distributed.health import SILENT_BEATS, Watch
+from s3prl_mtl.distributed.rendezvous import meet
 from s3prl_mtl.errors import SharedMistake, UserError
 
 logger = logging.getLogger(__name__)
@@ -261,7 +261,7 @@ class World(Group):
             self._groups[key] = Group(key, self.rank, handle, self.watch) if member else None
         return self._groups[key]
 
-    def together(self, action: Callable[[], T]) -> T:
+    def run_on_all_ranks(self, action: Callable[[], T]) -> T:
         """Do something on every rank; an error that shows on one of them is raised on all.
 
         Raises:
@@ -275,10 +275,10 @@ class World(Group):
             result = action()
         except Exception as caught:
             error = caught
-        self.agree(error)
+        self.raise_on_all_ranks(error)
         return result
 
-    def agree(self, error: Exception | None) -> None:
+    def raise_on_all_ranks(self, error: Exception | None) -> None:
         """Raise on all ranks what happened on any of them; nothing if nothing did.
 
         Raises:

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from s3prl_mtl.console import OUTPUT
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.export import fairseq_file, onnx_file, s3prl_folder, transformers_folder
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.export.workplace import appearing_whole, ending_in_order, remove_stale
+from s3prl_mtl.tracking.console import OUTPUT
 
 logger = logging.getLogger(__name__)
 

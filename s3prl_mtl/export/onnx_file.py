@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.upstreams import Featurizer, Hubert
-from s3prl_mtl.upstreams.convolutions import TimeNorm
-from s3prl_mtl.upstreams.packing import LengthGroup
+from s3prl_mtl.upstreams.hubert.convolutions import TimeNorm
+from s3prl_mtl.upstreams.hubert.packing import LengthGroup
 
 OPSET = 18
 LAYER_NORM_EPSILON = 1e-5

@@ -19,10 +19,10 @@ from torch import Tensor
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.fairseq_file import require_pretraining_parts
 from s3prl_mtl.export.saved_run import SavedRun
+from s3prl_mtl.fileio.safe_torch import CLASS_KEY
 from s3prl_mtl.upstreams import Hubert
-from s3prl_mtl.upstreams.fairseq import make_header
-from s3prl_mtl.upstreams.inert import CLASS_KEY
-from s3prl_mtl.upstreams.zoo import ZooUpstream
+from s3prl_mtl.upstreams.hubert.fairseq_file import make_header
+from s3prl_mtl.upstreams.zoo.s3prl_upstreams import ZooUpstream
 
 NO_SHARE = -1e4
 """A layer with this weight has a share of exactly 0 after the softmax, in float32 too."""

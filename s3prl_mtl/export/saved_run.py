@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.compatibility import check_encoder, check_size
+from s3prl_mtl.checkpoint.contents import encoder_weights, load_strictly
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fitting import check_encoder, check_size
-from s3prl_mtl.snapshot import encoder_weights, load_strictly
 from s3prl_mtl.upstreams import (
     Featurizer,
     Hubert,
@@ -21,7 +21,7 @@ from s3prl_mtl.upstreams import (
     load_upstream,
     rebuild_upstream,
 )
-from s3prl_mtl.upstreams.hubert_config import HubertConfig
+from s3prl_mtl.upstreams.hubert.config import HubertConfig
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class SavedRun:
 
     Args:
         path: the file.
-        checkpoint: what it holds, see `s3prl_mtl.checkpoint.Checkpoint`.
+        checkpoint: what it holds, see `s3prl_mtl.checkpoint.files.Checkpoint`.
     """
 
     path: Path

@@ -10,7 +10,6 @@ place in transformers' class and is left out.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from torch import Tensor
 
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.saved_run import SavedRun
-from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
+from s3prl_mtl.s3prl_compat.torchaudio_fallback import import_transformers
 from s3prl_mtl.upstreams import Hubert, HubertConfig
-from s3prl_mtl.upstreams.huggingface import TransformersUpstream
+from s3prl_mtl.upstreams.zoo.huggingface import TransformersUpstream
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -52,7 +51,7 @@ def write(run: SavedRun, out: Path) -> None:
     Raises:
         UserError: transformers is not installed, or has no class for the encoder alone.
     """
-    require_transformers()
+    import_transformers("--format transformers")
     if run.kind == "transformers":
         _write_theirs(run, out)
         return
@@ -87,23 +86,6 @@ def _write_theirs(run: SavedRun, out: Path) -> None:
     model.save_pretrained(out)
     settings = json.dumps(upstream.preprocessing, indent=2, sort_keys=True)
     (out / "preprocessor_config.json").write_text(settings + "\n", encoding="utf-8")
-
-
-def require_transformers() -> None:
-    """Make transformers importable.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    if importlib.util.find_spec("transformers") is None:
-        raise UserError(
-            "transformers is not installed.",
-            where="--format transformers",
-            fix="Install it with `pip install 's3prl-mtl[transformers]'`.",
-        )
-    if importlib.util.find_spec("torchaudio") is not None:
-        # transformers imports it where it is there, and fails where it does not load.
-        ensure_torchaudio()
 
 
 def their_settings(config: HubertConfig) -> dict[str, Any]:

@@ -9,19 +9,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3prl_mtl import checkpoint as checkpoints
-from s3prl_mtl.assembly import build_experts, build_upstream, pick_device
+from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.contents import restore_weights
 from s3prl_mtl.config import Config, build_config, resolve
-from s3prl_mtl.encoding import Encoding
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.inference.answering import gives_answers, no_answers
+from s3prl_mtl.inference.predictions import gives_answers, no_answers
 from s3prl_mtl.inference.trained import TrainedRun
-from s3prl_mtl.plugins import load_task, split_name
-from s3prl_mtl.s3prl_tasks.word import is_expert
-from s3prl_mtl.snapshot import restore_weights
-from s3prl_mtl.task import Task
-from s3prl_mtl.task_words import Packages, packages_of, saved_package, the_held
+from s3prl_mtl.registry.plugins import load_task, split_name
+from s3prl_mtl.registry.task_names import Packages, installed_package, require_in_run, task_packages
+from s3prl_mtl.s3prl_compat.task_spec import is_s3prl_task
+from s3prl_mtl.training.build import build_experts, build_upstream, pick_device
+from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer
+from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def load_run(
         for name, expert in experts.items()
     }
     restore_weights(saved, upstream, featurizer, tasks_by_name.values())
-    encoding = Encoding(upstream, featurizer, place, freeze=True, bf16=False)
+    encoding = SharedEncoder(upstream, featurizer, place, freeze=True, bf16=False)
     return TrainedRun(encoding, tasks_by_name, saved["Step"], packages, left_out)
 
 
@@ -84,14 +84,14 @@ def _packages(
     saved: checkpoints.Checkpoint, words: Sequence[str], run: str | os.PathLike[str]
 ) -> dict[str, str | None]:
     """The tasks of a checkpoint that words mean, and the packages that their plugins are of."""
-    held = packages_of(saved["Config"], saved["Tasks"])
+    held = task_packages(saved["Config"], saved["Tasks"])
     packages: dict[str, str | None] = {}
     for word in words:
-        name = the_held(word, held, str(run))
-        if is_expert(name):
+        name = require_in_run(word, held, str(run))
+        if is_s3prl_task(name):
             packages[name] = None
         else:
-            packages[name] = saved_package(name, held[name] or split_name(word)[0])
+            packages[name] = installed_package(name, held[name] or split_name(word)[0])
     return packages
 
 
@@ -101,7 +101,7 @@ def _left_out(config: Config, packages: Packages) -> dict[str, UserError]:
     Checkpoints hold no label spaces of theirs: to build them takes their corpora.
     """
     left_out = {}
-    for name in filter(is_expert, packages):
+    for name in filter(is_s3prl_task, packages):
         try:
             expert_class = load_task(name, folder=config[name].get("folder"))
         except UserError as reason:

@@ -9,18 +9,25 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.data import SAMPLE_RATE
-from s3prl_mtl.encoding import Encoding, layers, wants_hidden_states
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.inference.answering import Answer, ask, conditioned, gives_answers, named, no_answers
-from s3prl_mtl.inference.given_audio import (
+from s3prl_mtl.inference.audio_input import (
     NOBODY_SPEAKS,
     Audio,
     as_waveform,
     as_waveforms,
     origin_of,
 )
-from s3prl_mtl.task import Task
-from s3prl_mtl.task_words import Packages, find_held, the_held
+from s3prl_mtl.inference.predictions import (
+    Answer,
+    ask,
+    conditioned,
+    gives_answers,
+    named,
+    no_answers,
+)
+from s3prl_mtl.registry.task_names import Packages, find_in_run, require_in_run
+from s3prl_mtl.training.task import Task
+from s3prl_mtl.upstreams.shared_encoder import SharedEncoder, layers, wants_hidden_states
 
 
 class TrainedRun:
@@ -41,7 +48,7 @@ class TrainedRun:
 
     def __init__(
         self,
-        encoding: Encoding,
+        encoding: SharedEncoder,
         tasks: Mapping[str, Task],
         step: int,
         packages: Packages,
@@ -140,7 +147,8 @@ class TrainedRun:
         """How much two utterances sound like one speaker: the cosine of their embeddings.
 
         Args:
-            first, second: paths or waveforms, as in :meth:`predict`.
+            first: a path or a waveform, as in :meth:`predict`.
+            second: the other one.
             task: a task whose answers have an `embedding`.
             sample_rate: of the waveforms.
 
@@ -192,10 +200,10 @@ class TrainedRun:
         Raises:
             UserError: the word means several.
         """
-        return find_held(word, self._packages)
+        return find_in_run(word, self._packages)
 
     def _loaded(self, word: str) -> str:
-        name = the_held(word, {**self._packages, **dict.fromkeys(self._left_out)}, "tasks")
+        name = require_in_run(word, {**self._packages, **dict.fromkeys(self._left_out)}, "tasks")
         if name in self._left_out:
             raise self._left_out[name]
         return name

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-import editdistance
-
 from s3prl_mtl.errors import UserError
+
+try:
+    from editdistance import eval as edit_distance
+except ImportError:  # Python 3.13, for which it has no wheel
+    from rapidfuzz.distance.Levenshtein import distance as edit_distance
 
 
 def token_error_rate(
@@ -36,7 +39,7 @@ def token_error_rate(
             fix="check the transcripts of the split that is scored.",
         )
     pairs = zip(references, hypotheses, strict=True)
-    return sum(editdistance.eval(reference, hypothesis) for reference, hypothesis in pairs) / total
+    return sum(edit_distance(reference, hypothesis) for reference, hypothesis in pairs) / total
 
 
 def word_error_rate(

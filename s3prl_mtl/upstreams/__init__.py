@@ -8,18 +8,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from s3prl_mtl.errors import UserError, nearest
-from s3prl_mtl.plugins import discover_upstreams, find_upstream
+from s3prl_mtl.registry.plugins import discover_upstreams, find_upstream
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream
-from s3prl_mtl.upstreams.fairseq import read_fairseq_checkpoint, write_fairseq_checkpoint
 from s3prl_mtl.upstreams.featurizer import Featurizer
-from s3prl_mtl.upstreams.hubert import Hubert, hubert_from_state
-from s3prl_mtl.upstreams.hubert_config import HubertConfig
-from s3prl_mtl.upstreams.huggingface import (
+from s3prl_mtl.upstreams.hubert.config import HubertConfig
+from s3prl_mtl.upstreams.hubert.encoder import Hubert, hubert_from_state
+from s3prl_mtl.upstreams.hubert.fairseq_file import (
+    read_fairseq_checkpoint,
+    write_fairseq_checkpoint,
+)
+from s3prl_mtl.upstreams.zoo.huggingface import (
     HUGGING_FACE,
     load_transformers,
     rebuild_transformers,
 )
-from s3prl_mtl.upstreams.zoo import load_from_zoo, rebuild_from_zoo, zoo_names
+from s3prl_mtl.upstreams.zoo.s3prl_upstreams import load_from_zoo, rebuild_from_zoo, zoo_names
 
 __all__ = [
     "Featurizer",

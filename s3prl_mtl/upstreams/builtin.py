@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.upstreams.fairseq import load_hubert
-from s3prl_mtl.upstreams.hub import official_checkpoint
-from s3prl_mtl.upstreams.hubert import Hubert
+from s3prl_mtl.upstreams.download import official_checkpoint
+from s3prl_mtl.upstreams.hubert.encoder import Hubert
+from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
 
-TINY_WEIGHTS = Path(__file__).parent / "weights" / "hubert_tiny.pt"
+TINY_WEIGHTS = Path(__file__).parent / "hubert" / "weights" / "hubert_tiny.pt"
 
 
 def hubert(
@@ -63,6 +63,6 @@ def hubert_tiny(
         raise UserError(
             "The weights of hubert_tiny are missing from the installed package.",
             where=str(path),
-            fix="Make them with `python -m s3prl_mtl.upstreams.tiny` or install s3prl-mtl again.",
+            fix="Make them with `python -m s3prl_mtl.upstreams.hubert.tiny`, or install again.",
         )
     return load_hubert(path, layerdrop=layerdrop, feature_grad_mult=feature_grad_mult)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from s3prl_mtl.authoring import CONTRACT, Finding, check_task
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 from s3prl_mtl.config import BUILT_IN_TASKS
 from s3prl_mtl.errors import UserError
 

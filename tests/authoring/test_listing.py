@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from s3prl_mtl.authoring import listing
-from s3prl_mtl.cli import main
-from s3prl_mtl.console import OUTPUT
+from s3prl_mtl.cli.main import main
+from s3prl_mtl.tracking.console import OUTPUT
 
 # As little as a class can be that a run can use.
 LEAST = """

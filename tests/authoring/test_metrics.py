@@ -8,7 +8,7 @@ import pytest
 
 from s3prl_mtl import Metric
 from s3prl_mtl.config import BUILT_IN_TASKS
-from s3prl_mtl.plugins import load_task
+from s3prl_mtl.registry.plugins import load_task
 
 
 def test_a_metric_is_a_fraction_unless_it_says_otherwise():

@@ -12,7 +12,7 @@ import pytest
 import tomllib
 
 from s3prl_mtl.authoring import new_task
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 from s3prl_mtl.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -11,10 +11,10 @@ import torch
 
 from s3prl_mtl import ClassificationExpert, Metric, TaskExpert
 from s3prl_mtl.authoring import check_task
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.plugins import load_task
-from s3prl_mtl.tracking import Report
+from s3prl_mtl.registry.plugins import load_task
+from s3prl_mtl.tracking.tracker import Report
 
 # The pitch of tones, learned by its squared error. It has no corpus: its waveforms are computed.
 SQUARED_ERROR = """

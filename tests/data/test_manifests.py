@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,14 +224,14 @@ def test_two_processes_may_build_the_same_cache_at_once(listed_corpus, tmp_path)
         import sys
         from pathlib import Path
         sys.path.insert(0, sys.argv[1])
-        from conftest import ListedCorpus
+        from tests.data.conftest import ListedCorpus
         from s3prl_mtl.data import load_cuts
         for _ in range(3):
             cuts = load_cuts(ListedCorpus(Path(sys.argv[2])), "train", sys.argv[3])
             assert [cut.id for cut in cuts] == [f"u{i:03d}.wav" for i in range(40)]
         """
     )
-    here = os.path.dirname(os.path.abspath(__file__))
+    here = str(Path(__file__).parents[2])
     arguments = [sys.executable, "-c", program, here, str(corpus.root), str(tmp_path / "cache")]
     running = [subprocess.Popen(arguments, cwd=os.getcwd()) for _ in range(2)]
     assert [process.wait() for process in running] == [0, 0]

@@ -15,7 +15,9 @@ from s3prl_mtl.distributed.world import World
 
 PROCESSES = multiprocessing.get_context("forkserver")
 # Imported once, by the server that all ranks are forked from.
-PROCESSES.set_forkserver_preload(["s3prl_mtl.runner", "s3prl_mtl.plugins", "downstream_plugins.sd"])
+PROCESSES.set_forkserver_preload(
+    ["s3prl_mtl.training.runner", "s3prl_mtl.registry.plugins", "downstream_plugins.sd"]
+)
 
 
 def run_ranks(

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed.ranks import run_ranks
-from distributed.test_updates import make_config
 
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.evaluation import Interrupted
-from s3prl_mtl.runner import MultiTaskRunner
+from s3prl_mtl.training.evaluation import Interrupted
+from s3prl_mtl.training.runner import MultiTaskRunner
+from tests.distributed.ranks import run_ranks
+from tests.distributed.test_updates import make_config
 
 
 def evaluate_everything(
@@ -61,7 +61,7 @@ def evaluate_with_a_fault(
     world: World, config: dict[str, Any], folder: Path, fault: str
 ) -> tuple[str, dict[str, float]]:
     runner = MultiTaskRunner(config, folder, world=world)
-    read = runner.encoding.features
+    read = runner.encoder.features
     seen = []
 
     def features(wavs: list[Any]) -> list[Any]:
@@ -75,7 +75,7 @@ def evaluate_with_a_fault(
                 raise ZeroDivisionError("a bug")
         return read(wavs)
 
-    runner.encoding.features = features
+    runner.encoder.features = features
     error: BaseException
     try:
         runner.evaluator.evaluate(runner.splits("dev_splits"), step=1)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from distributed.ranks import run_ranks
 from torch import nn
 
 from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.world import World
+from tests.distributed.ranks import run_ranks
 
 LAYERS = 6
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import assert_same
-from distributed.ranks import run_ranks
-from distributed.test_updates import make_config
 
-from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.distributed.world import World
-from s3prl_mtl.runner import MultiTaskRunner
-from s3prl_mtl.tracking import read_metrics
+from s3prl_mtl.tracking.tracker import read_metrics
+from s3prl_mtl.training.runner import MultiTaskRunner
+from tests.comparison import assert_same
+from tests.distributed.ranks import run_ranks
+from tests.distributed.test_updates import make_config
 
 
 def train(world: World, config: dict[str, Any], folder: Path, resume: Path | None) -> list[str]:
@@ -26,7 +26,7 @@ def train(world: World, config: dict[str, Any], folder: Path, resume: Path | Non
         def emit(self, record: logging.LogRecord) -> None:
             said.append(record.getMessage())
 
-    logging.getLogger("s3prl_mtl.run_state").addHandler(Listener())
+    logging.getLogger("s3prl_mtl.training.state").addHandler(Listener())
     saved = checkpoints.load(resume) if resume is not None else None
     torch.rand(17 + world.rank)  # chance must come from the checkpoint, not from what ran before
     MultiTaskRunner(config, folder, resume=saved, world=world).train()

@@ -12,7 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from agents import (
+
+from s3prl_mtl.checkpoint import files as checkpoints
+from tests.agents import (
     TORCHRUN,
     Started,
     environment,
@@ -23,8 +25,6 @@ from agents import (
     training,
     until,
 )
-
-from s3prl_mtl import checkpoint as checkpoints
 
 STEPS = 30
 

@@ -9,14 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from distributed.ranks import run_ranks
-from distributed.test_updates import assert_same_update, make_config, weights_of, without_chance
 
+from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.pieces import Piece, cut
-from s3prl_mtl.runner import MultiTaskRunner
-from s3prl_mtl.tallies import MAXIMUM_IN_A_ROW, Tallies
+from s3prl_mtl.training.microbatch import split_batches
+from s3prl_mtl.training.runner import MultiTaskRunner
+from s3prl_mtl.training.skips import MAXIMUM_IN_A_ROW, SkipCounts
+from tests.distributed.ranks import run_ranks
+from tests.distributed.test_updates import (
+    assert_same_update,
+    make_config,
+    weights_of,
+    without_chance,
+)
 
 Fault = Callable[[World, MultiTaskRunner], None]
 
@@ -31,7 +37,7 @@ def step_with(
         fault(world, runner)
     before = weights_of(runner)
     report = runner.train_step()
-    return before, weights_of(runner), report.losses, runner.tallies.state_dict()
+    return before, weights_of(runner), report.losses, runner.skips.state_dict()
 
 
 def plain_descent(corpus: Path, cache: Path, tasks: str = "ks,er,asr") -> dict[str, Any]:
@@ -96,25 +102,25 @@ def test_a_task_that_fails_late_in_a_step_has_no_part_in_any_of_it(
 
 
 def test_fifty_such_steps_in_a_row_end_the_run_by_the_name_of_the_task():
-    tallies = Tallies(["ks", "er"])
-    for tallies.step in range(1, MAXIMUM_IN_A_ROW):
-        tallies.note_losses({"er"})
-    tallies.note_losses(set())
-    for tallies.step in range(1, MAXIMUM_IN_A_ROW):
-        tallies.note_losses({"er"})
-    resumed = Tallies(["ks", "er"])
-    resumed.load_state_dict(tallies.state_dict())
+    skips = SkipCounts(["ks", "er"])
+    for skips.step in range(1, MAXIMUM_IN_A_ROW):
+        skips.note_losses({"er"})
+    skips.note_losses(set())
+    for skips.step in range(1, MAXIMUM_IN_A_ROW):
+        skips.note_losses({"er"})
+    resumed = SkipCounts(["ks", "er"])
+    resumed.load_state_dict(skips.state_dict())
     assert resumed.dropped_steps == {"ks": 0, "er": 2 * (MAXIMUM_IN_A_ROW - 1)}
     with pytest.raises(UserError, match="The loss of er has not been a finite number for 50 steps"):
         resumed.note_losses({"er"})
 
 
 def test_fifty_gradients_without_a_number_end_the_run():
-    tallies = Tallies(["ks"])
+    skips = SkipCounts(["ks"])
     for _ in range(MAXIMUM_IN_A_ROW - 1):
-        tallies.note_norm(math.inf, ["the head of ks"])
+        skips.note_norm(math.inf, ["the head of ks"])
     with pytest.raises(UserError, match=r"50 steps in a row \(the head of ks\)"):
-        tallies.note_norm(math.nan, ["the head of ks"])
+        skips.note_norm(math.nan, ["the head of ks"])
 
 
 # -------------------------------------------------------------------- short memory
@@ -127,21 +133,21 @@ def short_memory_forward(world: World, runner: MultiTaskRunner) -> None:
     """The encoder of the last rank cannot take more than LIMIT samples, or one utterance."""
     if world.rank != world.size - 1:
         return
-    features = runner.encoding.features
+    features = runner.encoder.features
 
     def limited(wavs: list[Any]) -> list[torch.Tensor]:
         if len(wavs) > 1 and sum(len(wav) for wav in wavs) > LIMIT:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return features(wavs)
 
-    runner.encoding.features = limited
+    runner.encoder.features = limited
 
 
 def short_memory_backward(world: World, runner: MultiTaskRunner) -> None:
     """The same, found out in the middle of the backward pass."""
     if world.rank != world.size - 1:
         return
-    features = runner.encoding.features
+    features = runner.encoder.features
 
     def refuse(gradient: torch.Tensor) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -152,7 +158,7 @@ def short_memory_backward(world: World, runner: MultiTaskRunner) -> None:
             made[0].register_hook(refuse)
         return made
 
-    runner.encoding.features = limited
+    runner.encoder.features = limited
 
 
 @pytest.mark.parametrize(
@@ -177,7 +183,7 @@ def no_memory(world: World, runner: MultiTaskRunner) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     if world.rank == 0:
-        runner.encoding.features = refuse
+        runner.encoder.features = refuse
 
 
 def refused(world: World, config: dict[str, Any], folder: Path) -> str:
@@ -197,25 +203,25 @@ def test_memory_that_is_too_small_for_one_utterance_ends_the_run_on_all_ranks(
         assert "memory of the GPU is too small" in text and "at most 1 utterances" in text
 
 
-def piece(task: str, *lengths: int) -> Piece:
+def batch_of(task: str, *lengths: int) -> Batch:
     wavs = [torch.zeros(length) for length in lengths]
-    return Piece(task, 0, wavs, [list(range(len(lengths))), torch.arange(len(lengths)), None])
+    return Batch(task, 0, wavs, [list(range(len(lengths))), torch.arange(len(lengths)), None])
 
 
 def test_parts_hold_every_utterance_once_and_get_smaller():
-    work = [piece("a", 50, 60, 70), piece("b", 10), piece("c", 100, 5)]
+    work = [batch_of("a", 50, 60, 70), batch_of("b", 10), batch_of("c", 100, 5)]
     for parts in (1, 2, 4, 8, 16):
-        pieces = cut(work, parts)
-        assert len(pieces) == parts, "all ranks must have the same number"
-        held = [(p.task, label) for part in pieces for p in part for label in p.others[0]]
+        micro_batches = split_batches(work, parts)
+        assert len(micro_batches) == parts, "all ranks must have the same number"
+        held = [(p.task, label) for part in micro_batches for p in part for label in p.others[0]]
         assert sorted(held) == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("c", 0), ("c", 1)]
-        for part in pieces:
+        for part in micro_batches:
             for p in part:
                 assert len(p.wavs) == len(p.others[0]) == len(p.others[1])
-    assert max(sum(p.utterances for p in part) for part in cut(work, 8)) == 1
-    assert [[p.task for p in part] for part in cut(work, 2)] == [["a"], ["b", "c"]]
+    assert max(sum(p.utterances for p in part) for part in split_batches(work, 8)) == 1
+    assert [[p.task for p in part] for part in split_batches(work, 2)] == [["a"], ["b", "c"]]
 
 
 def test_a_batch_that_nobody_can_cut_stays_whole():
-    whole = Piece("a", 0, [torch.zeros(5), torch.zeros(5)], [{"one": 1, "two": 2}])
-    assert cut([whole], 2) == [[whole], []]
+    whole = Batch("a", 0, [torch.zeros(5), torch.zeros(5)], [{"one": 1, "two": 2}])
+    assert split_batches([whole], 2) == [[whole], []]

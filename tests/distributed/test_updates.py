@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from distributed.ranks import run_ranks
 
 from s3prl_mtl.config import build_config, parse_tasks
+from s3prl_mtl.data.epoch_reader import Batch, EpochReader
 from s3prl_mtl.distributed.world import World
-from s3prl_mtl.reading import Batch, EpochReader
-from s3prl_mtl.runner import MultiTaskRunner
+from s3prl_mtl.training.runner import MultiTaskRunner
+from tests.distributed.ranks import run_ranks
 
 SMALL_HEADS = Path(__file__).parents[2] / "run_scripts" / "demo.yaml"
 
@@ -68,7 +68,7 @@ def give_batches(runner: MultiTaskRunner, own: Sequence[int], as_one: bool) -> N
             part = slice(sum(sizes[:number]), sum(sizes[: number + 1]))
             if sizes[number]:
                 others = [other[part] for other in whole.others]
-                batches.append(Batch(number, whole.wavs[part], others))
+                batches.append(Batch(name, number, whole.wavs[part], others))
         if as_one:
             batches = [whole]
         task.stream.next_round = lambda batches=batches: batches

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from session import Session, install, prepare_environment
-from workplace import add_recordings
 
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
+from tests.docs.session import Session, install, prepare_environment
+from tests.docs.workplace import add_recordings
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 COMMANDS = {
     "bash run_scripts/demo.sh": "takes ten minutes; its syntax is checked",
     "bash run_scripts/test.sh": "runs these tests; its syntax is checked",
-    "sbatch run_scripts/slurm.sh": "there is no SLURM; tests/test_slurm.py runs the script without",
+    "sbatch run_scripts/slurm.sh": "no SLURM here; tests/run_scripts/test_slurm.py runs the script",
     "pip install -c constraints.txt -e .": "what is tested is what it installed; the files exist",
     'pip install "s3prl-mtl[': "the extra exists",
     "export GLOO_SOCKET_IFNAME": "names an interface of another machine; the shell takes the line",

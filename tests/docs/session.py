@@ -15,12 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import not_run
 import pytest
-from pages import ROOT, Block, Command
-from typed import DOWNLOADED, training
 
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
+from tests.docs import not_run
+from tests.docs.pages import ROOT, Block, Command
+from tests.docs.typed import DOWNLOADED, training
 
 TRIED = ("export", "predict", "results", "tasks", "upstreams")
 """Commands of ours that need no corpus, and take seconds."""

@@ -10,20 +10,29 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import not_run
 import pytest
-import workplace
 import yaml
-from pages import ALL_BLOCKS, PAGES, ROOT, SHELL, Block, Command, blocks, commands, indented_code
-from session import Session, is_not_run
 from torch.distributed.run import get_args_parser as torchrun_parser
-from typed import training
 
 from s3prl_mtl import ClassificationExpert
-from s3prl_mtl import commands as command_line
-from s3prl_mtl.cli import COMMANDS, run_parser
+from s3prl_mtl.cli import run as command_line
+from s3prl_mtl.cli.main import COMMANDS, run_parser
 from s3prl_mtl.config import build_config
-from s3prl_mtl.remarks import Remarks
+from s3prl_mtl.fileio.deferred_log import Remarks
+from tests.docs import not_run, workplace
+from tests.docs.pages import (
+    ALL_BLOCKS,
+    PAGES,
+    ROOT,
+    SHELL,
+    Block,
+    Command,
+    blocks,
+    commands,
+    indented_code,
+)
+from tests.docs.session import Session, is_not_run
+from tests.docs.typed import training
 
 NAMES = list(PAGES)
 PARENTHESES = r"\(((?:[^()]|\([^()]*\))*)\)"

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from pages import PAGES, Block, Command
-from typed import training
 
-from s3prl_mtl import commands as command_line
-from s3prl_mtl.cli import run_parser
-from s3prl_mtl.remarks import Remarks
+from s3prl_mtl.cli import run as command_line
+from s3prl_mtl.cli.main import run_parser
+from s3prl_mtl.fileio.deferred_log import Remarks
+from tests.docs.pages import PAGES, Block, Command
+from tests.docs.typed import training
 
 PAGE = "docs/from-s3prl.md"
 ROWS = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pages import ROOT, Command
+from tests.docs.pages import ROOT, Command
 
 OFFICIAL = ("hubert", "hubert_base")
 SMALL_HUBERT = ROOT / "tests" / "fixtures" / "hubert" / "base_style.pt"

@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 import transformers
 import yaml
-from branch_config import write_small
-from s3prl_tasks import corpora as of_s3prl
-from s3prl_tasks.conftest import CONFIG, EXPERT, TONES
-from typed import DEMO, SMALL_HUBERT
-from upstreams.test_huggingface import make as make_huggingface
-from upstreams.zoo_checkpoints import make_checkpoint
 
-from s3prl_mtl import checkpoint as checkpoints
-from s3prl_mtl.cli import main
+from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.cli.main import main
+from tests.docs.typed import DEMO, SMALL_HUBERT
+from tests.mtl_branch.branch_config import write_small
+from tests.s3prl_compat import corpora as of_s3prl
+from tests.s3prl_compat.conftest import CONFIG, EXPERT, TONES
+from tests.upstreams.test_huggingface import make as make_huggingface
+from tests.upstreams.zoo_checkpoints import make_checkpoint
 
 BRANCH_TASKS = ("asr", "pr", "ks", "sd")
 STFT = {"n_fft": 512, "hop_length": 160, "win_length": 400, "window": "hann", "center": True}

@@ -94,8 +94,8 @@ def test_they_come_from_their_wheels_and_not_from_the_checkout(environment: Envi
 def test_they_are_listed(environment: Environment, corpora: Path):
     shown = environment.run(
         "-c",
-        "from s3prl_mtl.console import OUTPUT; OUTPUT.width = 200\n"
-        "from s3prl_mtl.cli import main\n"
+        "from s3prl_mtl.tracking.console import OUTPUT; OUTPUT.width = 200\n"
+        "from s3prl_mtl.cli.main import main\n"
         f"raise SystemExit(main(['tasks', '--data', {str(corpora)!r}]))",
     )
     rows = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines()]

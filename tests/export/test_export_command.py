@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from tuned_runs import HEAD, move, save_run, tuned
 
-from s3prl_mtl import checkpoint as checkpoints
-from s3prl_mtl.cli import main
+from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.cli.main import main
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.export import FORMATS, export
 from s3prl_mtl.export.command import Format
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.upstreams import load_upstream
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream
-from s3prl_mtl.upstreams.fairseq import load_hubert
+from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
+from tests.export.tuned_runs import HEAD, move, save_run, tuned
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,7 +155,7 @@ def test_a_failure_leaves_the_empty_folder_empty(
 
 ENDLESS = """
 import sys
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 from s3prl_mtl.export.command import FORMATS, Format
 
 def write(run, out):
@@ -309,7 +309,7 @@ def test_a_place_that_cannot_be_written_is_named(format: str, tmp_path: Path) ->
 
 FULL = """
 import resource, sys
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 raise SystemExit(main(["export", "run", "--format", sys.argv[1], "-o", "out"]))
 """

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tuned_runs import FIXTURES
 
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
+from tests.export.tuned_runs import FIXTURES
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")

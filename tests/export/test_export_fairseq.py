@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tuned_runs import FIXTURES, HUBERTS, save_run, tuned
 
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.export import export
-from s3prl_mtl.upstreams.fairseq import load_hubert, read_fairseq_checkpoint
-from s3prl_mtl.upstreams.hubert import Hubert
-from s3prl_mtl.upstreams.hubert_config import HubertConfig
+from s3prl_mtl.upstreams.hubert.config import HubertConfig
+from s3prl_mtl.upstreams.hubert.encoder import Hubert
+from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert, read_fairseq_checkpoint
+from tests.export.tuned_runs import FIXTURES, HUBERTS, save_run, tuned
 
 
 @pytest.mark.parametrize("case", HUBERTS)

@@ -10,10 +10,10 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor
-from tuned_runs import FIXTURES, layer_weights, save_run, tuned
 
 from s3prl_mtl.export import export, onnx_file
 from s3prl_mtl.upstreams import Featurizer
+from tests.export.tuned_runs import FIXTURES, layer_weights, save_run, tuned
 
 CASES = [
     ("base_style", "hidden_states"),

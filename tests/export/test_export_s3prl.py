@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from tuned_runs import (
+
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.export import export
+from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
+from s3prl_mtl.upstreams import Featurizer, load_upstream
+from tests.export.tuned_runs import (
     FIXTURES,
     HEAD,
     HUBERTS,
@@ -18,11 +23,6 @@ from tuned_runs import (
     tuned,
     waveforms,
 )
-
-from s3prl_mtl.errors import UserError
-from s3prl_mtl.export import export
-from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
-from s3prl_mtl.upstreams import Featurizer, load_upstream
 
 
 def s3prls_hubert(path: Path) -> Any:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from tuned_runs import FIXTURES, HUBERTS, move, save_run, tuned, waveforms
 
 from s3prl_mtl.export import export
-from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
+from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.upstreams import load_upstream
-from s3prl_mtl.upstreams.hubert import Hubert
-from s3prl_mtl.upstreams.hubert_config import ACTIVATIONS, HubertConfig
+from s3prl_mtl.upstreams.hubert.config import ACTIVATIONS, HubertConfig
+from s3prl_mtl.upstreams.hubert.encoder import Hubert
+from tests.export.tuned_runs import FIXTURES, HUBERTS, move, save_run, tuned, waveforms
 
 
 def load(folder: Path) -> Any:

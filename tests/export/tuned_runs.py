@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s3prl_mtl import checkpoint as checkpoints
-from s3prl_mtl import snapshot
+from s3prl_mtl.checkpoint import contents as snapshot
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.upstreams import Featurizer, Hubert, Upstream
-from s3prl_mtl.upstreams.fairseq import load_hubert
+from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 HUBERTS = ["base_style", "large_style", "odd_base", "odd_large", "odd_frozen"]

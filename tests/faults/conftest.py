@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from faults.launching import Launcher
+
+from tests.faults.launching import Launcher
 
 
 @pytest.fixture(scope="session")

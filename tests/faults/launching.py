@@ -14,10 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from comparison import assert_same
-
-from s3prl_mtl import checkpoint as checkpoints
-from s3prl_mtl.tracking import read_metrics
+from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.tracking.tracker import read_metrics
+from tests.comparison import assert_same
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "run_scripts" / "demo.yaml"
@@ -25,7 +24,7 @@ DEMO = ROOT / "run_scripts" / "demo.yaml"
 DEADLINE_SECONDS = 120.0
 """For whatever a test waits for. A run that is well takes a small part of it."""
 
-TRACE = "s3prl_mtl/cli.py"
+TRACE = "s3prl_mtl/cli/main.py"
 """In every traceback of a run; torchrun prints one of its own when a rank fails."""
 
 POLL_SECONDS = 0.002

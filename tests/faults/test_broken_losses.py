@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from faults.launching import TRACE, Launcher, words_of
 
-from s3prl_mtl import checkpoint as checkpoints
-from s3prl_mtl.tracking import read_metrics
+from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.tracking.tracker import read_metrics
+from tests.faults.launching import TRACE, Launcher, words_of
 
 Plugin = Callable[[str], dict[str, str]]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults.launching import TRACE, Launcher, Run, assert_ended_alike, words_of
 
-from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
+from tests.faults.launching import TRACE, Launcher, Run, assert_ended_alike, words_of
 
 WORDS = words_of("ks,er", 20)
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults.launching import Launcher, assert_ended_alike, children, send, words_of
+
+from tests.faults.launching import Launcher, assert_ended_alike, children, send, words_of
 
 # One utterance a batch: epochs that are long enough for workers to be met at work.
 WORDS = words_of(

@@ -11,7 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults.launching import TRACE, Launcher, assert_ended_alike, newest, partial_files, words_of
+
+from tests.faults.launching import (
+    TRACE,
+    Launcher,
+    assert_ended_alike,
+    newest,
+    partial_files,
+    words_of,
+)
 
 WORDS = words_of("ks,er", 20)
 LIMIT_BYTES = 1_000_000

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults.launching import Launcher, Run, assert_ended_alike, newest, send, words_of
 
-from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
+from tests.faults.launching import Launcher, Run, assert_ended_alike, newest, send, words_of
 
 STARTING_SECONDS = 6.0
 """From the first import to the first step, on a machine with other things to do."""

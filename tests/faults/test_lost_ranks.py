@@ -10,7 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults.launching import TRACE, Launcher, assert_ended_alike, is_alive, newest, send, words_of
+
+from tests.faults.launching import (
+    TRACE,
+    Launcher,
+    assert_ended_alike,
+    is_alive,
+    newest,
+    send,
+    words_of,
+)
 
 TIMEOUT = 10.0
 WORDS = words_of("ks,er", 400, "--timeout", f"{TIMEOUT:g}")

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults.launching import Launcher, assert_ended_alike, send, words_of
 
-from s3prl_mtl.tracking import read_metrics
+from s3prl_mtl.tracking.tracker import read_metrics
+from tests.faults.launching import Launcher, assert_ended_alike, send, words_of
 
 WORDS = words_of("ks,er", 20)
 

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults.launching import (
+
+from s3prl_mtl.checkpoint import files as checkpoints
+from tests.faults.launching import (
     TRACE,
     Launcher,
     Run,
@@ -23,8 +25,6 @@ from faults.launching import (
     send,
     words_of,
 )
-
-from s3prl_mtl import checkpoint as checkpoints
 
 GRACE_SECONDS = 30.0
 """What schedulers and torchrun give."""

@@ -15,11 +15,11 @@ import soundfile
 import torch
 
 import s3prl_mtl
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 from s3prl_mtl.config import build_config
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.plugins import load_task
-from s3prl_mtl.runner import MultiTaskRunner
+from s3prl_mtl.registry.plugins import load_task
+from s3prl_mtl.training.runner import MultiTaskRunner
 
 # `quiet` has no `predict`. What `moody` says of an utterance of over 100 frames is `Moody.says`.
 GUESTS = """

@@ -16,12 +16,12 @@ import soundfile
 import torch
 
 import s3prl_mtl
-from s3prl_mtl.cli import main
+from s3prl_mtl.cli.main import main
 from s3prl_mtl.config import build_config, parse_tasks
 from s3prl_mtl.data import read_audio
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.metrics import decide_speech, find_slots, without_slots
-from s3prl_mtl.runner import MultiTaskRunner
+from s3prl_mtl.training.runner import MultiTaskRunner
 
 SMALL_HEADS = Path(__file__).parents[2] / "run_scripts" / "demo.yaml"
 SECONDS_A_FRAME = 0.01
@@ -55,14 +55,14 @@ def trained(runner: MultiTaskRunner) -> s3prl_mtl.TrainedRun:
 
 def evaluated(runner: MultiTaskRunner, task: str) -> tuple[list[Any], dict[str, list[Any]]]:
     """The cuts of a task's test split, and what its expert recorded of them one by one."""
-    runner.encoding.set_training(False)
+    runner.encoder.set_training(False)
     expert = runner.tasks[task].expert.eval()
     split = runner.tasks[task].test_splits[0]
     records: dict[str, list[Any]] = defaultdict(list)
     expert.prepare(split)
     with torch.no_grad():
         for wavs, *others in expert.get_dataloader(split):
-            expert(split, runner.encoding.features(wavs), *others, records=records)
+            expert(split, runner.encoder.features(wavs), *others, records=records)
     return list(expert._split_cuts[split]), records
 
 

@@ -39,6 +39,7 @@ def edits(reference: Sequence[object], hypothesis: Sequence[object]) -> int:
     return distance(len(reference), len(hypothesis))
 
 
+@pytest.mark.usefixtures("either_edit_distance")
 def test_asr_rates_of_the_original_are_ours_with_the_two_sides_exchanged(
     golden: Callable[[str], Golden],
 ) -> None:
@@ -61,6 +62,7 @@ def test_asr_rates_of_the_original_are_ours_with_the_two_sides_exchanged(
     assert token_error_rate(*units) == pytest.approx(50 / 51)
 
 
+@pytest.mark.usefixtures("either_edit_distance")
 def test_phone_error_rate_equals_that_of_the_original(golden: Callable[[str], Golden]) -> None:
     expected = golden("pr")
     records = expected["records"]
@@ -68,6 +70,7 @@ def test_phone_error_rate_equals_that_of_the_original(golden: Callable[[str], Go
     assert rate == pytest.approx(expected["logged"]["ctc-libriphone/dev-wer"])
 
 
+@pytest.mark.usefixtures("either_edit_distance")
 def test_token_error_rate_equals_the_definition() -> None:
     drawn = random.Random(0)
     for _ in range(50):
@@ -79,21 +82,25 @@ def test_token_error_rate_equals_the_definition() -> None:
         assert token_error_rate(references, hypotheses) == pytest.approx(expected)
 
 
+@pytest.mark.usefixtures("either_edit_distance")
 def test_rates_are_of_totals_not_means_of_rates() -> None:
     assert word_error_rate(["A B C D", "A"], ["A B C D", "B"]) == pytest.approx(1 / 5)
 
 
+@pytest.mark.usefixtures("either_edit_distance")
 def test_an_empty_hypothesis_loses_every_word_and_insertions_can_exceed_one() -> None:
     assert word_error_rate(["A B C"], [""]) == 1.0
     assert word_error_rate(["A"], ["B C D"]) == 3.0
 
 
+@pytest.mark.usefixtures("either_edit_distance")
 def test_words_part_at_white_space_unless_a_separator_is_given() -> None:
     assert word_error_rate(["A B"], ["  A   B "]) == 0.0
     # One space parts "A", "" and "B": one word too many.
     assert word_error_rate(["A B"], ["A  B"], separator=" ") == 0.5
 
 
+@pytest.mark.usefixtures("either_edit_distance")
 def test_characters_count_spaces() -> None:
     assert character_error_rate(["AB C"], ["ABC"]) == 0.25
 

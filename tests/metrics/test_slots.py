@@ -37,6 +37,7 @@ def fraction(name: str, original: float) -> float:
     return original / 100 if name.startswith("slot_edit") else original
 
 
+@pytest.mark.usefixtures("either_edit_distance")
 @pytest.mark.parametrize("name", sorted(METRICS))
 def test_slot_metrics_equal_those_of_the_original(
     name: str, golden: Callable[[str], Golden]
@@ -46,6 +47,7 @@ def test_slot_metrics_equal_those_of_the_original(
     assert value == pytest.approx(fraction(name, slot["values"][name]), rel=1e-9)
 
 
+@pytest.mark.usefixtures("either_edit_distance")
 @pytest.mark.parametrize("name", sorted(METRICS))
 def test_slot_metrics_of_the_original_head_are_reproduced(
     name: str, golden: Callable[[str], Golden]

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_zoo import WITH_SETTINGS, WITHOUT_DOWNLOAD
-from test_zoo_transformers import CLASSES
-from zoo_checkpoints import DOWNLOADED, MAKERS
 
-from s3prl_mtl.cli import run_parser
-from s3prl_mtl.upstreams.zoo import zoo_names
+from s3prl_mtl.cli.main import run_parser
+from s3prl_mtl.upstreams.zoo.s3prl_upstreams import zoo_names
+from tests.upstreams.test_zoo import WITH_SETTINGS, WITHOUT_DOWNLOAD
+from tests.upstreams.test_zoo_transformers import CLASSES
+from tests.upstreams.zoo_checkpoints import DOWNLOADED, MAKERS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "upstreams.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.DOTALL)
@@ -27,7 +27,7 @@ ROWS = {
 
 IMPORT_ALL = """
 import json, sys
-from s3prl_mtl.upstreams.zoo_hub import import_hub
+from s3prl_mtl.upstreams.zoo.hub import import_hub
 imported = {}
 for module in json.loads(sys.argv[1]):
     try:

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.upstreams.fairseq import (
+from s3prl_mtl.upstreams.hubert.config import HubertConfig, parse_conv_layers
+from s3prl_mtl.upstreams.hubert.encoder import Hubert
+from s3prl_mtl.upstreams.hubert.fairseq_file import (
     load_hubert,
     read_fairseq_checkpoint,
     write_fairseq_checkpoint,
 )
-from s3prl_mtl.upstreams.hubert import Hubert
-from s3prl_mtl.upstreams.hubert_config import HubertConfig, parse_conv_layers
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "hubert"
 CASES = ["base_style", "large_style", "odd_base", "odd_large", "odd_frozen", "written"]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.upstreams import convolutions
-from s3prl_mtl.upstreams import hubert as hubert_module
-from s3prl_mtl.upstreams.fairseq import load_hubert
-from s3prl_mtl.upstreams.hubert import Hubert, hubert_from_state
-from s3prl_mtl.upstreams.hubert_config import HubertConfig
+from s3prl_mtl.upstreams.hubert import convolutions
+from s3prl_mtl.upstreams.hubert import encoder as hubert_module
+from s3prl_mtl.upstreams.hubert.config import HubertConfig
+from s3prl_mtl.upstreams.hubert.encoder import Hubert, hubert_from_state
+from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "hubert"
 GOLDEN = ["base_style", "large_style"]

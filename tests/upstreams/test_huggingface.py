@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -13,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.config import build_config
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.runner import MultiTaskRunner
-from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
-from s3prl_mtl.upstreams import huggingface, load_upstream, rebuild_upstream
+from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
+from s3prl_mtl.training.runner import MultiTaskRunner
+from s3prl_mtl.upstreams import load_upstream, rebuild_upstream
 
 ensure_torchaudio()
 import transformers  # noqa: E402
@@ -314,7 +315,7 @@ def test_names_and_flags_that_make_no_sense_are_refused(saved, monkeypatch: pyte
     def find_spec(name: str) -> None:
         return None
 
-    monkeypatch.setattr(huggingface.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     with pytest.raises(UserError, match=r"pip install 's3prl-mtl\[transformers\]'"):
         load_upstream("hf:anything")
 

@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from s3prl_mtl import plugins
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
-from s3prl_mtl.upstreams import load_upstream, rebuild_upstream, zoo
+from s3prl_mtl.registry import plugins
+from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
+from s3prl_mtl.upstreams import load_upstream, rebuild_upstream
 from s3prl_mtl.upstreams.builtin import TINY_WEIGHTS
-from s3prl_mtl.upstreams.fairseq import write_fairseq_checkpoint
-from s3prl_mtl.upstreams.hubert import Hubert
-from s3prl_mtl.upstreams.tiny import make_tiny
+from s3prl_mtl.upstreams.hubert.encoder import Hubert
+from s3prl_mtl.upstreams.hubert.fairseq_file import write_fairseq_checkpoint
+from s3prl_mtl.upstreams.hubert.tiny import make_tiny
+from s3prl_mtl.upstreams.zoo import s3prl_upstreams as zoo
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "hubert"
 
@@ -202,7 +203,7 @@ def test_missing_s3prl_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -
 
 def test_torchaudio_imports_in_a_fresh_process() -> None:
     program = (
-        "from s3prl_mtl.torchaudio_fallback import ensure_torchaudio\n"
+        "from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio\n"
         "ensure_torchaudio(); ensure_torchaudio()\n"
         "import torch, torchaudio\n"
         "print(torchaudio.functional.resample(torch.zeros(1, 160), 16000, 8000).shape[1])\n"
@@ -223,7 +224,7 @@ def test_broken_extension_is_replaced_by_the_stand_in(tmp_path: Path) -> None:
     (package / "_extension.py").write_text("raise OSError('libcudart.so: cannot open')\n")
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from s3prl_mtl.torchaudio_fallback import ensure_torchaudio\n"
+        "from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio\n"
         "ensure_torchaudio()\nimport torchaudio\nprint(torchaudio.WORKS)\n"
         "try: torchaudio.align()\nexcept RuntimeError as error: print(error)\n"
     )

@@ -10,15 +10,22 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
-from zoo_checkpoints import MAKERS, SPECTROGRAM, make_checkpoint, of_s3prl, smaller_decoar
 
-from s3prl_mtl import checkpoint as checkpoints
-from s3prl_mtl import snapshot
+from s3prl_mtl.checkpoint import contents as snapshot
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.config import build_config
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.runner import MultiTaskRunner
-from s3prl_mtl.upstreams import Featurizer, load_upstream, rebuild_upstream, skeleton
-from s3prl_mtl.upstreams.zoo import zoo_names
+from s3prl_mtl.training.runner import MultiTaskRunner
+from s3prl_mtl.upstreams import Featurizer, load_upstream, rebuild_upstream
+from s3prl_mtl.upstreams.zoo import skeleton
+from s3prl_mtl.upstreams.zoo.s3prl_upstreams import zoo_names
+from tests.upstreams.zoo_checkpoints import (
+    MAKERS,
+    SPECTROGRAM,
+    make_checkpoint,
+    of_s3prl,
+    smaller_decoar,
+)
 
 WITHOUT_DOWNLOAD = {
     "baseline": (240, 1, 160),

@@ -14,15 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-from test_zoo import alone, run_config, waveforms
-from zoo_checkpoints import DOWNLOADED, make_checkpoint
 
-from s3prl_mtl import checkpoint as checkpoints
+from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.runner import MultiTaskRunner
-from s3prl_mtl.upstreams import load_upstream, rebuild_upstream, skeleton
-from s3prl_mtl.upstreams.zoo_files import KEPT_BYTES, downloads, keep_files, write_kept
-from s3prl_mtl.upstreams.zoo_hub import import_hub, zoo_names
+from s3prl_mtl.training.runner import MultiTaskRunner
+from s3prl_mtl.upstreams import load_upstream, rebuild_upstream
+from s3prl_mtl.upstreams.zoo import skeleton
+from s3prl_mtl.upstreams.zoo.files import KEPT_BYTES, downloads, keep_files, write_kept
+from s3prl_mtl.upstreams.zoo.hub import import_hub, zoo_names
+from tests.upstreams.test_zoo import alone, run_config, waveforms
+from tests.upstreams.zoo_checkpoints import DOWNLOADED, make_checkpoint
 
 
 def s3prl_download() -> Any:

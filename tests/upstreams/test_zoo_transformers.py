@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_huggingface import SIZE
-from test_zoo import alone, waveforms
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
+from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.upstreams import load_upstream, rebuild_upstream
-from s3prl_mtl.upstreams.zoo_hub import import_hub
+from s3prl_mtl.upstreams.zoo.hub import import_hub
+from tests.upstreams.test_huggingface import SIZE
+from tests.upstreams.test_zoo import alone, waveforms
 
 ensure_torchaudio()
 import transformers  # noqa: E402

@@ -13,8 +13,8 @@ from unittest import mock
 
 import torch
 
-from s3prl_mtl.torchaudio_fallback import ensure_torchaudio
-from s3prl_mtl.upstreams.zoo_hub import import_hub
+from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
+from s3prl_mtl.upstreams.zoo.hub import import_hub
 
 CONVOLUTIONS = "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2"
 WIDTH = 16

@@ -1,0 +1,51 @@
+"""`--version`: what a bug report needs to know of the installation."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+PACKAGES = ("torch", "torchaudio", "lhotse", "numpy", "s3prl", "transformers", "torchjd")
+
+
+def versions() -> dict[str, str]:
+    """Name and version of everything that results may depend on, s3prl-mtl first.
+
+    Returns:
+        ``cuda`` is the version that torch was built for, or `none`; ``gpus`` names the GPUs that
+        torch can use.
+    """
+    import torch
+
+    found = {"s3prl-mtl": _installed("s3prl-mtl"), "python": platform.python_version()}
+    found |= {name: _installed(name) for name in PACKAGES}
+    count = torch.cuda.device_count()
+    gpus = [torch.cuda.get_device_name(index) for index in range(count)]
+    return {
+        **found,
+        "cuda": torch.version.cuda or "none",
+        "gpus": ", ".join(gpus) or "none",
+        "platform": platform.platform(),
+    }
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+class ShowVersions(argparse.Action):
+    """Print a line for each of `versions` and exit."""
+
+    def __init__(self, option_strings: list[str], dest: str, **_: Any) -> None:
+        text = "show the versions of s3prl-mtl, torch, CUDA and others"
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=text)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        for name, value in versions().items():
+            print(f"{name} {value}")
+        parser.exit()

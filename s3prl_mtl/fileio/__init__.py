@@ -1,0 +1,1 @@
+"""Atomic writes, YAML files and torch files that never execute code."""

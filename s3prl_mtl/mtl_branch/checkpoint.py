@@ -1,0 +1,167 @@
+"""The checkpoints of the branch, `states-*.ckpt` and `<task>/*-best.ckpt`, as those of a run here.
+
+They hold `Upstream`, `Featurizer`, a state dict for each task under its name, `Epoch.<task>`,
+`Step`, `Args`, `Config`, and two optimizers and schedules, which are not taken over.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.safe_torch import to_plain
+from s3prl_mtl.mtl_branch.block import Block, Notes
+from s3prl_mtl.mtl_branch.config import translate
+from s3prl_mtl.mtl_branch.tasks import task_of
+from s3prl_mtl.training.skips import SkipCounts
+from s3prl_mtl.upstreams.hubert.config import HubertConfig
+
+logger = logging.getLogger(__name__)
+
+ORIGIN = "s3prl's multi-task branch"
+"""What `Origin` says in the place of nothing: `Config` is not complete, `Labels` are not there."""
+
+_EPOCH = "Epoch."
+_WEIGHT_OF_LOSS = "log_sigma"
+_WRAPPED = "module."
+
+# The names in s3prl of what reads fairseq's own files.
+_FAIRSEQ_FILES = ("hubert_local", "hubert_custom", "hubert_url")
+
+# The encoders that s3prl downloads for these names, as their fairseq files state them.
+_BASE = HubertConfig(dropout_input=0.1, feature_grad_mult=0.1)
+_LARGE = HubertConfig(
+    extractor_mode="layer_norm",
+    encoder_layers=24,
+    encoder_embed_dim=1024,
+    encoder_ffn_embed_dim=4096,
+    encoder_attention_heads=16,
+    layer_norm_first=True,
+    normalize=True,
+    dropout=0.0,
+    attention_dropout=0.0,
+)
+_OFFICIAL = {"hubert": _BASE, "hubert_base": _BASE, "hubert_large_ll60k": _LARGE}
+
+
+def is_of_branch(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether the branch wrote this, judging by its keys."""
+    return (
+        "Format" not in checkpoint
+        and {"Step", "Args", "Config", "Featurizer"} <= set(checkpoint)
+        and any(str(key).startswith(_EPOCH) for key in checkpoint)
+    )
+
+
+def from_branch(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A checkpoint of the branch with the keys of ours, enough to evaluate and to start from.
+
+    `Upstream` is empty where the encoder was frozen: the branch then does not save it. `Config`
+    is a layer over the defaults, not complete.
+
+    Args:
+        checkpoint: what the file holds.
+        path: the file, for errors.
+
+    Raises:
+        UserError: a task of it is none of the nine, its weights are missing, or a part of it is
+            not what the branch writes.
+    """
+    settings = to_plain(checkpoint["Config"])
+    arguments = to_plain(checkpoint["Args"])
+    names = [str(key).removeprefix(_EPOCH) for key in checkpoint if str(key).startswith(_EPOCH)]
+    for name in names:
+        if name not in checkpoint:
+            raise UserError(f"The checkpoint lacks the head of {name!r}.", where=str(path))
+    parts = {name: checkpoint[name] for name in (*names, "Featurizer")}
+    parts |= {"Config": settings, "Args": arguments, "Upstream": checkpoint.get("Upstream") or {}}
+    for key, value in parts.items():
+        if not isinstance(value, Mapping):
+            raise UserError(
+                f"`{key}` of the checkpoint is {type(value).__name__}, where the branch has a "
+                "mapping.",
+                where=str(path),
+                fix="Give a checkpoint that the branch has written, as it is.",
+            )
+    if not isinstance(checkpoint["Step"], int):
+        raise UserError(f"`Step` is {checkpoint['Step']!r}, not a number.", where=str(path))
+    tasks = {_task(name, settings, path): name for name in names}
+    encoder = unwrapped(checkpoint.get("Upstream") or {})
+    upstream, ckpt = arguments.get("upstream"), arguments.get("upstream_ckpt")
+    return {
+        "Format": 2,
+        "Origin": ORIGIN,
+        "Step": checkpoint["Step"],
+        "Tallies": SkipCounts(list(tasks)).state_dict(),
+        "Config": {
+            **_config(settings, path),
+            "upstream": {
+                "name": "hubert" if upstream in _FAIRSEQ_FILES else upstream,
+                "ckpt": ckpt,
+                "config": arguments.get("upstream_model_config"),
+                "feature_selection": _selection(arguments, checkpoint["Featurizer"]),
+                "freeze": not arguments.get("upstream_trainable", False),
+            },
+            "seed": arguments.get("seed", 1337),
+            "downstream": list(tasks),
+        },
+        "Upstream": encoder,
+        "UpstreamInfo": _official(upstream, encoder) if encoder and not ckpt else None,
+        "Featurizer": unwrapped(checkpoint["Featurizer"]),
+        "Tasks": {
+            task: {"Downstream": _head(checkpoint[name]), "Labels": None, "Decision": {}}
+            for task, name in tasks.items()
+        },
+    }
+
+
+def _task(name: str, settings: Mapping[str, Any], path: Path) -> str:
+    if name not in settings:
+        raise UserError(f"The checkpoint's config has no block {name!r}.", where=str(path))
+    return task_of(Block(settings[name], f"Config.{name}", path, Notes()))
+
+
+def _config(settings: dict[str, Any], path: Path) -> dict[str, Any]:
+    try:
+        # Nobody wrote these settings for this run: what has no meaning here is not said.
+        return translate(settings, path, Remarks())
+    except UserError as mistake:
+        # Weights can be taken from it all the same.
+        logger.warning("The settings in %s are not taken over: %s", path, mistake)
+        return {}
+
+
+def _selection(arguments: Mapping[str, Any], featurizer: Mapping[str, Any]) -> str:
+    """The branch's `default` is the last layer's output; so is whatever has no weights."""
+    if not featurizer:
+        return "last_hidden_state"
+    return str(arguments.get("upstream_feature_selection", "layer_results"))
+
+
+def unwrapped(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights by their own names, without what DistributedDataParallel puts before each."""
+    return {name.removeprefix(_WRAPPED): value for name, value in weights.items()}
+
+
+def _head(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """A head without the weight of its loss, which `--auto_loss_weights` gives it there."""
+    return {name: value for name, value in unwrapped(weights).items() if name != _WEIGHT_OF_LOSS}
+
+
+def _official(upstream: object, encoder: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What rebuilds an encoder that s3prl has by name, so that its original is not needed."""
+    config = _OFFICIAL.get(str(upstream))
+    if config is None:
+        return None
+    bare = {name.removeprefix("model."): value for name, value in encoder.items()}
+    shapes = {name: value.shape for name, value in bare.items() if isinstance(value, torch.Tensor)}
+    values = config.to_dict()
+    values["final_proj_dim"] = shapes.get("final_proj.weight", (0,))[0]
+    values["label_embeddings"] = list(shapes.get("label_embs_concat", (0, 0)))
+    return {"kind": "hubert", "config": values, "fairseq_header": None}

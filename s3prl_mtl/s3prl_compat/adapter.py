@@ -1,0 +1,222 @@
+"""An expert of s3prl in our runner: its class, unmodified, behind what the runner expects."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from s3prl_mtl.data.epoch_reader import accepts_argument
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.s3prl_compat.loading import load_expert
+from s3prl_mtl.s3prl_compat.task_spec import PREFIX, parse_spec
+from s3prl_mtl.tasks.base import ScalarLogger
+
+logger = logging.getLogger(__name__)
+
+
+def load_as_task(word: str, folder: str | None = None) -> type:
+    """The class of a task `s3prl:...`, ready for the runner.
+
+    Args:
+        word: the task's name, or the word after `-d`.
+        folder: of the expert, where the word is only a name.
+
+    Raises:
+        UserError: there is no such expert, or it cannot be imported.
+    """
+    parsed = parse_spec(word)
+    place = folder or parsed.folder or parsed.name.removeprefix(PREFIX)
+    return as_task(load_expert(place), place)
+
+
+def as_task(expert: type, folder: str) -> type:
+    """A class that the runner trains: a subclass of the expert's own, of the same parameters.
+
+    Args:
+        expert: s3prl's `DownstreamExpert` of a folder.
+        folder: for errors.
+    """
+    return type(expert.__name__, (S3prlTask, expert), {"folder": folder})
+
+
+@dataclass(frozen=True)
+class Single:
+    """What an expert recorded under a key of its own, where the runner puts lists together."""
+
+    value: Any
+
+
+class S3prlTask:
+    """Comes before s3prl's class and smooths out where its runner is more forgiving than ours.
+
+    - s3prl's experts may change the settings that they got (`ctc` takes `num_workers` out, and
+      with the next loader reads with 12): they get a copy, put back before each loader.
+    - They may record a value that is no list, under a key that no other batch has (`sv_voxceleb1`
+      keeps each embedding under its file's name).
+    - Their workers are forked, whatever Python's default is.
+    - They may log more than scalars, and return nothing where no checkpoint is earned.
+    - What they raise on a wrong path or setting names their folder.
+    """
+
+    folder: ClassVar[str]
+
+    def __init__(
+        self,
+        upstream_dim: int,
+        upstream_rate: int,
+        downstream_expert: Mapping[str, Any],
+        expdir: str | os.PathLike[str],
+        **arguments: Any,
+    ) -> None:
+        settings = copy.deepcopy(dict(downstream_expert))
+        try:
+            super().__init__(  # type: ignore[call-arg]
+                upstream_dim=upstream_dim,
+                upstream_rate=upstream_rate,
+                downstream_expert=settings,
+                expdir=str(expdir),
+                **arguments,
+            )
+        except Exception as cause:
+            raise self._failed("cannot be built", cause) from cause
+        self._settings = settings
+        # Not as they were given: `diarization` fills some in.
+        self._built_settings = copy.deepcopy(settings)
+
+    def get_dataloader(self, split: str, epoch: int = 0) -> Iterable[Any]:
+        """The expert's loader of a split.
+
+        Raises:
+            UserError: the expert cannot make it.
+        """
+        get_dataloader = super().get_dataloader  # type: ignore[misc]
+        _put_back(self._settings, self._built_settings)
+        arguments = {"epoch": epoch} if accepts_argument(get_dataloader, "epoch") else {}
+        try:
+            loader: Iterable[Any] | None = get_dataloader(split, **arguments)
+        except Exception as cause:
+            raise self._failed(f"cannot load the split {split!r}", cause) from cause
+        if loader is None:
+            raise UserError(
+                f"s3prl's expert {self.folder!r} has no split {split!r}.",
+                where="train_split, dev_splits or test_splits of the task, or -t",
+                fix="Its get_dataloader says which ones it has.",
+            )
+        if isinstance(loader, DataLoader):
+            _fork_workers(loader)
+        return loader
+
+    def forward(
+        self,
+        split: str,
+        features: list[Tensor],
+        *others: Any,
+        records: dict[str, list[Any]],
+        **numbers: int,
+    ) -> Tensor:
+        """The expert's loss of a batch; see :class:`s3prl_mtl.tasks.base.TaskExpert`."""
+        forward = super().forward  # type: ignore[misc]
+        known = {name: n for name, n in numbers.items() if accepts_argument(forward, name)}
+        own: dict[str, Any] = defaultdict(list)
+        try:
+            loss: Tensor = forward(split, features, *others, records=own, **known)
+        except (AssertionError, RuntimeError) as cause:
+            if features[0].is_cuda or not _wants_gpu(cause):
+                raise
+            raise UserError(
+                f"s3prl's expert {self.folder!r} calls .cuda() by itself: it runs on a GPU only.",
+                where="--device",
+                fix="Train it on a machine with a GPU, or leave it out of -d.",
+            ) from cause
+        for key, values in own.items():
+            if isinstance(values, list):
+                records[key] += values
+            else:
+                records[key].append(Single(values))
+        return loss
+
+    def log_records(
+        self,
+        split: str,
+        records: Mapping[str, Sequence[Any]],
+        logger: ScalarLogger,
+        global_step: int,
+        batch_ids: Sequence[int] = (),
+        total_batch_num: int = 0,
+    ) -> list[str]:
+        """Let the expert report its metrics, and the checkpoints that they earn."""
+        plain: dict[str, Any] = defaultdict(list)
+        for key, values in records.items():
+            single = len(values) > 0 and all(isinstance(value, Single) for value in values)
+            plain[key] = values[-1].value if single else list(values)
+        names = super().log_records(  # type: ignore[misc]
+            split,
+            records=plain,
+            logger=ScalarsOnly(logger),
+            global_step=global_step,
+            batch_ids=list(batch_ids),
+            total_batch_num=total_batch_num,
+        )
+        return list(names) if isinstance(names, list) else []
+
+    def _failed(self, what: str, cause: Exception) -> UserError:
+        if isinstance(cause, UserError):
+            return cause
+        reason = " ".join(str(cause).split()).rstrip(".")
+        return UserError(
+            f"s3prl's expert {self.folder!r} {what}: {type(cause).__name__}: {reason}.",
+            where="its settings, `downstream_expert` in its block of the config",
+            fix="Relative paths there are looked for in the working folder; --verbose shows where "
+            "it failed.",
+        )
+
+
+class ScalarsOnly:
+    """The runner's logger for an expert that may also log sounds and pictures to TensorBoard."""
+
+    def __init__(self, scalars: ScalarLogger) -> None:
+        self.scalars = scalars
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        self.scalars.add_scalar(tag, float(scalar_value), global_step=global_step)
+
+    def add_audio(self, tag: str, *_arguments: object, **_settings: object) -> None:
+        logger.debug("%s is not kept: only numbers are.", tag)
+
+    add_image = add_figure = add_text = add_histogram = add_embedding = add_audio
+
+
+def _fork_workers(loader: DataLoader[Any]) -> None:
+    """Let the workers of a loader know the modules of experts.
+
+    They are imported by a finder that a spawned process does not have, and newer Pythons no longer
+    fork where nobody asks for it.
+    """
+    chosen = loader.num_workers > 0 and loader.multiprocessing_context is None
+    if chosen and sys.platform == "linux":
+        loader.multiprocessing_context = "fork"
+
+
+def _wants_gpu(error: Exception) -> bool:
+    text = str(error)
+    return "not compiled with CUDA" in text or "NVIDIA" in text or "CUDA GPUs" in text
+
+
+def _put_back(settings: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Make settings what they were, in place: parts of them are attributes of the expert."""
+    for key in settings.keys() - given.keys():
+        del settings[key]
+    for key, value in given.items():
+        if isinstance(value, Mapping) and isinstance(settings.get(key), dict):
+            _put_back(settings[key], value)
+        else:
+            settings[key] = copy.deepcopy(value)

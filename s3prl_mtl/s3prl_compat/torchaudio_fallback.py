@@ -1,0 +1,101 @@
+"""The one way to import torchaudio, and packages that import it: s3prl and transformers.
+
+torchaudio's published wheel is linked against CUDA: beside a CPU-only torch its import raises
+``OSError``, and so do those of s3prl and transformers. torchaudio supports running without its
+compiled extension, so where that does not load a replacement says that it is not available.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NoReturn
+
+from s3prl_mtl.errors import UserError
+
+__all__ = ["ensure_torchaudio", "import_transformers"]
+
+logger = logging.getLogger(__name__)
+
+EXTENSION = "torchaudio._extension"
+
+
+def ensure_torchaudio(*, required: bool = True) -> None:
+    """Import torchaudio, without its compiled extension if that does not load.
+
+    Call it before anything that imports torchaudio, s3prl or transformers.
+
+    Args:
+        required: torchaudio has to be installed; if not, do nothing where it is absent.
+
+    Raises:
+        UserError: it is required and not installed.
+    """
+    if not required and importlib.util.find_spec("torchaudio") is None:
+        return
+    try:
+        importlib.import_module("torchaudio")
+        return
+    except ModuleNotFoundError as error:
+        if error.name != "torchaudio":
+            raise
+        raise UserError(
+            "torchaudio is not installed.",
+            where="this Python environment",
+            fix="Install it with `pip install 's3prl-mtl[s3prl]'`.",
+            code="missing-package",
+        ) from None
+    except (OSError, ImportError, RuntimeError) as error:
+        logger.debug("torchaudio's extension does not load: %s", error)
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
+        del sys.modules[name]  # Left over from the failed import.
+    sys.modules[EXTENSION] = _unavailable_extension()
+    importlib.import_module("torchaudio")
+
+
+def import_transformers(where: str) -> Any:
+    """Import transformers.
+
+    Args:
+        where: the flag that needs it, for the error.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError(
+            "transformers is not installed.",
+            where=where,
+            fix="Install it with `pip install 's3prl-mtl[transformers]'`.",
+            code="missing-package",
+        )
+    ensure_torchaudio(required=False)  # transformers imports it if it is installed.
+    return importlib.import_module("transformers")
+
+
+def _unavailable_extension() -> ModuleType:
+    """A ``torchaudio._extension`` which says that nothing compiled is available."""
+
+    def fail_if_no_align(function: Callable[..., object]) -> Callable[..., object]:
+        def refuse(*_arguments: object, **_settings: object) -> NoReturn:
+            raise RuntimeError(f"{function.__name__} needs torchaudio's compiled extension.")
+
+        return refuse
+
+    def load_library(_name: str) -> bool:
+        return False
+
+    values: dict[str, object] = {
+        "_IS_TORCHAUDIO_EXT_AVAILABLE": False,
+        "_IS_ALIGN_AVAILABLE": False,
+        "_check_cuda_version": lambda: None,
+        "_load_lib": load_library,
+        "fail_if_no_align": fail_if_no_align,
+    }
+    module = ModuleType(EXTENSION)
+    module.__dict__.update(values)
+    return module

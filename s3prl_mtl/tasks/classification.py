@@ -1,0 +1,152 @@
+"""The base of tasks that give one answer, or a few, for a whole utterance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from lhotse import CutSet
+from torch import Tensor, nn
+
+from s3prl_mtl.data import apply_gain, load_waveform, random_crop
+from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.metrics import accuracy
+from s3prl_mtl.nn import head_from_settings, pad_features
+from s3prl_mtl.tasks.base import TaskExpert
+from s3prl_mtl.tasks.metric import Metric
+
+
+class ClassificationExpert(TaskExpert):
+    """A task that asks one question of an utterance (who speaks?), or several at once.
+
+    The head is SUPERB's: `projector`, then the model that `modelrc` selects, with as many outputs
+    as all questions together have answers. The loss is the sum of a cross-entropy for each
+    question; an utterance counts as right if all its answers are. A task states its corpus::
+
+        class SpokenLanguage(ClassificationExpert):
+            name = "lid"
+            corpus_type = MyCorpus      # labels `class`, label space `classes`
+
+    Settings: `modelrc.projector_dim`, `modelrc.select`; where the corpus is and the batch sizes in
+    `datarc`; there too, if the task wants it, `max_timestep`: training utterances that are longer
+    (in samples) are cut to a random stretch of that length.
+    """
+
+    metrics: ClassVar[tuple[Metric, ...]] = (Metric("acc", "higher", "accuracy"),)
+    questions: ClassVar[Mapping[str, str]] = {"class": "classes"}
+    """For each question the label of an utterance that answers it, and the list of the label space
+    that holds the answers."""
+    gain_decibels: ClassVar[float] = 0.0
+    """How much louder (or softer) every waveform is made."""
+
+    def build_head(self) -> None:
+        self.answers = {
+            label: {answer: number for number, answer in enumerate(self.label_list(space))}
+            for label, space in self.questions.items()
+        }
+        self.answer_counts = [len(numbers) for numbers in self.answers.values()]
+        self.choice_setting("modelrc", "select", choices=("UtteranceLevel",))
+        width = self.size_setting("modelrc", "projector_dim")
+        self.projector = nn.Linear(self.upstream_dim, width)
+        self.model = head_from_settings(
+            width,
+            sum(self.answer_counts),
+            self.setting("modelrc"),
+            self.upstream_rate,
+            where=self.key_path("modelrc"),
+        )
+
+    def cuts(self, split: str) -> CutSet:
+        """The utterances of a split.
+
+        Raises:
+            UserError: an utterance has a label that the head has no output for.
+        """
+        cuts = super().cuts(split)
+        for cut in cuts:
+            self.target(cut.custom["labels"])
+        return cuts
+
+    def target(self, labels: Mapping[str, Any]) -> int | Tensor:
+        """The number of the answer, or those of all answers (questions,), int64.
+
+        Raises:
+            UserError: the head knows no such answer.
+        """
+        numbers = []
+        for label, known in self.answers.items():
+            if labels[label] not in known:
+                raise UserError(
+                    f"{self.name}: the head has no output for the {label} {labels[label]!r}: "
+                    f"it is not among the {len(known)} that it was built for.",
+                    where=f"the label space's {self.questions[label]!r}",
+                    fix=nearest(str(labels[label]), list(known)),
+                )
+            numbers.append(known[labels[label]])
+        return numbers[0] if len(numbers) == 1 else torch.tensor(numbers)
+
+    def condition(self, waveform: Tensor) -> Tensor:
+        return apply_gain(waveform, self.gain_decibels) if self.gain_decibels else waveform
+
+    def waveform(self, cut: Any, split: str, generator: torch.Generator) -> Tensor:
+        waveform = self.condition(load_waveform(cut))
+        longest = self.datarc.get("max_timestep")
+        if longest is not None and split == self.train_split:
+            waveform = random_crop(waveform, longest, generator)
+        return waveform
+
+    def forward(
+        self,
+        split: str,
+        features: Sequence[Tensor],
+        targets: Sequence[int | Tensor],
+        *,
+        records: dict[str, list[Any]],
+    ) -> Tensor:
+        """The loss of a batch, a scalar.
+
+        Args:
+            split: the batch's split.
+            features: B tensors (T_i, D).
+            targets: B times what :meth:`target` gives.
+            records: takes `loss`, and `reference` and `hypothesis`: the numbers of the answers.
+        """
+        scores = self._scores(features)
+        rows = [torch.as_tensor(target).reshape(-1) for target in targets]
+        references = torch.stack(rows).to(scores[0].device)
+        losses = [
+            F.cross_entropy(score, reference)
+            for score, reference in zip(scores, references.T, strict=True)
+        ]
+        loss = torch.stack(losses).sum()
+        hypotheses = torch.stack([score.argmax(dim=-1) for score in scores], dim=-1)
+        records["loss"].append(loss.item())
+        records["reference"] += references.tolist()
+        records["hypothesis"] += hypotheses.tolist()
+        return loss
+
+    def predict(
+        self, features: Sequence[Tensor], lengths_samples: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """The answer to every question, and the probability that the head gives it (to all)."""
+        answers: list[dict[str, Any]] = [{} for _ in features]
+        probabilities = torch.ones(len(features), dtype=torch.float64)
+        for (label, known), score in zip(self.answers.items(), self._scores(features), strict=True):
+            highest, numbers = score.double().softmax(dim=-1).cpu().max(dim=-1)
+            probabilities *= highest
+            names = list(known)
+            for answer, number in zip(answers, numbers.tolist(), strict=True):
+                answer[label] = names[number]
+        for answer, probability in zip(answers, probabilities.tolist(), strict=True):
+            answer["probability"] = probability
+        return answers
+
+    def _scores(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Logits (B, answers) for each question."""
+        padded, lengths = pad_features(features)
+        return self.model(self.projector(padded), lengths).split(self.answer_counts, dim=-1)
+
+    def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+        return {"acc": accuracy(records["reference"], records["hypothesis"])}

@@ -1,0 +1,1 @@
+"""Where numbers go: metrics.jsonl, TensorBoard, results.json, the terminal."""

@@ -1,0 +1,209 @@
+"""Where the numbers of a run go: `metrics.jsonl`, TensorBoard, `results.json`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.atomic import replace_text
+
+logger = logging.getLogger(__name__)
+
+Results = dict[str, dict[str, dict[str, float]]]
+"""{task: {split: {metric: value}}}, fractions."""
+
+FEATURIZER = "featurizer"
+"""The entry of the learned layer weights, beside the tasks: {featurizer: {layer_weights: {...}}}"""
+
+
+@dataclass
+class Report:
+    """The numbers of one split of one task, as its expert wrote them.
+
+    Looks like a `SummaryWriter` to the expert. Scalars are named `<prefix>/<split>-<metric>` by
+    s3prl's contract; only the metric is news.
+
+    Attributes:
+        scalars: (metric, value, step), in the order written.
+        save_names: checkpoints that the values earned.
+        head: what these checkpoints hold of the task, where the rank that writes has no such head.
+    """
+
+    task: str
+    split: str
+    scalars: list[tuple[str, float, int]] = field(default_factory=list)
+    save_names: list[str] = field(default_factory=list)
+    head: dict[str, Any] | None = None
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        metric = tag.rpartition("/")[2].removeprefix(f"{self.split}-")
+        self.scalars.append((metric, float(scalar_value), int(global_step)))
+
+    @property
+    def values(self) -> dict[str, float]:
+        return {metric: value for metric, value, _ in self.scalars}
+
+    def __str__(self) -> str:
+        shown = "  ".join(f"{metric} {value:.4f}" for metric, value in self.values.items())
+        return f"{self.task} {self.split}  {shown}"
+
+
+class Tracker:
+    """Writes every number of a run where people and programs look for it.
+
+    Args:
+        folder: the run directory.
+        resumed_at: the step from which a training run goes on, 0 for one from its beginning. What
+            an interrupted run noted after it is dropped, since those steps are taken again. None:
+            only add, as evaluation does, also while another process trains there.
+        reevaluate: pairs of task and split that are evaluated again at that very step, because
+            their evaluation did not come to its end: what it noted is dropped too.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        resumed_at: int | None = None,
+        reevaluate: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        self.folder = folder
+        path = folder / "metrics.jsonl"
+        purge_step = None
+        if path.is_file() and resumed_at is None:
+            _drop_incomplete_line(path)
+        elif path.is_file() and resumed_at is not None:
+            purge_step = resumed_at + 1 if resumed_at else 0
+            again = {(resumed_at, task, split) for task, split in reevaluate}
+            kept = [
+                entry
+                for entry in read_metrics(folder)
+                if entry["step"] < purge_step
+                and (entry["step"], entry["task"], entry["split"]) not in again
+            ]
+            _replace(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        self._lines = path.open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(folder), purge_step=purge_step)
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        try:
+            self._lines.close()
+        except OSError as cause:  # what could not be written before cannot be now
+            logger.warning("metrics.jsonl is incomplete: %s", cause)
+        try:
+            self._tensorboard.close()
+        except OSError as cause:
+            logger.warning("TensorBoard's events are incomplete: %s", cause)
+
+    def record(self, task: str, split: str, metric: str, value: float, step: int) -> None:
+        """Note one number: a line of `metrics.jsonl`, a point of TensorBoard's curve.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        # JSON has no NaN: a number that is none is null there.
+        stored = value if math.isfinite(value) else None
+        entry = {"step": step, "task": task, "split": split, "metric": metric, "value": stored}
+        try:
+            self._lines.write(json.dumps(entry) + "\n")
+            self._lines.flush()
+            self._tensorboard.add_scalar(f"{task}/{split}-{metric}", value, global_step=step)
+        except OSError as cause:
+            raise _unwritable(self.folder / "metrics.jsonl", cause) from cause
+
+    def write(self, report: Report) -> None:
+        """Note all numbers of a split."""
+        for metric, value, step in report.scalars:
+            self.record(report.task, report.split, metric, value, step)
+
+    def keep(self, report: Report) -> None:
+        """Make these the results of the last evaluation of a split."""
+        finite = {name: value for name, value in report.values.items() if math.isfinite(value)}
+        # Read anew: a run may be evaluated while it is trained.
+        results = self.results
+        results.setdefault(report.task, {})[report.split] = finite
+        _replace(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
+
+    @property
+    def results(self) -> Results:
+        """The results of the run so far."""
+        return read_results(self.folder)
+
+
+def _replace(path: Path, text: str) -> None:
+    try:
+        replace_text(path, text)
+    except OSError as cause:
+        raise _unwritable(path, cause) from cause
+
+
+def _drop_incomplete_line(path: Path) -> None:
+    """Take away what a crash left of a last line: what is added begins on a new one.
+
+    In place, since a process that trains may have the file open.
+    """
+    with path.open("r+b") as file:
+        content = file.read()
+        if content and not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def _unwritable(path: Path, cause: OSError) -> UserError:
+    return UserError(
+        f"The numbers of the run cannot be written: {cause.strerror or cause}.",
+        where=str(path),
+        fix="Free space there or make it writable, then go on from the last checkpoint with -a.",
+    )
+
+
+def read_results(folder: Path) -> Results:
+    """The `results.json` of a run; empty where it has none yet."""
+    path = folder / "results.json"
+    if not path.is_file():
+        return {}
+    try:
+        results: Results = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as cause:
+        # Nothing is lost: every number is in metrics.jsonl too.
+        logger.warning("%s is damaged and begun anew: %s.", path, cause)
+        return {}
+    return results
+
+
+def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
+    """The records of `metrics.jsonl`, oldest first: step, task, split, metric, value."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"{folder} is not the folder of a run: it has no metrics.jsonl.")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            # A run that was killed while writing leaves at most one incomplete last line.
+            if not line.endswith("\n"):
+                return
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as cause:
+                raise UserError(
+                    f"Line {number} is not JSON: {cause}.",
+                    where=str(path),
+                    fix="Take that line out; the other ones can be read.",
+                ) from cause

@@ -1,0 +1,47 @@
+"""From what experts recorded to the numbers of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from s3prl_mtl.tracking.tracker import FEATURIZER, Report
+from s3prl_mtl.training.task import Task
+from s3prl_mtl.upstreams import Featurizer
+
+
+def report_split(
+    task: Task,
+    split: str,
+    records: Mapping[str, list[Any]],
+    step: int,
+    batch_ids: Sequence[int],
+    total_batches: int,
+) -> Report:
+    """Let an expert report the metrics of a split.
+
+    Args:
+        records: what its `forward` recorded.
+        batch_ids: numbers of the batches in their epoch.
+        total_batches: batches of the epoch; 0 where the loader does not say.
+    """
+    report = Report(task.name, split)
+    save_names = task.expert.log_records(
+        split,
+        records=records,
+        logger=report,
+        global_step=step,
+        batch_ids=batch_ids,
+        total_batch_num=total_batches,
+    )
+    report.save_names = list(save_names or [])
+    return report
+
+
+def report_layer_weights(featurizer: Featurizer, num_hidden_states: int, step: int) -> Report:
+    """How much each hidden state counts, `layer_0` being the first layer's input."""
+    values = featurizer.layer_weights()
+    # A selection that leaves hidden states out leaves out the first ones.
+    first = num_hidden_states - len(values)
+    scalars = [(f"layer_{first + i}", value, step) for i, value in enumerate(values)]
+    return Report(FEATURIZER, "layer_weights", scalars)

@@ -1,0 +1,70 @@
+"""The folder of a run while a process works in it: locked, the same on all machines, with a log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, Timeout
+
+from s3prl_mtl.distributed.world import RankLost, World
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.tracking.console import log_to_file
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def working_in(folder: Path, world: World, lock: bool) -> Iterator[None]:
+    """Make a run's folder, log into it, and while training keep others out of it.
+
+    The first rank logs to `log.txt`, the others to `log-rank<number>.txt`.
+
+    Raises:
+        UserError: another process trains there, or not all ranks see the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    guard = FileLock(folder / ".lock", timeout=0) if lock and world.is_lead else None
+    world.run_on_all_ranks(lambda: _enter(guard, folder))
+    if lock:
+        world.run_on_all_ranks(lambda: _check_shared(folder))
+    name = "log.txt" if world.is_lead else f"log-rank{world.rank}.txt"
+    handler = log_to_file(folder / name)
+    try:
+        yield
+    except Exception as error:
+        # The command line shows it where there is a terminal; every rank has a log.
+        known = isinstance(error, UserError | RankLost)
+        record = logger.makeRecord(
+            *(logger.name, logging.ERROR, __file__, 0, "%s", (error,)),
+            None if known else (type(error), error, error.__traceback__),
+        )
+        handler.handle(record)
+        raise
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+        if guard is not None:
+            guard.release()
+
+
+def _enter(guard: BaseFileLock | None, folder: Path) -> None:
+    try:
+        if guard is not None:
+            guard.acquire()
+    except Timeout:
+        raise UserError(
+            f"Another process trains in {folder}.", where="-n or -p", fix="Choose another name."
+        ) from None
+
+
+def _check_shared(folder: Path) -> None:
+    if not (folder / ".lock").exists():
+        raise UserError(
+            f"{folder} is not the same folder on all machines: what rank 0 writes there is not "
+            "seen here.",
+            where="-n or -p",
+            fix="Choose a folder on a file system that all machines share.",
+        )

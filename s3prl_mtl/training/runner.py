@@ -1,0 +1,355 @@
+"""MultiTaskRunner: one encoder, several experts, one step for all of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from contextlib import nullcontext
+from pathlib import Path
+
+from torch import nn
+
+from s3prl_mtl.checkpoint import contents as snapshot
+from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.config import Config, resolve
+from s3prl_mtl.data.randomness import seed_all
+from s3prl_mtl.data.sampling import derived_seed
+from s3prl_mtl.distributed.sync import check_in_sync, resync_parameters
+from s3prl_mtl.distributed.world import RankLost, World
+from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.fileio.yaml_files import write_yaml
+from s3prl_mtl.nn import SpecAugment
+from s3prl_mtl.optim.factory import make_optimizer, make_scheduler
+from s3prl_mtl.tracking.progress import StepProgress
+from s3prl_mtl.tracking.tracker import Results, Tracker
+from s3prl_mtl.training.build import (
+    build_experts,
+    build_upstream,
+    load_initial_encoder,
+    load_initial_weights,
+    pick_device,
+)
+from s3prl_mtl.training.evaluation import Evaluator, Interrupted, share_buffers
+from s3prl_mtl.training.placement import choose_placement, write_placement
+from s3prl_mtl.training.preflight import check_splits
+from s3prl_mtl.training.publishing import Publisher
+from s3prl_mtl.training.signals import Stopped, StopSignals
+from s3prl_mtl.training.skips import SkipCounts
+from s3prl_mtl.training.state import RunState
+from s3prl_mtl.training.step import StepReport, TrainingStep
+from s3prl_mtl.training.task import Task
+from s3prl_mtl.upstreams import Featurizer
+from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
+
+logger = logging.getLogger(__name__)
+
+
+class MultiTaskRunner:
+    """Trains and evaluates one upstream on several tasks at once.
+
+    Args:
+        config: what `s3prl_mtl.config.build_config` gives, its references filled in or not.
+        folder: the run directory; created. Where several processes train, all of them see it.
+        resume: a checkpoint of the same run to continue from.
+        world: the processes that train together: `World.join()` under torchrun. By default this
+            process is alone.
+
+    Raises:
+        UserError: the upstream, a task, its corpus or the checkpoint is not usable. What is wrong
+            on one rank is raised on all. Or torchrun started several processes, and no world is
+            given.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: str | Path,
+        resume: checkpoints.Checkpoint | None = None,
+        world: World | None = None,
+    ) -> None:
+        self.source_config = config
+        """With its references, as it is kept beside the weights."""
+        config = self.config = resolve(config)
+        self.world = world = world if world is not None else World.alone()
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.device = world.run_on_all_ranks(
+            lambda: pick_device(config["device"], world.local_rank)
+        )
+        self.step = 0
+        self.evaluated_step = 0
+        self.skips = SkipCounts(config["downstream"])
+        self._resumed = resume
+        self._signals: StopSignals | None = None
+        seed_all(config["seed"])
+
+        upstream = world.run_on_all_ranks(lambda: build_upstream(config, resume))
+        self.upstream = upstream.to(self.device)
+        self.freeze = bool(config["upstream"]["freeze"])
+        if self.freeze:
+            self.upstream.requires_grad_(False)
+        selection = config["upstream"]["feature_selection"]
+        self.featurizer = Featurizer(self.upstream, selection).to(self.device)
+        self.encoder = SharedEncoder(
+            self.upstream, self.featurizer, self.device, self.freeze, config["precision"] == "bf16"
+        )
+        self.specaug = SpecAugment(**config["specaug"]) if config["specaug"] else None
+        self.placement, self._costs = choose_placement(
+            config, world, resume, self.encoder, self.specaug, self.folder
+        )
+        self.tasks = self._build_tasks()
+        if resume is None:
+            experts = {name: task.expert for name, task in self.tasks.items()}
+            world.run_on_all_ranks(
+                lambda: load_initial_weights(config, self.upstream, self.featurizer, experts)
+            )
+        parameters = snapshot.parameter_names(upstream, self.featurizer, self.tasks.values())
+        self.optimizer = make_optimizer(parameters.values(), config["optimizer"])
+        total_steps = config["runner"]["total_steps"]
+        self.scheduler = make_scheduler(self.optimizer, config["scheduler"], total_steps)
+        self.training_step = TrainingStep(
+            self.encoder,
+            self.tasks,
+            config["downstream"],
+            world,
+            self.groups,
+            self.optimizer,
+            self.scheduler,
+            clipping=config["runner"]["gradient_clipping"],
+            accumulate=config["runner"]["gradient_accumulate_steps"],
+            specaug=self.specaug,
+            skips=self.skips,
+            stop_asked=self.stop_asked,
+        )
+        self.run_state = RunState(
+            self.source_config,
+            world,
+            self.placement,
+            self.encoder,
+            self.tasks,
+            self.optimizer,
+            self.scheduler,
+            self.skips,
+            self.training_step.gradients,
+        )
+        if resume is not None:
+            self.step = resume["Step"]
+            if not resume["Upstream"]:
+                world.run_on_all_ranks(lambda: load_initial_encoder(config, self.upstream))
+            world.run_on_all_ranks(lambda: self.run_state.restore_weights(resume))
+        check_in_sync(world, "the encoder", self._encoder_parameters())
+        for name, task in self.tasks.items():
+            check_in_sync(self.groups[name], f"the head of {name}", task.expert.parameters())
+        self.evaluator = Evaluator(
+            self.encoder, self.tasks, self.groups, world, config["seed"], self.stop_asked
+        )
+        self.publisher = Publisher(
+            self.folder, world, self.groups, self.tasks, self.run_state, config["downstream"]
+        )
+        # Every rank has chance of its own; that of the first is what one process would have.
+        if world.rank > 0:
+            seed_all(derived_seed("rank", config["seed"], world.rank))
+
+    def _build_tasks(self) -> dict[str, Task]:
+        """The tasks that this rank has shares of; sets `groups`, the ranks that share each."""
+        config, world, placement = self.config, self.world, self.placement
+        own = placement.tasks_of(world.rank)
+        experts = world.run_on_all_ranks(
+            lambda: build_experts(config, own, self.featurizer, self.folder, self._resumed)
+        )
+        # All ranks take part in making every group, so all go through all tasks.
+        groups = {name: world.group(placement.ranks_of(name)) for name in config["downstream"]}
+        self.groups = {name: group for name, group in groups.items() if group is not None}
+        return {
+            name: Task.from_settings(
+                name,
+                expert.to(self.device),
+                config[name],
+                seed=config["seed"],
+                shares=placement.shares_of(name, world.rank),
+                num_shares=world.size,
+            )
+            for name, expert in experts.items()
+        }
+
+    # ------------------------------------------------------------------------- training
+
+    def train(self, signals: StopSignals | None = None) -> Results:
+        """Train to the last step, evaluating, logging and saving on the way.
+
+        Args:
+            signals: entered; a signal that comes while this runs saves the run and ends it.
+
+        Returns:
+            the results of the last evaluation of every split, on the first rank.
+
+        Raises:
+            Stopped: a signal came, on this rank or another one; the run is saved.
+        """
+        world = self.world
+        world.run_on_all_ranks(lambda: check_splits(self.config, self.tasks))
+        if world.is_lead:
+            write_yaml(self.source_config, self.folder / "config.yaml")
+            write_placement(self.placement, self._costs, self.config, self.folder)
+        if self._resumed is not None:
+            self.evaluated_step = self._resumed["EvaluatedStep"]
+            self.run_state.restore_rest(self._resumed)
+            self._resumed = None
+        self._signals = signals
+        evaluation_pending = self._evaluation_is_due() and self.evaluated_step < self.step
+        reevaluate = self.splits("dev_splits") if evaluation_pending else []
+        with (
+            signals.deferred() if signals is not None else nullcontext(),
+            Tracker(self.folder, self.step, reevaluate)
+            if world.is_lead
+            else nullcontext() as tracker,
+        ):
+            self._train(tracker)
+            return tracker.results if tracker is not None else {}
+
+    def _train(self, tracker: Tracker | None) -> None:
+        runner = self.config["runner"]
+        total = runner["total_steps"]
+        if runner["test_first"] and self.step == 0:
+            self._evaluate_or_stop("test_splits", tracker)
+        if self._evaluation_is_due() and self.evaluated_step < self.step:
+            # It failed after this step, and what it needed may have been mended.
+            self._evaluate_on_the_way(tracker)
+        with StepProgress(self.step, total, shown=self.world.is_lead) as progress:
+            while self.step < total:
+                report = self.train_step()
+                progress.advance(self.step, report.losses)
+                if self.step % runner["log_step"] == 0 or self.step == total:
+                    self.publisher.publish_training(tracker, self.step, report.losses)
+                if report.stop:
+                    self._save_and_stop()
+                save_is_due = self.step % runner["save_step"] == 0 or self.step == total
+                if self._evaluation_is_due():
+                    if save_is_due:
+                        self.save()  # before what may take hours, and after it what it found
+                    self._evaluate_on_the_way(tracker)
+                if save_is_due:
+                    self.save()
+        if runner["test_last"]:
+            self._evaluate_or_stop("test_splits", tracker)
+
+    def train_step(self) -> StepReport:
+        """One update from a batch of every share of every task, over all ranks."""
+        self.skips.step = self.step + 1
+        if self.world.watch is not None:
+            self.world.watch.step = self.step + 1
+        report = self.training_step.take()
+        self.step += 1
+        return report
+
+    def stop_asked(self) -> bool:
+        """Whether a signal came, here or on another rank."""
+        watch = self.world.watch
+        by_signal = self._signals is not None and self._signals.requested is not None
+        return by_signal or (watch is not None and watch.stop_asked is not None)
+
+    def _save_and_stop(self) -> None:
+        self.save()
+        raise Stopped(f"The run was asked to stop and saved itself at step {self.step}.")
+
+    def _evaluation_is_due(self) -> bool:
+        runner = self.config["runner"]
+        at_an_end = self.step == runner["total_steps"]
+        return self.step > 0 and (self.step % runner["eval_step"] == 0 or at_an_end)
+
+    def _evaluate_on_the_way(self, tracker: Tracker | None) -> None:
+        try:
+            self.evaluate(self.splits("dev_splits"), tracker, keep_best=True)
+        except Interrupted:
+            self._save_and_stop()
+        except RankLost:
+            raise
+        except Exception:
+            # What was trained since the last save is worth more than the evaluation.
+            logger.error("The evaluation failed: saving what was trained.")
+            self.save()
+            raise
+        self.evaluated_step = self.step
+
+    def _evaluate_or_stop(self, kind: str, tracker: Tracker | None) -> None:
+        """Evaluate before the first or after the last step, where nothing is left to save."""
+        try:
+            self.evaluate(self.splits(kind), tracker)
+        except Interrupted:
+            raise Stopped("The run was asked to stop; there was nothing to save.") from None
+
+    def try_out(self) -> None:
+        """One batch of every training and evaluation split, through everything but the update."""
+        splits = self.splits("dev_splits") + self.splits("test_splits")
+        self.world.run_on_all_ranks(lambda: check_splits(self.config, self.tasks))
+        self.world.run_on_all_ranks(self.training_step.try_out)
+        self.world.run_on_all_ranks(lambda: self.evaluator.try_out(splits))
+
+    # ----------------------------------------------------------------------- evaluation
+
+    def evaluate(
+        self, splits: Iterable[tuple[str, str]], tracker: Tracker | None, keep_best: bool = False
+    ) -> None:
+        """Evaluate splits of tasks with the weights as they are.
+
+        Args:
+            splits: pairs of task and split.
+            tracker: takes the metrics; `results.json` then holds them. None on all ranks but the
+                first.
+            keep_best: write `<task>/<split>-best.ckpt` where the expert asks for it.
+
+        Raises:
+            UserError: the run has no such task.
+            Interrupted: the run was asked to stop before all splits were done.
+        """
+        wanted = list(splits)
+        for name, _ in wanted:
+            if name not in self.config["downstream"]:
+                raise UserError(
+                    f"The run has no task {name!r}.",
+                    where="-t",
+                    fix=nearest(name, self.config["downstream"]),
+                )
+        before = self.evaluator.memories()
+        reports = self.evaluator.evaluate(wanted, self.step)
+        try:
+            self.publisher.publish_evaluation(tracker, self.step, reports, keep_best)
+        except Exception:
+            # Nobody was told of these scores: they are measured again.
+            self.evaluator.restore(before)
+            raise
+
+    # ---------------------------------------------------------------------- checkpoints
+
+    def save(self) -> Path:
+        """Write `states-<step>.ckpt`, and only then delete the ones that are too many."""
+        path = self.folder / f"states-{self.step}.ckpt"
+        share_buffers(self.tasks, self.groups)
+        resync_parameters(self.world, "the encoder", self._encoder_parameters())
+        for name, task in self.tasks.items():
+            resync_parameters(self.groups[name], f"the head of {name}", task.expert.parameters())
+        state = self.state()
+        with self.world.doing("saving a checkpoint"):
+            self.world.run_on_all_ranks(lambda: self._write(state, path))
+        return path
+
+    def _write(self, state: checkpoints.Checkpoint | None, path: Path) -> None:
+        if state is not None:
+            checkpoints.save(state, path)
+            checkpoints.keep_newest(self.folder, self.config["runner"]["max_keep"])
+
+    def state(self) -> checkpoints.Checkpoint | None:
+        """All that the run needs to go on, on the first rank; None on the others."""
+        return self.run_state.collect(self.step, self.evaluated_step)
+
+    # ------------------------------------------------------------------------- the rest
+
+    def splits(self, kind: str) -> list[tuple[str, str]]:
+        """Pairs of task and split: those of `dev_splits` or `test_splits` of every task."""
+        known: dict[str, list[str]] = {}
+        for part in self.world.all_gather({n: getattr(t, kind) for n, t in self.tasks.items()}):
+            known |= part
+        return [(name, split) for name in self.config["downstream"] for split in known[name]]
+
+    def _encoder_parameters(self) -> list[nn.Parameter]:
+        return [*self.upstream.parameters(), *self.featurizer.parameters()]

@@ -1,0 +1,95 @@
+"""One expert's place in a run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from s3prl_mtl.data.streams import TaskStream, accepts_argument
+from s3prl_mtl.tasks.base import TaskExpert
+
+
+@dataclass
+class Task:
+    """One expert in a run, its training batches, and its records since the last log."""
+
+    name: str
+    expert: Any
+    stream: TaskStream
+    train_split: str
+    dev_splits: list[str]
+    test_splits: list[str]
+    records: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    batch_ids: list[int] = field(default_factory=list)
+    takes_batch_id: bool = False
+
+    def keep(self, records: Mapping[str, list[Any]], batch_ids: Iterable[int]) -> None:
+        """Add what the expert recorded in a step, and the numbers of the step's batches."""
+        extend_records(self.records, records)
+        self.batch_ids.extend(batch_ids)
+
+    def take_records(self) -> tuple[dict[str, list[Any]], list[int]]:
+        """The records since this was last called, and the numbers of the batches they are of."""
+        taken = self.records, self.batch_ids
+        self.records, self.batch_ids = defaultdict(list), []
+        return taken
+
+    @classmethod
+    def from_settings(
+        cls,
+        name: str,
+        expert: Any,
+        settings: Mapping[str, Any],
+        seed: int = 0,
+        shares: Sequence[int] = (0,),
+        num_shares: int = 1,
+    ) -> Task:
+        """The task of an expert, with the splits that its block of the config names.
+
+        The first of the dev splits is the one that selects the best checkpoint.
+
+        Args:
+            name: of the task.
+            expert: of the task.
+            settings: the task's block of the config.
+            seed: of the run.
+            shares, num_shares: which of the equal shares of the training data are read here.
+        """
+        train_split = settings["train_split"]
+        dev_splits = list(settings["dev_splits"] or [getattr(expert, "dev_split", "dev")])
+        if isinstance(expert, TaskExpert):
+            expert.train_split, expert.dev_split = train_split, dev_splits[0]
+        return cls(
+            name=name,
+            expert=expert,
+            stream=TaskStream(
+                name, expert, train_split, seed=seed, shares=shares, num_shares=num_shares
+            ),
+            train_split=train_split,
+            dev_splits=dev_splits,
+            takes_batch_id=accepts_argument(expert.forward, "batch_id"),
+            test_splits=list(settings["test_splits"] or [getattr(expert, "test_split", "test")]),
+        )
+
+
+def put_together(
+    parts: Iterable[tuple[Mapping[str, list[Any]], list[int]]],
+) -> tuple[dict[str, list[Any]], list[int]]:
+    """What an expert recorded on several ranks as if it were from one, and of which batches."""
+    records: dict[str, list[Any]] = defaultdict(list)
+    batch_ids: list[int] = []
+    for part, numbers in parts:
+        extend_records(records, part)
+        batch_ids += numbers
+    return records, batch_ids
+
+
+def extend_records(records: dict[str, list[Any]], more: Mapping[str, list[Any]]) -> None:
+    """Add what an expert recorded later to what it recorded before."""
+    for key, values in more.items():
+        if isinstance(values, list):
+            records[key].extend(values)
+        else:  # s3prl's contract has lists only; some experts keep a running value all the same
+            records[key] = values

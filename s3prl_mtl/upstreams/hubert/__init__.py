@@ -1,0 +1,1 @@
+"""HuBERT: configuration, packed encoder, fairseq's checkpoint format."""

@@ -1,0 +1,242 @@
+"""fairseq HuBERT checkpoints, read and written without fairseq."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.safe_torch import (
+    CLASS_KEY,
+    NamingPickle,
+    from_plain,
+    load_inert,
+    to_plain,
+)
+from s3prl_mtl.upstreams.hubert.config import HubertConfig
+from s3prl_mtl.upstreams.hubert.encoder import Hubert, build_hubert
+
+KIND = "fairseq HuBERT checkpoint"
+SPECIAL_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>"]
+# The optimizer's state is two thirds of a published file and of no use to an encoder.
+NOT_KEPT = ("model", "last_optimizer_state")
+
+
+@dataclass(frozen=True)
+class FairseqCheckpoint:
+    """What a fairseq file holds.
+
+    Args:
+        config: the architecture.
+        state_dict: the parameters under fairseq's names; mapped from the file, so copy them.
+        header: all else but the optimizer's state, as plain values.
+    """
+
+    config: HubertConfig
+    state_dict: dict[str, Tensor]
+    header: dict[str, Any]
+
+
+def read_fairseq_checkpoint(path: str | os.PathLike[str]) -> FairseqCheckpoint:
+    """Read a fairseq HuBERT checkpoint (``.pt``) without fairseq and without running its pickle.
+
+    Raises:
+        UserError: no checkpoint, truncated, of another model, or naming a foreign class.
+    """
+    path = Path(path)
+    loaded = load_inert(path, kind=KIND)
+    where = str(path)
+    state_dict = loaded.get("model") if isinstance(loaded, Mapping) else None
+    if not isinstance(state_dict, Mapping) or not any(map(loaded.get, ("cfg", "args"))):
+        held = ", ".join(map(str, list(loaded)[:6])) if isinstance(loaded, Mapping) else "no dict"
+        raise UserError(
+            "This is a file of torch.save, but no fairseq checkpoint: it has no 'model' with a "
+            f"'cfg' or 'args' beside it (found: {held}).",
+            where=where,
+            fix="Give a checkpoint written by fairseq.",
+        )
+    for name, value in state_dict.items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"The parameter {name} is no tensor but {type(value).__name__}.",
+                where=where,
+                fix="Download the checkpoint again.",
+            )
+    header = {key: to_plain(value) for key, value in loaded.items() if key not in NOT_KEPT}
+    model_settings, task_settings = _settings(header, where)
+    final_proj = state_dict.get("final_proj.weight")
+    embeddings = state_dict.get("label_embs_concat")
+    config = HubertConfig.from_fairseq(
+        model_settings,
+        task_settings,
+        final_proj_dim=0 if final_proj is None else final_proj.shape[0],
+        label_embeddings=(0, 0) if embeddings is None else _matrix_shape(embeddings, where),
+        where=where,
+    )
+    return FairseqCheckpoint(config, dict(state_dict), header)
+
+
+def load_hubert(
+    path: str | os.PathLike[str],
+    *,
+    layerdrop: float = 0.0,
+    feature_grad_mult: float | None = None,
+) -> Hubert:
+    """The encoder of a fairseq HuBERT checkpoint.
+
+    Args:
+        path: the ``.pt`` file.
+        layerdrop: chance to leave out a layer in training; replaces the checkpoint's.
+        feature_grad_mult: scale of the gradient into the convolutions, 0 freezes them; None
+            keeps the checkpoint's.
+
+    Raises:
+        UserError: see :func:`read_fairseq_checkpoint`; and parameters that do not fit.
+    """
+    checkpoint = read_fairseq_checkpoint(path)
+    config = replace(checkpoint.config, encoder_layerdrop=layerdrop)
+    if feature_grad_mult is not None:
+        config = replace(config, feature_grad_mult=feature_grad_mult)
+    return build_hubert(config, checkpoint.state_dict, checkpoint.header, where=str(path))
+
+
+def write_fairseq_checkpoint(path: str | os.PathLike[str], model: Hubert) -> None:
+    """Write an encoder so that fairseq 0.12.2's ``load_model_ensemble_and_task`` loads it strictly.
+
+    Settings, dictionaries and history come from the file that the encoder was read from, or are
+    made up for one built here. The file appears whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    header = model.fairseq_header
+    if header is None:
+        header = make_header(model.config)
+    state = OrderedDict(
+        (name, value.detach().to("cpu").contiguous()) for name, value in model.state_dict().items()
+    )
+    content = {
+        **{key: from_plain(value) for key, value in header.items()},
+        "model": state,
+        "last_optimizer_state": None,
+    }
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        # Given a name, torch.save would write that into the file; equal content, equal bytes.
+        with open(temporary, "wb") as file:
+            torch.save(content, file, pickle_module=NamingPickle)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only the owner reads.
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def make_header(config: HubertConfig) -> dict[str, Any]:
+    """What fairseq expects beside the parameters, for an encoder that no file describes."""
+    symbols = SPECIAL_SYMBOLS + [
+        str(label) for label in range(config.label_embeddings[0] - len(SPECIAL_SYMBOLS))
+    ]
+    dictionary = {
+        CLASS_KEY: "Dictionary",
+        "bos_word": "<s>",
+        "unk_word": "<unk>",
+        "pad_word": "<pad>",
+        "eos_word": "</s>",
+        "symbols": symbols,
+        "count": [1] * len(symbols),
+        "indices": {symbol: index for index, symbol in enumerate(symbols)},
+        "bos_index": 0,
+        "pad_index": 1,
+        "eos_index": 2,
+        "unk_index": 3,
+        "nspecial": len(SPECIAL_SYMBOLS),
+    }
+    not_fairseq = ("normalize", "final_proj_dim", "label_embeddings")
+    model = {key: value for key, value in config.to_dict().items() if key not in not_fairseq}
+    rate = 16_000 / config.total_stride
+    model.update(
+        _name="hubert",
+        label_rate=rate,
+        layer_type="transformer",
+        final_dim=config.label_embeddings[1],
+        untie_final_proj=False,
+        conv_feature_layers=str(list(config.conv_feature_layers)),
+    )
+    task = {
+        "_name": "hubert_pretraining",
+        "data": "",
+        "fine_tuning": False,
+        "labels": ["km"],
+        "label_rate": rate,
+        "sample_rate": 16_000,
+        "normalize": config.normalize,
+    }
+    return {
+        "args": None,
+        "cfg": {"model": model, "task": task, "criterion": {"_name": "hubert"}},
+        "criterion": None,
+        "optimizer_history": [
+            {
+                "criterion_name": "HubertCriterion",
+                "optimizer_name": "FairseqAdam",
+                "lr_scheduler_state": {"best": None},
+                "num_updates": 0,
+            }
+        ],
+        "task_state": {"dictionaries": [dictionary]},
+        "extra_state": {
+            "metrics": None,
+            "previous_training_time": 0.0,
+            "train_iterator": {"epoch": 1},
+        },
+    }
+
+
+def _settings(header: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """``cfg["model"]`` and ``cfg["task"]``, or an older file's ``args`` for both."""
+    if header.get("cfg"):
+        cfg = header["cfg"]
+        model, task = (
+            cfg.get(section) if isinstance(cfg, Mapping) else None for section in ("model", "task")
+        )
+        if not isinstance(model, Mapping) or not isinstance(task, Mapping):
+            raise UserError(
+                "The settings of the checkpoint have no 'model' and 'task'.",
+                where=f"cfg of {where}",
+                fix="Give a checkpoint written by fairseq.",
+            )
+        name, key = model.get("_name"), "cfg.model._name"
+    else:
+        model = task = header["args"]
+        name, key = model.get("arch"), "args.arch"
+    if name != "hubert":
+        raise UserError(
+            f"This is a fairseq checkpoint of another model, {name!r}; only pre-trained HuBERT "
+            "('hubert') is read here.",
+            where=f"{key} of {where}",
+            fix="Give a HuBERT checkpoint, such as hubert_base_ls960.pt.",
+        )
+    return model, task
+
+
+def _matrix_shape(tensor: Tensor, where: str) -> tuple[int, int]:
+    if tensor.dim() != 2:
+        raise UserError(
+            f"label_embs_concat has {tensor.dim()} dimensions instead of 2.",
+            where=where,
+            fix="Download the checkpoint again.",
+        )
+    return tensor.shape[0], tensor.shape[1]

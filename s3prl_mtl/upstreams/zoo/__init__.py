@@ -1,0 +1,1 @@
+"""Encoders of s3prl's zoo and of Hugging Face."""

@@ -1,0 +1,288 @@
+"""The command line as a user types it: real processes, exit codes, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from filelock import FileLock
+
+from s3prl_mtl.checkpoint import files as checkpoints
+
+ROOT = Path(__file__).parents[2]
+SMALL_HEADS = ROOT / "run_scripts" / "demo.yaml"
+
+
+@pytest.fixture
+def run_mtl(tiny_corpus: Path, manifest_cache: Path, tmp_path: Path):
+    """Run `run_mtl.py` in a folder of its own, with the tiny corpus as $SUPERB_DATA."""
+
+    def _run_mtl(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "run_mtl.py"), *words],
+            cwd=tmp_path,
+            env=environment(tiny_corpus, manifest_cache, **variables),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return _run_mtl
+
+
+def environment(corpus: Path, cache: Path, **variables: str) -> dict[str, str]:
+    added = {"SUPERB_DATA": str(corpus), "S3PRL_MTL_CACHE": str(cache), "COLUMNS": "120"}
+    return {**os.environ, **added, **variables}
+
+
+def module(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "s3prl_mtl", *words],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "160"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_train_evaluate_and_results(run_mtl, tmp_path: Path):
+    words = ["-u", "hubert_tiny", "-d", "ks,asr", "-c", str(SMALL_HEADS), "-n", "first"]
+    trained = run_mtl(*words, "--steps", "3", "-o", "config.optimizer.lr=1e-4,,args.seed=1")
+    assert trained.returncode == 0, trained.stderr
+    folder = tmp_path / "result" / "downstream" / "first"
+    assert "WER" in trained.stdout and "accuracy" in trained.stdout
+    assert {p.name for p in folder.iterdir()} >= {
+        "config.yaml",
+        "log.txt",
+        "metrics.jsonl",
+        "results.json",
+        "states-3.ckpt",
+    }
+    assert any(path.name.startswith("events.out.tfevents") for path in folder.iterdir())
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["seed"] == 1
+    assert config["optimizer"]["lr"] == pytest.approx(1e-4)
+
+    for targets in ("asr:test-other", "asr:test-clean,ks:test"):
+        evaluated = run_mtl("-m", "evaluate", "-e", str(folder), "-t", targets)
+        assert evaluated.returncode == 0, evaluated.stderr
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results["asr"]) == {"dev-clean", "test-clean", "test-other"}
+
+    table = module("results", str(folder), "--all", cwd=tmp_path)
+    assert table.returncode == 0, table.stderr
+    assert "UER" in table.stdout and "test-other" in table.stdout
+
+    again = run_mtl("-c", str(folder / "config.yaml"), "-n", "again")
+    assert again.returncode == 0, again.stderr
+    first = checkpoints.load(folder / "states-3.ckpt")["Upstream"]
+    second = checkpoints.load(tmp_path / "result/downstream/again/states-3.ckpt")["Upstream"]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
+    run_mtl, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    words = ["-u", "hubert_tiny", "-d", "ks,er", "-c", str(SMALL_HEADS), "--steps", "20"]
+    settings = "runner.save_step=1,,runner.test_first=false,,runner.test_last=false"
+    whole = run_mtl(*words, "-o", settings, "-n", "whole")
+    assert whole.returncode == 0, whole.stderr
+
+    # A line for every step: the run is killed when it has said that it took the third.
+    words += ["-o", settings + ",,runner.log_step=1"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run_mtl.py"), *words, "-n", "killed"],
+        cwd=tmp_path,
+        env=environment(tiny_corpus, manifest_cache),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    folder = tmp_path / "result" / "downstream" / "killed"
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "step 3 " in line:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it was over before it could be killed"
+
+    resumed = run_mtl(*words, "-n", "killed", "-a")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Resuming" in resumed.stderr
+    one = checkpoints.load(tmp_path / "result/downstream/whole/states-20.ckpt")
+    two = checkpoints.load(folder / "states-20.ckpt")
+    assert all(torch.equal(one["Upstream"][n], two["Upstream"][n]) for n in one["Upstream"])
+
+
+def test_a_dry_run_checks_all_and_trains_nothing(run_mtl, tmp_path: Path):
+    done = run_mtl("-u", "hubert_tiny", "-d", "all", "-c", str(SMALL_HEADS), "-n", "x", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "nothing was trained" in done.stdout
+    assert not checkpoints.states_files(tmp_path / "result" / "downstream" / "x")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-d", "ars"], "no task named 'ars'"),
+        (["-u", "hubert_tny", "-d", "ks"], "hubert_tny"),
+        (["-u", "hubert_tiny", "-d", "ks", "-k", "nowhere.pt"], "nowhere.pt"),
+        (["-u", "hubert_tiny", "-d", "ks", "-o", "runner.total_step=3"], "'total_steps'"),
+        (["-u", "hubert_tiny", "-d", "ks", "-c", "nowhere.yaml"], "nowhere.yaml"),
+        (["-u", "hubert_tiny", "-d", "ks", "--data", "/nowhere"], "/nowhere/speech_commands_v0.01"),
+        (["-u", "hubert_tiny", "-d", "ks", "--device", "cuda:99"], "cuda:99"),
+        (["-m", "evaluate", "-e", "nowhere"], "nowhere does not exist"),
+        (["-m", "evaluate"], "Nothing to evaluate"),
+    ],
+)
+def test_a_mistake_is_one_paragraph_and_exit_code_2(run_mtl, words: list[str], message: str):
+    done = run_mtl(*words)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert message in done.stderr
+
+
+def test_a_run_is_not_overwritten_by_accident(run_mtl):
+    words = ["-u", "hubert_tiny", "-d", "ks", "-c", str(SMALL_HEADS), "--steps", "1", "-n", "one"]
+    assert run_mtl(*words).returncode == 0
+    second = run_mtl(*words)
+    assert second.returncode == 2
+    assert "already holds a run" in second.stderr
+
+
+def test_a_run_described_by_a_file_alone_resumes(run_mtl, tmp_path: Path):
+    settings = yaml.safe_load(SMALL_HEADS.read_text())
+    settings["upstream"] = {"name": "hubert_tiny"}
+    settings["downstream"] = ["er"]
+    settings["runner"]["total_steps"] = 1
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    assert run_mtl("-c", "run.yaml", "--seed", "0").returncode == 0
+    folder = tmp_path / "result" / "downstream" / "hubert_tiny-er"
+    assert (folder / "states-1.ckpt").is_file()
+    resumed = run_mtl("-c", "run.yaml", "-a", "--steps", "2")
+    assert resumed.returncode == 0, resumed.stderr
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    assert written["seed"] == 0
+    assert "at step 1" in resumed.stderr
+
+
+def test_a_run_goes_on_with_its_own_tasks_only(run_mtl, tmp_path: Path):
+    words = ["-u", "hubert_tiny", "-c", str(SMALL_HEADS)]
+    assert run_mtl(*words, "-d", "er,ks", "--steps", "1", "-p", "run").returncode == 0
+    fewer = run_mtl("-e", "run", "-d", "ks", "--steps", "2")
+    assert fewer.returncode == 2
+    assert "cannot go on with ks" in fewer.stderr.replace("\n", " ")
+    reordered = run_mtl("-e", "run", "-d", "ks,er", "--steps", "2")
+    assert reordered.returncode == 0, reordered.stderr
+    assert list(checkpoints.load(tmp_path / "run" / "states-2.ckpt")["Tasks"]) == ["er", "ks"]
+
+
+def test_a_run_does_not_go_on_with_what_its_state_does_not_fit(run_mtl, tmp_path: Path):
+    words = ["-u", "hubert_tiny", "-c", str(SMALL_HEADS), "-d", "er", "--steps", "2", "-p", "run"]
+    assert run_mtl(*words, "-o", "runner.save_step=1,,runner.max_keep=5").returncode == 0
+    for change, message in [
+        (["--freeze_upstream"], "upstream.freeze was False"),
+        (["-s", "last_hidden_state"], "upstream.feature_selection was 'hidden_states'"),
+        (["-u", "fbank"], "upstream.name was 'hubert_tiny'"),
+        (["-o", "optimizer.name=SGD"], "optimizer.name was 'AdamW'"),
+        (["-o", "er.downstream_expert.modelrc.projector_dim=7"], "do not fit the head of er"),
+    ]:
+        done = run_mtl("-e", "run", "--steps", "3", *change)
+        assert done.returncode == 2, done.stderr
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    older = run_mtl("-e", "run/states-1.ckpt", "--steps", "3")
+    assert older.returncode == 2 and "newer state, states-2.ckpt" in older.stderr
+    fork = run_mtl("-e", "run/states-1.ckpt", "--steps", "2", "-p", "fork")
+    assert fork.returncode == 0, fork.stderr
+    assert (tmp_path / "fork" / "states-2.ckpt").is_file()
+    one = checkpoints.load(tmp_path / "run" / "states-2.ckpt")["Upstream"]
+    two = checkpoints.load(tmp_path / "fork" / "states-2.ckpt")["Upstream"]
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_corpora_may_move_between_training_and_evaluation(
+    run_mtl, tiny_corpus: Path, tmp_path: Path
+):
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(tiny_corpus / "IEMOCAP_full_release", here / "IEMOCAP_full_release")
+    words = ["-u", "hubert_tiny", "-c", str(SMALL_HEADS), "-d", "er", "--steps", "1", "-p", "run"]
+    assert run_mtl(*words, "--data", "here").returncode == 0
+    here.rename(there)
+    missed = run_mtl("-m", "evaluate", "-e", "run")
+    assert missed.returncode == 2 and "here/IEMOCAP_full_release" in missed.stderr
+    found = run_mtl("-m", "evaluate", "-e", "run", "--data", "there")
+    assert found.returncode == 0, found.stderr
+
+
+def test_two_processes_do_not_train_in_one_folder(run_mtl, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"):
+        done = run_mtl("-u", "hubert_tiny", "-d", "er", "--steps", "1", "-p", "run")
+    assert done.returncode == 2
+    assert "Another process trains in run" in done.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_a_mistake_of_the_user(run_mtl, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    done = run_mtl("-u", "hubert_tiny", "-d", "er", "--steps", "1", "-p", "file/run")
+    assert done.returncode == 2
+    assert "Not a directory" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_half_an_environment_of_torchrun_is_refused(run_mtl):
+    done = run_mtl("-u", "hubert_tiny", "-d", "ks", WORLD_SIZE="2")
+    assert done.returncode == 2
+    assert "$RANK is None while $WORLD_SIZE is set" in done.stderr
+
+
+def test_a_mini_corpus_is_made_once_and_never_overwritten(tmp_path: Path):
+    made = module("make-corpus", "corpus", "--size", "tiny", "--seed", "3", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus").rglob("*")}
+    assert len(stamps) > 100
+    again = module("make-corpus", "corpus", "--size", "tiny", "--seed", "3", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    other = module("make-corpus", "corpus", "--size", "tiny", "--seed", "4", cwd=tmp_path)
+    assert other.returncode == 2 and "another mini corpus" in other.stderr
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus").rglob("*")}
+
+
+def test_the_lists_of_plugins(tmp_path: Path):
+    tasks = module("tasks", cwd=tmp_path)
+    assert tasks.returncode == 0, tasks.stderr
+    assert "LibriSpeech" in tasks.stdout and "asv" in tasks.stdout
+    upstreams = module("upstreams", cwd=tmp_path)
+    assert "hubert_large_ll60k" in upstreams.stdout
+
+
+def test_the_results_of_no_run_are_refused(tmp_path: Path):
+    done = module("results", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "not the folder of a run" in done.stderr
+
+
+def test_a_restart_by_torchrun_takes_up_its_own_run_and_no_other(run_mtl, tmp_path: Path):
+    words = ["-u", "hubert_tiny", "-d", "ks", "-c", str(SMALL_HEADS), "-n", "run"]
+    settings = "runner.test_first=false,,runner.test_last=false"
+    # What torchrun tells a single process; the parent stays the same, as its agent would.
+    launch = {"WORLD_SIZE": "1", "RANK": "0", "TORCHELASTIC_RUN_ID": "job"}
+    first = run_mtl(*words, "--steps", "2", "-o", settings, **launch)
+    assert first.returncode == 0, first.stderr
+    again = {**launch, "TORCHELASTIC_RESTART_COUNT": "1"}
+    other = run_mtl(*words, "--steps", "4", "-o", settings, **again | {"TORCHELASTIC_RUN_ID": "x"})
+    assert other.returncode == 2 and "already holds a run" in other.stderr
+    own = run_mtl(*words, "--steps", "4", "-o", settings, **again)
+    assert own.returncode == 0, own.stderr
+    assert "torchrun has started the run again" in own.stderr
+    assert "at step 2" in own.stderr

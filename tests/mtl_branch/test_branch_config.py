@@ -1,0 +1,373 @@
+"""The branch's `multitask.yaml` through `-c`, as it is."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from s3prl_mtl.cli.main import main
+from s3prl_mtl.config import build_config, resolve
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.mtl_branch.config import translate
+from s3prl_mtl.tracking.tracker import read_results
+from s3prl_mtl.training.preflight import check_splits
+from s3prl_mtl.training.runner import MultiTaskRunner
+from tests.mtl_branch.branch_config import NINE, REAL
+
+
+def config_of(path: Path, tasks: list[str] = NINE, **flags):
+    flags = {"downstream": tasks, "upstream.name": "hubert_tiny", "device": "cpu", **flags}
+    return build_config(files=[path], flags=flags)
+
+
+def changed(path: Path, folder: Path, change) -> Path:
+    """A copy of the file after a change to what it holds."""
+    values = yaml.safe_load(path.read_text())
+    change(values)
+    copy = folder / "changed.yaml"
+    copy.write_text(yaml.safe_dump(values))
+    return copy
+
+
+def test_the_branchs_own_file_builds_and_all_nine_tasks_have_its_splits(
+    tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    config = config_of(REAL, data=str(tiny_corpus), cache_dir=str(manifest_cache))
+    splits = {task: (config[task]["dev_splits"], config[task]["test_splits"]) for task in NINE}
+    assert splits == {
+        **dict.fromkeys(["pr", "ks", "sid", "er", "sd"], (["dev"], ["test"])),
+        **dict.fromkeys(["ic", "sf"], (["valid"], ["test"])),
+        "asr": (["dev-clean", "dev-other"], ["test-clean", "test-other"]),
+        "sv": (["dev"], ["test"]),
+    }
+    runner = MultiTaskRunner(config, tmp_path / "run")
+    check_splits(runner.config, runner.tasks)
+    for task, (dev, test) in splits.items():
+        for split in (*dev, *test):
+            assert runner.tasks[task].expert.utterances(split) > 0, (task, split)
+
+
+def test_corpora_that_are_not_where_the_file_says_are_looked_for_in_the_data_folder(
+    tiny_corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    elsewhere = tmp_path / "ks"
+    elsewhere.mkdir()
+
+    def move(values):
+        values["ks"]["datarc"]["speech_commands_root"] = str(elsewhere)
+
+    file = changed(REAL, tmp_path, move)
+    with caplog.at_level(logging.WARNING):
+        config = config_of(file, data=str(tiny_corpus))
+    datarc = {t: resolve(config)[t]["downstream_expert"]["datarc"] for t in NINE}
+    assert datarc["ks"]["speech_commands_root"] == str(elsewhere)
+    assert datarc["ks"]["speech_commands_test_root"].startswith(str(tiny_corpus))
+    assert datarc["sd"]["data_dir"] == str(tiny_corpus / "Libri2Mix")
+    assert datarc["pr"]["lexicon"] == [f"{tiny_corpus}/LibriSpeech/librispeech-lexicon.txt"]
+    assert datarc["sv"]["dev_trials"] is None
+    (said,) = [line for line in caplog.messages if "not on this machine" in line]
+    assert "ks speech_commands_test_root (/SpeechNet/datasets/speech_commands_test_set" in said
+    assert "ks speech_commands_root" not in said
+
+
+def test_the_data_folder_may_come_from_the_environment_or_another_file(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "data.yaml").write_text(f"data: {tiny_corpus}")
+    both = build_config(files=[REAL, tmp_path / "data.yaml"], flags={"downstream": ["er"]})
+    monkeypatch.setenv("SUPERB_DATA", str(tiny_corpus))
+    for config in (both, config_of(REAL, ["er"])):
+        datarc = resolve(config)["er"]["downstream_expert"]["datarc"]
+        assert datarc["root"] == str(tiny_corpus / "IEMOCAP_full_release")
+
+
+def test_without_a_data_folder_the_paths_of_the_file_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("SUPERB_DATA", raising=False)
+    reason = r"er: /SpeechNet/datasets/IEMOCAP does not exist.*set `--data`"
+    with pytest.raises(UserError, match=reason):
+        MultiTaskRunner(config_of(REAL, ["er"]), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("task", "part", "head", "message"),
+    [
+        (
+            "er",
+            "modelrc",
+            "DeepModel",
+            r"'DeepModel' here.*er\.modelrc\.select in .*UtteranceLevel.*"
+            r"-d s3prl:emotion",
+        ),
+        ("pr", "model", "RNNs", r"'RNNs' here.*pr\.model\.select in .*FrameLevel.*-d s3prl:ctc"),
+        (
+            "asr",
+            "modelrc",
+            "Wav2Letter",
+            r"asr\.modelrc\.select in .*RNNs or FrameLevel.*s3prl:asr",
+        ),
+    ],
+)
+def test_a_head_that_there_is_not_here_is_named_by_the_files_own_key(
+    task: str, part: str, head: str, message: str, multitask_yaml: Path, tmp_path: Path
+):
+    def choose(values):
+        values[task][part]["select"] = head
+
+    with pytest.raises(UserError, match=message):
+        config_of(changed(multitask_yaml, tmp_path, choose), [task])
+
+
+def test_every_value_that_has_a_meaning_arrives(multitask_yaml: Path, tiny_corpus: Path):
+    config = resolve(config_of(multitask_yaml))
+    assert config["optimizer"] == {"name": "AdamW", "lr": 1e-5}
+    assert config["scheduler"] == {"name": "linear_schedule_with_warmup", "num_warmup_steps": 1}
+    assert config["runner"]["total_steps"] == 4
+    assert config["runner"]["max_keep"] == 1
+    datarc = {task: config[task]["downstream_expert"]["datarc"] for task in NINE}
+    assert {task: datarc[task]["train_batch_size"] for task in NINE} == {
+        **dict.fromkeys(NINE, 2),
+        "sd": 1,
+    }
+    assert {datarc[task]["num_workers"] for task in NINE} == {0}
+    assert datarc["ks"]["eval_batch_size"] == 2
+    assert datarc["ic"]["eval_batch_size"] == 8
+    assert datarc["asr"]["libri_root"] == datarc["pr"]["libri_root"] == f"{tiny_corpus}/LibriSpeech"
+    assert datarc["sd"]["data_dir"] == str(tiny_corpus / "Libri2Mix")
+    assert datarc["sv"]["test_trials"].endswith("veri_test2.txt")
+    assert datarc["sid"]["max_timestep"] == 128_000
+    heads = {task: config[task]["downstream_expert"] for task in NINE}
+    assert heads["sf"]["model"]["RNNs"]["dim"] == [16, 16]
+    assert heads["sv"]["modelrc"]["module_config"]["XVector"]["agg_dim"] == 24
+    assert heads["sd"]["modelrc"] == {"rnn_layers": 1, "hidden_size": 16}
+    splits = {task: (config[task]["dev_splits"], config[task]["test_splits"]) for task in NINE}
+    assert splits["ic"] == (["valid"], ["test"])
+    assert splits["asr"] == (["dev-clean"], ["test-clean"])
+
+
+def test_keys_without_a_meaning_are_said_once_by_every_build(
+    multitask_yaml: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(multitask_yaml.read_text())
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            caplog.clear()
+            config_of(copy)
+            said = [message for message in caplog.messages if str(copy) in message]
+            assert len(said) == 1
+    for key in (
+        "pr.text",
+        "sf.metric",
+        "er.datarc.pre_load",
+        "asr.datarc.bucket_file",
+        "sd.scorerc",
+        "sv.datarc.train_meta_data",
+        "pr.model.RNNs",
+        "ks.looprc.eval_dataloaders",
+    ):
+        assert key in said[0]
+    assert "all tasks have the same one, 4" in said[0]
+    assert "asr.datarc.decoder_args" not in said[0]  # Without a language model, as here.
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (("pr", "corpus", "batchsize"), r"'pr\.corpus\.batchsize'.*did you mean 'batch_size'"),
+        (("sd", "loaderrc", "train_dirs"), r"'sd\.loaderrc\.train_dirs'"),
+        (("ks", "looprc", "steps"), r"'ks\.looprc\.steps'"),
+        (("sv", "color"), r"'sv\.color'"),
+        (("runner", "toatl_steps"), r"'runner\.toatl_steps'"),
+        (("sound",), "'sound'"),
+    ],
+)
+def test_keys_that_the_branch_does_not_know_are_refused(
+    path: tuple[str, ...], message: str, multitask_yaml: Path, tmp_path: Path
+):
+    def add(values):
+        for key in path[:-1]:
+            values = values[key]
+        values[path[-1]] = 1
+
+    with pytest.raises(UserError, match=message):
+        config_of(changed(multitask_yaml, tmp_path, add))
+
+
+def test_sections_that_are_commented_out_are_switched_off(multitask_yaml: Path, tmp_path: Path):
+    def comment_out(values):
+        del values["scheduler"], values["specaug"]
+
+    config = config_of(changed(multitask_yaml, tmp_path, comment_out))
+    assert config["scheduler"] is None
+    assert config["specaug"] is None
+
+
+def test_choices_that_do_something_else_are_named(multitask_yaml: Path, tmp_path: Path, caplog):
+    def change(values):
+        values["asr"]["datarc"]["decoder_args"]["decoder_type"] = "kenlm"
+        values["sd"]["datarc"]["subsampling"] = 2
+        values["sd"]["datarc"]["use_last_samples"] = True
+        values["sv"]["datarc"]["vad_config"]["min_sec"] = 16_000
+
+    with caplog.at_level(logging.WARNING):
+        config_of(changed(multitask_yaml, tmp_path, change))
+    (said,) = caplog.messages
+    assert "asr.datarc.decoder_args: decoding is greedy" in said
+    assert "sd.datarc.subsampling: every label frame is used" in said
+    assert "sv.datarc.vad_config.min_sec: utterances under 2 s are left out" in said
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("separation_stft", r"ks: the block is left out: .*none of the nine tasks"),
+        ("emotion", r"(er|ks): the block is left out: '(ks|er)' is the task 'er' too"),
+        (["keyword"], r"ks: the block is left out: .*none of the nine tasks"),
+    ],
+)
+def test_blocks_of_experts_beyond_the_nine_are_left_out_and_that_is_said(
+    folder: object, message: str, multitask_yaml: Path, tmp_path: Path, caplog
+):
+    def change(values):
+        values["ks"]["folder"] = folder
+
+    with caplog.at_level(logging.WARNING):
+        config = config_of(changed(multitask_yaml, tmp_path, change), ["asr", "ic"])
+    assert config["downstream"] == ["asr", "ic"]
+    assert re.search(message, caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "message"),
+    [
+        ("runner", [1], "runner must be a mapping"),
+        ("optimizer", "AdamW", "optimizer must be a mapping"),
+    ],
+)
+def test_sections_of_another_kind_are_refused(
+    section: str, value: object, message: str, multitask_yaml: Path, tmp_path: Path
+):
+    def change(values):
+        values[section] = value
+
+    with pytest.raises(UserError, match=message):
+        config_of(changed(multitask_yaml, tmp_path, change))
+
+
+REMARKS = (
+    "These keys have no meaning here:",
+    "ks speech_commands_root (/nowhere/commands)",
+    "The block 's3prl:misspelt' is left out",
+)
+
+
+@pytest.fixture
+def words_of_a_dry_run(multitask_yaml: Path, tiny_corpus: Path, tmp_path: Path) -> list[str]:
+    """A command line whose files give rise to each of `REMARKS`."""
+
+    def move(values):
+        values["ks"]["datarc"]["speech_commands_root"] = "/nowhere/commands"
+
+    (tmp_path / "more.yaml").write_text('"s3prl:misspelt": {downstream_expert: {size: 3}}')
+    files = ["-c", str(changed(multitask_yaml, tmp_path, move)), "-c", str(tmp_path / "more.yaml")]
+    words = ["-u", "hubert_tiny", "-d", "ks", "--data", str(tiny_corpus), "--device", "cpu"]
+    return [*words, *files, "--dry-run"]
+
+
+@pytest.mark.parametrize("place", ["named", "found"])
+def test_what_is_said_of_a_config_is_once_in_the_log_of_every_run_and_on_the_terminal(
+    place: str,
+    words_of_a_dry_run: list[str],
+    manifest_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """Where the folder is named after the tasks, the config is built twice."""
+    for number in (1, 2):
+        home = tmp_path / str(number)
+        home.mkdir()
+        monkeypatch.chdir(home)
+        more = ["-p", "run"] if place == "named" else []
+        words = [*words_of_a_dry_run, *more, "-o", f"cache_dir={manifest_cache}"]
+        assert main(words) == 0
+        (log,) = home.rglob("log.txt")
+        for text in (log.read_text(), capsys.readouterr().err):
+            assert [text.count(remark) for remark in REMARKS] == [1, 1, 1]
+
+
+def test_what_is_said_of_a_config_is_not_lost_where_the_run_cannot_begin(
+    words_of_a_dry_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main([*words_of_a_dry_run, "-p", str(tmp_path / "new"), "-o", "seed=none"]) == 2
+    text = capsys.readouterr().err
+    assert [text.count(remark) for remark in REMARKS] == [1, 1, 1]
+    assert text.index(REMARKS[0]) < text.index("seed must be a whole number")
+
+
+def test_a_block_may_have_another_name(multitask_yaml: Path, tmp_path: Path, caplog):
+    def rename(values):
+        values["asv"] = values.pop("sv")
+
+    with caplog.at_level(logging.WARNING):
+        config = config_of(changed(multitask_yaml, tmp_path, rename), ["sv"])
+    assert config["sv"]["downstream_expert"]["modelrc"]["input_dim"] == 16
+    assert "asv: it is the task 'sv' here" in caplog.text
+
+
+def test_folders_of_diarization_must_lie_together(multitask_yaml: Path, tmp_path: Path):
+    def move(values):
+        values["sd"]["loaderrc"]["dev_dir"] = "/elsewhere/dev"
+
+    with pytest.raises(UserError, match=r"DIR/train, DIR/dev and DIR/test"):
+        config_of(changed(multitask_yaml, tmp_path, move))
+
+
+def test_optimizers_with_a_schedule_of_their_own_are_refused(multitask_yaml: Path, tmp_path: Path):
+    def change(values):
+        values["optimizer"] = {"name": "BertAdam_with_schedule", "lr": 1e-4}
+
+    with pytest.raises(UserError, match="schedule of its own"):
+        config_of(changed(multitask_yaml, tmp_path, change))
+
+
+def test_paths_beside_s3prls_downstream_folder_are_found(tmp_path: Path, multitask_yaml: Path):
+    """s3prl runs in the folder that holds `downstream/multitask.yaml`, and paths begin there."""
+    lists = tmp_path / "downstream" / "voxceleb1"
+    lists.mkdir(parents=True)
+    (lists / "veri_test_class.txt").write_text("")
+    values = yaml.safe_load(multitask_yaml.read_text())
+    values["sid"]["datarc"]["meta_data"] = "./downstream/voxceleb1/veri_test_class.txt"
+    translated = translate(values, tmp_path / "downstream" / "multitask.yaml", Remarks())
+    found = translated["sid"]["downstream_expert"]["datarc"]["meta_data"]
+    assert Path(found).resolve() == (lists / "veri_test_class.txt").resolve()
+
+
+def test_other_configs_are_left_as_they_are():
+    values = {"runner": {"total_steps": 3}, "ks": {"downstream_expert": {}, "dev_splits": ["dev"]}}
+    remarks = Remarks()
+    assert translate(values, "own.yaml", remarks) is values
+    experts = {"s3prl:ctc": {"folder": "/somewhere/ctc"}}
+    assert translate(experts, "own.yaml", remarks) is experts
+
+
+def test_two_steps_of_all_nine_tasks_from_the_file(
+    multitask_yaml: Path, tmp_path: Path, manifest_cache: Path
+):
+    flags = {"runner.total_steps": 2, "runner.eval_step": 2, "cache_dir": str(manifest_cache)}
+    config = config_of(multitask_yaml, **flags)
+    MultiTaskRunner(config, tmp_path / "run").train()
+    results = read_results(tmp_path / "run")
+    assert {task: set(results[task]) for task in NINE} == {
+        **{task: {"dev", "test"} for task in NINE},
+        "ic": {"valid", "test"},
+        "sf": {"valid", "test"},
+        "asr": {"dev-clean", "test-clean"},
+    }

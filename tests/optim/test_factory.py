@@ -1,0 +1,65 @@
+"""Optimizers and schedules by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.optim.factory import (
+    make_optimizer,
+    make_scheduler,
+    optimizer_settings,
+    scheduler_settings,
+)
+
+
+def rates(settings: dict, total_steps: int) -> list[float]:
+    optimizer = make_optimizer([nn.Parameter(torch.ones(1))], {"name": "SGD", "lr": 2.0})
+    scheduler = make_scheduler(optimizer, settings, total_steps)
+    assert scheduler is not None
+    seen = []
+    for _ in range(total_steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_the_branchs_schedule_rises_over_the_warm_up_and_falls_to_zero():
+    settings = {"name": "linear_schedule_with_warmup", "num_warmup_steps": 2}
+    assert rates(settings, 6) == pytest.approx([0.0, 1.0, 2.0, 1.5, 1.0, 0.5])
+
+
+def test_torchs_schedules_can_be_named():
+    assert rates({"name": "ExponentialLR", "gamma": 0.5}, 3) == pytest.approx([2.0, 1.0, 0.5])
+    assert len(rates({"name": "OneCycleLR", "max_lr": 1.0}, 5)) == 5
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Adam", "SGD", "RAdam", "Adagrad"])
+def test_several_optimizers_take_a_step(name: str):
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = make_optimizer([parameter], {"name": name, "lr": 0.1})
+    parameter.sum().backward()
+    optimizer.step()
+    assert (parameter < 1).all()
+
+
+def test_no_schedule_is_a_constant_rate():
+    optimizer = make_optimizer([nn.Parameter(torch.ones(1))], {"name": "SGD", "lr": 2.0})
+    assert make_scheduler(optimizer, None, 10) is None
+
+
+def test_the_settings_of_an_optimizer_are_its_own():
+    assert "momentum" in optimizer_settings("SGD")
+    assert "betas" in optimizer_settings("AdamW")
+    assert "params" not in optimizer_settings("AdamW")
+    assert "num_warmup_steps" in scheduler_settings("linear_schedule_with_warmup")
+
+
+def test_unusable_values_are_refused():
+    with pytest.raises(UserError, match="SGD does not take these settings"):
+        make_optimizer([nn.Parameter(torch.ones(1))], {"name": "SGD", "lr": -1.0})
+    with pytest.raises(UserError, match="no scheduler named 'Cosine'"):
+        scheduler_settings("Cosine")

@@ -1,0 +1,155 @@
+"""Discovery of plugins, with real distributions installed beside ours."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from s3prl_mtl.config import build_config, parse_tasks
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.registry.plugins import (
+    discover_tasks,
+    discover_upstreams,
+    find_upstream,
+    load_task,
+    task_defaults,
+)
+
+DEMO = Path(__file__).parents[2] / "run_scripts" / "demo.yaml"
+NINE = {"asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd"}
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Install a distribution with one task into a folder of its own on the path."""
+
+    def _install(package: str, task: str, source: str, config: str | None = None) -> None:
+        folder = tmp_path / package
+        module = folder / f"{package}_module"
+        module.mkdir(parents=True)
+        (module / "__init__.py").write_text(source)
+        if config is not None:
+            (module / "config.yaml").write_text(config)
+        metadata = folder / f"{package}-1.2.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.2\n"
+        )
+        (metadata / "entry_points.txt").write_text(
+            f"[s3prl_mtl.tasks]\n{task} = {package}_module:Expert\n"
+        )
+        monkeypatch.syspath_prepend(str(folder))
+
+    yield _install
+    for name in [name for name in sys.modules if name.endswith("_module")]:
+        del sys.modules[name]
+
+
+def test_the_nine_tasks_and_the_upstreams_are_found():
+    assert set(discover_tasks()) >= NINE | {"asv"}
+    assert set(discover_upstreams()) >= {
+        "hubert",
+        "hubert_base",
+        "hubert_large_ll60k",
+        "hubert_tiny",
+    }
+
+
+def test_asv_is_another_name_of_sv():
+    assert parse_tasks("asv") == ["sv"]
+    assert load_task("asv") is load_task("sv")
+
+
+def test_a_third_party_task_is_found_and_loaded(install):
+    install("nice", "langid", "class Expert:\n    pass\n", "downstream_expert: {size: 3}\n")
+    assert discover_tasks()["langid"].package == "nice"
+    assert load_task("langid").__name__ == "Expert"
+    assert task_defaults("langid") == {"downstream_expert": {"size": 3}}
+
+
+def test_a_broken_plugin_is_named_and_breaks_no_other(install):
+    install("broken", "oops", "import a_module_that_is_not_there\n")
+    assert set(discover_tasks()) >= NINE | {"oops"}
+    assert load_task("ks").__name__ == "KeywordSpotting"
+    with pytest.raises(UserError, match=r"'oops' of package broken 1\.2.*a_module_that_is_not"):
+        load_task("oops")
+
+
+def test_an_unknown_task_is_refused_with_the_nearest_name():
+    with pytest.raises(UserError, match=r"no task named 'ars'.*'asr'"):
+        load_task("ars")
+
+
+def test_two_packages_with_one_name_are_both_named_and_can_be_chosen(install):
+    install("first", "clash", "class Expert:\n    who = 'first'\n")
+    install("second", "clash", "class Expert:\n    who = 'second'\n")
+    with pytest.raises(UserError, match=r"first 1\.2 and second 1\.2|second 1\.2 and first 1\.2"):
+        load_task("clash")
+    assert load_task("second:clash").who == "second"
+    assert load_task("clash", "first").who == load_task("first:clash", "first").who == "first"
+    install("third", "clash", "class Expert:\n    who = 'third'\n")
+    with pytest.raises(UserError, match=r"3 packages have .* 1\.2, .* 1\.2 and .* 1\.2"):
+        load_task("clash")
+
+
+def test_a_package_that_has_not_the_task_is_refused_as_what_it_is(install):
+    install("acme", "ks", "class Expert:\n    pass\n")
+    for name, package in (("acme:ks", "s3prl-mtl"), ("s3prl-mtl:ks", "acme")):
+        with pytest.raises(UserError, match=f"'{name}' is a task of package .* that of {package}"):
+            load_task(name, package)
+    with pytest.raises(UserError, match="No installed package 'nope' has a task 'er'") as mistake:
+        load_task("er", package="nope")
+    assert "the run" not in str(mistake.value) and "again" not in str(mistake.value)
+    with pytest.raises(UserError, match="is an expert of s3prl, and cannot be of package nope"):
+        load_task("s3prl:ctc", "nope")
+
+
+def test_a_built_in_name_that_another_package_has_too_can_still_be_used(install, tmp_path):
+    install("rival", "ks", "class Expert:\n    name = 'other'\n")
+    assert "s3prl-mtl:ks" in parse_tasks("all")
+    config = build_config([DEMO], flags={"downstream": ["asr"], "data": str(tmp_path)})
+    assert config["downstream"] == ["asr"]
+    assert load_task("s3prl-mtl:asr") is load_task("asr")
+
+
+def test_defaults_that_are_not_yaml_are_reported_with_their_file(install):
+    install("bad", "badtask", "class Expert:\n    pass\n", "a: [1,\n")
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        task_defaults("badtask")
+
+
+def test_a_plugin_that_ends_the_program_on_import_does_not(install):
+    install("quitter", "quits", "raise SystemExit('no licence')\n")
+    with pytest.raises(UserError, match=r"'quits' of package quitter.*no licence"):
+        load_task("quits")
+
+
+def test_an_entry_point_that_is_no_class_is_refused(install):
+    install("odd", "oddtask", "Expert = 3\n")
+    with pytest.raises(UserError, match="is no class but a int"):
+        load_task("oddtask")
+
+
+def test_an_upstream_that_no_plugin_has_is_none():
+    assert find_upstream("nobody_has_this") is None
+
+
+def test_an_upstream_that_two_packages_have_is_not_looked_for_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "rival_encoder.py").write_text("def hubert_tiny(ckpt):\n    return 'rival'\n")
+    metadata = tmp_path / "rival-1.2.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: rival\nVersion: 1.2\n")
+    (metadata / "entry_points.txt").write_text(
+        "[s3prl_mtl.upstreams]\nhubert_tiny = rival_encoder:hubert_tiny\n"
+    )
+    ours = find_upstream("hubert_tiny")
+    assert find_upstream("s3prl-mtl:hubert_tiny") is ours
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=r"rival 1\.2"):
+        find_upstream("hubert_tiny")
+    assert find_upstream("s3prl-mtl:hubert_tiny") is ours
+    assert find_upstream("rival:hubert_tiny")(None) == "rival"

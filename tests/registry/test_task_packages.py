@@ -1,0 +1,427 @@
+"""A run keeps its tasks when packages with tasks of the same names come and go."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import s3prl_mtl
+from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.cli.main import main
+from s3prl_mtl.config import build_config, parse_tasks, resolve
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.export.command import export
+from s3prl_mtl.registry.plugins import load_task
+from s3prl_mtl.registry.task_names import find_in_run, find_same_task
+from s3prl_mtl.tracking.results_table import results_table
+from s3prl_mtl.tracking.tracker import read_results
+from s3prl_mtl.training.runner import MultiTaskRunner
+from tests.comparison import assert_same
+
+SMALL_HEADS = Path(__file__).parents[2] / "run_scripts" / "demo.yaml"
+
+# What the other package has is ours in all but whose it is, and that it hears one class only.
+RIVAL = """
+from downstream_plugins.ks import KeywordSpotting
+from downstream_plugins.sv import SpeakerVerification
+
+
+class Keywords(KeywordSpotting):
+    def predict(self, features, lengths_samples):
+        return [{"class": "rival", "probability": 1.0} for _ in features]
+
+
+class Speakers(SpeakerVerification):
+    pass
+"""
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package `rival-tasks`, which has a task `ks`."""
+    folder = tmp_path_factory.mktemp("site")
+    module = folder / "rival_tasks"
+    metadata = folder / "rival_tasks-1.2.dist-info"
+    module.mkdir()
+    metadata.mkdir()
+    (module / "__init__.py").write_text(RIVAL)
+    source = Path(sys.modules[load_task("ks").__module__].__file__ or "")
+    shutil.copy(source.parent / "config.yaml", module)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: rival-tasks\nVersion: 1.2\n")
+    (metadata / "entry_points.txt").write_text("[s3prl_mtl.tasks]\nks = rival_tasks:Keywords\n")
+    return folder
+
+
+@pytest.fixture
+def rival(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Have the other package installed; what is returned uninstalls it."""
+    monkeypatch.syspath_prepend(str(site))
+    yield lambda: sys.path.remove(str(site))
+    sys.modules.pop("rival_tasks", None)
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """The command line sets up the log of its process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+
+
+def settings_of(corpus: Path, cache: Path, *tasks: str) -> dict:
+    return {
+        "downstream": list(tasks),
+        "data": str(corpus),
+        "cache_dir": str(cache),
+        "upstream.name": "hubert_tiny",
+        "device": "cpu",
+        "scheduler": None,
+        "runner.total_steps": 1,
+        "runner.test_first": False,
+        "runner.test_last": False,
+    }
+
+
+@pytest.fixture
+def begin(tiny_corpus: Path, manifest_cache: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Train tasks for a step, with the packages that are installed now; the run's folder."""
+
+    def _begin(*tasks: str) -> Path:
+        config = build_config([SMALL_HEADS], settings_of(tiny_corpus, manifest_cache, *tasks))
+        folder = tmp_path / "begun"
+        MultiTaskRunner(config, folder).train()
+        return folder
+
+    return _begin
+
+
+@pytest.fixture(scope="module")
+def plain_run(tiny_corpus: Path, manifest_cache: Path, tmp_path_factory) -> Path:
+    """A run of ks and sv that was made when no other package was there."""
+    folder = tmp_path_factory.mktemp("plain")
+    config = build_config([SMALL_HEADS], settings_of(tiny_corpus, manifest_cache, "ks", "sv"))
+    MultiTaskRunner(config, folder).train()
+    return folder
+
+
+@pytest.fixture
+def run(plain_run: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(plain_run, tmp_path / "run"))
+
+
+def head_of(run: Path, task: str = "ks") -> dict[str, torch.Tensor]:
+    return dict(checkpoints.load_newest(run)[0]["Tasks"][task]["Downstream"])
+
+
+def without_package(run: Path) -> None:
+    """Make the checkpoint of a run one that does not say whose tasks it has."""
+    (path,) = checkpoints.states_files(run)
+    saved = checkpoints.load(path)
+    for task in saved["Tasks"]:
+        del saved["Config"][task]["package"]
+    checkpoints.save(saved, path)
+
+
+def test_a_run_says_whose_its_tasks_are(plain_run: Path):
+    written = yaml.safe_load((plain_run / "config.yaml").read_text())
+    saved = checkpoints.load_newest(plain_run)[0]["Config"]
+    for config in (written, saved):
+        assert [config[task]["package"] for task in ("ks", "sv")] == ["s3prl-mtl", "s3prl-mtl"]
+
+
+def test_a_run_is_resumed_as_if_the_other_package_were_not_there(
+    run: Path, tmp_path: Path, rival: Callable[[], None]
+):
+    alone = Path(shutil.copytree(run, tmp_path / "alone"))
+    assert main(["-e", str(run), "--steps", "2"]) == 0
+    rival()
+    assert main(["-e", str(alone), "--steps", "2"]) == 0
+    beside, wanted = checkpoints.load_newest(run)[0], checkpoints.load_newest(alone)[0]
+    assert beside["Step"] == wanted["Step"] == 2
+    for part in ("Upstream", "Featurizer", "Tasks", "Optimizer"):
+        assert_same(beside[part], wanted[part], part)
+    assert beside["Config"]["ks"]["package"] == "s3prl-mtl"
+
+
+@pytest.mark.parametrize("word", ["ks,sv", "s3prl-mtl:ks,asv", "S3PRL_MTL:ks,sv"])
+def test_a_run_is_taken_up_again_by_any_word_for_its_tasks(run: Path, rival, word: str):
+    words = ["-u", "hubert_tiny", "-d", word, "-c", str(SMALL_HEADS), "-o", "scheduler=null"]
+    assert main([*words, "-a", "-p", str(run), "--steps", "2", "--device", "cpu"]) == 0
+    assert list(checkpoints.load(run / "states-2.ckpt")["Tasks"]) == ["ks", "sv"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["-d", "ks"],
+        ["-d", "s3prl-mtl:ks"],
+        ["-t", "ks:test"],
+        ["-t", "s3prl-mtl:ks:test"],
+        ["-d", "s3prl-mtl:ks", "-t", "ks:test"],
+    ],
+)
+def test_a_run_is_evaluated_by_any_word_for_its_tasks(
+    run: Path, tmp_path: Path, rival, words: list[str]
+):
+    assert main(["-m", "evaluate", "-e", str(run), *words, "--device", "cpu"]) == 0
+    assert "acc" in read_results(run)["ks"]["test"]
+    elsewhere = tmp_path / "elsewhere"
+    assert main(["-m", "evaluate", "-e", str(run), *words, "-p", str(elsewhere)]) == 0
+    assert read_results(elsewhere)["ks"]["test"] == read_results(run)["ks"]["test"]
+
+
+def test_a_task_of_another_package_is_none_of_the_runs(run: Path, rival, capsys):
+    assert main(["-m", "evaluate", "-e", str(run), "-d", "rival-tasks:ks"]) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "holds no task 'rival-tasks:ks'" in shown and "ks of package s3prl-mtl, sv" in shown
+    with pytest.raises(UserError, match="ks of package s3prl-mtl"):
+        s3prl_mtl.load(run, ["rival-tasks:ks"])
+
+
+def test_a_run_answers_by_any_word_for_its_tasks(run: Path, tiny_corpus: Path, rival):
+    wav = str(next(tiny_corpus.rglob("*.wav")))
+    for words in (["ks", "sv"], ["s3prl-mtl:ks", "asv"]):
+        trained = s3prl_mtl.load(run, words, device="cpu")
+        assert trained.tasks == ["ks", "sv"]
+        (answer,) = trained.predict([wav], words)
+        assert answer["ks"]["class"] in trained.labels["ks"]["classes"]
+        assert trained.verify(wav, wav, words[1]) == pytest.approx(1.0, abs=1e-5)
+    assert main(["predict", str(run), "--task", "s3prl-mtl:ks,asv", "--against", wav, wav]) == 0
+
+
+def test_the_table_of_a_run_knows_whose_metrics_are_in_it(run: Path, rival):
+    titles = list(results_table(run, everything=True).columns[2].cells)
+    assert any("accuracy" in str(title) for title in titles)
+
+
+def test_a_head_of_the_same_package_is_taken_over_and_no_other(
+    run: Path, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path, rival, caplog
+):
+    wanted = head_of(run)
+    tasks = ["s3prl-mtl:ks", "rival-tasks:ks"]
+    flags = settings_of(tiny_corpus, manifest_cache, *tasks) | {"init_ckpt": str(run), "seed": 9}
+    block = yaml.safe_load(SMALL_HEADS.read_text())["ks"]
+    blocks = tmp_path / "blocks.yaml"
+    blocks.write_text(yaml.safe_dump(dict.fromkeys(tasks, block)))
+    with caplog.at_level(logging.WARNING):
+        started = MultiTaskRunner(build_config([blocks], flags), tmp_path / "new").state()
+    assert started is not None
+    ours, other = (started["Tasks"][task]["Downstream"] for task in tasks)
+    for name in wanted.keys() - {"best_score"}:
+        assert torch.equal(ours[name], wanted[name]), name
+    assert not torch.equal(other["projector.weight"], wanted["projector.weight"])
+    assert "a head of ks of package s3prl-mtl" in caplog.text
+    assert "that of package rival-tasks" in caplog.text
+
+
+def test_heads_trained_singly_go_by_their_plain_names(
+    run: Path, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path, rival
+):
+    wanted = head_of(run)
+    path = tmp_path / "heads" / "ks" / "hubert_tiny_ks.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save({"Downstream": wanted}, path)
+    flags = settings_of(tiny_corpus, manifest_cache, "rival-tasks:ks")
+    flags |= {"init_ckpt": str(tmp_path / "heads"), "seed": 9}
+    started = MultiTaskRunner(build_config([SMALL_HEADS], flags), tmp_path / "new").state()
+    assert started is not None
+    head = started["Tasks"]["rival-tasks:ks"]["Downstream"]
+    assert torch.equal(head["projector.weight"], wanted["projector.weight"])
+
+
+def test_a_run_is_exported_with_its_heads(run: Path, tmp_path: Path, rival):
+    export(run, "s3prl", tmp_path / "out")
+    written = checkpoints.read_tensors(tmp_path / "out" / "ks" / "hubert_tiny_ks.ckpt")
+    assert_same(dict(written["Downstream"]), head_of(run))
+
+
+def test_a_run_begun_beside_the_other_package_goes_on_without_it(
+    begin, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path, rival
+):
+    folder = begin("s3prl-mtl:ks")
+    wanted = head_of(folder, "s3prl-mtl:ks")
+    rival()
+    wav = str(next(tiny_corpus.rglob("*.wav")))
+    trained = s3prl_mtl.load(folder, ["ks"], device="cpu")
+    assert trained.tasks == ["s3prl-mtl:ks"]
+    assert trained.predict([wav], ["ks"])[0]["s3prl-mtl:ks"]["class"] != "rival"
+    assert main(["-m", "evaluate", "-e", str(folder), "-t", "ks:test"]) == 0
+    assert main(["-e", str(folder), "-d", "ks", "--steps", "2"]) == 0
+    assert list(checkpoints.load(folder / "states-2.ckpt")["Tasks"]) == ["s3prl-mtl:ks"]
+    again = build_config([folder / "config.yaml"])
+    assert again["downstream"] == ["s3prl-mtl:ks"]
+    first = str(checkpoints.states_files(folder)[0])
+    flags = settings_of(tiny_corpus, manifest_cache, "ks") | {"init_ckpt": first, "seed": 9}
+    started = MultiTaskRunner(build_config([SMALL_HEADS], flags), tmp_path / "new").state()
+    assert started is not None
+    head = started["Tasks"]["ks"]["Downstream"]
+    saved = checkpoints.load(Path(first))["Tasks"]["s3prl-mtl:ks"]["Downstream"]
+    assert torch.equal(head["projector.weight"], saved["projector.weight"])
+    assert head["projector.weight"].shape == wanted["projector.weight"].shape
+
+
+def test_without_its_package_a_task_is_refused_and_the_others_go_on(
+    begin, tiny_corpus: Path, rival, capsys
+):
+    folder = begin("rival-tasks:ks", "sv")
+    wav = str(next(tiny_corpus.rglob("*.wav")))
+    (answer,) = s3prl_mtl.load(folder, ["ks"], device="cpu").predict([wav])
+    assert answer["rival-tasks:ks"]["class"] == "rival"
+    rival()
+    reason = r"'ks' of the run is that of package rival-tasks.*s3prl-mtl 0.*not taken for it"
+    with pytest.raises(UserError, match=reason):
+        s3prl_mtl.load(folder)
+    for words in (["-m", "evaluate", "-e", str(folder)], ["-e", str(folder), "--steps", "2"]):
+        capsys.readouterr()
+        assert main(words) == 2
+        shown = " ".join(capsys.readouterr().err.split())
+        assert "is that of package rival-tasks, which is not installed" in shown
+        # Training goes on with all tasks or not at all.
+        assert ("leave the task out" in shown) == ("evaluate" in words)
+        assert "Install rival-tasks again" in shown
+    assert s3prl_mtl.load(folder, ["sv"], device="cpu").tasks == ["sv"]
+    assert main(["-m", "evaluate", "-e", str(folder), "-t", "sv:test"]) == 0
+    assert main(["-m", "evaluate", "-e", str(folder), "-d", "s3prl-mtl:ks"]) == 2
+    assert "ks of package rival-tasks" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_checkpoint_that_does_not_say_whose_its_tasks_are_is_used_where_only_one_has_them(
+    run: Path,
+):
+    without_package(run)
+    assert s3prl_mtl.load(run, device="cpu").tasks == ["ks", "sv"]
+    assert main(["-e", str(run), "--steps", "2"]) == 0
+    assert checkpoints.load(run / "states-2.ckpt")["Config"]["ks"]["package"] == "s3prl-mtl"
+
+
+def test_where_several_have_them_the_user_says_whose_they_are(run: Path, rival, capsys):
+    without_package(run)
+    reason = "2 packages have the task 'ks'.*does not say of which package.*s3prl-mtl:ks"
+    with pytest.raises(UserError, match=reason):
+        s3prl_mtl.load(run, device="cpu")
+    for words in (["-m", "evaluate", "-e", str(run)], ["-e", str(run), "--steps", "2"]):
+        assert main(words) == 2
+        assert "does not say of which package" in " ".join(capsys.readouterr().err.split())
+    assert s3prl_mtl.load(run, ["s3prl-mtl:ks"], device="cpu").tasks == ["ks"]
+    assert main(["-m", "evaluate", "-e", str(run), "-t", "s3prl-mtl:ks:test"]) == 0
+    assert main(["-e", str(run), "-d", "s3prl-mtl:ks,sv", "--steps", "2"]) == 0
+    saved = checkpoints.load(run / "states-2.ckpt")
+    assert list(saved["Tasks"]) == ["ks", "sv"]
+    assert saved["Config"]["ks"]["package"] == "s3prl-mtl"
+
+
+def configured(tmp_path: Path, text: str, *tasks: str, **flags) -> dict:
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    return build_config([path], {"downstream": list(tasks), "data": "/corpora", **flags})
+
+
+def test_a_block_chooses_the_package_of_its_task(tmp_path: Path, rival):
+    for package in ("rival-tasks", "s3prl-mtl"):
+        config = configured(tmp_path, f"ks: {{package: {package}}}", "ks")
+        assert config["downstream"] == ["ks"]
+        assert config["ks"]["package"] == package
+    config = configured(tmp_path, "ks: {package: rival_tasks}", "ks", "s3prl-mtl:ks")
+    assert config["downstream"] == ["ks", "s3prl-mtl:ks"]
+    assert config["ks"]["package"] == "rival-tasks"
+    assert config["s3prl-mtl:ks"]["package"] == "s3prl-mtl"
+
+
+def test_a_block_by_the_plain_name_is_that_of_the_only_task_with_it(tmp_path: Path, rival):
+    text = "ks: {downstream_expert: {datarc: {num_workers: 0, train_batch_size: 3}}}"
+    config = configured(tmp_path, text, "s3prl-mtl:ks", "asr")
+    block = resolve(config)["s3prl-mtl:ks"]
+    assert block["downstream_expert"]["datarc"]["train_batch_size"] == 3
+    assert "ks" not in config
+    other = configured(tmp_path, text.replace("{", "{package: rival-tasks, ", 1), "s3prl-mtl:ks")
+    assert other["s3prl-mtl:ks"]["downstream_expert"]["datarc"]["train_batch_size"] != 3
+    with pytest.raises(UserError, match=r"'ks' could be that of s3prl-mtl:ks or rival-tasks:ks"):
+        configured(tmp_path, text, "s3prl-mtl:ks", "rival-tasks:ks")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "ks: {package: nobody}",
+            "No installed package 'nobody' has a task 'ks'.* of s3prl-mtl",
+        ),
+        ("ks: {package: 3}", "ks.package is the name of a package, not 3"),
+        ("asr: {package: nobody}", None),
+    ],
+)
+def test_a_package_that_is_none_is_refused(tmp_path: Path, text: str, message: str | None):
+    if message is None:
+        assert configured(tmp_path, text, "ks")["downstream"] == ["ks"]
+        return
+    with pytest.raises(UserError, match=message):
+        configured(tmp_path, text, "ks")
+
+
+def test_a_block_that_cannot_be_checked_is_named_once_by_every_build(tmp_path: Path, rival, caplog):
+    misspelt = "ks: {train_spilt: train}"
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            caplog.clear()
+            assert "ks" not in configured(tmp_path, misspelt, "asr")
+            (told,) = (r.getMessage() for r in caplog.records if "not checked" in r.getMessage())
+            assert "'ks'" in told and "2 packages have the task 'ks'" in told
+    rival()
+    with pytest.raises(UserError, match=r"ks\.train_spilt"):
+        configured(tmp_path, misspelt, "asr")
+
+
+def test_a_run_does_not_change_the_package_of_a_task(run: Path, rival, capsys):
+    words = ["-e", str(run), "--steps", "2", "-o", "ks.package=rival-tasks"]
+    assert main(words) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "is that of package s3prl-mtl, and cannot be that of rival-tasks" in shown
+
+
+def test_another_word_for_a_task_is_of_its_own_package(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    copy = Path(shutil.copytree(site, tmp_path / "copy"))
+    entries = copy / "rival_tasks-1.2.dist-info" / "entry_points.txt"
+    entries.write_text(
+        "[s3prl_mtl.tasks]\nsv = rival_tasks:Speakers\nvoices = rival_tasks:Speakers\n"
+    )
+    monkeypatch.syspath_prepend(str(copy))
+    assert parse_tasks("asv") == ["s3prl-mtl:sv"]
+    assert parse_tasks("voices") == ["rival-tasks:sv"]
+    assert find_in_run("asv", {"sv": "s3prl-mtl"}) == "sv"
+    assert find_in_run("asv", {"sv": "rival-tasks"}) is None
+    assert find_in_run("voices", {"sv": "rival-tasks"}) == "sv"
+    sys.modules.pop("rival_tasks", None)
+
+
+def test_a_word_that_means_several_tasks_of_a_run_is_refused():
+    held = {"a:ks": "a", "b:ks": "b"}
+    with pytest.raises(UserError, match=r"'a:ks' or 'b:ks'"):
+        find_in_run("ks", held)
+    assert find_in_run("b:ks", held) == "b:ks"
+    assert find_in_run("c:ks", held) is None
+    assert find_in_run("c:ks", {"ks": None}) == "ks"
+    assert find_same_task("ks", "b", {"ks": None, "b:ks": "b"}) == "b:ks"
+    assert find_same_task("ks", "c", held) is None
+    assert find_same_task("s3prl:ks", None, {"ks": None}) is None
+
+
+def test_a_section_that_was_switched_off_is_switched_on_from_its_defaults(tmp_path: Path):
+    base = configured(tmp_path, "scheduler: null", "ks")
+    path = tmp_path / "on.yaml"
+    path.write_text("scheduler: {num_warmup_steps: 3}")
+    config = build_config([path], base=base)
+    assert config["scheduler"]["num_warmup_steps"] == 3
+    assert config["scheduler"]["name"] == "linear_schedule_with_warmup"

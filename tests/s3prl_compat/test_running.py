@@ -1,0 +1,223 @@
+"""What our runner does for an expert that is used to s3prl's."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import s3prl_mtl
+from s3prl_mtl.cli.main import main
+from s3prl_mtl.data.epoch_reader import EpochReader
+from s3prl_mtl.distributed.world import World
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.tracking.results_table import results_table
+from s3prl_mtl.tracking.tracker import read_results
+from s3prl_mtl.training.preflight import check_splits
+from s3prl_mtl.training.runner import MultiTaskRunner
+from tests.distributed.ranks import run_ranks
+from tests.s3prl_compat.corpora import fluent_commands, speech_commands, write_config
+from tests.s3prl_compat.test_experts import run_config
+
+
+@pytest.fixture
+def tones(expert_folder, tmp_path: Path) -> dict[str, Any]:
+    return run_config([f"s3prl:{expert_folder()}"], tmp_path, tmp_path / "cache")
+
+
+def test_what_is_no_list_reaches_the_measure_as_it_was_recorded(tones, tmp_path, caplog):
+    runner = MultiTaskRunner(tones, tmp_path / "run")
+    with caplog.at_level(logging.INFO):
+        runner.train()
+    assert read_results(tmp_path / "run")["s3prl:tones"]["dev"] == {"seen": 5.0}
+    assert "dev is measured" in caplog.text
+
+
+def test_settings_that_an_expert_takes_out_are_there_for_the_next_loader(tones, tmp_path):
+    runner = MultiTaskRunner(tones, tmp_path / "run")
+    expert = runner.tasks["s3prl:tones"].expert
+    for _ in range(3):
+        expert.get_dataloader("train")
+    assert expert.workers_seen == [0, 0, 0]
+    assert tones["s3prl:tones"]["downstream_expert"]["corpus"]["num_workers"] == 0
+
+
+def test_an_expert_whose_folder_is_gone_does_not_keep_the_other_heads_from_answering(
+    expert_folder, tiny_corpus: Path, tmp_path: Path, caplog
+):
+    folder = expert_folder()
+    config = run_config([f"s3prl:{folder}", "ks"], tiny_corpus, tmp_path / "cache")
+    run = tmp_path / "run"
+    MultiTaskRunner(config, run).train()
+    wave = torch.sin(torch.arange(16_000) / 10)
+    for gone in (False, True):
+        if gone:
+            shutil.rmtree(folder)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            trained = s3prl_mtl.load(run, device="cpu")
+        assert [r for r in caplog.records if "s3prl:tones is left out" in r.getMessage()]
+        assert trained.tasks == ["ks"] and list(trained.predict([wave])[0]) == ["ks"]
+        with pytest.raises(UserError, match="tones"):
+            trained.predict([wave], ["s3prl:tones"])
+
+
+def test_a_split_that_it_does_not_have_is_named(tones, tmp_path: Path):
+    runner = MultiTaskRunner(tones, tmp_path / "run")
+    with pytest.raises(UserError, match=r"'.*tones' has no split 'test'"):
+        runner.evaluate([("s3prl:tones", "test")], None)
+
+
+def test_a_split_that_will_be_missed_is_missed_before_training(expert_folder, tmp_path: Path):
+    words, more = [f"s3prl:{expert_folder()}"], {"s3prl:tones": {"test_splits": ["test"]}}
+    config = run_config(words, tmp_path, tmp_path / "cache", more)
+    runner = MultiTaskRunner(config, tmp_path / "run")
+    with pytest.raises(UserError, match=r"s3prl:tones: .*'.*tones' has no split 'test'"):
+        runner.train()
+    assert runner.step == 0
+    config["runner"]["test_first"] = config["runner"]["test_last"] = False
+    runner = MultiTaskRunner(config, tmp_path / "untested")
+    runner.train()
+    assert runner.step == config["runner"]["total_steps"] > 0
+
+
+def test_a_split_that_cannot_be_loaded_says_the_error_of_the_expert(expert_folder, tmp_path):
+    from tests.s3prl_compat.conftest import EXPERT
+
+    line = "        if split not in"
+    source = EXPERT.replace(line, f"        if split == 'dev':\n            [][3]\n{line}")
+    folder = expert_folder(source=source)
+    config = run_config([f"s3prl:{folder}"], tmp_path, tmp_path / "cache")
+    runner = MultiTaskRunner(config, tmp_path / "run")
+    with pytest.raises(UserError, match=r"cannot load the split 'dev': IndexError") as error:
+        runner.train()
+    assert runner.step == 0
+    causes = [error.value.__cause__, error.value.__cause__.__cause__]
+    assert [type(cause) for cause in causes] == [UserError, IndexError]
+
+
+def test_workers_know_the_modules_of_experts_whatever_the_start_method(expert_folder, tmp_path):
+    from tests.s3prl_compat.conftest import EXPERT
+
+    source = EXPERT.replace("batch_size=2,", "batch_size=2, num_workers=1,")
+    config = run_config([f"s3prl:{expert_folder(source=source)}"], tmp_path, tmp_path / "cache")
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        MultiTaskRunner(config, tmp_path / "run").train()
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert read_results(tmp_path / "run")["s3prl:tones"]["dev"] == {"seen": 5.0}
+
+
+def test_asking_for_loaders_before_training_changes_no_number(expert_folder, tmp_path: Path):
+    from tests.s3prl_compat.conftest import EXPERT
+
+    line = "        if split not in"
+    drawn = f"        self.drawn = torch.rand(1) * len(self.workers_seen)\n{line}"
+    folder = expert_folder(source=EXPERT.replace(line, drawn))
+    config = run_config([f"s3prl:{folder}"], tmp_path, tmp_path / "cache")
+    runner = MultiTaskRunner(config, tmp_path / "run")
+    before = torch.get_rng_state()
+    check_splits(runner.config, runner.tasks)
+    assert runner.tasks["s3prl:tones"].expert.workers_seen == [0]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_numbers_of_which_nobody_says_what_they_are_are_shown_as_they_are(tones, tmp_path: Path):
+    MultiTaskRunner(tones, tmp_path / "run").train()
+    columns = results_table(tmp_path / "run").columns
+    assert list(columns[2].cells) == ["seen"]
+    assert list(columns[5].cells) == ["5"]
+
+
+def test_an_expert_that_fails_on_its_settings_is_named(tiny_corpus, manifest_cache, tmp_path):
+    settings, _ = fluent_commands(tiny_corpus, tmp_path)
+    settings["datarc"]["file_path"] = str(tmp_path / "elsewhere")
+    path = write_config(tmp_path / "fluent.yaml", settings)
+    config = run_config(
+        ["s3prl:fluent_commands"],
+        tiny_corpus,
+        manifest_cache,
+        {"s3prl:fluent_commands": {"config": str(path)}},
+    )
+    with pytest.raises(UserError, match=r"'fluent_commands' cannot be built: FileNotFoundError"):
+        MultiTaskRunner(config, tmp_path / "run")
+
+
+def test_an_expert_that_needs_a_gpu_says_so(expert_folder, tmp_path: Path):
+    from tests.s3prl_compat.conftest import EXPERT
+
+    line = "        logits = self.linear("
+    folder = expert_folder(source=EXPERT.replace(line, f"        features[0].cuda()\n{line}"))
+    config = run_config([f"s3prl:{folder}"], tmp_path, tmp_path / "cache")
+    runner = MultiTaskRunner(config, tmp_path / "run")
+    if torch.cuda.is_available():
+        runner.train()
+    else:
+        with pytest.raises(UserError, match=r"tones' calls \.cuda\(\) by itself"):
+            runner.train()
+
+
+def test_the_command_line_takes_the_word_everywhere(
+    expert_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    expert_folder()
+    monkeypatch.chdir(tmp_path / "mine")
+    settings = "s3prl:tones.downstream_expert.corpus.size=3,,specaug=null,,scheduler=null"
+    words = ["-u", "hubert_tiny", "--device", "cpu", "--steps", "1", "-o", settings]
+    assert main(["-d", "s3prl:./tones", *words]) == 0
+    run = Path("result/downstream/hubert_tiny-s3prl:tones")
+    assert read_results(run)["s3prl:tones"]["dev"]["seen"] == 3
+    (run / "results.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    again = ["-m", "evaluate", "-e", str(Path("mine") / run), "-t", "s3prl:tones:dev"]
+    assert main(again) == 0
+    assert read_results(Path("mine") / run)["s3prl:tones"] == {"dev": {"seen": 3.0}}
+    assert "s3prl:tones" in capsys.readouterr().out
+    assert main(["-d", "s3prl:nobody", *words]) == 2
+    assert "no expert 'nobody'" in capsys.readouterr().err
+
+
+def read_epoch(world: World, config: dict[str, Any], folder: Path) -> list[tuple[int, bytes]]:
+    """The batches of one epoch of this rank's share of the only task."""
+    runner = MultiTaskRunner(config, folder, world=world)
+    (task,) = runner.tasks.values()
+    reader = EpochReader(
+        task.name,
+        task.expert,
+        "train",
+        seed=1,
+        epoch=1,
+        shares=(world.rank,),
+        num_shares=world.size,
+        training=True,
+    )
+    return [(batch.number, b"".join(map(np.asarray, batch.wavs))) for batch in reader]
+
+
+@pytest.mark.parametrize("builder", [fluent_commands, speech_commands])
+def test_ranks_share_one_epoch_of_an_expert_that_divides_by_itself(
+    builder, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    settings, _ = builder(tiny_corpus, tmp_path)
+    name = f"s3prl:{builder.__name__}"
+    path = write_config(tmp_path / "expert.yaml", settings)
+    config = run_config([name], tiny_corpus, manifest_cache, {name: {"config": str(path)}})
+    one, two = run_ranks(2, read_epoch, config, tmp_path / "run")
+    together = sorted(one + two)
+    assert [number for number, _ in together] == list(range(len(together)))
+    assert {number % 2 for number, _ in one} == {0}
+    utterances = len(MultiTaskRunner(config, tmp_path / "alone").tasks[name].expert.train_dataset)
+    size = settings["datarc"].get("train_batch_size") or settings["datarc"]["batch_size"]
+    # speech_commands leaves out an incomplete last batch, fluent_commands does not.
+    expected = utterances // size if builder is speech_commands else -(-utterances // size)
+    assert len(together) == expected, "the whole epoch, not the half of a DistributedSampler"
+    if builder is fluent_commands:
+        assert len({samples for _, samples in together}) == len(together)

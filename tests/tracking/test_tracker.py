@@ -1,0 +1,123 @@
+"""What a run leaves behind of its numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.tracking.tracker import Report, Tracker, read_metrics, read_results
+
+
+def test_a_number_reaches_all_three_places(tmp_path: Path):
+    with Tracker(tmp_path) as tracker:
+        report = Report("asr", "dev-clean")
+        report.add_scalar("asr/dev-clean-wer", 0.25, global_step=3)
+        tracker.write(report)
+        tracker.keep(report)
+    assert list(read_metrics(tmp_path)) == [
+        {"step": 3, "task": "asr", "split": "dev-clean", "metric": "wer", "value": 0.25}
+    ]
+    assert read_results(tmp_path) == {"asr": {"dev-clean": {"wer": 0.25}}}
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("asr/dev-clean-wer")] == [(3, 0.25)]
+
+
+def test_a_strangers_prefix_does_not_matter():
+    report = Report("er", "dev")
+    report.add_scalar("emotion-fold1/dev-acc", 0.5, global_step=1)
+    assert report.values == {"acc": 0.5}
+
+
+def test_the_results_are_those_of_the_last_evaluation(tmp_path: Path):
+    with Tracker(tmp_path) as tracker:
+        tracker.keep(Report("ks", "test", [("acc", 0.1, 1)]))
+        tracker.keep(Report("ks", "test", [("acc", 0.2, 1)]))
+        tracker.keep(Report("ks", "dev", [("acc", 0.3, 1)]))
+    with Tracker(tmp_path) as tracker:
+        tracker.keep(Report("er", "dev", [("acc", 0.4, 1)]))
+    assert read_results(tmp_path) == {
+        "ks": {"test": {"acc": 0.2}, "dev": {"acc": 0.3}},
+        "er": {"dev": {"acc": 0.4}},
+    }
+
+
+def test_a_resumed_run_drops_the_steps_that_it_takes_again(tmp_path: Path):
+    with Tracker(tmp_path, resumed_at=0) as tracker:
+        for step in (1, 2, 3):
+            tracker.record("ks", "train", "loss", float(step), step)
+    with Tracker(tmp_path, resumed_at=2) as tracker:
+        tracker.record("ks", "train", "loss", 30.0, 3)
+    values = [(entry["step"], entry["value"]) for entry in read_metrics(tmp_path)]
+    assert values == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_a_line_cut_off_by_a_crash_is_passed_over(tmp_path: Path):
+    with Tracker(tmp_path) as tracker:
+        tracker.record("ks", "train", "loss", 1.0, 1)
+    with (tmp_path / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 2, "task"')
+    assert [entry["step"] for entry in read_metrics(tmp_path)] == [1]
+
+
+def test_what_follows_an_incomplete_line_begins_on_a_new_one(tmp_path: Path):
+    with Tracker(tmp_path) as tracker:
+        tracker.record("ks", "train", "loss", 1.0, 1)
+    with (tmp_path / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 2, "task"')
+    with Tracker(tmp_path) as tracker:
+        tracker.record("ks", "test", "acc", 0.5, 1)
+    assert [entry["metric"] for entry in read_metrics(tmp_path)] == ["loss", "acc"]
+
+
+def test_a_damaged_line_is_named(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"Line 2 is not JSON.*metrics\.jsonl"):
+        list(read_metrics(tmp_path))
+
+
+def test_a_run_from_its_beginning_starts_with_no_numbers(tmp_path: Path):
+    with Tracker(tmp_path, resumed_at=0) as tracker:
+        tracker.record("ks", "test", "acc", 0.1, 0)
+    with Tracker(tmp_path, resumed_at=0) as tracker:
+        tracker.record("ks", "test", "acc", 0.2, 0)
+    assert [entry["value"] for entry in read_metrics(tmp_path)] == [0.2]
+
+
+def test_a_value_that_is_no_number_is_valid_json(tmp_path: Path):
+    with Tracker(tmp_path) as tracker:
+        tracker.record("ks", "train", "loss", float("nan"), 1)
+        tracker.keep(Report("ks", "train", [("loss", float("inf"), 1), ("acc", 0.5, 1)]))
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=lambda text: 1 / 0)["value"] is None
+    assert read_results(tmp_path) == {"ks": {"train": {"acc": 0.5}}}
+
+
+def test_a_run_is_evaluated_while_it_trains_and_no_number_is_lost(tmp_path: Path):
+    with Tracker(tmp_path, resumed_at=0) as training:
+        training.record("ks", "train", "loss", 1.0, 1)
+        with Tracker(tmp_path) as evaluating:
+            evaluating.record("ks", "test", "acc", 0.5, 1)
+            evaluating.keep(Report("ks", "test", [("acc", 0.5, 1)]))
+        training.record("ks", "train", "loss", 0.5, 2)
+        training.keep(Report("ks", "dev", [("acc", 0.6, 2)]))
+    assert [(e["step"], e["split"]) for e in read_metrics(tmp_path)] == [
+        (1, "train"),
+        (1, "test"),
+        (2, "train"),
+    ]
+    assert read_results(tmp_path) == {"ks": {"test": {"acc": 0.5}, "dev": {"acc": 0.6}}}
+
+
+def test_an_evaluation_that_is_made_up_is_noted_once(tmp_path: Path):
+    with Tracker(tmp_path, resumed_at=0) as tracker:
+        tracker.record("ks", "train", "loss", 1.0, 2)
+        tracker.record("ks", "dev", "acc", 0.5, 1)
+        tracker.record("ks", "dev", "acc", 0.6, 2)
+    with Tracker(tmp_path, resumed_at=2, reevaluate=[("ks", "dev")]) as tracker:
+        tracker.record("ks", "dev", "acc", 0.7, 2)
+    noted = [(e["split"], e["step"], e["value"]) for e in read_metrics(tmp_path)]
+    assert noted == [("train", 2, 1.0), ("dev", 1, 0.5), ("dev", 2, 0.7)]

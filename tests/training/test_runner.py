@@ -1,0 +1,291 @@
+"""MultiTaskRunner on real audio: nine tasks, the packaged encoder, real files."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.contents import encoder_weights
+from s3prl_mtl.config import Config, build_config, parse_tasks
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.tracking.tracker import Tracker, read_metrics, read_results
+from s3prl_mtl.training.microbatch import forward
+from s3prl_mtl.training.runner import MultiTaskRunner
+from tests.comparison import assert_same
+
+SMALL_HEADS = Path(__file__).parents[2] / "run_scripts" / "demo.yaml"
+NINE = ["asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd"]
+
+
+@pytest.fixture
+def make_config(tiny_corpus: Path, manifest_cache: Path):
+    def _make_config(tasks: str, **flags) -> Config:
+        settings = {
+            "downstream": parse_tasks(tasks),
+            "data": str(tiny_corpus),
+            "cache_dir": str(manifest_cache),
+            "upstream.name": "hubert_tiny",
+            "device": "cpu",
+            "runner.test_first": False,
+            "runner.test_last": False,
+            "runner.eval_step": 1000,
+            "runner.max_keep": 9,
+        }
+        dotted = {key.replace("__", "."): value for key, value in flags.items()}
+        return build_config(files=[SMALL_HEADS], flags=settings | dotted)
+
+    return _make_config
+
+
+def losses_of_a_draw(runner: MultiTaskRunner) -> list[torch.Tensor]:
+    """The losses of the next batches, without dropout."""
+    step = runner.training_step
+    step.set_training(False)
+    records = defaultdict(lambda: defaultdict(list))
+    return forward(step.draw(), step.tasks, step.encoder, step.specaug, records)
+
+
+def test_nine_tasks_train_together_and_leave_a_whole_run(make_config, tmp_path: Path):
+    config = make_config("all", runner__total_steps=2, runner__test_last=True)
+    runner = MultiTaskRunner(config, tmp_path)
+    before = {name: value.clone() for name, value in runner.upstream.state_dict().items()}
+    results = runner.train()
+
+    moved = [
+        n for n, value in runner.upstream.state_dict().items() if not torch.equal(before[n], value)
+    ]
+    assert "feature_extractor.conv_layers.0.0.weight" in moved
+    assert "encoder.layers.0.self_attn.q_proj.weight" in moved
+    assert "mask_emb" not in moved
+    assert set(results) == {*NINE, "featurizer"}
+    for task in NINE:
+        assert len(results[task]) == 2, "a dev and a test split"
+        for split, values in results[task].items():
+            assert all(math.isfinite(value) for value in values.values()), (task, split)
+    assert read_results(tmp_path) == results
+    weights = results["featurizer"]["layer_weights"]
+    assert sum(weights.values()) == pytest.approx(1, abs=1e-5)
+    assert len(weights) == runner.upstream.num_hidden_states
+    assert (tmp_path / "states-2.ckpt").is_file()
+    trained = {e["task"] for e in read_metrics(tmp_path) if e["metric"] == "loss"}
+    assert trained == {*NINE, "run"}
+
+
+def test_a_step_is_the_sum_of_what_each_task_would_do_alone(make_config, tmp_path: Path):
+    # Dropout off: what is left of chance is the data, which seed and epoch settle.
+    config = make_config("ks,asr,sd", runner__total_steps=3)
+    gradients = []
+    for tasks in (["ks", "asr", "sd"], ["ks"], ["asr"], ["sd"]):
+        runner = MultiTaskRunner({**config, "downstream": tasks}, tmp_path / "-".join(tasks))
+        torch.stack(losses_of_a_draw(runner)).sum().backward()
+        gradients.append(runner.upstream.encoder.layers[1].fc1.weight.grad)
+    torch.testing.assert_close(gradients[0], sum(gradients[1:]), rtol=1e-4, atol=1e-6)
+
+
+def test_accumulated_batches_give_the_mean_of_their_gradients(make_config, tmp_path: Path):
+    shared = {"runner__total_steps": 3, "optimizer__name": "SGD", "scheduler": None}
+    updates = []
+    for batch in range(2):
+        runner = MultiTaskRunner(make_config("er", **shared), tmp_path / f"batch{batch}")
+        for _ in range(batch):
+            runner.training_step.draw()
+        losses_of_a_draw(runner)[0].backward()
+        updates.append(runner.tasks["er"].expert.projector.weight.grad)
+    both = MultiTaskRunner(
+        make_config("er", **shared, runner__gradient_accumulate_steps=2), tmp_path / "both"
+    )
+    step = both.training_step
+    step.set_training(False)
+    step.set_training = lambda training: None
+    step._update = lambda memory_is_short: None
+    both.train_step()
+    grad = both.tasks["er"].expert.projector.weight.grad
+    torch.testing.assert_close(grad, (updates[0] + updates[1]) / 2, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "steps"),
+    [
+        ("ks,asr,sv", 10),
+        pytest.param("all", 40, marks=pytest.mark.slow),
+    ],
+)
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+    make_config, tmp_path: Path, tasks: str, steps: int
+):
+    half = steps // 2
+    # The corpus is tiny: epochs of some tasks end in the first half.
+    config = make_config(
+        tasks, runner__total_steps=steps, runner__save_step=half, runner__log_step=half
+    )
+    whole = tmp_path / "whole"
+    MultiTaskRunner(config, whole).train()
+
+    saved = checkpoints.load(whole / f"states-{half}.ckpt")
+    assert any(task["Stream"]["epoch"] > 0 for task in saved["Tasks"].values())
+    torch.rand(17)  # Chance must come from the checkpoint, not from what ran here before.
+    resumed = tmp_path / "resumed"
+    MultiTaskRunner(config, resumed, resume=saved).train()
+
+    name = f"states-{steps}.ckpt"
+    assert_same(checkpoints.load(whole / name), checkpoints.load(resumed / name))
+
+
+def test_a_frozen_encoder_does_not_move_and_the_heads_do(make_config, tmp_path: Path):
+    config = make_config("ks", upstream__freeze=True, runner__total_steps=2)
+    runner = MultiTaskRunner(config, tmp_path)
+    encoder = {n: v.clone() for n, v in runner.upstream.state_dict().items()}
+    head = runner.tasks["ks"].expert.projector.weight.clone()
+    runner.train()
+    assert_same(encoder, dict(runner.upstream.state_dict()))
+    assert not torch.equal(head, runner.tasks["ks"].expert.projector.weight)
+
+
+def test_the_best_checkpoint_evaluates_its_task_where_its_corpus_is_not(
+    make_config, tmp_path: Path, tiny_corpus: Path
+):
+    config = make_config("ks,sd", runner__total_steps=2, runner__eval_step=1)
+    results = MultiTaskRunner(config, tmp_path).train()
+    best = checkpoints.load(tmp_path / "ks" / "dev-best.ckpt")
+    assert set(best["Tasks"]) == {"ks"}
+    away = json.loads(json.dumps({**config, "downstream": ["ks"]}))
+    away["ks"]["downstream_expert"]["datarc"]["speech_commands_root"] = "/nowhere"
+    away["ks"]["downstream_expert"]["datarc"]["speech_commands_test_root"] = "/nowhere"
+    runner = MultiTaskRunner(away, tmp_path / "away", resume=best)
+    features = [torch.randn(30, runner.featurizer.output_dim)]
+    records = defaultdict(list)
+    runner.tasks["ks"].expert("test", features, [3], records=records)
+    assert len(records["hypothesis"]) == 1
+    best_score = best["Tasks"]["ks"]["Downstream"]["best_score"].item()
+    assert results["ks"]["dev"]["acc"] <= best_score + 1e-6
+
+    back = MultiTaskRunner({**config, "downstream": ["ks"]}, tmp_path / "back", resume=best)
+    with Tracker(tmp_path / "back") as tracker:
+        back.evaluate([("ks", "dev")], tracker)
+    again = read_results(tmp_path / "back")["ks"]["dev"]["acc"]
+    assert again == pytest.approx(best_score)
+
+
+def test_what_sd_chose_on_dev_travels_with_the_checkpoint(make_config, tmp_path: Path):
+    config = make_config("sd", runner__total_steps=1)
+    runner = MultiTaskRunner(config, tmp_path)
+    runner.train()
+    chosen = runner.tasks["sd"].expert.decision
+    assert set(chosen) == {"threshold", "median_filter"}
+    saved = checkpoints.load(tmp_path / "states-1.ckpt")
+    assert (
+        MultiTaskRunner(config, tmp_path / "b", resume=saved).tasks["sd"].expert.decision == chosen
+    )
+
+
+def test_a_gradient_that_is_no_number_is_skipped_and_counted(make_config, tmp_path: Path):
+    runner = MultiTaskRunner(make_config("er", runner__total_steps=5), tmp_path)
+    runner.train_step()
+    weights = {n: p.clone() for n, p in runner.tasks["er"].expert.state_dict().items()}
+    for parameter in runner.upstream.parameters():
+        parameter.grad = torch.full_like(parameter, math.nan)
+    runner.training_step._update(memory_is_short=False)
+    assert runner.skips.skipped_steps == 1
+    assert_same(weights, dict(runner.tasks["er"].expert.state_dict()))
+    runner.train_step()
+    assert runner.skips.skipped_steps == 1
+
+
+def test_all_problems_with_the_data_are_one_report(make_config, tmp_path: Path):
+    config = make_config("ks,er,sv")
+    config["ks"]["downstream_expert"]["datarc"]["speech_commands_root"] = "/no/commands"
+    config["er"]["downstream_expert"]["datarc"]["root"] = "/no/iemocap"
+    with pytest.raises(UserError) as caught:
+        MultiTaskRunner(config, tmp_path)
+    text = str(caught.value)
+    assert "ks: /no/commands" in text and "er: /no/iemocap" in text
+    assert "datarc.root" in text
+    assert "sv:" not in text
+
+
+def test_every_split_is_checked_before_the_first_step(
+    make_config, tmp_path: Path, tiny_corpus: Path
+):
+    corpus = tmp_path / "corpus"
+    for name in ("speech_commands_v0.01", "speech_commands_test_set_v0.01"):
+        shutil.copytree(tiny_corpus / name, corpus / name)
+    shutil.copytree(tiny_corpus / "IEMOCAP_full_release", corpus / "IEMOCAP_full_release")
+    for path in (corpus / "speech_commands_test_set_v0.01").rglob("*.wav"):
+        path.write_bytes(b"")
+    config = make_config("ks,er", data=str(corpus), cache_dir=str(tmp_path / "cache"))
+    config["er"]["test_splits"] = ["tset"]
+    runner = MultiTaskRunner(config, tmp_path / "run")
+    with pytest.raises(UserError) as caught:
+        runner.train()
+    assert "ks test:" in str(caught.value) and "er tset:" in str(caught.value)
+    assert runner.step == 0
+
+
+def test_a_run_starts_from_the_weights_of_another(make_config, tmp_path: Path):
+    first = MultiTaskRunner(make_config("ks,er", runner__total_steps=1), tmp_path / "first")
+    first.train()
+    config = make_config("er,sid", init_ckpt=str(tmp_path / "first"))
+    second = MultiTaskRunner(config, tmp_path / "second")
+    states = checkpoints.load(second.save())
+    assert_same(dict(first.upstream.state_dict()), dict(second.upstream.state_dict()))
+    donated = dict(first.tasks["er"].expert.state_dict())
+    taken = dict(second.tasks["er"].expert.state_dict())
+    assert donated.pop("best_score") > 0
+    assert taken.pop("best_score") == 0, "this run has its own best checkpoint"
+    assert_same(donated, taken)
+    # Once it has been started it does not need them any more.
+    gone = {**config, "init_ckpt": str(tmp_path / "gone")}
+    MultiTaskRunner(gone, tmp_path / "later", resume=states)
+    encoder_only = make_config("sid", init_upstream_ckpt=str(tmp_path / "first"))
+    third = MultiTaskRunner(encoder_only, tmp_path / "third")
+    assert_same(dict(first.upstream.state_dict()), dict(third.upstream.state_dict()))
+
+
+def test_heads_trained_singly_are_where_the_branch_expects_them(make_config, tmp_path: Path):
+    donor = MultiTaskRunner(make_config("ks,ic", seed=5), tmp_path / "donor")
+    for task in ("ks", "ic"):
+        (tmp_path / "heads" / task).mkdir(parents=True)
+        state = {"Downstream": donor.tasks[task].expert.state_dict()}
+        torch.save(state, tmp_path / "heads" / task / f"hubert_tiny_{task}.ckpt")
+    config = make_config("ks,ic", init_ckpt=str(tmp_path / "heads"))
+    runner = MultiTaskRunner(config, tmp_path / "run")
+    for task in ("ks", "ic"):
+        assert_same(
+            dict(donor.tasks[task].expert.state_dict()),
+            dict(runner.tasks[task].expert.state_dict()),
+        )
+    with pytest.raises(UserError, match=r"no head of er.*hubert_tiny_er\.ckpt"):
+        MultiTaskRunner(make_config("er", init_ckpt=str(tmp_path / "heads")), tmp_path / "x")
+
+
+def test_weights_of_another_size_are_refused(make_config, tmp_path: Path):
+    donor = MultiTaskRunner(make_config("ks", runner__total_steps=1), tmp_path / "donor")
+    donor.save()
+    config = make_config("ks", init_ckpt=str(tmp_path / "donor"))
+    config["ks"]["downstream_expert"]["modelrc"]["projector_dim"] = 7
+    with pytest.raises(UserError, match=r"do not fit the head of ks.*projector"):
+        MultiTaskRunner(config, tmp_path / "run")
+
+
+def test_bf16_trains_to_nearly_the_same_losses(make_config, tmp_path: Path):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        config = make_config("ks,asr", precision=precision, runner__total_steps=5)
+        runner = MultiTaskRunner(config, tmp_path / precision)
+        losses[precision] = [sum(runner.train_step().losses.values()) for _ in range(3)]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
+    assert losses["bf16"] != losses["fp32"]
+
+
+def test_our_encoder_state_is_what_s3prl_names_it(make_config, tmp_path: Path):
+    runner = MultiTaskRunner(make_config("ks", runner__total_steps=1), tmp_path)
+    saved = checkpoints.load(runner.save())
+    assert all(name.startswith("model.") for name in saved["Upstream"])
+    assert_same(encoder_weights(saved), dict(runner.upstream.state_dict()))

@@ -1,0 +1,193 @@
+"""What a signal of the scheduler does, at which moment, and in which process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from s3prl_mtl.training.signals import STOP_SIGNALS, Stopped, StopSignals
+
+
+def handlers() -> list:
+    return [signal.getsignal(number) for number in STOP_SIGNALS]
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_outside_of_what_is_deferred_a_signal_stops_at_once(number: signal.Signals):
+    names: list[str] = []
+    with StopSignals(names.append) as stop:
+        with pytest.raises(Stopped, match=number.name):
+            signal.raise_signal(number)
+        assert names == [number.name] and stop.requested == number.name
+
+
+def test_inside_a_signal_is_only_noted_and_a_second_one_changes_nothing():
+    names: list[str] = []
+    done = []
+    with StopSignals(names.append) as stop:
+        with stop.deferred():
+            assert stop.requested is None
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+                signal.raise_signal(number)
+            done.append("the step")
+        # Leaving it does not raise: the run decides, and saves before.
+        assert stop.requested == "SIGTERM"
+        with pytest.raises(Stopped, match="SIGTERM"), stop.deferred():
+            done.append("another step")
+    assert names == ["SIGTERM"] and done == ["the step"]
+
+
+def test_a_deferred_part_of_a_deferred_part_is_not_broken_off():
+    with StopSignals() as stop, stop.deferred():
+        signal.raise_signal(signal.SIGUSR1)
+        with stop.deferred():
+            inner = stop.requested
+        signal.raise_signal(signal.SIGTERM)
+        assert inner == stop.requested == "SIGUSR1"
+
+
+def test_an_error_inside_ends_the_deferral():
+    with StopSignals() as stop:
+        with pytest.raises(KeyError), stop.deferred():
+            raise KeyError
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_second_signal_does_not_break_into_the_tidying_after_the_first():
+    tidied = []
+    with StopSignals(), pytest.raises(Stopped, match="SIGTERM"):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(signal.SIGTERM)
+            tidied.append(True)
+    assert tidied == [True]
+
+
+def test_the_handlers_from_before_come_back():
+    before = handlers()
+    with StopSignals():
+        assert all(new is not old for new, old in zip(handlers(), before, strict=True))
+        with StopSignals() as inner:
+            assert handlers() == [inner._handle] * 2
+    assert handlers() == before
+
+
+def test_it_can_be_stopped_like_by_a_keyboard():
+    assert issubclass(Stopped, KeyboardInterrupt)
+
+
+def test_in_another_thread_nothing_is_installed():
+    before = handlers()
+    found = []
+
+    def work() -> None:
+        with StopSignals() as stop, stop.deferred():
+            found.append(handlers())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [before] and handlers() == before
+
+
+def fork(work: Callable[[], None]) -> int:
+    """The wait status of a forked process that does this; 99 if it raises."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException:
+            os._exit(99)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+@pytest.mark.parametrize("deferred", [True, False])
+def test_a_forked_process_neither_stops_the_run_nor_refuses_to_die(deferred: bool):
+    readable, writable = os.pipe()
+    with StopSignals(lambda name: os.write(writable, name.encode()) and None) as stop:
+
+        def send(number: signal.Signals) -> int:
+            return fork(lambda: signal.raise_signal(number))
+
+        if deferred:
+            with stop.deferred():
+                statuses = [send(signal.SIGUSR1), send(signal.SIGTERM)]
+        else:
+            statuses = [send(signal.SIGUSR1), send(signal.SIGTERM)]
+        assert os.WIFEXITED(statuses[0]) and os.WEXITSTATUS(statuses[0]) == 0
+        assert os.WIFSIGNALED(statuses[1]) and os.WTERMSIG(statuses[1]) == signal.SIGTERM
+        assert stop.requested is None
+    os.close(writable)
+    assert os.read(readable, 100) == b""
+    os.close(readable)
+
+
+RUN = """
+import sys
+from s3prl_mtl.training.signals import StopSignals, Stopped
+
+def say(text):
+    print(text, flush=True)
+
+try:
+    with StopSignals(lambda name: sys.stderr.write(name)) as stop:
+        say("built")
+        for step in range(3):
+            with stop.deferred():
+                say(f"step {step}")
+                sys.stdin.readline()
+                if stop.requested:
+                    say(f"saved {step}")
+except Stopped as stopped:
+    say(f"stopped {stopped}")
+"""
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_run_finishes_its_step_and_saves_it_when_another_process_asks(number: signal.Signals):
+    run = subprocess.Popen(
+        [sys.executable, "-c", RUN],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdin is not None and run.stdout is not None and run.stderr is not None
+    assert [run.stdout.readline() for _ in range(2)] == ["built\n", "step 0\n"]
+    run.stdin.write("\n")
+    run.stdin.flush()
+    assert run.stdout.readline() == "step 1\n"
+    # It is pending before the line comes, and so is handled first, whether or not the process has
+    # begun to wait for the line.
+    run.send_signal(number)
+    output, errors = run.communicate("\n", timeout=60)
+    assert errors == number.name
+    saved, stopped = output.splitlines()
+    assert saved == "saved 1" and f"stopped The run was asked to stop ({number.name})" in stopped
+    assert run.returncode == 0
+
+
+def test_a_second_signal_does_not_make_a_failure_of_an_orderly_end():
+    script = """
+import os, signal
+from s3prl_mtl.training.signals import Stopped, StopSignals
+try:
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+except Stopped:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    print("ended in order")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "ended in order\n"), done.stderr
