@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_mtl.nn.padding import frame_mask
+
+FRAME_MULTIPLE = 16
+"""Padded lengths are multiples of this: oneDNN prepares, and keeps, a kernel for each length."""
 
 
 def lstm_over_padded(layer: nn.LSTM, features: Tensor, lengths: Tensor) -> Tensor:
@@ -24,6 +28,8 @@ def lstm_over_padded(layer: nn.LSTM, features: Tensor, lengths: Tensor) -> Tenso
     Returns:
         (B, T, directions * hidden_size), zeros in padding.
     """
+    frames = features.shape[1]
+    features = F.pad(features, (0, 0, 0, -frames % FRAME_MULTIPLE))
     start = features.new_zeros(1, len(features), layer.hidden_size)
     outputs = []
     for suffix in ("_l0", "_l0_reverse")[: 1 + layer.bidirectional]:
@@ -41,8 +47,8 @@ def lstm_over_padded(layer: nn.LSTM, features: Tensor, lengths: Tensor) -> Tenso
             batch_first=True,
         )
         outputs.append(_reversed(hidden, lengths) if reverse else hidden)
-    mask = frame_mask(lengths, features.shape[1]).unsqueeze(-1)
-    return torch.cat(outputs, dim=-1).masked_fill(~mask, 0.0)
+    hidden = torch.cat(outputs, dim=-1)[:, :frames]
+    return hidden.masked_fill(~frame_mask(lengths, frames).unsqueeze(-1), 0.0)
 
 
 def _reversed(features: Tensor, lengths: Tensor) -> Tensor:

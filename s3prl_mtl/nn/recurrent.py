@@ -53,7 +53,9 @@ class RNNLayer(nn.Module):
         self.pj = nn.Linear(self.output_dim, self.output_dim) if proj else None
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        if isinstance(self.layer, nn.LSTM) and features.device.type == "cpu":
+        on_cpu = features.device.type == "cpu"
+        # Only in training: an evaluation gives what it always gave, to the last bit.
+        if isinstance(self.layer, nn.LSTM) and on_cpu and self.training:
             hidden = lstm_over_padded(self.layer, features, lengths)
         else:
             # Packed, so that the backward direction of an utterance does not begin in padding.

@@ -118,7 +118,7 @@ def strided_convolution(rows: Tensor, weight: Tensor, bias: Tensor | None, strid
     Returns:
         ``(N / stride, C_out)``. Outputs whose kernel goes beyond the last row are incomplete.
     """
-    channels, kernel = weight.shape[1:]
+    channels = weight.shape[1]
     blocks = rows.reshape(-1, stride * channels)
     # The kernel's positions side by side, as the rows of a block are.
     by_block = weight.transpose(1, 2).flatten(1).split(stride * channels, dim=1)
