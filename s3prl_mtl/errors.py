@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any
 
-__all__ = ["CODES", "SharedMistake", "UserError", "nearest"]
+__all__ = ["CODES", "SharedMistake", "UserError", "error_summary", "nearest"]
 
 CODES = {
     "ambiguous-name": "A name that fits several tasks, packages or files.",
@@ -23,6 +24,7 @@ CODES = {
     "corpus-malformed": "A line or table of a corpus that does not have its format.",
     "corpus-unset": "No data folder for the corpus of a task.",
     "device-unavailable": "A device, or a backend of torch.distributed, that cannot be used.",
+    "download-failed": "A file that could not be downloaded, or not completely.",
     "duplicate-name": "A name that is taken.",
     "expert-failed": "Code of another package's expert raised an error.",
     "expert-invalid": "The class of an expert that does not keep the contract.",
@@ -112,3 +114,18 @@ def nearest(name: str, known: list[str], limit: int = 3) -> str:
     if close:
         return "did you mean " + " or ".join(repr(word) for word in close) + "?"
     return "known names: " + ", ".join(sorted(known)) + "."
+
+
+FROM_WORKER = re.compile(r"Caught \w+ in .*?\n", re.DOTALL)
+"""Begins the message of an error that a loader worker sent on, with its traceback, as text."""
+
+
+def error_summary(error: BaseException, limit: int = 300) -> str:
+    """The type and message of any error on one line; of a loader worker's, the original ones."""
+    text = str(error).strip()
+    if FROM_WORKER.match(text):
+        text = text.splitlines()[-1]
+    else:
+        text = ": ".join(filter(None, (type(error).__name__, " ".join(text.split()))))
+    text = text.rstrip(".")
+    return text if len(text) <= limit else text[:limit] + "..."

@@ -19,6 +19,7 @@ from s3prl_mtl.authoring.processes import Answer
 from s3prl_mtl.config import Config, build_config, parse_tasks, resolve
 from s3prl_mtl.data.epoch_reader import Batch, EpochReader
 from s3prl_mtl.data.randomness import RandomStream
+from s3prl_mtl.distributed.placement import data_parallel
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import Remarks
@@ -26,6 +27,7 @@ from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.tracking.tracker import Report
 from s3prl_mtl.training.evaluation import Evaluator, Records
 from s3prl_mtl.training.preflight import corpus_problems, raise_together
+from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.task import Task
 
 TRAINING_BATCHES = 16
@@ -280,15 +282,16 @@ class Subject:
         """
         self._need_corpus()
         task = self.task(expert)
-        evaluator = Evaluator(
+        run = Run(
+            [self.name],
+            self.seed,
+            world,
+            data_parallel([self.name], world.size),
+            {self.name: world},
             self.encoding,
             {self.name: task},
-            {self.name: world},
-            world,
-            seed=self.seed,
-            stop_asked=lambda: False,
-            batches=self.limit(training=False),
-            log_level=logging.DEBUG,
+            step=1,
         )
+        evaluator = Evaluator(run, self.limit(training=False), log_level=logging.DEBUG)
         splits = dict.fromkeys([*task.dev_splits, *task.test_splits])
-        return evaluator.evaluate([(self.name, split) for split in splits], step=1)
+        return evaluator.evaluate([(self.name, split) for split in splits])

@@ -25,7 +25,7 @@ from s3prl_mtl.s3prl_compat.folders import installed_experts
 from s3prl_mtl.tasks.contract import check_installed
 from s3prl_mtl.tasks.metric import metrics_of
 from s3prl_mtl.tracking.console import OUTPUT
-from s3prl_mtl.upstreams.zoo.s3prl_upstreams import zoo_names
+from s3prl_mtl.upstreams.zoo.s3prl_hub import zoo_names
 
 EXPERTS_PAGE = "docs/s3prl-experts.md"
 ZOO_PAGE = "docs/upstreams.md"

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 import s3prl_mtl
-from s3prl_mtl.registry.fault import error_summary, frames_of
+from s3prl_mtl.errors import error_summary
+from s3prl_mtl.registry.fault import frames_of
 
 _OTHERS = tuple(str(Path(str(module.__file__)).parent) + "/" for module in (torch, s3prl_mtl))
 

@@ -1,5 +1,6 @@
 """How the losses of several tasks become one update."""
 
-from s3prl_mtl.balancing.sum import sum_of_losses
+from s3prl_mtl.balancing.base import Balancer, GradientBalancer
+from s3prl_mtl.balancing.sum import Sum
 
-__all__ = ["sum_of_losses"]
+__all__ = ["Balancer", "GradientBalancer", "Sum"]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from s3prl_mtl.balancing.base import Balancer
 
 
-def sum_of_losses(losses: Mapping[str, Tensor]) -> Tensor:
-    """The sum of the tasks' losses, a scalar; the multi-task branch of s3prl uses it by default.
+class Sum(Balancer):
+    """Minimises the sum of the tasks' losses, as s3prl's multi-task branch does by default."""
 
-    Args:
-        losses: a scalar for each task.
-    """
-    return torch.stack([loss.float() for loss in losses.values()]).sum()
+    def backward(
+        self,
+        losses: Mapping[str, Tensor],
+        shared: Sequence[nn.Parameter],
+        heads: Sequence[nn.Parameter],
+    ) -> None:
+        if losses:
+            torch.stack([loss.float() for loss in losses.values()]).sum().backward()

@@ -16,9 +16,9 @@ from s3prl_mtl.cli import predict as inference
 from s3prl_mtl.cli import run as commands
 from s3prl_mtl.cli.versions import ShowVersions
 from s3prl_mtl.distributed.world import DEFAULT_TIMEOUT_SECONDS, RankLost
-from s3prl_mtl.errors import SharedMistake, UserError
+from s3prl_mtl.errors import SharedMistake, UserError, error_summary
 from s3prl_mtl.export import command as exporting
-from s3prl_mtl.registry.fault import error_summary, plugin_at_fault
+from s3prl_mtl.registry.fault import plugin_at_fault
 from s3prl_mtl.tracking.console import MESSAGES, show_log
 from s3prl_mtl.training.signals import Stopped
 

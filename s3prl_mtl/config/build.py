@@ -33,7 +33,7 @@ from s3prl_mtl.registry.task_names import (
     stated_packages,
     task_packages,
 )
-from s3prl_mtl.s3prl_compat.settings import block_defaults, check_blocks, chosen_blocks
+from s3prl_mtl.s3prl_compat.settings import block_defaults, check_blocks, parse_specs
 from s3prl_mtl.s3prl_compat.task_spec import is_s3prl_task
 
 Config = dict[str, Any]
@@ -121,7 +121,7 @@ def build_config(
     layers = rename_blocks(layers, packages)
 
     # A word such as s3prl:/path/to/folder is a name and a part of the block that goes by it.
-    chosen, blocks = chosen_blocks(list(packages))
+    chosen, blocks = parse_specs(list(packages))
     if blocks:
         layers.append((dict(blocks), "-d"))
 

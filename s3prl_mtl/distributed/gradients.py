@@ -60,7 +60,7 @@ class GradientSum:
         for parameter in self._home:
             parameter.register_post_accumulate_grad_hook(self._on_gradient)
 
-    def know(self, unused: set[nn.Parameter] | None) -> None:
+    def set_unused(self, unused: set[nn.Parameter] | None) -> None:
         """Travel as in the run that found these to be without a gradient."""
         self.unused = unused
         self._fill_buckets()

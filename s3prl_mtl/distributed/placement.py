@@ -107,7 +107,7 @@ class Placement:
             ) from None
 
 
-def every_task_everywhere(tasks: Sequence[str], world_size: int) -> Placement:
+def data_parallel(tasks: Sequence[str], world_size: int) -> Placement:
     """Data parallel: every rank reads its own share of every task."""
     return Placement(
         world_size, {task: {rank: (rank,) for rank in range(world_size)} for task in tasks}

@@ -22,7 +22,7 @@ from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.fileio.safe_torch import CLASS_KEY
 from s3prl_mtl.upstreams import Hubert
 from s3prl_mtl.upstreams.hubert.fairseq_file import make_header
-from s3prl_mtl.upstreams.zoo.s3prl_upstreams import ZooUpstream
+from s3prl_mtl.upstreams.zoo.s3prl_upstream import S3prlUpstream
 
 NO_SHARE = -1e4
 """A layer with this weight has a share of exactly 0 after the softmax, in float32 too."""
@@ -47,7 +47,7 @@ def write(run: SavedRun, out: Path) -> None:
         save(converted(model), out / "upstream.pt")
     else:
         upstream = run.upstream()
-        if not isinstance(upstream, ZooUpstream):
+        if not isinstance(upstream, S3prlUpstream):
             raise TypeError(f"{type(upstream).__name__} is not of s3prl's zoo")
         weights["Upstream"] = dict(upstream.expert.state_dict())
     weights["Featurizer"] = featurizer(run)

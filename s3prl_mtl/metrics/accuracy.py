@@ -1,4 +1,4 @@
-"""The share of right answers."""
+"""Classification accuracy."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from s3prl_mtl.errors import UserError
 
 
 def accuracy(references: Tensor | Iterable[object], hypotheses: Tensor | Iterable[object]) -> float:
-    """The fraction of items whose hypothesis equals the reference.
+    """Fraction of items with equal hypothesis and reference.
 
     Args:
-        references: one item each: a class, or a row or tuple of several that must all be right
-            (the action, object and location of an intent).
-        hypotheses: the same, in the same order.
+        references: one item per utterance: a class, or a row or tuple of classes that must all be
+            correct (action, object and location of an intent).
+        hypotheses: in the same format and order.
 
     Raises:
-        ValueError: the two differ in number.
-        UserError: there is no item.
+        ValueError: different numbers of references and hypotheses.
+        UserError: no items.
     """
     expected, found = _items(references), _items(hypotheses)
     if len(expected) != len(found):
         raise ValueError(f"{len(expected)} references, but {len(found)} hypotheses")
     if not expected:
-        raise UserError("An accuracy needs at least one item.")
+        raise UserError("The accuracy of no items is undefined.", code="undefined-metric")
     pairs = zip(expected, found, strict=True)
     return sum(reference == hypothesis for reference, hypothesis in pairs) / len(expected)
 
 
 def _items(items: Tensor | Iterable[object]) -> list[object]:
-    """Plain Python values: numbers, strings, or lists of them."""
+    """Items as plain Python values: numbers, strings, or lists of them."""
     if isinstance(items, Tensor):
         return items.tolist()
     plain = [item.tolist() if isinstance(item, torch.Tensor) else item for item in items]

@@ -1,4 +1,4 @@
-"""From the tokens of frames to the tokens of a transcript."""
+"""Greedy CTC decoding."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def collapse_ctc(frame_tokens: Tensor | Iterable[int], blank: int = 0) -> list[int]:
-    """Greedy CTC decoding: one token for each run of equal ones, without the blanks.
+    """Greedy CTC decoding: merge runs of equal tokens, then remove blanks.
 
     Args:
         frame_tokens: the most likely token of each frame (T,).
-        blank: the number of the blank.
+        blank: index of the blank.
 
     Reference: Graves et al., "Connectionist temporal classification", ICML 2006, section 3.2.
     """

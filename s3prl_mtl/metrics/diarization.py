@@ -1,4 +1,4 @@
-"""Errors of diarization: speech missed, invented, or given to the wrong speaker."""
+"""Diarization errors: missed speech, false alarms and speaker confusion."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from s3prl_mtl.errors import UserError
 
 @dataclass(frozen=True)
 class DiarizationErrors:
-    """Counts of frames, each frame counting once for every speaker concerned.
+    """Error counts in (frame, speaker) pairs.
 
-    Counts of several recordings add up: `sum(counts, DiarizationErrors())`.
+    Add the counts of several recordings with `sum(counts, DiarizationErrors())`.
     """
 
     miss: int = 0
     false_alarm: int = 0
     confusion: int = 0
     speech: int = 0
-    """Frames of reference speech, overlap counted for each speaker."""
+    """Frames of reference speech; overlapped frames count once per speaker."""
 
     def __add__(self, other: DiarizationErrors) -> DiarizationErrors:
         return DiarizationErrors(
@@ -35,30 +35,35 @@ class DiarizationErrors:
 
     @property
     def error_rate(self) -> float:
-        """The diarization error rate, a fraction; can exceed 1.
+        """Diarization error rate, a fraction; can exceed 1.
 
         Raises:
-            UserError: the reference holds no speech.
+            UserError: no reference speech.
         """
         if self.speech == 0:
-            raise UserError(
-                "The references hold no speech, so the diarization error rate is undefined.",
-                fix="check the speaker labels of the split that is scored.",
-            )
+            raise _no_speech()
         return (self.miss + self.false_alarm + self.confusion) / self.speech
+
+
+def _no_speech() -> UserError:
+    return UserError(
+        "The diarization error rate is undefined: the references contain no speech.",
+        fix="Check the speaker labels of the split that is scored.",
+        code="undefined-metric",
+    )
 
 
 def _activity(frames: ArrayLike) -> NDArray[np.bool_]:
     activity = np.asarray(frames)
     if activity.ndim != 2:
-        raise ValueError(f"activity must be (frames, speakers), found shape {activity.shape}")
+        raise ValueError(f"expected activity of shape (frames, speakers), found {activity.shape}")
     return activity.astype(bool)
 
 
 def _same_shape(
     reference: ArrayLike, hypothesis: ArrayLike
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Both as (frames, speakers), silent speakers added where one has fewer."""
+    """Both as (frames, speakers), padded with silent speakers to the same shape."""
     expected, found = _activity(reference), _activity(hypothesis)
     if len(expected) != len(found):
         raise ValueError(f"{len(expected)} frames of reference, but {len(found)} of hypothesis")
@@ -68,11 +73,11 @@ def _same_shape(
 
 
 def frame_diarization_errors(reference: ArrayLike, hypothesis: ArrayLike) -> DiarizationErrors:
-    """Errors of a chunk whose speakers are already in the same order on both sides.
+    """Errors of a chunk with speakers in the same order in reference and hypothesis.
 
     Args:
-        reference: who speaks, (frames, speakers), 0 or 1.
-        hypothesis: the same, for the same frames.
+        reference: speech activity (frames, speakers), 0 or 1.
+        hypothesis: speech activity for the same frames.
 
     Raises:
         ValueError: the numbers of frames differ.
@@ -91,36 +96,37 @@ def frame_diarization_errors(reference: ArrayLike, hypothesis: ArrayLike) -> Dia
 
 
 def frame_accuracy(reference: ArrayLike, hypothesis: ArrayLike) -> float:
-    """The fraction of (frame, speaker) pairs that are right, speakers in the same order.
+    """Fraction of correct (frame, speaker) pairs, with speakers in the same order.
 
     Args:
-        reference: who speaks, (frames, speakers), 0 or 1.
-        hypothesis: the same, for the same frames.
+        reference: speech activity (frames, speakers), 0 or 1.
+        hypothesis: speech activity for the same frames.
 
     Raises:
         ValueError: the numbers of frames differ.
-        UserError: there is no frame.
+        UserError: no frames.
     """
     expected, found = _same_shape(reference, hypothesis)
     if expected.size == 0:
-        raise UserError("A frame accuracy needs at least one frame.")
+        raise UserError("The accuracy of no frames is undefined.", code="undefined-metric")
     return float((expected == found).mean())
 
 
 def diarization_errors(reference: ArrayLike, hypothesis: ArrayLike) -> DiarizationErrors:
-    """Errors of one recording under the one-to-one mapping of speakers that shares most frames.
+    """Errors of one recording under the optimal one-to-one mapping of speakers.
 
-    No collar, overlap scored. The numbers of speakers may differ.
+    The mapping maximises the frames in common. No collar; overlap is scored. The numbers of
+    speakers may differ.
 
     Args:
-        reference: who speaks, (frames, speakers), 0 or 1.
-        hypothesis: the same, for the same frames.
+        reference: speech activity (frames, speakers), 0 or 1.
+        hypothesis: speech activity for the same frames.
 
     Raises:
         ValueError: the numbers of frames differ.
 
-    Source: the rules of NIST's md-eval; `diarization_error_rate` gives the same through
-    pyannote.metrics, this counts frames and is fast enough to search over decisions.
+    Source: the rules of NIST's md-eval. Same result as `diarization_error_rate`, which uses
+    pyannote.metrics, but fast enough for a search over thresholds.
     """
     expected, found = _same_shape(reference, hypothesis)
     shared = expected.T.astype(np.int64) @ found.astype(np.int64)
@@ -131,22 +137,22 @@ def diarization_errors(reference: ArrayLike, hypothesis: ArrayLike) -> Diarizati
 def diarization_error_rate(
     recordings: Iterable[tuple[ArrayLike, ArrayLike]], frame_seconds: float = 0.01
 ) -> float:
-    """The diarization error rate over recordings, a fraction, as NIST scores it.
+    """Diarization error rate over recordings, a fraction, as scored by NIST.
 
-    The errors of all recordings over the reference speech of all, speakers mapped one to one
-    within each recording; no collar, overlap scored. Computed by pyannote.metrics.
+    Total errors over total reference speech, with a one-to-one mapping of speakers within each
+    recording; no collar; overlap is scored. Computed by pyannote.metrics.
 
     Args:
-        recordings: for each, the reference and the hypothesis, (frames, speakers), 0 or 1.
-        frame_seconds: length of a frame.
+        recordings: reference and hypothesis of each, (frames, speakers), 0 or 1.
+        frame_seconds: duration of a frame.
 
     Raises:
         ValueError: the numbers of frames differ.
-        UserError: the references hold no speech.
+        UserError: no reference speech.
 
     Reference: Bredin, "pyannote.metrics", Interspeech 2017.
     """
-    # Imported here because it takes longer to import than all else that metrics need.
+    # Slow to import; no other metric needs it.
     from pyannote.core import Annotation, Segment, Timeline
     from pyannote.metrics.diarization import DiarizationErrorRate
 
@@ -166,8 +172,5 @@ def diarization_error_rate(
         parts = metric(annotation(expected), annotation(found), uem=scored, detailed=True)
         speech += parts["total"]
     if not speech:
-        raise UserError(
-            "The references hold no speech, so the diarization error rate is undefined.",
-            fix="check the speaker labels of the split that is scored.",
-        )
+        raise _no_speech()
     return float(abs(metric))

@@ -36,7 +36,8 @@ def token_error_rate(
     if total == 0:
         raise UserError(
             "An error rate needs references, but these are all empty.",
-            fix="check the transcripts of the split that is scored.",
+            fix="Check the transcripts of the split that is scored.",
+            code="undefined-metric",
         )
     pairs = zip(references, hypotheses, strict=True)
     return sum(edit_distance(reference, hypothesis) for reference, hypothesis in pairs) / total

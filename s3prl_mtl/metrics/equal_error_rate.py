@@ -1,4 +1,4 @@
-"""Where a verification system accepts as many impostors as it rejects targets."""
+"""Equal error rate of speaker verification."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from s3prl_mtl.errors import UserError
 
 
 class EqualErrorRate(NamedTuple):
-    """The rate, a fraction, and the score at which it is reached."""
+    """The rate (a fraction) and the score threshold at which it is reached."""
 
     rate: float
     threshold: float
 
 
 def equal_error_rate(labels: ArrayLike, scores: ArrayLike) -> EqualErrorRate:
-    """The point of the ROC curve, with straight lines between its points, where FAR equals FRR.
+    """Point of the linearly interpolated ROC curve with equal false acceptance and rejection.
 
     Args:
-        labels: 1 for a trial of one speaker, 0 for a trial of two (N,).
-        scores: the greater, the more alike (N,).
+        labels: 1 for a target trial (same speaker), 0 for an impostor trial (N,).
+        scores: similarity of each trial; higher is more similar (N,).
 
     Raises:
-        ValueError: the two differ in number, or a label is neither 0 nor 1.
-        UserError: trials of one kind are missing, or a score is not a finite number.
+        ValueError: different numbers of labels and scores, or a label other than 0 and 1.
+        UserError: no target trials, no impostor trials, or a non-finite score.
 
-    Source: the definition that VoxCeleb and SUPERB score by. Along the curve the difference of
-    the two rates falls from 1 to -1 with each score passed, so that its zero is one point.
+    Source: the definition used by VoxCeleb and SUPERB. Along the curve, false rejection minus
+    false acceptance falls from 1 to -1, so that its zero is unique.
     """
     truth = np.asarray(labels).reshape(-1)
     values = np.asarray(scores, dtype=np.float64).reshape(-1)
@@ -40,16 +40,22 @@ def equal_error_rate(labels: ArrayLike, scores: ArrayLike) -> EqualErrorRate:
     targets, impostors = int((truth == 1).sum()), int((truth == 0).sum())
     if not targets or not impostors:
         raise UserError(
-            f"An equal error rate needs trials of both kinds, but there are {targets} of one "
-            f"speaker and {impostors} of two.",
-            fix="check the trial list.",
+            "The equal error rate is undefined without target trials or without impostor trials.",
+            where=f"{targets} target and {impostors} impostor trials",
+            fix="Check the trial list.",
+            code="undefined-metric",
         )
     if not np.isfinite(values).all():
-        raise UserError("A trial's score is not a finite number.", fix="check the embeddings.")
+        raise UserError(
+            "The score of a trial is not finite.",
+            where=f"trial {int(np.flatnonzero(~np.isfinite(values))[0])} of {len(values)}",
+            fix="Check the embeddings.",
+            code="undefined-metric",
+        )
 
     order = np.argsort(-values, kind="stable")
     values, truth = values[order], truth[order]
-    # One point of the curve for each distinct score: equal scores are accepted together.
+    # One point of the curve per distinct score: equal scores are accepted together.
     last_of_score = np.flatnonzero(np.append(np.diff(values) != 0, True))
     accepted_targets = np.cumsum(truth == 1)[last_of_score]
     false_acceptance = np.append(0.0, (last_of_score + 1 - accepted_targets) / impostors)

@@ -1,7 +1,7 @@
-"""Scores of slot filling, read off transcripts such as `PLAY B-artist MILES DAVIS E-artist`.
+"""Slot filling scores of transcripts such as `PLAY B-artist MILES DAVIS E-artist`.
 
-A slot's value is what stands between `B-<slot>` and the next `E-<slot>`. The definitions are
-those of SUPERB (Lai et al., "Semi-supervised spoken language understanding via self-supervised
+The value of a slot is the text between `B-<slot>` and the next `E-<slot>`. Definitions follow
+SUPERB (Lai et al., "Semi-supervised spoken language understanding via self-supervised
 speech and language model pretraining", ICASSP 2021, for the edit F1).
 """
 
@@ -18,59 +18,59 @@ SLOT = re.compile(r"B-(?P<slot>\S+) (?P<value>.+?) E-(?P=slot)")
 BEGIN = re.compile(r"B-\S+ ")
 END = re.compile(r" E-\S+")
 
-# SUPERB's search for the closest hypothesis starts from this rate: what is no better counts as
-# empty.
+# SUPERB's search for the closest hypothesis starts from this rate: a candidate that is not better
+# is replaced with the empty string.
 WORST_RATE = 100.0
 
 Slots = dict[str, list[str]]
 
 
-def find_slots(transcript: str) -> list[tuple[str, str]]:
-    """The slots of a hypothesis such as `PLAY B-artist MILES DAVIS E-artist`: name and value.
+def find_slots(transcript: str, *, strip_nested: bool = True) -> list[tuple[str, str]]:
+    """Name and value of each slot of a transcript, in order.
 
-    A slot that is opened within another is part of its value, without its symbols.
+    Args:
+        transcript: such as `PLAY B-artist MILES DAVIS E-artist`.
+        strip_nested: remove the symbols of slots that are nested in a value.
     """
-    found = SLOT.finditer(re.sub(" +", " ", transcript))
-    return [(m["slot"], END.sub("", BEGIN.sub("", m["value"]))) for m in found]
+    found = [(m["slot"], m["value"]) for m in SLOT.finditer(re.sub(" +", " ", transcript))]
+    if not strip_nested:
+        return found
+    return [(slot, END.sub("", BEGIN.sub("", value))) for slot, value in found]
 
 
 def without_slots(transcript: str) -> str:
-    """The words of a transcript, without the symbols that open and close slots."""
+    """The words of a transcript, without slot symbols."""
     return " ".join(END.sub(" ", BEGIN.sub(" ", f"{transcript} ")).split())
 
 
-def _slots(transcript: str, *, strip_nested: bool) -> Slots:
-    """The values of each slot, in order; a slot that occurs twice has two."""
+def _by_name(slots: list[tuple[str, str]]) -> Slots:
     values: Slots = {}
-    for match in SLOT.finditer(re.sub(" +", " ", transcript)):
-        value = match["value"]
-        if strip_nested:
-            value = END.sub("", BEGIN.sub("", value))
-        values.setdefault(match["slot"], []).append(value)
+    for name, value in slots:
+        values.setdefault(name, []).append(value)
     return values
 
 
 def _slot_pairs(
     references: Sequence[str], hypotheses: Sequence[str]
 ) -> Iterator[tuple[Slots, Slots]]:
-    """The slots of each reference beside those of its hypothesis."""
+    """Slots of each reference, paired with those of its hypothesis."""
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references, but {len(hypotheses)} hypotheses")
     if not references:
-        raise UserError("Slots cannot be scored without an utterance.")
+        raise UserError("Slot scores of no utterances are undefined.", code="undefined-metric")
     for reference, hypothesis in zip(references, hypotheses, strict=True):
-        # Only a hypothesis can open a slot within another.
-        yield _slots(reference, strip_nested=False), _slots(hypothesis, strip_nested=True)
+        # Slots are nested only in hypotheses.
+        yield _by_name(find_slots(reference, strip_nested=False)), _by_name(find_slots(hypothesis))
 
 
 def slot_type_f1(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Mean over utterances of the F1 of the slot types found, whatever their values.
+    """Mean over utterances of the F1 of slot types, regardless of values.
 
-    An utterance without slots counts 1 if its hypothesis has none either, else 0.
+    An utterance without slots scores 1 if its hypothesis has none either, otherwise 0.
 
     Raises:
-        ValueError: the two differ in number.
-        UserError: there is no utterance.
+        ValueError: different numbers of references and hypotheses.
+        UserError: no utterances.
 
     Source: SUPERB's slot filling.
     """
@@ -86,7 +86,7 @@ def _closest_values(
     hypotheses: Sequence[str],
     rate: Callable[[Sequence[str], Sequence[str]], float],
 ) -> tuple[list[str], list[str]]:
-    """Each reference value, and the closest value that the hypothesis has for its slot."""
+    """Reference values, and the closest value of the same slot in each hypothesis."""
     values, closest = [], []
     for expected, found in _slot_pairs(references, hypotheses):
         for slot, slot_values in expected.items():
@@ -100,8 +100,9 @@ def _closest_values(
                 closest.append(best)
     if not values:
         raise UserError(
-            "The references hold no slot, so the error rate of slot values is undefined.",
-            fix="check the slot labels of the split that is scored.",
+            "The error rate of slot values is undefined: the references contain no slots.",
+            fix="Check the slot labels of the split that is scored.",
+            code="undefined-metric",
         )
     return values, closest
 
@@ -109,12 +110,12 @@ def _closest_values(
 def slot_value_cer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     """Character error rate of slot values, a fraction.
 
-    Each reference value is held against the closest value of the same slot in the hypothesis, an
-    empty one if the slot is missing. Values that only the hypothesis has cost nothing.
+    Each reference value is compared with the closest value of the same slot in the hypothesis, or
+    with the empty string if the slot is missing. Inserted values are not penalised.
 
     Raises:
-        ValueError: the two differ in number.
-        UserError: the references hold no slot.
+        ValueError: different numbers of references and hypotheses.
+        UserError: the references contain no slots.
 
     Source: SUPERB's slot filling.
     """
@@ -122,7 +123,7 @@ def slot_value_cer(references: Sequence[str], hypotheses: Sequence[str]) -> floa
 
 
 def slot_value_wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Word error rate of slot values, a fraction; otherwise as `slot_value_cer`."""
+    """Word error rate of slot values, a fraction; see `slot_value_cer`."""
     return word_error_rate(*_closest_values(references, hypotheses, word_error_rate))
 
 
@@ -137,7 +138,7 @@ def _slot_edit_f1(
                     counts["missed"] += 1
                 elif value in found[slot]:
                     counts["right"] += 1
-                else:  # a substitution: the right value is missed, a wrong one given
+                else:  # a substitution counts twice
                     counts["missed"] += 1
                     counts["wrong"] += 1
         if count_inserted:
@@ -145,33 +146,33 @@ def _slot_edit_f1(
     total = 2 * counts["right"] + counts["missed"] + counts["wrong"]
     if total == 0:
         raise UserError(
-            "Neither references nor hypotheses hold a slot, so their F1 is undefined.",
-            fix="check the slot labels of the split that is scored.",
+            "The F1 of slots is undefined: references and hypotheses contain no slots.",
+            fix="Check the slot labels of the split that is scored.",
+            code="undefined-metric",
         )
     return 2 * counts["right"] / total
 
 
 def slot_edit_f1_full(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """F1 of slot values that are exactly right, a fraction, over all utterances together.
+    """F1 of exactly matching slot values over all utterances, a fraction.
 
-    A value of the reference whose slot the hypothesis has, but never with this value, counts as
-    missed and as wrong; one whose slot is missing as missed; values of slots that only the
-    hypothesis has as wrong.
+    A substituted value counts as missed and as wrong, a value of a missing slot as missed, the
+    values of an inserted slot as wrong.
 
     Raises:
-        ValueError: the two differ in number.
-        UserError: there is no slot on either side.
+        ValueError: different numbers of references and hypotheses.
+        UserError: references and hypotheses contain no slots.
 
-    Source: SUPERB's slot filling, which gives it in percent.
+    Source: SUPERB's slot filling, which reports percent.
     """
     return _slot_edit_f1(references, hypotheses, count_inserted=True)
 
 
 def slot_edit_f1_part(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """`slot_edit_f1_full` without the slots that only the hypothesis has.
+    """`slot_edit_f1_full` without inserted slots.
 
     Raises:
-        ValueError: the two differ in number.
-        UserError: the references hold no slot.
+        ValueError: different numbers of references and hypotheses.
+        UserError: the references contain no slots.
     """
     return _slot_edit_f1(references, hypotheses, count_inserted=False)

@@ -1,4 +1,4 @@
-"""From the probability that a speaker speaks to the decision, and the best way to decide."""
+"""Speech activity from probabilities, and the search for the best threshold and filter."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from s3prl_mtl.metrics.diarization import DiarizationErrors, diarization_errors
 def decide_speech(
     probabilities: ArrayLike, threshold: float = 0.5, median_filter: int = 1
 ) -> NDArray[np.int8]:
-    """Who speaks: above the threshold, then smoothed over time.
+    """Speech activity: threshold, then median filter over time.
 
     Args:
         probabilities: (frames, speakers).
-        threshold: a fraction; equal to it is not above it.
-        median_filter: frames of the median, odd; 1 leaves the decisions as they are. Beyond both
-            ends lies silence.
+        threshold: activity is a probability strictly above it.
+        median_filter: odd length of the filter in frames; 1 for none. Both ends are padded with
+            silence.
 
     Returns:
         (frames, speakers), 0 or 1.
 
     Raises:
-        ValueError: the filter is even or not positive.
+        ValueError: the filter length is even or not positive.
 
     Source: EEND and SUPERB.
     """
     if median_filter < 1 or median_filter % 2 == 0:
-        raise ValueError(f"a median filter has an odd number of frames, not {median_filter}")
+        raise ValueError(f"a median filter must have a positive odd length, found {median_filter}")
     decisions = (np.asarray(probabilities) > threshold).astype(np.float32)
     if median_filter > 1:
-        # The silence that the filter assumes: scipy warns where it is longer than the decisions.
+        # scipy warns if the filter is longer than its input, so pad explicitly.
         silence = np.zeros((median_filter // 2, decisions.shape[1]), dtype=np.float32)
         padded = np.concatenate([silence, decisions, silence])
         decisions = medfilt(padded, (median_filter, 1))[
@@ -46,7 +46,7 @@ def decide_speech(
 
 @dataclass(frozen=True)
 class SpeechDecision:
-    """A way to decide who speaks, and the diarization error rate that it reaches."""
+    """Threshold and median filter length, with the diarization error rate they reach."""
 
     threshold: float
     median_filter: int
@@ -58,19 +58,18 @@ def best_decision(
     thresholds: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7),
     median_filters: Sequence[int] = (1, 11),
 ) -> SpeechDecision:
-    """The threshold and median filter with the lowest diarization error rate, the first of equals.
+    """Threshold and median filter with the lowest diarization error rate; ties go to the first.
 
     Args:
-        recordings: for each, the reference (frames, speakers), 0 or 1, and the probabilities of
-            the same shape.
-        thresholds: what to try; SUPERB's by default.
-        median_filters: what to try with each threshold.
+        recordings: reference (frames, speakers), 0 or 1, and probabilities of each recording.
+        thresholds: candidates; default: those of SUPERB.
+        median_filters: candidate filter lengths in frames.
 
     Raises:
-        ValueError: there is nothing to try, or the numbers of frames differ.
-        UserError: the references hold no speech.
+        ValueError: no candidates, or the numbers of frames differ.
+        UserError: no reference speech.
 
-    Source: SUPERB's diarization, which searches on the development set.
+    Source: SUPERB's diarization, which searches on the dev split.
     """
     settings = [(threshold, size) for threshold in thresholds for size in median_filters]
     if not settings:

@@ -1,6 +1,6 @@
 """Heads of the nine SUPERB tasks, their losses, and SpecAugment.
 
-Heads take a padded batch (B, T, D) and the lengths (B,) that `pad_features` makes.
+Heads take a padded batch (B, T, D) and lengths (B,), both from `pad_features`.
 """
 
 from s3prl_mtl.nn.am_softmax import AMSoftmaxLoss

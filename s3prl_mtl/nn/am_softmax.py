@@ -1,4 +1,4 @@
-"""Additive-margin softmax: speakers apart by a margin of the cosine."""
+"""Additive-margin softmax loss for speaker verification."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 class AMSoftmaxLoss(nn.Module):
-    """Cross-entropy of scaled cosines, the true speaker's lowered by a margin.
+    """Cross-entropy over scaled cosine similarities, with a margin on the true speaker.
 
-    `-log softmax(s * (cos(x, W_j) - m * [j is the speaker]))`, mean over the batch. The one
+    `-log softmax(s * (cos(x, W_j) - m * [j is the speaker]))`, mean over the batch. The only
     parameter is `W` (hidden_dim, speaker_num), as in s3prl.
 
     Args:
-        hidden_dim: width of the vectors.
+        hidden_dim: width of the embeddings.
         speaker_num: number of training speakers.
         s: scale.
         m: margin.
@@ -28,19 +28,26 @@ class AMSoftmaxLoss(nn.Module):
         self.m = m
         self.W = nn.Parameter(nn.init.xavier_normal_(torch.empty(hidden_dim, speaker_num)))
 
-    def forward(self, vectors: Tensor, speakers: Tensor) -> Tensor:
-        """The mean loss, a scalar, of vectors (B, hidden_dim) and speakers (B,), int64.
+    def forward(self, embeddings: Tensor, speakers: Tensor) -> Tensor:
+        """Mean loss over the batch.
+
+        Args:
+            embeddings: (B, hidden_dim).
+            speakers: index of the true speaker (B,), int64.
+
+        Returns:
+            A scalar.
 
         Raises:
-            ValueError: a speaker is none of the training speakers.
+            ValueError: an index is outside 0 to speaker_num - 1.
         """
         if int(speakers.min()) < 0 or int(speakers.max()) >= self.W.shape[1]:
             raise ValueError(
-                f"speakers must be numbers from 0 to {self.W.shape[1] - 1}, "
+                f"speakers must be from 0 to {self.W.shape[1] - 1}, "
                 f"found {int(speakers.min())} to {int(speakers.max())}"
             )
-        # A scale of 30 makes half-precision cosines too coarse.
-        with torch.autocast(vectors.device.type, enabled=False):
-            cosines = F.normalize(vectors.float(), dim=1) @ F.normalize(self.W.float(), dim=0)
+        # Half precision is too coarse for cosines multiplied by 30.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            cosines = F.normalize(embeddings.float(), dim=1) @ F.normalize(self.W.float(), dim=0)
             margins = self.m * F.one_hot(speakers, self.W.shape[1])
             return F.cross_entropy(self.s * (cosines - margins), speakers)

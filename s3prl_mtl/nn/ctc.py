@@ -1,4 +1,4 @@
-"""The loss of sequences that are shorter than their frames."""
+"""CTC loss."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def ctc_loss(
     blank: int = 0,
     zero_infinity: bool = True,
 ) -> Tensor:
-    """Connectionist temporal classification: SUPERB's ASR, phone recognition and slot filling.
+    """Connectionist temporal classification loss of SUPERB's ASR, phone recognition, slot filling.
 
-    Each utterance's loss is divided by the length of its target; then the mean over utterances.
+    The loss of an utterance is divided by the length of its target, then averaged over utterances.
 
     Args:
-        logits: (B, T, V), not normalised.
+        logits: unnormalised scores (B, T, V).
         logit_lengths: frames of each utterance (B,).
-        targets: B tensors of token numbers, without the blank.
-        blank: the token number of the blank.
-        zero_infinity: an utterance with too few frames for its target counts as 0, with no
-            gradient, instead of infinity.
+        targets: B tensors of token indices, without blanks.
+        blank: index of the blank.
+        zero_infinity: use a loss of 0 without gradient, instead of infinity, for an utterance
+            with too few frames for its target.
 
     Returns:
-        A scalar, in single precision at least.
+        A scalar, float32.
 
     Reference: Graves et al., "Connectionist temporal classification", ICML 2006.
     """

@@ -1,4 +1,4 @@
-"""The head that says, for every frame, which speakers speak."""
+"""Diarization head: speech activity of each speaker in each frame."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 
 class DiarizationHead(nn.Module):
-    """An LSTM over time, then one logit per speaker: SUPERB's diarization.
+    """A unidirectional LSTM, then one logit per speaker: SUPERB's diarization head.
 
-    It reads forwards only, so padding at the end changes nothing before it. Parameters are named
-    as in s3prl: `rnn`, `linear`.
+    Because the LSTM only reads forwards, padding at the end does not affect real frames.
+    Parameters are named as in s3prl: `rnn`, `linear`.
 
     Args:
         input_dim: width of the features.
         num_speakers: speakers per recording.
-        rnn_layers: layers of the LSTM (1 in SUPERB); 0 leaves only the linear layer.
+        rnn_layers: number of LSTM layers (1 in SUPERB); 0 for a linear layer only.
         hidden_size: width of the LSTM (512 in SUPERB).
     """
 
@@ -37,25 +37,25 @@ class DiarizationHead(nn.Module):
 
 
 def match_length(features: Tensor, label_length: int) -> Tensor:
-    """Brings the features of one chunk to the rate and the length of its labels.
+    """Match the frame rate and the length of a chunk's features to its labels.
 
-    Each frame is repeated `round(label_length / T)` times where that is more than once; then the
-    end is cut off, or filled with the last frame.
+    If `round(label_length / T)` is above 1, each frame is repeated that many times. Then the end
+    is truncated, or padded with copies of the last frame.
 
     Args:
         features: (T, D).
-        label_length: frames of the labels.
+        label_length: number of frames of the labels.
 
     Returns:
         (label_length, D).
 
     Raises:
-        ValueError: there is no frame.
+        ValueError: `features` is empty.
 
     Source: SUPERB's diarization.
     """
     if len(features) == 0:
-        raise ValueError("a chunk without a frame cannot be brought to the length of its labels")
+        raise ValueError("cannot match the length of a chunk without frames")
     repeats = round(label_length / len(features))
     if repeats > 1:
         features = features.repeat_interleave(repeats, dim=0)

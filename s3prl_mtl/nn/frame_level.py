@@ -1,4 +1,4 @@
-"""The head that labels every frame by itself."""
+"""Frame-level head: each frame is classified independently."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class FrameLevel(nn.Module):
-    """A linear layer over each frame: SUPERB's phone recognition.
+    """A linear layer on each frame: SUPERB's phone recognition head.
 
-    Parameters are named as in s3prl: `linear`, and `hiddens.N` for hidden layers.
+    Parameters are named as in s3prl: `linear`, and `hiddens.N` for the hidden layers.
 
     Args:
         input_dim: width of the features.
         output_dim: number of outputs per frame.
         hiddens: widths of hidden layers before `linear`; none in SUPERB.
-        activation: after each hidden layer: ReLU, GELU, Tanh or Sigmoid.
+        activation: activation of the hidden layers: ReLU, GELU, Tanh or Sigmoid.
 
     Raises:
-        UserError: the activation is unknown.
+        UserError: unknown activation.
     """
 
     def __init__(
@@ -41,9 +41,10 @@ class FrameLevel(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise UserError(
-                f"The head has no activation named {activation!r}.",
+                f"Unknown activation {activation!r}.",
                 where="FrameLevel.activation",
                 fix=nearest(str(activation), list(ACTIVATIONS)),
+                code="unknown-name",
             )
         layers: list[nn.Module] = []
         for width in hiddens or ():
@@ -53,8 +54,8 @@ class FrameLevel(nn.Module):
         self.linear = nn.Linear(input_dim, output_dim)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, T, output_dim) of features (B, T, input_dim), and the lengths unchanged.
+        """Logits (B, T, output_dim) of features (B, T, input_dim), and the unchanged lengths.
 
-        Padded frames get logits too, those of the vector they are padded with.
+        Logits of padded frames are computed too and are meaningless.
         """
         return self.linear(self.hiddens(features)), lengths

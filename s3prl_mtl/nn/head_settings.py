@@ -1,4 +1,4 @@
-"""The head that the settings of a task ask for."""
+"""Build a head from the `modelrc` block of a task's settings."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def head_from_settings(
     upstream_rate: int = 320,
     where: str = "modelrc",
 ) -> nn.Module:
-    """Builds the head named `settings["select"]` with the options in `settings[that name]`.
+    """Build the head named by `settings["select"]` with the options in the block of that name.
 
-    These are the keys of s3prl's task configs, for example
-    `{"select": "UtteranceLevel", "UtteranceLevel": {"pooling": "MeanPooling"}}`; other keys of
-    the block (`project_dim`, the options of heads not selected, ...) are left alone.
+    The keys are those of s3prl's task configs, for example
+    `{"select": "UtteranceLevel", "UtteranceLevel": {"pooling": "MeanPooling"}}`. Other keys
+    (`project_dim`, options of heads that are not selected, ...) are ignored.
 
     Args:
         input_dim: width of the features.
         output_dim: number of outputs per frame, or per utterance.
-        settings: the block of the config.
-        upstream_rate: samples per frame of the features; only RNNs needs it.
-        where: what errors call the block.
+        settings: the `modelrc` block.
+        upstream_rate: samples per frame of the features; used by `RNNs`.
+        where: key of the block, for errors.
 
     Returns:
         A module called with features (B, T, input_dim) and lengths (B,): `FrameLevel` and `RNNs`
@@ -46,14 +46,15 @@ def head_from_settings(
         (B, output_dim).
 
     Raises:
-        UserError: the head or one of its options is unknown, or an option is missing.
+        UserError: unknown head, unknown option, or missing option.
     """
     name = str(settings.get("select"))
     if name not in HEADS:
         raise UserError(
-            f"There is no head named {name!r}.",
+            f"Unknown head {name!r}.",
             where=f"{where}.select",
             fix=nearest(name, list(HEADS)),
+            code="unknown-name",
         )
     options = dict(settings.get(name) or {})
     signature = inspect.signature(HEADS[name])
@@ -62,16 +63,18 @@ def head_from_settings(
     for key in options:
         if key not in parameters:
             raise UserError(
-                f"{name} has no option {key!r}.",
+                f"Unknown option {key!r} of {name}.",
                 where=f"{where}.{name}.{key}",
                 fix=nearest(str(key), list(parameters)),
+                code="unknown-key",
             )
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in options]
     if missing:
         raise UserError(
-            f"{name} lacks the options {', '.join(missing)}.",
+            f"Missing options of {name}: {', '.join(missing)}.",
             where=f"{where}.{name}",
-            fix="set them.",
+            fix=f"Set {', '.join(missing)}.",
+            code="missing-option",
         )
     if "upstream_rate" in signature.parameters:
         options["upstream_rate"] = upstream_rate

@@ -1,4 +1,4 @@
-"""From a list of utterances to one padded batch, and back to which of its frames are real."""
+"""Padding of utterances into a batch, and the mask of real frames."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 def pad_features(features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stacks utterances of different lengths, filling up the shorter ones with zeros.
+    """Stack utterances of different lengths, padded with zeros at the end.
 
     Args:
         features: B tensors (T_i, D).
 
     Returns:
-        The batch (B, max T_i, D), and the frames of each utterance (B,), int64 and on the CPU,
-        where packing and slicing need them.
+        The batch (B, max T_i, D), and the lengths in frames (B,), int64 on the CPU, as packing and
+        slicing need them.
 
     Raises:
-        ValueError: there is no utterance.
+        ValueError: `features` is empty.
     """
     if not features:
         raise ValueError("pad_features needs at least one utterance")
@@ -29,12 +29,12 @@ def pad_features(features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def frame_mask(lengths: Tensor, max_length: int, device: torch.device | None = None) -> Tensor:
-    """True where a frame belongs to its utterance: (B, max_length), bool.
+    """Mask of real frames: (B, max_length), bool, False in padding.
 
     Args:
         lengths: frames of each utterance (B,).
         max_length: frames of the padded batch.
-        device: where the mask goes; by default where `lengths` lie.
+        device: device of the mask; default: that of `lengths`.
     """
     lengths = lengths.to(device or lengths.device)
     return torch.arange(max_length, device=lengths.device) < lengths.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""The loss that does not mind in which order speakers are numbered."""
+"""Permutation-invariant loss of diarization."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from s3prl_mtl.nn.padding import frame_mask
 def permutation_invariant_bce(
     logits: Tensor, labels: Tensor, lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy under the best order of each chunk's speakers.
+    """Binary cross-entropy under the best permutation of the speakers of each chunk.
 
-    The loss of a chunk is the sum over its frames of the mean over speakers; that of the batch is
-    the sum over chunks divided by the number of frames. Padded frames count nowhere. The best
-    order is found as an assignment, so any number of speakers is fast.
+    The loss of a chunk is the sum over frames of the mean over speakers; the loss of the batch is
+    the sum over chunks divided by the total number of frames. Padded frames are excluded. The
+    best permutation is found by linear assignment, which is fast for any number of speakers.
 
     Args:
         logits: (B, T, S).
@@ -25,8 +25,8 @@ def permutation_invariant_bce(
         lengths: frames of each chunk (B,).
 
     Returns:
-        The loss, a scalar, and the best orders (B, S), int64 and on the CPU:
-        `labels[b][:, order[b]]` are the labels in the order of the logits.
+        The loss, a scalar, and the best permutations (B, S), int64 on the CPU:
+        `labels[b][:, permutation[b]]` are the labels in the order of the logits.
 
     Reference: Fujita et al., "End-to-end neural speaker diarization with permutation-free
     objectives", Interspeech 2019, equation 3.
@@ -34,7 +34,7 @@ def permutation_invariant_bce(
     speakers = logits.shape[2]
     shape = (*logits.shape, speakers)
     mask = frame_mask(lengths, logits.shape[1], logits.device)[:, :, None, None]
-    # costs[b, i, j]: what chunk b pays, over its frames, for output i meeting speaker j.
+    # costs[b, i, j]: cross-entropy of output i against speaker j, summed over frames of chunk b.
     costs = F.binary_cross_entropy_with_logits(
         logits.float().unsqueeze(3).expand(shape),
         labels.to(logits.device).float().unsqueeze(2).expand(shape),

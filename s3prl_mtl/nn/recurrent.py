@@ -1,4 +1,4 @@
-"""The head that reads an utterance with recurrent layers."""
+"""Recurrent head of SUPERB's ASR and slot filling."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAMPLE_STYLES = ("drop", "concat")
 
 
 def _subsample(features: Tensor, lengths: Tensor, rate: int, style: str) -> tuple[Tensor, Tensor]:
-    """Keeps every rate-th frame (`drop`), or puts rate frames side by side (`concat`)."""
+    """Keep every rate-th frame (`drop`), or concatenate groups of rate frames (`concat`)."""
     lengths = torch.div(lengths, rate, rounding_mode="floor")
     if style == "drop":
         return features[:, ::rate], lengths
@@ -58,7 +58,7 @@ class RNNLayer(nn.Module):
         if isinstance(self.layer, nn.LSTM) and on_cpu and self.training:
             hidden = lstm_over_padded(self.layer, features, lengths)
         else:
-            # Packed, so that the backward direction of an utterance does not begin in padding.
+            # Packed: the backward direction of a short utterance must not start in padding.
             packed = pack_padded_sequence(features, lengths, batch_first=True, enforce_sorted=False)
             hidden, lengths = pad_packed_sequence(self.layer(packed)[0], batch_first=True)
         if self.ln is not None:
@@ -72,27 +72,27 @@ class RNNLayer(nn.Module):
 
 
 class RNNs(nn.Module):
-    """Recurrent layers, then a linear layer over each frame: SUPERB's ASR and slot filling.
+    """Recurrent layers, then a linear layer on each frame.
 
-    An utterance's logits do not depend on what it is batched with. Parameters are named as in
+    The logits of an utterance do not depend on the rest of the batch. Parameters are named as in
     s3prl: `rnns.N.layer`, `rnns.N.ln`, `rnns.N.pj`, `linear`.
 
     Args:
         input_dim: width of the features.
         output_dim: number of outputs per frame.
         module: LSTM, GRU or RNN, in upper or lower case.
-        bidirection: read in both directions; the layer's output is then twice `dim` wide.
+        bidirection: bidirectional layers; their output is 2 * `dim` wide.
         dim: width of each layer; its length is the number of layers.
-        dropout: after each layer.
-        layer_norm: for each layer, whether a norm follows it.
-        proj: for each layer, whether a linear layer with tanh closes it.
-        sample_rate: for each layer, keep every n-th frame of its output.
-        sample_style: how the input reaches `total_rate`: `drop` frames, or `concat` them.
-        total_rate: samples per frame that the first layer reads, -1 for those of the features.
+        dropout: dropout after each layer.
+        layer_norm: whether layer norm follows each layer.
+        proj: whether a linear layer with tanh ends each layer.
+        sample_rate: subsampling factor of each layer's output.
+        sample_style: subsampling of the input to `total_rate`: `drop` or `concat` frames.
+        total_rate: samples per frame of the first layer's input; -1 for `upstream_rate`.
         upstream_rate: samples per frame of the features; 320 are 20 ms.
 
     Raises:
-        UserError: a name is unknown, or the lists differ in length.
+        UserError: unknown cell or style, or lists of different lengths.
     """
 
     def __init__(
@@ -118,9 +118,10 @@ class RNNs(nn.Module):
         ):
             if name not in known:
                 raise UserError(
-                    f"A recurrent head has no {key} {name!r}.",
+                    f"Unknown {key} {name!r} of a recurrent head.",
                     where=f"RNNs.{key}",
                     fix=nearest(str(name), known),
+                    code="unknown-name",
                 )
         per_layer = {
             "dim": dim,
@@ -131,11 +132,12 @@ class RNNs(nn.Module):
         }
         counts = {key: len(values) for key, values in per_layer.items()}
         if len(set(counts.values())) > 1 or not dim:
-            listed = ", ".join(f"{key} has {count}" for key, count in counts.items())
+            listed = ", ".join(f"{key}: {count}" for key, count in counts.items())
             raise UserError(
-                f"A recurrent head needs one value per layer in each of its lists: {listed}.",
-                where="RNNs",
-                fix="give all five lists the same length, at least 1.",
+                "The per-layer lists of a recurrent head differ in length or are empty.",
+                where=f"RNNs ({listed})",
+                fix="Give all five lists the same length, at least 1.",
+                code="invalid-value",
             )
         self.sample_rate = 1 if total_rate == -1 else round(total_rate / upstream_rate)
         self.sample_style = sample_style
@@ -160,17 +162,17 @@ class RNNs(nn.Module):
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, T', output_dim) of features (B, T, input_dim), and their lengths (B,).
 
-        Without subsampling T' = T. Each subsampling by n keeps `length // n` frames of an
-        utterance. Padded frames get logits too, those of a zero vector.
+        Without subsampling T' = T; subsampling by n keeps `length // n` frames of an utterance.
+        Logits of padded frames are computed too and are meaningless.
 
         Raises:
-            ValueError: an utterance has no frame left after subsampling.
+            ValueError: subsampling leaves no frame of an utterance.
         """
         lengths = lengths.cpu()
         if self.sample_rate > 1:
             features, lengths = _subsample(features, lengths, self.sample_rate, self.sample_style)
         for layer in self.rnns:
             if int(lengths.min()) < 1:
-                raise ValueError("an utterance is too short: subsampling leaves no frame of it")
+                raise ValueError("subsampling leaves no frame of an utterance")
             features, lengths = layer(features[:, : int(lengths.max())], lengths)
         return self.linear(features), lengths

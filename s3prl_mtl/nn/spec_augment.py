@@ -1,4 +1,4 @@
-"""SpecAugment on features: a warp of time, and masks over time and over channels."""
+"""SpecAugment on features: time warping, time masks and channel masks."""
 
 from __future__ import annotations
 
@@ -12,49 +12,49 @@ from s3prl_mtl.errors import UserError
 
 
 def _draw(low: int, high: int, generator: Generator | None) -> int:
-    """A whole number from low to high - 1."""
+    """A random integer from low to high - 1."""
     return int(torch.randint(low, max(high, low + 1), (), generator=generator))
 
 
 def _width_range(width: int | Sequence[int], key: str) -> tuple[int, int]:
-    """The least width and the bound that widths stay below."""
+    """Smallest width, and exclusive upper bound."""
     bounds = (0, width) if isinstance(width, int) else tuple(width)
     if len(bounds) != 2 or not 0 <= bounds[0] < bounds[1]:
         raise UserError(
-            f"{key} is {width!r}, which is no range of widths.",
+            f"{key} is {width!r}, which is not a range of widths.",
             where=f"specaug.{key}",
-            fix="give two whole numbers, the second greater than the first, such as [0, 40].",
+            fix="Give two integers, the second greater than the first, such as [0, 40].",
+            code="invalid-value",
         )
     return bounds[0], bounds[1]
 
 
 class SpecAugment(nn.Module):
-    """Hides parts of the features while training, so that heads do not lean on any of them.
+    """Mask and warp features in training mode; return them unchanged in evaluation mode.
 
-    Each utterance is drawn for by itself: first the time warp, then masks over channels, then
-    masks over time, both filled with zeros. In evaluation mode the features come back as they
-    are. Random numbers come from the CPU, whatever device the features are on.
+    Each utterance is augmented independently: time warp, then channel masks, then time masks,
+    both filled with zeros. Random numbers come from a CPU generator on every device.
 
-    Defaults are those of the multi-task branch; the names are those of s3prl's `specaug` block.
+    Defaults are those of the multi-task branch; names are those of s3prl's `specaug` block.
 
     Args:
         apply_time_warp: whether to warp time.
-        time_warp_window: how far, in frames, the warp moves a frame; utterances of at most twice
-            as many frames are not warped.
+        time_warp_window: largest shift of the warp, in frames; utterances of at most twice this
+            length are not warped.
         time_warp_mode: `bicubic` or `bilinear` interpolation.
         apply_freq_mask: whether to mask channels.
-        freq_mask_width_range: (least, bound): a mask is at least the one and below the other wide.
-        num_freq_mask: masks over channels in each utterance.
+        freq_mask_width_range: smallest width (inclusive) and bound (exclusive), in channels.
+        num_freq_mask: channel masks per utterance.
         apply_time_mask: whether to mask frames.
-        time_mask_width_range: the same as `freq_mask_width_range`, in frames.
-        num_time_mask: masks over time in each utterance.
-        adaptive_number_ratio: if adaptive, masks over time per frame of the utterance.
-        adaptive_size_ratio: if adaptive, the bound of a mask's width per frame of the utterance.
-        max_n_time_masks: if adaptive, the most masks over time.
-        adaptive: let the number and width of the masks over time grow with the utterance.
+        time_mask_width_range: smallest width (inclusive) and bound (exclusive), in frames.
+        num_time_mask: time masks per utterance.
+        adaptive_number_ratio: if adaptive, time masks per frame of the utterance.
+        adaptive_size_ratio: if adaptive, bound of a mask's width per frame of the utterance.
+        max_n_time_masks: if adaptive, maximum number of time masks.
+        adaptive: scale the number and the width of time masks with the utterance.
 
     Raises:
-        UserError: a range of widths or the interpolation is impossible.
+        UserError: invalid range of widths, count or interpolation.
 
     Reference: Park et al., "SpecAugment", Interspeech 2019; adaptive masks: Park et al.,
     "SpecAugment on large scale datasets", ICASSP 2020.
@@ -81,7 +81,8 @@ class SpecAugment(nn.Module):
             raise UserError(
                 f"time_warp_mode is {time_warp_mode!r}.",
                 where="specaug.time_warp_mode",
-                fix="use 'bicubic' or 'bilinear'.",
+                fix="Use 'bicubic' or 'bilinear'.",
+                code="invalid-value",
             )
         counts = {
             "time_warp_window": time_warp_window,
@@ -91,7 +92,12 @@ class SpecAugment(nn.Module):
         }
         for key, count in counts.items():
             if count < 0:
-                raise UserError(f"{key} is {count}, below 0.", where=f"specaug.{key}")
+                raise UserError(
+                    f"{key} is {count}.",
+                    where=f"specaug.{key}",
+                    fix="Set 0 or more.",
+                    code="invalid-value",
+                )
         self.apply_time_warp = apply_time_warp
         self.time_warp_window = time_warp_window
         self.time_warp_mode = time_warp_mode
@@ -109,11 +115,11 @@ class SpecAugment(nn.Module):
     def forward(
         self, features: Sequence[Tensor], generator: Generator | None = None
     ) -> list[Tensor]:
-        """New features (T_i, D) of the same shapes; the given ones are never changed.
+        """New features of the same shapes; the arguments are not modified.
 
         Args:
             features: B tensors (T_i, D).
-            generator: a CPU generator of random numbers; by default torch's global one.
+            generator: CPU generator of random numbers; default: torch's global one.
         """
         if not self.training:
             return list(features)
@@ -138,7 +144,7 @@ class SpecAugment(nn.Module):
         return utterance
 
     def _warp(self, utterance: Tensor, generator: Generator | None) -> Tensor:
-        """Stretches what lies before a random frame and squeezes the rest, or the reverse."""
+        """Stretch the part before a random frame and squeeze the rest, or the reverse."""
         frames, channels = utterance.shape
         window = self.time_warp_window
         center = _draw(window, frames - window, generator)

@@ -1,4 +1,4 @@
-"""The head that gives one answer for a whole utterance."""
+"""Utterance-level head: pooling over frames, then a linear layer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from s3prl_mtl.nn.padding import frame_mask
 
 
 class MeanPooling(nn.Module):
-    """The mean over an utterance's own frames: (B, T, D) and lengths (B,) to (B, D)."""
+    """Mean over the real frames: (B, T, D) and lengths (B,) to (B, D)."""
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         padded = ~frame_mask(lengths, features.shape[1], features.device)
@@ -22,10 +22,10 @@ POOLINGS: dict[str, type[nn.Module]] = {"MeanPooling": MeanPooling}
 
 
 class UtteranceLevel(nn.Module):
-    """Pooling over the frames, then a linear layer: SUPERB's classification head.
+    """Pooling over frames, then a linear layer: SUPERB's classification head.
 
     Used by keyword spotting, intent classification, speaker identification and emotion
-    recognition. Its one layer is named `post_net.linear`, as in s3prl.
+    recognition. The linear layer is named `post_net.linear`, as in s3prl.
 
     Args:
         input_dim: width of the features.
@@ -33,16 +33,17 @@ class UtteranceLevel(nn.Module):
         pooling: `MeanPooling`.
 
     Raises:
-        UserError: the pooling is unknown.
+        UserError: unknown pooling.
     """
 
     def __init__(self, input_dim: int, output_dim: int, pooling: str = "MeanPooling") -> None:
         super().__init__()
         if pooling not in POOLINGS:
             raise UserError(
-                f"The head has no pooling named {pooling!r}.",
+                f"Unknown pooling {pooling!r}.",
                 where="UtteranceLevel.pooling",
                 fix=nearest(str(pooling), list(POOLINGS)),
+                code="unknown-name",
             )
         self.pooling = POOLINGS[pooling]()
         self.post_net = FrameLevel(input_dim, output_dim)

@@ -1,4 +1,4 @@
-"""The x-vector: one embedding of the speaker for an utterance of any length."""
+"""X-vector head: a speaker embedding of an utterance of any length."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CONTEXTS_AND_DILATIONS = ((5, 1), (3, 2), (3, 3), (1, 1), (1, 1))
 
 
 class TDNN(nn.Module):
-    """A time-delay layer: a linear layer (`kernel`) over `context_size` frames, `dilation` apart.
+    """Time-delay layer: a linear layer (`kernel`) over `context_size` frames, `dilation` apart.
 
     Reference: Peddinti et al., "A time delay neural network architecture for efficient modeling
     of long temporal contexts", Interspeech 2015.
@@ -62,7 +62,7 @@ class FrameFeatures(nn.Module):
 
 
 class UtteranceFeatures(nn.Module):
-    """From the pooled statistics to the embedding (`linear1`), and to the loss (`linear2`)."""
+    """Layers after pooling: `linear1` gives the embedding, `linear2` the input of the loss."""
 
     def __init__(self, input_dim: int, output_dim: int) -> None:
         super().__init__()
@@ -77,31 +77,31 @@ class UtteranceFeatures(nn.Module):
 
 
 def statistics_pooling(features: Tensor, lengths: Tensor) -> Tensor:
-    """Mean and (unbiased) standard deviation over the first `lengths` frames: (B, 2 D)."""
+    """Mean and unbiased standard deviation over the first `lengths` frames: (B, 2 D)."""
     rows = []
     for utterance, length in zip(features, lengths.tolist(), strict=True):
-        own = utterance[:length]
-        # torch.std has a zero gradient where the deviation is zero, which channels that ReLU
-        # shuts off reach; the square root of a variance would give NaN there.
-        rows.append(torch.cat([own.mean(dim=0), own.std(dim=0)]))
+        frames = utterance[:length]
+        # Dead ReLU channels have zero deviation. There the gradient of torch.std is zero; that of
+        # the square root of a variance would be NaN.
+        rows.append(torch.cat([frames.mean(dim=0), frames.std(dim=0)]))
     return torch.stack(rows)
 
 
 class XVector(nn.Module):
-    """SUPERB's speaker verification head, between `connector` and the loss.
+    """SUPERB's speaker verification head, between the `connector` layer and the loss.
 
     Parameters are named as in s3prl: `framelevel_feature_extractor.module.N.kernel`,
     `utterancelevel_feature_extractor.linear1` and `.linear2`.
 
     .. note::
-        s3prl pools one frame too many of every utterance that is shorter than the longest of its
-        batch: its first padded frame, whose context ends in padding. `pool_padding_frame=True`
-        does the same, so that losses and gradients are SUPERB's; it expects the features to be
-        padded with zeros *before* the connector. With False an utterance's result does not
-        depend on what it is batched with. An utterance alone gives the same either way.
+        s3prl pools one frame too many of every utterance shorter than the longest of its batch:
+        the first frame with padding in its context. `pool_padding_frame=True` reproduces this,
+        and with it SUPERB's losses and gradients; features must then be padded with zeros
+        *before* the connector. With `False` the result of an utterance does not depend on the
+        rest of the batch. Both give the same for a batch of one utterance.
 
     Args:
-        input_dim: width of the features, of the embedding and of the output (512 in SUPERB).
+        input_dim: width of features, embedding and output (512 in SUPERB).
         agg_dim: width of the pooled frames (1500 in SUPERB).
         dropout_p: dropout after each time-delay layer.
         batch_norm: batch normalisation after each time-delay layer.
@@ -110,10 +110,10 @@ class XVector(nn.Module):
     """
 
     context_frames = 1 + sum((c - 1) * d for c, d in CONTEXTS_AND_DILATIONS)
-    """Frames that one output of the time-delay layers sees: 15."""
+    """Receptive field of the time-delay layers: 15 frames."""
 
     min_frames = context_frames + 1
-    """The shortest utterance that has a standard deviation: 16 frames."""
+    """Frames needed for a standard deviation: 16."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class XVector(nn.Module):
         self.utterancelevel_feature_extractor = UtteranceFeatures(2 * agg_dim, input_dim)
 
     def forward(self, features: Tensor, lengths: Tensor, pool_padding_frame: bool = True) -> Tensor:
-        """The vectors (B, input_dim) that the training loss reads, after `linear2` and ReLU.
+        """Input of the training loss (B, input_dim), after `linear2` and ReLU.
 
         Args:
             features: (B, T, input_dim), padded.
@@ -141,10 +141,10 @@ class XVector(nn.Module):
         return self.utterancelevel_feature_extractor(statistics)
 
     def embed(self, features: Tensor, lengths: Tensor, pool_padding_frame: bool = True) -> Tensor:
-        """The embeddings (B, input_dim) that trials compare, after `linear1` and ReLU.
+        """Embeddings (B, input_dim), after `linear1` and ReLU.
 
-        Arguments and errors are those of `forward`. SUPERB scores a trial by the cosine of two
-        embeddings.
+        SUPERB scores a trial by the cosine similarity of two embeddings. Arguments and errors are
+        those of `forward`.
         """
         statistics = self._pool(features, lengths, pool_padding_frame)
         return self.utterancelevel_feature_extractor.embed(statistics)
@@ -153,7 +153,7 @@ class XVector(nn.Module):
         shortest = int(lengths.min())
         if shortest < self.min_frames:
             raise ValueError(
-                f"an x-vector needs {self.min_frames} frames, an utterance has {shortest}"
+                f"an x-vector needs {self.min_frames} frames; an utterance has {shortest}"
             )
         hidden = self.framelevel_feature_extractor(features)
         lengths = lengths - (self.context_frames - 1)

@@ -1,1 +1,1 @@
-"""From a name on the command line to a class: entry points and task names."""
+"""Tasks and upstreams by name: entry points of installed packages, and the tasks of a run."""

@@ -1,4 +1,4 @@
-"""Whose code an error is from: ours, or that of a package with plugins."""
+"""Find whether an error comes from this package or from a plugin of another one."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from s3prl_mtl.errors import FROM_WORKER
 from s3prl_mtl.registry.plugins import OUR_PACKAGE, Plugin, discover_tasks, discover_upstreams
 
-# How Python writes a frame: a loader worker sends its error on as text, with its frames in it.
 _WRITTEN_FRAME = re.compile(r'^ *File "(.+?)", line (\d+), in (.+)$', re.MULTILINE)
-_SENT_ON = re.compile(r"Caught \w+ in .*?\n", re.DOTALL)
-OURS = ("s3prl_mtl", "downstream_plugins")
+_OUR_MODULES = ("s3prl_mtl", "downstream_plugins")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A place in a program."""
+    """A line of code in a traceback."""
 
     path: str
     line: int
@@ -30,30 +29,21 @@ class Frame:
 
 
 def frames_of(error: BaseException) -> list[Frame]:
-    """Where an error was raised, innermost last; in a loader worker if it was there."""
+    """The traceback of an error, innermost frame last, including that of a loader worker."""
     stack = traceback.extract_tb(error.__traceback__)
     frames = [Frame(frame.filename, frame.lineno or 0, frame.name) for frame in stack]
-    if _SENT_ON.match(str(error)):
+    if FROM_WORKER.match(str(error)):
         found = _WRITTEN_FRAME.findall(str(error))
         frames += [Frame(path, int(line), function) for path, line, function in found]
     return frames
 
 
-def error_summary(error: BaseException) -> str:
-    """The kind of an error and what it says; of one that a loader worker met, its own words."""
-    text = str(error).strip()
-    if _SENT_ON.match(text):
-        return text.splitlines()[-1].rstrip(".")
-    text = " ".join(text.split()).rstrip(".")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 def plugin_at_fault(error: BaseException) -> tuple[Plugin, Frame] | None:
-    """The plugin in whose package an error was raised, and where; None if that was elsewhere.
+    """The plugin whose package raised an error, and the frame there; None if it was another.
 
-    What a library raised, Python's own or another, counts as raised where it was called.
+    An error raised inside a library counts for the package that called the library.
     """
-    ours = [root for name in OURS for root in _roots(name)]
+    ours = [root for name in _OUR_MODULES for root in _roots(name)]
     theirs = [
         (root, plugin)
         for plugin in (*discover_tasks().values(), *discover_upstreams().values())
@@ -71,7 +61,7 @@ def plugin_at_fault(error: BaseException) -> tuple[Plugin, Frame] | None:
 
 
 def _roots(name: str) -> list[Path]:
-    """The folders of a package that was imported, or the file of a module."""
+    """The folders of an imported package, or the file of an imported module."""
     module = sys.modules.get(name)
     file = getattr(module, "__file__", None)
     folders = list(getattr(module, "__path__", ()))

@@ -1,6 +1,6 @@
-"""Discovery of tasks and upstreams through entry points.
+"""Find the tasks and upstreams of installed packages through entry points.
 
-Nothing is imported until it is asked for, so a broken plugin never breaks the others.
+A plugin is imported when it is used, so that a broken one does not break the others.
 """
 
 from __future__ import annotations
@@ -13,24 +13,35 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.errors import UserError, error_summary, nearest
 from s3prl_mtl.fileio.yaml_files import read_yaml
-from s3prl_mtl.s3prl_compat.settings import block_defaults, chosen_blocks
+from s3prl_mtl.s3prl_compat.settings import block_defaults, parse_specs
 from s3prl_mtl.s3prl_compat.task_spec import is_s3prl_task
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 
-TASK_GROUP = "s3prl_mtl.tasks"
-UPSTREAM_GROUP = "s3prl_mtl.upstreams"
 OUR_PACKAGE = "s3prl-mtl"
 
 
-class NoSuchPackage(UserError):
-    """No installed package of the name that was asked for has the plugin."""
+@dataclass(frozen=True)
+class PluginKind:
+    """A group of entry points, with the noun and the command-line flag for errors."""
+
+    group: str
+    noun: str
+    flag: str
+
+
+TASKS = PluginKind("s3prl_mtl.tasks", "task", "-d")
+UPSTREAMS = PluginKind("s3prl_mtl.upstreams", "upstream", "-u")
+
+
+class PackageLacksPlugin(UserError):
+    """The requested package is not installed or does not have the plugin."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """An entry point and the distribution that it comes from; nothing of it is imported yet."""
+    """An entry point with its distribution; not imported yet."""
 
     name: str
     package: str
@@ -41,7 +52,7 @@ class Plugin:
         return f"{self.package} {self.version}"
 
     def load(self) -> Any:
-        """Import what the entry point names.
+        """Import the object that the entry point names.
 
         Raises:
             UserError: the import failed; names the plugin, its package and the cause.
@@ -52,29 +63,30 @@ class Plugin:
             except (OSError, ImportError) as cause:
                 if "torchaudio" not in str(cause):
                     raise
-                # Its compiled part does not load beside every torch, and a plugin may not need it.
+                # Only now: a plugin without torchaudio should not pay for its import.
                 ensure_torchaudio()
                 return self.entry_point.load()
         except (Exception, SystemExit) as cause:
             raise UserError(
-                f"Plugin {self.name!r} of package {self.package} {self.version} cannot be "
-                f"imported: {type(cause).__name__}: {cause}.",
+                f"Plugin {self.name!r} of package {self} cannot be imported: "
+                f"{error_summary(cause)}.",
                 where=f"entry point {self.entry_point.value} of group {self.entry_point.group}",
-                fix=f"Repair or uninstall {self.package}; the other plugins are not affected.",
+                fix=f"Repair or uninstall {self.package}; other plugins are not affected.",
+                code="plugin-broken",
             ) from cause
 
 
 def discover_tasks() -> dict[str, Plugin]:
-    """Every installed task by name, none of them imported.
+    """All installed tasks by name, without importing them.
 
-    Where two packages give the same name, the keys are `package:name` for each.
+    If several packages have a task of the same name, the keys are `package:name`.
     """
-    return _discover(TASK_GROUP)
+    return _discover(TASKS)
 
 
 def discover_upstreams() -> dict[str, Plugin]:
-    """Every installed upstream by name, none of them imported."""
-    return _discover(UPSTREAM_GROUP)
+    """All installed upstreams by name, without importing them; keys as in `discover_tasks`."""
+    return _discover(UPSTREAMS)
 
 
 def load_task(name: str, package: str | None = None, *, folder: str | None = None) -> type:
@@ -82,167 +94,169 @@ def load_task(name: str, package: str | None = None, *, folder: str | None = Non
 
     Args:
         name: of a plugin, `package:name`, or `s3prl:...` for an expert of s3prl.
-        package: the only one whose plugin will do: `package` in the task's block.
-        folder: of an expert of s3prl, where the name does not say it: `folder` in its block.
+        package: accept only a plugin of this package (`package` in the task's block).
+        folder: of an expert of s3prl, if the name does not state it (`folder` in its block).
 
     Raises:
-        UserError: no plugin has the name, several have it, that of the package is not installed or
-            not the one that the name states, or it cannot be imported.
+        UserError: no plugin or several have the name, `package` does not have it or contradicts
+            the name, or the import fails.
     """
     if is_s3prl_task(name):
         if package is not None:
             raise UserError(
-                f"{name!r} is an expert of s3prl, and cannot be of package {package}.",
-                fix="Leave out the package; its folder is `folder=...`.",
+                f"{name!r} is an expert of s3prl and cannot come from package {package}.",
+                where=f"package {package}",
+                fix="Leave out the package; use `folder` for the expert's folder.",
+                code="conflicting-options",
             )
-        # Imported only where s3prl's experts are asked for.
-        from s3prl_mtl.s3prl_compat.adapter import load_as_task
+        from s3prl_mtl.s3prl_compat.adapter import load_as_task  # Slow to import.
 
         return load_as_task(name, folder)
-    return _expert_class(find_plugin(TASK_GROUP, name, "task", package))
+    return _expert_class(find_plugin(TASKS, name, package))
 
 
 def find_upstream(name: str) -> Callable[..., Any] | None:
-    """The factory of an upstream, or None where no plugin has the name."""
-    offers = _offers(UPSTREAM_GROUP)
+    """The factory of an upstream, or None if no plugin has the name."""
+    by_name = _plugins_by_name(UPSTREAMS)
     package, plain = split_name(name)
-    of_package = package is not None and any(
-        same_package(plugin.package, package) for plugin in offers.get(plain, [])
+    in_package = package is not None and any(
+        same_package(plugin.package, package) for plugin in by_name.get(plain, [])
     )
-    if name not in offers and not of_package:
+    if name not in by_name and not in_package:
         return None
-    return find_plugin(UPSTREAM_GROUP, name, "upstream").load()
+    return find_plugin(UPSTREAMS, name).load()
 
 
 def find_plugin(
-    group: str, name: str, kind: str, package: str | None = None, where: str | None = None
+    kind: PluginKind, name: str, package: str | None = None, where: str | None = None
 ) -> Plugin:
-    """The plugin with a name, or with `package:name` where several packages have it.
+    """The plugin of a name, or of `package:name` if several packages have it.
 
     Args:
-        group: of entry points.
-        name: of the plugin, with its package or without.
-        kind: `task` or `upstream`, for errors.
-        package: the only one whose plugin will do; None takes that of the name, or the only one.
-        where: what gave the name, for the error that several packages have it.
+        kind: tasks or upstreams.
+        name: of the plugin, with or without its package.
+        package: accept only a plugin of this package; None accepts that of the name, or the only
+            one.
+        where: source of the name, for errors; None for the flag.
 
     Raises:
-        NoSuchPackage: the `package` has it not, or is not installed.
-        UserError: none has the name, several have it, or the name states another package.
+        PackageLacksPlugin: `package` is not installed or does not have the plugin.
+        UserError: no plugin or several have the name, or it states another package.
     """
-    offers = _offers(group)
-    named, plain = (None, name) if name in offers else split_name(name)
-    candidates = offers.get(plain, [])
-    if package is not None and named is not None and not same_package(package, named):
+    by_name = _plugins_by_name(kind)
+    stated, plain = (None, name) if name in by_name else split_name(name)
+    candidates = by_name.get(plain, [])
+    if package is not None and stated is not None and not same_package(package, stated):
         raise UserError(
-            f"{name!r} is a {kind} of package {named}, and cannot be that of {package}.",
-            fix=f"Take {package}:{plain}, or leave out the other package.",
+            f"{name!r} comes from package {stated}, not from {package}.",
+            where=where or name,
+            fix=f"Use {package}:{plain}, or leave out the other package.",
+            code="conflicting-options",
         )
-    wanted = package or named
-    if wanted is None and len(candidates) > 1:
-        *others, last = map(str, candidates)
+    wanted = package or stated
+    found = [
+        plugin for plugin in candidates if wanted is None or same_package(plugin.package, wanted)
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        packages = ", ".join(map(str, found))
         raise UserError(
-            f"{len(candidates)} packages have the {kind} {plain!r}: "
-            f"{', '.join(others)} and {last}.",
-            where=where or ("-d" if kind == "task" else "-u"),
-            fix="Say which one: "
-            + " or ".join(f"{plugin.package}:{plain}" for plugin in candidates)
-            + ".",
+            f"{len(found)} packages have the {kind.noun} {plain!r}: {packages}.",
+            where=where or kind.flag,
+            fix=f"Choose {' or '.join(f'{plugin.package}:{plain}' for plugin in found)}.",
+            code="ambiguous-name",
         )
-    for plugin in candidates:
-        if wanted is None or same_package(plugin.package, wanted):
-            return plugin
     if package is not None:
-        owners = [plugin.package for plugin in candidates]
-        raise NoSuchPackage(
-            f"No installed package {package!r} has a {kind} {plain!r}.",
-            where=where,
-            fix=f"Install it, or take that of {' or '.join(owners)}."
-            if owners
-            else f"Install {package}.",
+        owners = " or ".join(plugin.package for plugin in candidates)
+        raise PackageLacksPlugin(
+            f"No installed package {package!r} has a {kind.noun} {plain!r}.",
+            where=where or f"package {package}",
+            fix=f"Install {package}" + (f", or use that of {owners}." if owners else "."),
+            code="missing-package",
         )
     raise UserError(
-        f"There is no {kind} named {name!r}.",
-        where="-d" if kind == "task" else "-u",
-        fix=nearest(name, list(_discover(group)))
-        + f" (`python -m s3prl_mtl {kind}s` lists all of them.)",
+        f"There is no {kind.noun} named {name!r}.",
+        where=where or f"{kind.flag} {name}",
+        fix=f"{nearest(name, list(_discover(kind)))} (`python -m s3prl_mtl {kind.noun}s` lists all "
+        "of them.)",
+        code="unknown-name",
     )
 
 
 def split_name(name: str) -> tuple[str | None, str]:
-    """The package that a name states, if it does, and the plain name: `a:ks` is `a` and `ks`."""
+    """Package and plain name: `a:ks` gives `a` and `ks`; without a package `None` and the name."""
     package, colon, plain = name.partition(":")
     return (package, plain) if colon and not is_s3prl_task(name) else (None, name)
 
 
 def same_package(first: str, second: str) -> bool:
-    """Whether two names are of one distribution: `S3PRL_MTL` is `s3prl-mtl`."""
+    """Whether two spellings name the same distribution: `S3PRL_MTL` and `s3prl-mtl`."""
     one, other = (re.sub(r"[-_.]+", "-", name).lower() for name in (first, second))
     return one == other
 
 
-def resolve_task(word: str) -> tuple[str, str]:
-    """The plain name and the package of the task that a word means: `asv` is `sv` of ours.
+def resolve_task(spec: str) -> tuple[str, str]:
+    """The plain name and the package of a task; an alias such as `asv` gives `sv`.
 
-    An alias is an entry point whose class states another name that its package has as well.
+    An alias is an entry point with a class that states another name, which its package also has.
 
     Raises:
         UserError: as `load_task`.
     """
-    plugin = find_plugin(TASK_GROUP, word, "task")
+    plugin = find_plugin(TASKS, spec)
     stated = getattr(_expert_class(plugin), "name", None)
-    same = [other.package for other in tasks_named(stated)] if isinstance(stated, str) else []
-    return (str(stated) if plugin.package in same else plugin.name), plugin.package
+    owners = [other.package for other in tasks_named(stated)] if isinstance(stated, str) else []
+    return (str(stated) if plugin.package in owners else plugin.name), plugin.package
 
 
 def tasks_named(plain: str) -> list[Plugin]:
-    """The tasks of a plain name, one of each package that has it."""
-    return _offers(TASK_GROUP).get(plain, [])
+    """The tasks with a plain name, one for each package that has it."""
+    return _plugins_by_name(TASKS).get(plain, [])
 
 
 def task_defaults(name: str, package: str | None = None) -> dict[str, Any]:
-    """The settings in the `config.yaml` beside the module of a task; empty if it has none."""
+    """The settings in the `config.yaml` beside the module of a task; empty without a file."""
     if is_s3prl_task(name):
-        (task,), blocks = chosen_blocks([name])
+        (task,), blocks = parse_specs([name])
         return block_defaults(task, [blocks])
     module = sys.modules[load_task(name, package).__module__]
     if module.__file__ is None:
         return {}
     path = Path(module.__file__).parent / "config.yaml"
-    if not path.is_file():
-        return {}
-    return read_yaml(path, f"the defaults of task {name}")
+    return read_yaml(path, f"the defaults of task {name}") if path.is_file() else {}
 
 
 def _expert_class(plugin: Plugin) -> type:
     expert = plugin.load()
     if not isinstance(expert, type):
         raise UserError(
-            f"The task {plugin.name!r} of package {plugin.package} is no class but a "
-            f"{type(expert).__name__}.",
+            f"The task {plugin.name!r} of package {plugin.package} is a {type(expert).__name__} "
+            "instead of a class.",
             where=f"entry point {plugin.entry_point.value}",
-            fix="The entry point names the class of the expert.",
+            fix="Let the entry point name the class of the expert.",
+            code="plugin-broken",
         )
     return expert
 
 
-def _offers(group: str) -> dict[str, list[Plugin]]:
-    """The plugins by plain name: one of each package."""
+def _plugins_by_name(kind: PluginKind) -> dict[str, list[Plugin]]:
+    """The plugins by plain name, one for each package."""
     found: dict[str, list[Plugin]] = {}
-    for entry_point in entry_points(group=group):
+    for entry_point in entry_points(group=kind.group):
         package = entry_point.dist.name if entry_point.dist else "unknown package"
         version = entry_point.dist.version if entry_point.dist else "?"
         plugin = Plugin(entry_point.name, package, version, entry_point)
-        same = found.setdefault(entry_point.name, [])
-        # An editable install beside its own metadata folder lists the same entry point twice.
-        if not any(same_package(other.package, package) for other in same):
-            same.append(plugin)
+        same_name = found.setdefault(entry_point.name, [])
+        # An editable install beside its own metadata folder lists an entry point twice.
+        if not any(same_package(other.package, package) for other in same_name):
+            same_name.append(plugin)
     return found
 
 
-def _discover(group: str) -> dict[str, Plugin]:
+def _discover(kind: PluginKind) -> dict[str, Plugin]:
     plugins: dict[str, Plugin] = {}
-    for name, candidates in sorted(_offers(group).items()):
+    for name, candidates in sorted(_plugins_by_name(kind).items()):
         if len(candidates) == 1:
             plugins[name] = candidates[0]
         else:

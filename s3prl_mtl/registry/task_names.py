@@ -1,7 +1,8 @@
-"""Which task a word of the user means, and under which name a run keeps it.
+"""Task specs and the names of tasks in a run.
 
-A task is the same as another if it has the same plain name and is of the same package. A run keeps
-a task under the name that it was begun with, whatever packages are installed later.
+A *spec* is what the user types for a task: `ks`, `package:ks`, an alias such as `asv`, or
+`s3prl:...`. A run keeps a task under the name that it was started with, whatever packages are
+installed later. Two tasks are the same if their plain names and their packages are.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.registry.plugins import (
     OUR_PACKAGE,
-    TASK_GROUP,
-    NoSuchPackage,
+    TASKS,
+    PackageLacksPlugin,
     find_plugin,
     resolve_task,
     same_package,
@@ -22,237 +23,253 @@ from s3prl_mtl.registry.plugins import (
 )
 from s3prl_mtl.s3prl_compat.task_spec import canonical_spec, is_s3prl_task, task_name
 
+BUILT_IN_TASKS = ("asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd")
+
+Packages = Mapping[str, str | None]
+"""The package of each task of a run, by the name of the task in the run.
+
+None if unknown: experts of s3prl, and runs saved before packages were recorded.
+"""
+Layers = Sequence[tuple[dict[str, Any], str]]
+"""The layers of a config, each with its origin."""
+
 
 class TaskPackageMissing(UserError):
-    """The package of a task of the run is not installed, or has the task no longer.
+    """The package of a task of the run is not installed or no longer has the task.
 
     Args:
         task: its plain name.
-        package: whose it is.
-        advice: what would be right.
+        package: recorded in the run.
+        fix: the remedy.
     """
 
-    def __init__(self, task: str, package: str, advice: str) -> None:
+    def __init__(self, task: str, package: str, fix: str) -> None:
         others = ", ".join(map(str, tasks_named(task)))
-        another = f" Another one of that name is of {others}: it is not taken for it."
         super().__init__(
-            f"The task {task!r} of the run is that of package {package}, which is not installed "
-            f"or no longer has it.{another if others else ''}",
+            f"The task {task!r} of the run comes from package {package}, which is not installed "
+            "or no longer has it."
+            + (f" The task of the same name in {others} is not used instead." if others else ""),
             where=f"{task}.package in the config of the run",
-            fix=advice,
+            fix=fix,
+            code="missing-package",
         )
         self.task = task
         self.package = package
 
 
-BUILT_IN_TASKS = ("asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd")
-
-Packages = Mapping[str, str | None]
-"""The package of each task of a run by the name that the run has for it.
-
-None where that is not known: experts of s3prl, and what was saved before packages were.
-"""
-Layers = Sequence[tuple[dict[str, Any], str]]
-"""The layers of a config, each with what it is from."""
-
-_UNRECORDED = "the checkpoint, which does not say of which package it is"
-
-
 def split_specs(text: str, flag: str = "-d") -> list[str]:
-    """The words of a flag, separated by commas; `all` is every task of this distribution.
+    """Split specs at commas; `all` stands for all tasks of this distribution.
 
     Raises:
         UserError: there is none.
     """
-    words: list[str] = []
+    specs: list[str] = []
     ours = [f"{OUR_PACKAGE}:{task}" for task in BUILT_IN_TASKS]
-    for word in filter(None, map(str.strip, text.split(","))):
-        words += ours if word == "all" else [word]
-    if not words:
+    for spec in filter(None, map(str.strip, text.split(","))):
+        specs += ours if spec == "all" else [spec]
+    if not specs:
         raise UserError(
-            "No task is named.", where=flag, fix=f"For example: {flag} asr,ks or {flag} all."
+            "The name of a task is missing.",
+            where=flag,
+            fix=f"For example {flag} asr,ks or {flag} all.",
+            code="missing-option",
         )
-    return list(dict.fromkeys(words))
+    return list(dict.fromkeys(specs))
 
 
 def task_packages(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str | None]:
-    """The packages of tasks, as their blocks in a config say.
+    """The packages of tasks, from their blocks in a config or from their names.
 
     Args:
-        config: a run's own, or that of one of its checkpoints.
+        config: of a run or of one of its checkpoints.
         names: of the tasks in it.
     """
-    blocks = {name: config.get(name) for name in names}
-    return {
-        name: (block.get("package") if isinstance(block, Mapping) else None) or split_name(name)[0]
-        for name, block in blocks.items()
-    }
+    packages: dict[str, str | None] = {}
+    for name in names:
+        block = config.get(name)
+        stated = block.get("package") if isinstance(block, Mapping) else None
+        packages[name] = stated or split_name(name)[0]
+    return packages
 
 
-def find_in_run(word: str, held: Packages) -> str | None:
-    """The name under which a run holds the task that a word means; None if it does not hold it.
+def find_in_run(spec: str, packages: Packages) -> str | None:
+    """The name of a task in a run, or None if the run does not have it.
 
     Args:
-        word: `ks`, `package:ks`, another word such as `asv`, or `s3prl:...`.
-        held: the tasks of the run. One whose package is not known is what any word of its plain
-            name means.
+        spec: of the task.
+        packages: of the tasks of the run. A task of unknown package fits every package.
 
     Raises:
-        UserError: the word means several of them.
+        UserError: several tasks of the run fit.
     """
-    if is_s3prl_task(word):
-        name = word if word in held else task_name(word)
-        return name if name in held else None
-    if word in held:
-        return word
-    package, plain = split_name(word)
-    found = _matching(plain, package, held)
+    if is_s3prl_task(spec):
+        name = spec if spec in packages else task_name(spec)
+        return name if name in packages else None
+    if spec in packages:
+        return spec
+    package, plain = split_name(spec)
+    found = _with_plain_name(plain, package, packages)
     if not found:
         for plugin in tasks_named(plain):
             if package is None or same_package(package, plugin.package):
-                found += _behind(f"{plugin.package}:{plain}", held)
-    return _only(found, word)
+                found += _with_alias(f"{plugin.package}:{plain}", packages)
+    found = list(dict.fromkeys(found))
+    if len(found) > 1:
+        raise UserError(
+            f"{spec!r} fits several tasks of the run.",
+            where=spec,
+            fix=f"Choose {' or '.join(map(repr, found))}.",
+            code="ambiguous-name",
+        )
+    return found[0] if found else None
 
 
-def require_in_run(word: str, held: Packages, where: str) -> str:
-    """The name under which a run holds the task that a word means.
+def require_in_run(spec: str, packages: Packages, where: str) -> str:
+    """The name of a task in a run.
 
     Args:
-        word, held: as in :func:`find_in_run`.
-        where: what gave the word, for errors.
+        spec, packages: as in :func:`find_in_run`.
+        where: source of the spec, for errors.
 
     Raises:
-        UserError: the run does not hold it, or the word means several of its tasks.
+        UserError: the run does not have the task, or several fit.
     """
-    name = find_in_run(word, held)
+    name = find_in_run(spec, packages)
     if name is None:
-        rivals = same_name_tasks(word, held)
+        others = same_name_tasks(spec, packages)
         raise UserError(
-            f"The run has no task {word!r}.",
+            f"The run has no task {spec!r}.",
             where=where,
-            fix=f"It holds: {', '.join(rivals)}." if rivals else nearest(word, list(held)),
+            fix=f"It has {', '.join(others)}." if others else nearest(spec, list(packages)),
+            code="unknown-name",
         )
     return name
 
 
-def find_same_task(name: str, package: str | None, held: Packages) -> str | None:
-    """The name under which another run holds the task that this run has under `name`, or None.
+def find_same_task(name: str, package: str | None, packages: Packages) -> str | None:
+    """The name under which another run has a task of this run, or None.
 
     Args:
         name: of the task in this run.
-        package: the one that it is of.
-        held: the tasks of the other run.
+        package: of the task.
+        packages: of the tasks of the other run.
     """
     if is_s3prl_task(name):
-        return name if name in held else None
-    found = _matching(split_name(name)[1], package, held)
-    # What is known to be of the package goes before what may be.
-    found.sort(key=lambda other: (held[other] is None, other != name))
-    return found[0] if found else None
+        return name if name in packages else None
+    found = _with_plain_name(split_name(name)[1], package, packages)
+    # A task known to be of the package takes precedence over one of unknown package.
+    return min(found, key=lambda other: (packages[other] is None, other != name), default=None)
 
 
-def same_name_tasks(name: str, held: Packages) -> list[str]:
-    """What a run holds under the plain name of a task, with the packages, for messages."""
+def same_name_tasks(name: str, packages: Packages) -> list[str]:
+    """The tasks of a run with the plain name of a task, with their packages, for errors."""
     plain = split_name(name)[1]
     return [
         f"{other} of package {package}"
-        for other, package in held.items()
+        for other, package in packages.items()
         if split_name(other)[1] == plain and package is not None
     ]
 
 
-def choose_tasks(
-    words: Sequence[str], held: Packages, stated: Mapping[str, str]
-) -> dict[str, str | None]:
-    """The names under which a run has the tasks that the words mean, and their packages.
+def installed_package(name: str, package: str | None) -> str:
+    """The installed package of a task in a checkpoint, in its own spelling.
 
     Args:
-        words: as after `-d`.
-        held: the tasks of the run that goes on; empty for a new one.
-        stated: the packages that blocks of the config state, by the blocks' names.
+        name: of the task in the checkpoint.
+        package: recorded there or given by the user; None if unknown.
 
     Raises:
-        UserError: a word means no task, or several; or the package that is asked for does not have
-            it, or is not the one of the run.
+        TaskPackageMissing: it is not installed or no longer has the task.
+        UserError: it is unknown, and several packages have the task.
+    """
+    where = f"{name} in the checkpoint, which does not record its package"
+    try:
+        return find_plugin(TASKS, name, package, where).package
+    except PackageLacksPlugin as cause:
+        fix = f"Install {package} again, or leave the task out."
+        raise TaskPackageMissing(split_name(name)[1], str(package), fix) from cause
+
+
+def choose_tasks(
+    specs: Sequence[str], packages: Packages, stated: Mapping[str, str]
+) -> dict[str, str | None]:
+    """The names and packages that a run gives to the tasks of specs.
+
+    Args:
+        specs: as after `-d`.
+        packages: of the tasks of the run to resume; empty for a new run.
+        stated: packages from the config, see :func:`stated_packages`.
+
+    Raises:
+        UserError: no task or several fit a spec, or packages contradict each other.
     """
     chosen: dict[str, str | None] = {}
-    for word in words:
-        if is_s3prl_task(word):
-            chosen[canonical_spec(word)] = None
+    for spec in specs:
+        if is_s3prl_task(spec):
+            chosen[canonical_spec(spec)] = None
             continue
-        name = find_in_run(word, held)
-        if name is None and word in stated:
-            name = word
+        name = find_in_run(spec, packages)
+        if name is None and spec in stated:
+            name = spec
         if name is not None:
-            package = _package_of(name, word, held, stated)
+            package = _package_of(name, spec, packages, stated)
         else:
-            plain, package = resolve_task(word)
-            name = plain if _is_plain_for(plain, package, held, stated) else f"{package}:{plain}"
+            plain, package = resolve_task(spec)
+            unique = _is_unique(plain, package, packages, stated)
+            name = plain if unique else f"{package}:{plain}"
         chosen.setdefault(name, package)
     return chosen
 
 
-def installed_package(name: str, package: str | None) -> str:
-    """The package whose plugin a checkpoint's task is built with, as that package spells itself.
-
-    Args:
-        name: of the task in the checkpoint.
-        package: that was recorded, or that the user says; None if neither.
-
-    Raises:
-        TaskPackageMissing: it is not installed, or has the task no longer.
-        UserError: none is known, and several have the task.
-    """
-    try:
-        return find_plugin(TASK_GROUP, name, "task", package, where=_UNRECORDED).package
-    except NoSuchPackage as cause:
-        plain = split_name(name)[1]
-        advice = f"Install {package} again, or leave the task out."
-        raise TaskPackageMissing(plain, str(package), advice) from cause
-
-
 def stated_packages(layers: Layers) -> dict[str, str]:
-    """The packages that blocks of tasks state, by the blocks' names; the later layer counts.
+    """The `package` of each task's block in a config; later layers override earlier ones.
 
     Raises:
-        UserError: one is no text.
+        UserError: one is not a string.
     """
     stated: dict[str, str] = {}
     for layer, origin in layers:
-        for key, block in layer.items():
+        for name, block in layer.items():
             package = block.get("package") if isinstance(block, Mapping) else None
-            if package is None or is_s3prl_task(key):
+            if package is None or is_s3prl_task(name):
                 continue
             if not isinstance(package, str):
                 raise UserError(
-                    f"{key}.package is the name of a package, not {package!r}.", where=origin
+                    f"{name}.package is {package!r} instead of the name of a package.",
+                    where=f"{name}.package in {origin}",
+                    code="wrong-type",
                 )
-            stated[key] = package
+            stated[name] = package
     return stated
 
 
-def rename_blocks(layers: Layers, chosen: Packages) -> list[tuple[dict[str, Any], str]]:
-    """The layers, with the blocks of the chosen tasks under the names that the run has for them.
+def rename_blocks(layers: Layers, packages: Packages) -> list[tuple[dict[str, Any], str]]:
+    """The layers of a config, with the blocks of tasks renamed to the names of the run.
 
-    A block `ks` is that of `package:ks`, and the other way round, unless its `package` is another.
+    A block `ks` becomes that of `package:ks` and vice versa, unless it states another package.
+
+    Args:
+        layers: of the config.
+        packages: of the tasks of the run.
 
     Raises:
-        UserError: a block could be that of several of the tasks.
+        UserError: a block fits several tasks.
     """
     renamed = []
     for layer, origin in layers:
         names = {}
         for key, block in layer.items():
             names[key] = key
-            if key in chosen or is_s3prl_task(key) or not isinstance(block, Mapping):
+            if key in packages or is_s3prl_task(key) or not isinstance(block, Mapping):
                 continue
             package, plain = split_name(key)
-            owners = _matching(plain, block.get("package") or package, chosen)
+            owners = _with_plain_name(plain, block.get("package") or package, packages)
             if len(owners) > 1:
                 raise UserError(
-                    f"The block {key!r} could be that of {' or '.join(owners)}.",
-                    where=origin,
-                    fix="Give it one of these names, or the `package` that it is for.",
+                    f"The block {key!r} fits several tasks.",
+                    where=f"{key} in {origin}",
+                    fix=f"Rename it to {' or '.join(owners)}, or state its `package`.",
+                    code="ambiguous-name",
                 )
             if owners and owners[0] not in layer:
                 names[key] = owners[0]
@@ -260,60 +277,50 @@ def rename_blocks(layers: Layers, chosen: Packages) -> list[tuple[dict[str, Any]
     return renamed
 
 
-def _package_of(name: str, word: str, held: Packages, stated: Mapping[str, str]) -> str:
-    """The package of a task that the run or a block of the config knows by name."""
-    was, now = held.get(name), stated.get(name)
-    spoken = split_name(word)[0] or split_name(name)[0]
-    for before, after in ((was, now), (now, spoken)):
+def _package_of(name: str, spec: str, packages: Packages, stated: Mapping[str, str]) -> str:
+    """The package of a task that the run or a block of the config has under a name."""
+    saved, now = packages.get(name), stated.get(name)
+    typed = split_name(spec)[0] or split_name(name)[0]
+    for before, after in ((saved, now), (now, typed)):
         if before is not None and after is not None and not same_package(before, after):
             raise UserError(
-                f"The task {name!r} is that of package {before}, and cannot be that of {after}.",
+                f"The task {name!r} comes from package {before}, not from {after}.",
                 where=f"{name}.package in the config",
-                fix=f"Leave it as it is, or name the other one: -d {after}:{split_name(name)[1]}.",
+                fix=f"Leave it unchanged, or choose -d {after}:{split_name(name)[1]}.",
+                code="conflicting-options",
             )
-    package = was or now or spoken
-    if name in held:
+    package = saved or now or typed
+    if name in packages:
         return installed_package(name, package)
-    where = f"{name}.package in the config"
-    return find_plugin(TASK_GROUP, name, "task", package, where).package
+    return find_plugin(TASKS, name, package, f"{name}.package in the config").package
 
 
-def _is_plain_for(plain: str, package: str, held: Packages, stated: Mapping[str, str]) -> bool:
-    """Whether the plain name, in a run, is that of the task of a package.
+def _is_unique(plain: str, package: str, packages: Packages, stated: Mapping[str, str]) -> bool:
+    """Whether the plain name identifies the task of a package in a run.
 
-    The run or a block of the config says whose it is; else that of the only package that has it.
+    The config or the run states its package; otherwise only one package may have it.
     """
-    known = stated.get(plain, held.get(plain))
+    known = stated.get(plain, packages.get(plain))
     if known is None:
-        return plain not in held and len(tasks_named(plain)) == 1
+        return plain not in packages and len(tasks_named(plain)) == 1
     return same_package(known, package)
 
 
-def _matching(plain: str, package: str | None, held: Packages) -> list[str]:
-    """The tasks of a plain name that are, or may be, of a package."""
+def _with_plain_name(plain: str, package: str | None, packages: Packages) -> list[str]:
+    """The tasks with a plain name that are, or may be, of a package."""
     return [
         name
-        for name, own in held.items()
+        for name, own in packages.items()
         if split_name(name)[1] == plain
         and not is_s3prl_task(name)
         and (package is None or own is None or same_package(own, package))
     ]
 
 
-def _behind(word: str, held: Packages) -> list[str]:
-    """The tasks that an installed plugin is another word for."""
+def _with_alias(spec: str, packages: Packages) -> list[str]:
+    """The tasks for which an installed plugin is an alias."""
     try:
-        plain, package = resolve_task(word)
+        plain, package = resolve_task(spec)
     except UserError:
-        return []  # broken: it is no word for anything
-    return _matching(plain, package, held)
-
-
-def _only(found: Sequence[str], word: str) -> str | None:
-    distinct = list(dict.fromkeys(found))
-    if len(distinct) > 1:
-        raise UserError(
-            f"{word!r} could be {' or '.join(repr(name) for name in distinct)} of the run.",
-            fix="Name one of them.",
-        )
-    return distinct[0] if distinct else None
+        return []  # A broken plugin is an alias of nothing.
+    return _with_plain_name(plain, package, packages)

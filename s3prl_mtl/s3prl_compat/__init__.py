@@ -1,1 +1,1 @@
-"""s3prl's own experts as tasks: `-d s3prl:<folder>`, unmodified, with their config files."""
+"""Use experts written for s3prl as tasks, and import torchaudio where it needs help."""

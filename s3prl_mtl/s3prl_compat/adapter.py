@@ -1,4 +1,4 @@
-"""An expert of s3prl in our runner: its class, unmodified, behind what the runner expects."""
+"""Adapt the class of an s3prl expert, unmodified, to the interface of the runner."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from s3prl_mtl.data.epoch_reader import accepts_argument
-from s3prl_mtl.errors import UserError
+from s3prl_mtl.errors import UserError, error_summary
 from s3prl_mtl.s3prl_compat.loading import load_expert
 from s3prl_mtl.s3prl_compat.task_spec import PREFIX, parse_spec
 from s3prl_mtl.tasks.base import ScalarLogger
@@ -23,23 +23,23 @@ from s3prl_mtl.tasks.base import ScalarLogger
 logger = logging.getLogger(__name__)
 
 
-def load_as_task(word: str, folder: str | None = None) -> type:
-    """The class of a task `s3prl:...`, ready for the runner.
+def load_as_task(spec: str, folder: str | None = None) -> type:
+    """The class of a task `s3prl:...`, adapted to the runner.
 
     Args:
-        word: the task's name, or the word after `-d`.
-        folder: of the expert, where the word is only a name.
+        spec: as after `-d`, or the name of the task.
+        folder: of the expert, if the spec is only a name.
 
     Raises:
         UserError: there is no such expert, or it cannot be imported.
     """
-    parsed = parse_spec(word)
+    parsed = parse_spec(spec)
     place = folder or parsed.folder or parsed.name.removeprefix(PREFIX)
     return as_task(load_expert(place), place)
 
 
 def as_task(expert: type, folder: str) -> type:
-    """A class that the runner trains: a subclass of the expert's own, of the same parameters.
+    """A subclass of an expert's class that the runner can train.
 
     Args:
         expert: s3prl's `DownstreamExpert` of a folder.
@@ -49,22 +49,22 @@ def as_task(expert: type, folder: str) -> type:
 
 
 @dataclass(frozen=True)
-class Single:
-    """What an expert recorded under a key of its own, where the runner puts lists together."""
+class SingleRecord:
+    """A recorded value that is not a list; the runner concatenates lists."""
 
     value: Any
 
 
 class S3prlTask:
-    """Comes before s3prl's class and smooths out where its runner is more forgiving than ours.
+    """A mixin before the expert's class, for behaviour that s3prl's runner accepts.
 
-    - s3prl's experts may change the settings that they got (`ctc` takes `num_workers` out, and
-      with the next loader reads with 12): they get a copy, put back before each loader.
-    - They may record a value that is no list, under a key that no other batch has (`sv_voxceleb1`
-      keeps each embedding under its file's name).
-    - Their workers are forked, whatever Python's default is.
-    - They may log more than scalars, and return nothing where no checkpoint is earned.
-    - What they raise on a wrong path or setting names their folder.
+    - Experts may change their settings (`ctc` pops `num_workers` and uses 12 for the next
+      loader): they get a copy, restored before each loader.
+    - They may record a value that is not a list, under a key of its own (`sv_voxceleb1` records
+      each embedding under the name of its file).
+    - They may rely on forked loader workers, which newer Pythons do not use by default.
+    - They may log audio or images, and return None instead of names of checkpoints.
+    - Their errors about paths and settings are reported with their folder.
     """
 
     folder: ClassVar[str]
@@ -89,17 +89,17 @@ class S3prlTask:
         except Exception as cause:
             raise self._failed("cannot be built", cause) from cause
         self._settings = settings
-        # Not as they were given: `diarization` fills some in.
+        # A copy after construction: `diarization` adds some settings.
         self._built_settings = copy.deepcopy(settings)
 
     def get_dataloader(self, split: str, epoch: int = 0) -> Iterable[Any]:
         """The expert's loader of a split.
 
         Raises:
-            UserError: the expert cannot make it.
+            UserError: the expert fails, or does not have the split.
         """
         get_dataloader = super().get_dataloader  # type: ignore[misc]
-        _put_back(self._settings, self._built_settings)
+        _restore(self._settings, self._built_settings)
         arguments = {"epoch": epoch} if accepts_argument(get_dataloader, "epoch") else {}
         try:
             loader: Iterable[Any] | None = get_dataloader(split, **arguments)
@@ -109,7 +109,8 @@ class S3prlTask:
             raise UserError(
                 f"s3prl's expert {self.folder!r} has no split {split!r}.",
                 where="train_split, dev_splits or test_splits of the task, or -t",
-                fix="Its get_dataloader says which ones it has.",
+                fix="See its get_dataloader for the splits it has.",
+                code="unknown-name",
             )
         if isinstance(loader, DataLoader):
             _fork_workers(loader)
@@ -133,15 +134,16 @@ class S3prlTask:
             if features[0].is_cuda or not _wants_gpu(cause):
                 raise
             raise UserError(
-                f"s3prl's expert {self.folder!r} calls .cuda() by itself: it runs on a GPU only.",
+                f"s3prl's expert {self.folder!r} calls .cuda() and runs on a GPU only.",
                 where="--device",
                 fix="Train it on a machine with a GPU, or leave it out of -d.",
+                code="device-unavailable",
             ) from cause
         for key, values in own.items():
             if isinstance(values, list):
                 records[key] += values
             else:
-                records[key].append(Single(values))
+                records[key].append(SingleRecord(values))
         return loss
 
     def log_records(
@@ -153,10 +155,10 @@ class S3prlTask:
         batch_ids: Sequence[int] = (),
         total_batch_num: int = 0,
     ) -> list[str]:
-        """Let the expert report its metrics, and the checkpoints that they earn."""
+        """Log the expert's metrics; return the names of the checkpoints to save."""
         plain: dict[str, Any] = defaultdict(list)
         for key, values in records.items():
-            single = len(values) > 0 and all(isinstance(value, Single) for value in values)
+            single = len(values) > 0 and all(isinstance(value, SingleRecord) for value in values)
             plain[key] = values[-1].value if single else list(values)
         names = super().log_records(  # type: ignore[misc]
             split,
@@ -171,17 +173,16 @@ class S3prlTask:
     def _failed(self, what: str, cause: Exception) -> UserError:
         if isinstance(cause, UserError):
             return cause
-        reason = " ".join(str(cause).split()).rstrip(".")
         return UserError(
-            f"s3prl's expert {self.folder!r} {what}: {type(cause).__name__}: {reason}.",
+            f"s3prl's expert {self.folder!r} {what}: {error_summary(cause)}.",
             where="its settings, `downstream_expert` in its block of the config",
-            fix="Relative paths there are looked for in the working folder; --verbose shows where "
-            "it failed.",
+            fix="Relative paths there start at the working folder; --verbose shows the traceback.",
+            code="expert-failed",
         )
 
 
 class ScalarsOnly:
-    """The runner's logger for an expert that may also log sounds and pictures to TensorBoard."""
+    """A logger for experts: passes scalars to the runner's logger and drops everything else."""
 
     def __init__(self, scalars: ScalarLogger) -> None:
         self.scalars = scalars
@@ -190,19 +191,18 @@ class ScalarsOnly:
         self.scalars.add_scalar(tag, float(scalar_value), global_step=global_step)
 
     def add_audio(self, tag: str, *_arguments: object, **_settings: object) -> None:
-        logger.debug("%s is not kept: only numbers are.", tag)
+        logger.debug("%s is dropped: only scalars are logged", tag)
 
     add_image = add_figure = add_text = add_histogram = add_embedding = add_audio
 
 
 def _fork_workers(loader: DataLoader[Any]) -> None:
-    """Let the workers of a loader know the modules of experts.
+    """Fork the workers of a loader, unless it states another start method.
 
-    They are imported by a finder that a spawned process does not have, and newer Pythons no longer
-    fork where nobody asks for it.
+    The finder that imports the modules of experts does not exist in a spawned process.
     """
-    chosen = loader.num_workers > 0 and loader.multiprocessing_context is None
-    if chosen and sys.platform == "linux":
+    unstated = loader.num_workers > 0 and loader.multiprocessing_context is None
+    if unstated and sys.platform == "linux":
         loader.multiprocessing_context = "fork"
 
 
@@ -211,12 +211,12 @@ def _wants_gpu(error: Exception) -> bool:
     return "not compiled with CUDA" in text or "NVIDIA" in text or "CUDA GPUs" in text
 
 
-def _put_back(settings: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """Make settings what they were, in place: parts of them are attributes of the expert."""
+def _restore(settings: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Restore settings in place, because parts of them are attributes of the expert."""
     for key in settings.keys() - given.keys():
         del settings[key]
     for key, value in given.items():
         if isinstance(value, Mapping) and isinstance(settings.get(key), dict):
-            _put_back(settings[key], value)
+            _restore(settings[key], value)
         else:
             settings[key] = copy.deepcopy(value)

@@ -1,11 +1,11 @@
-"""The effects of SoX that s3prl's experts apply to waveforms.
+"""Effects of SoX that s3prl's experts apply to waveforms.
 
 | effect | here | how it differs from SoX |
 | --- | --- | --- |
 | `channels N` | mean of all channels for 1, copies of the only one for N | |
 | `rate R` | windowed sinc | another filter: samples differ a little near R / 2 |
 | `gain dB` | scaled and clipped | |
-| `norm [dB]` | the peak brought to dB, 0 by default | |
+| `norm [dB]` | scaled to a peak of dB, 0 by default | |
 | `silence 1 S T% -1 S T%` | `s3prl_mtl.data.trim_silence`; one channel at 16 kHz | see there |
 | `pad A B` | A seconds of zeros before, B after | |
 | `trim A [D]` | D seconds from A | |
@@ -24,40 +24,41 @@ from s3prl_mtl.data import SAMPLE_RATE, apply_gain, trim_silence
 from s3prl_mtl.errors import UserError
 
 Waveform = tuple[Tensor, int]
-"""Samples (channels, samples), and samples a second."""
+"""Samples (channels, samples), and the sample rate in Hz."""
 
 
 def apply_effects(waveform: Tensor, sample_rate: int, effects: Sequence[Sequence[str]]) -> Waveform:
-    """A waveform after a chain of effects.
+    """Apply a chain of effects to a waveform.
 
     Args:
         waveform: (channels, samples), float32 in [-1, 1].
-        sample_rate: samples a second.
-        effects: each the name of an effect, then its arguments.
+        sample_rate: in Hz.
+        effects: each the name of an effect, followed by its arguments.
 
     Returns:
-        (channels, samples), and samples a second.
+        (channels, samples), and the sample rate in Hz.
 
     Raises:
-        UserError: an effect, or a way to use it, that is not provided; names it.
+        UserError: an effect, or a form of it, that is not supported.
     """
     for effect in effects:
         name, *arguments = [str(word) for word in effect]
         function = EFFECTS.get(name)
         if function is None:
-            raise _not_provided(effect)
+            raise _not_supported(effect)
         try:
             waveform, sample_rate = function(waveform, sample_rate, arguments)
         except (ValueError, IndexError) as cause:
-            raise _not_provided(effect) from cause
+            raise _not_supported(effect) from cause
     return waveform, sample_rate
 
 
-def _not_provided(effect: Sequence[str]) -> UserError:
+def _not_supported(effect: Sequence[str]) -> UserError:
     return UserError(
-        f"The SoX effect {' '.join(map(str, effect))!r} is not provided to experts of s3prl.",
-        where="torchaudio.sox_effects, which torchaudio no longer has",
-        fix=f"Provided are {', '.join(EFFECTS)}, in the forms that docs/s3prl-experts.md lists.",
+        f"The SoX effect {' '.join(map(str, effect))!r} is not supported.",
+        where=f"torchaudio.sox_effects, effect {' '.join(map(str, effect))!r}",
+        fix=f"Use {', '.join(EFFECTS)} in the forms listed in docs/s3prl-experts.md.",
+        code="not-supported",
     )
 
 

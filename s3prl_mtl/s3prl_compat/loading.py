@@ -1,9 +1,9 @@
-"""Import of s3prl's experts, which see a torchaudio of their own.
+"""Import s3prl's experts.
 
-Their modules are executed with an `import` statement that gives them :mod:`stand_ins` for what
-torchaudio no longer has. It lives in the `__builtins__` of these modules alone: `torchaudio` in
-`sys.modules` stays what it is, and nobody else's import changes, whichever comes first. It also
-holds for what an expert imports later, inside a function.
+Their modules are executed with an `import` statement that provides :mod:`stand_ins` for parts of
+torchaudio that no longer exist. It is set in the `__builtins__` of these modules only, so it also
+applies to imports inside functions; `sys.modules["torchaudio"]` and imports elsewhere do not
+change.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from s3prl_mtl.errors import UserError
-from s3prl_mtl.s3prl_compat.folders import expert_path, installed_root
+from s3prl_mtl.errors import UserError, error_summary
+from s3prl_mtl.s3prl_compat.folders import EXPERT_FILE, expert_path, installed_root
 from s3prl_mtl.s3prl_compat.module_globals import GlobalsFinder, GlobalsLoader
 from s3prl_mtl.s3prl_compat.stand_ins import import_for_experts, print_for_experts
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
@@ -28,9 +28,9 @@ CLASS = "DownstreamExpert"
 
 _INSTALLED = "s3prl.downstream"
 _ELSEWHERE = "s3prl_experts_at_"
-"""Begins the names of the packages that stand for the parents of folders elsewhere."""
+"""Prefix of the packages that represent the parents of folders outside s3prl."""
 
-# Where the package on the registry is not called as the module is.
+# Packages with another name than their modules.
 _PACKAGES = {
     "cached_property": "cached-property",
     "dtw": "dtw-python",
@@ -41,15 +41,14 @@ _PACKAGES = {
 
 
 def load_expert(folder: str) -> type:
-    """The expert class of a folder, as s3prl wrote it.
+    """The class of an expert, unmodified.
 
     Args:
-        folder: of the installed s3prl by its name, any other by its path. In the latter,
-            `from ..model import` finds what lies beside the folder, then what s3prl has.
+        folder: a name in the installed s3prl, or a path. In a folder elsewhere `from ..model
+            import` searches beside the folder first, then in s3prl.
 
     Raises:
-        UserError: there is no such expert, or it cannot be imported; names the package that is
-            missing.
+        UserError: there is no such expert, or it cannot be imported; names a missing package.
     """
     path = expert_path(folder)
     ensure_torchaudio(required=False)  # Packages that experts import may import the real one.
@@ -58,7 +57,7 @@ def load_expert(folder: str) -> type:
         package = _INSTALLED if "/" not in folder else _parent_of(path)
         if package == _INSTALLED:
             name = f"{package}.{path.name}"
-            _forget_plain_imports()
+            _forget_unadapted_modules()
         else:
             name = f"{package}.{_module_name(path)}"
             _make_package(name, path)
@@ -71,27 +70,29 @@ def load_expert(folder: str) -> type:
             raise _cannot_import(path, cause) from cause
         raise UserError(
             f"s3prl's expert {path.name!r} needs the package {missing!r}, which is not installed.",
-            where=str(path / "expert.py"),
+            where=str(path / EXPERT_FILE),
             fix=f"pip install {_PACKAGES.get(missing, missing)}",
+            code="missing-package",
         ) from cause
     except (Exception, SystemExit) as cause:
         raise _cannot_import(path, cause) from cause
     expert = getattr(module, CLASS, None)
     if not isinstance(expert, type):
         raise UserError(
-            f"There is no class {CLASS}.",
-            where=str(path / "expert.py"),
-            fix=f"s3prl's contract calls the expert {CLASS}.",
+            f"The expert lacks the class {CLASS}.",
+            where=str(path / EXPERT_FILE),
+            fix=f"Name the expert {CLASS}, as s3prl does.",
+            code="expert-invalid",
         )
     return expert
 
 
 def _cannot_import(path: Path, cause: BaseException) -> UserError:
-    reason = " ".join(str(cause).split()).rstrip(".")
     return UserError(
-        f"s3prl's expert {path.name!r} cannot be imported: {type(cause).__name__}: {reason}.",
-        where=str(path / "expert.py"),
-        fix="docs/s3prl-experts.md says which experts of s3prl can be.",
+        f"s3prl's expert {path.name!r} cannot be imported: {error_summary(cause)}.",
+        where=str(path / EXPERT_FILE),
+        fix="See docs/s3prl-experts.md for the experts of s3prl that can be imported.",
+        code="expert-failed",
     )
 
 
@@ -109,8 +110,8 @@ def _install_finder() -> None:
         sys.meta_path.insert(0, _FINDER)
 
 
-def _forget_plain_imports() -> None:
-    """Somebody may have imported experts before, without a stand-in: ours are made anew."""
+def _forget_unadapted_modules() -> None:
+    """Remove modules of experts that other code has imported, so that they are loaded again."""
     for name in [name for name in sys.modules if name.startswith(f"{_INSTALLED}.")]:
         loader = getattr(getattr(sys.modules[name], "__spec__", None), "loader", None)
         if type(loader) is SourceFileLoader:
@@ -118,7 +119,7 @@ def _forget_plain_imports() -> None:
 
 
 def _parent_of(path: Path) -> str:
-    """The package that stands for the parent of a folder; its modules are s3prl's, too."""
+    """The package that represents the parent of a folder; s3prl's modules are part of it."""
     name = f"{_ELSEWHERE}{zlib.crc32(str(path.parent).encode()):08x}"
     if name not in sys.modules:
         root = installed_root()
@@ -129,17 +130,17 @@ def _parent_of(path: Path) -> str:
 
 
 def _module_name(path: Path) -> str:
-    """What a folder is called as a package: as it is, unless dots would be read as levels."""
+    """The name of a folder as a package, without dots, which would separate levels."""
     if "." not in path.name:
         return path.name
-    # `a.b` and `a_b` may lie beside each other.
+    # `a.b` and `a_b` may exist side by side.
     return f"{path.name.replace('.', '_')}_{zlib.crc32(path.name.encode()):08x}"
 
 
 def _make_package(name: str, path: Path) -> None:
-    """A folder as a package, with or without an `__init__.py`.
+    """Make a package of a folder with or without an `__init__.py`.
 
-    Without one, a folder of s3prl of the same name would be found in its place.
+    Without this, a folder of s3prl with the same name could be found first.
     """
     if name in sys.modules:
         return

@@ -1,4 +1,4 @@
-"""The one class that s3prl's experts need of catalyst, which no longer imports."""
+"""A replacement for the one class of catalyst that s3prl's experts use."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sized
 from torch.utils.data import Dataset, DistributedSampler, Sampler
 
 
-class _Drawn(Dataset[int]):
-    """What a sampler draws, as a data set: it has only a length."""
+class _SamplerLength(Dataset[int]):
+    """A dataset with the length of a sampler, for `DistributedSampler`."""
 
     def __init__(self, sampler: Sampler[int]) -> None:
         self.sampler = sampler
@@ -18,17 +18,17 @@ class _Drawn(Dataset[int]):
         return len(self.sampler)
 
     def __getitem__(self, index: int) -> int:
-        raise TypeError("what a sampler draws is known only once an epoch begins")
+        raise TypeError("a sampler has indices only during an epoch")
 
 
 class DistributedSamplerWrapper(DistributedSampler[int]):
-    """What any sampler draws, divided among processes, as catalyst's class of this name does.
+    """Divide the indices of any sampler among processes, like catalyst's class of this name.
 
     Args:
-        sampler: draws the indices of an epoch.
-        num_replicas: processes; those of torch's process group by default.
-        rank: which of them this is.
-        shuffle: in another order than drawn.
+        sampler: gives the indices of an epoch.
+        num_replicas: number of processes; by default that of torch's process group.
+        rank: of this process.
+        shuffle: shuffle the indices.
     """
 
     def __init__(
@@ -38,7 +38,9 @@ class DistributedSamplerWrapper(DistributedSampler[int]):
         rank: int | None = None,
         shuffle: bool = True,
     ) -> None:
-        super().__init__(_Drawn(sampler), num_replicas=num_replicas, rank=rank, shuffle=shuffle)
+        super().__init__(
+            _SamplerLength(sampler), num_replicas=num_replicas, rank=rank, shuffle=shuffle
+        )
         self.sampler = sampler
 
     def __iter__(self) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""The block of the config of a task that is an expert of s3prl, from the expert's config file."""
+"""Blocks in the config for tasks that are experts of s3prl, from the experts' config files."""
 
 from __future__ import annotations
 
@@ -18,34 +18,29 @@ from s3prl_mtl.s3prl_compat.task_spec import PREFIX, is_s3prl_task, parse_spec
 Block = dict[str, Any]
 
 
-def chosen_blocks(words: Sequence[str]) -> tuple[list[str], dict[str, Block]]:
-    """The tasks of the words after `-d`, and what the words say of their blocks.
+def parse_specs(specs: Sequence[str]) -> tuple[list[str], dict[str, Block]]:
+    """The names of tasks, and the parts of their blocks (`folder`, `config`) stated in the specs.
 
     Raises:
-        UserError: two words give the same name to different things.
+        UserError: two specs give the same name to different tasks.
     """
-    names: list[str] = []
     blocks: dict[str, Block] = {}
-    for word in words:
-        name, block = word, {}
-        if is_s3prl_task(word):
-            parsed = parse_spec(word)
+    for spec in specs:
+        name, block = spec, {}
+        if is_s3prl_task(spec):
+            parsed = parse_spec(spec)
             name = parsed.name
-            if parsed.folder is not None:
-                block = {"folder": parsed.folder}
-                if parsed.config is not None:
-                    block["config"] = parsed.config
-        if name in names and blocks.get(name, {}) != block:
+            stated = {"folder": parsed.folder, "config": parsed.config}
+            block = {key: value for key, value in stated.items() if value is not None}
+        if blocks.setdefault(name, block) != block:
+            other = block or blocks[name]
             raise UserError(
-                f"Two tasks would both be named {name!r}.",
+                f"Two tasks have the name {name!r}.",
                 where="-d",
-                fix=f"Name one of them: -d {PREFIX}NAME={_place(block or blocks[name])}.",
+                fix=f"Rename one: -d {PREFIX}NAME={other.get('config') or other['folder']}.",
+                code="duplicate-name",
             )
-        if name not in names:
-            names.append(name)
-        if block:
-            blocks[name] = block
-    return names, blocks
+    return list(blocks), {name: block for name, block in blocks.items() if block}
 
 
 def block_defaults(
@@ -54,33 +49,33 @@ def block_defaults(
     base: Mapping[str, Any] | None = None,
     remarks: Remarks | None = None,
 ) -> Block:
-    """The defaults of a task's block: what its config file says, in our words.
+    """The defaults of a task's block, from the config file of the expert.
 
-    Of the file, `downstream_expert` is taken as it is; `runner.train_dataloader` is the training
-    split; those of `runner.eval_dataloaders` with `test` in their names are the test splits, the
-    others the dev splits. The rest of the file is for a run of that task alone.
+    `downstream_expert` is copied from the file; `runner.train_dataloader` becomes the training
+    split; of `runner.eval_dataloaders` those with `test` in their names become the test splits and
+    the others the dev splits. Everything else in the file is for single-task training and unused.
 
     Args:
         task: its name, such as `s3prl:ctc`.
-        layers: configs, the later over the earlier; their blocks of the task may name another
-            `folder` or `config` file.
-        base: the config of the run that goes on. What it has of the task takes the place of the
-            file, which may have changed or gone since.
-        remarks: take what of the file is not used; None where nobody needs to hear it.
+        layers: configs, later ones override earlier ones; their blocks of the task may state
+            another `folder` or `config` file.
+        base: the config of the run to resume. Its block replaces the file, which may have changed
+            or gone since.
+        remarks: receives the unused parts of the file.
 
     Returns:
         `folder`, `config`, `train_split`, `dev_splits`, `test_splits`, `downstream_expert`.
 
     Raises:
-        UserError: there is no expert, or no settings for it.
+        UserError: there is no such expert, or it has no settings.
     """
     blocks = [layer[task] for layer in layers if isinstance(layer.get(task), Mapping)]
-    saved = (base or {}).get(task)
-    folder = _last(blocks, "folder") or task.removeprefix(PREFIX)
-    home = expert_path(str(folder))
+    folder = str(_last(blocks, "folder") or task.removeprefix(PREFIX))
+    home = expert_path(folder)
     config = _last(blocks, "config")
     if config:
         config = os.path.abspath(os.path.expanduser(str(config)))
+    saved = (base or {}).get(task)
     if isinstance(saved, Mapping) and (saved.get("folder"), saved.get("config")) == (
         folder,
         config,
@@ -88,7 +83,7 @@ def block_defaults(
         return copy.deepcopy(dict(saved))
     path = Path(config) if config else home / "config.yaml"
     block: Block = {
-        "folder": str(folder),
+        "folder": folder,
         "config": str(path),
         "train_split": "train",
         "dev_splits": None,
@@ -98,8 +93,7 @@ def block_defaults(
     if not config and not path.is_file():
         if not any(given.get("downstream_expert") for given in blocks):
             raise _no_settings(task, home)
-        block["config"] = None
-        return block
+        return block | {"config": None}
     content = read_yaml(path, f"the config of task {task}")
     expert = content.pop("downstream_expert", None)
     if not isinstance(expert, Mapping):
@@ -107,32 +101,33 @@ def block_defaults(
             f"{path} has no `downstream_expert`.",
             where=f"{task}.config",
             fix="Give the config file of an expert of s3prl.",
+            code="file-malformed",
         )
     block["downstream_expert"] = dict(expert)
     runner = content.pop("runner", None) or {}
     block["train_split"] = runner.get("train_dataloader", "train")
-    # Where s3prl lists none, it measures a run on its test split when all is done.
+    # An empty list means that s3prl evaluates the test split after training.
     splits = [str(split) for split in runner.get("eval_dataloaders", ["dev", "test"]) or ["test"]]
     tests = [split for split in splits if "test" in split]
     others = [split for split in splits if split not in tests]
-    # s3prl evaluates what it lists and nothing else: a run ends with the same splits.
+    # s3prl evaluates only the listed splits: if they are all of one kind they serve as both.
     block["dev_splits"], block["test_splits"] = others or tests, tests or others
     if content and remarks is not None:
-        unused = f"{', '.join(sorted(content))} and the counts of runner"
+        unused = f"{', '.join(sorted(content))} and the step counts of runner"
         remarks.add(
-            f"{task}: of {path}, {unused} are for a run of that task alone and not used.",
+            f"{task}: {unused} in {path} are for single-task training and are not used.",
             level=logging.INFO,
         )
     return block
 
 
 def check_blocks(told: Sequence[tuple[Mapping[str, Any], str]], chosen: Sequence[str]) -> None:
-    """Refuse settings of an expert of s3prl that no task of the run goes by.
+    """Refuse command-line settings for an expert of s3prl that is not a task of the run.
 
-    What the command line says is meant for this run; a file may serve others as well.
+    Config files may contain such settings, because they may serve other runs as well.
 
     Args:
-        told: layers of a config from the command line, each with the flag that it is from.
+        told: layers of a config from the command line, each with its flag.
         chosen: the names of the tasks.
 
     Raises:
@@ -143,9 +138,10 @@ def check_blocks(told: Sequence[tuple[Mapping[str, Any], str]], chosen: Sequence
         for key in layer:
             if is_s3prl_task(key) and key not in experts:
                 raise UserError(
-                    f"There is no task {key!r} in this run, whose block this would set.",
-                    where=origin,
-                    fix=nearest(key, experts) if experts else "Name it after -d, or leave it out.",
+                    f"The run has no task {key!r} to set this for.",
+                    where=f"{key} in {origin}",
+                    fix=nearest(key, experts) if experts else "Add it to -d, or leave this out.",
+                    code="unknown-name",
                 )
 
 
@@ -153,26 +149,23 @@ def _last(blocks: Sequence[Mapping[str, Any]], key: str) -> Any:
     return next((block[key] for block in reversed(blocks) if block.get(key)), None)
 
 
-def _place(block: Mapping[str, Any]) -> str:
-    return str(block.get("config") or block["folder"])
-
-
 def _no_settings(task: str, home: Path) -> UserError:
     files = sorted(home.rglob("*.yaml"))
-    beside = ", ".join(str(file.relative_to(home)) for file in files[:5])
     if files:
-        fix = f"Name one of these: -d {PREFIX}{task.removeprefix(PREFIX)}={files[0]}."
+        fix = f"Choose one of its files: -d {task}={files[0]}."
+    elif home.parent == installed_root():
+        fix = (
+            "s3prl's published package contains no config files. Take the expert's from s3prl's "
+            f"repository (s3prl/downstream/{home.name}) and give it with "
+            f'-o "{task}.config=FILE", or -d {PREFIX}{home.name}=FILE.'
+        )
     else:
-        fix = f'Name a config file of the expert: -o "{task}.config=FILE".'
-        if home.parent == installed_root():
-            fix = (
-                "s3prl's package on the registry carries no config files. Take the expert's from "
-                f"s3prl's repository (s3prl/downstream/{home.name}) and name it: "
-                f'-o "{task}.config=FILE", or -d {PREFIX}{home.name}=FILE.'
-            )
+        fix = f'Give a config file of the expert: -o "{task}.config=FILE".'
+    listed = ", ".join(str(file.relative_to(home)) for file in files[:5])
     return UserError(
-        f"{task} has no settings: there is no {home / 'config.yaml'}."
-        + (f" It has {beside}." if files else ""),
+        f"{task} has no settings: {home / 'config.yaml'} does not exist."
+        + (f" The folder has {listed}." if files else ""),
         where=f"{task}.config",
         fix=fix,
+        code="missing-option",
     )

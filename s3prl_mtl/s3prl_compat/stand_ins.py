@@ -1,8 +1,8 @@
-"""What s3prl's experts import and is no more: parts of torchaudio, and catalyst's sampler.
+"""Replacements for imports of s3prl's experts that no longer work.
 
 torchaudio 2.9 dropped its backends, `set_audio_backend`, `info` and `sox_effects`; its `load` and
-`save` need TorchCodec and FFmpeg. Of catalyst, today's pip refuses the metadata of all versions
-after 21.5, and that one does not import since Python 3.10; an expert needs one class of it.
+`save` need TorchCodec and FFmpeg. catalyst up to 21.5 does not import since Python 3.10, and pip
+refuses the metadata of later versions; one expert needs one class of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TextIO
@@ -40,7 +41,7 @@ def import_for_experts(
     fromlist: Sequence[str] | None = (),
     level: int = 0,
 ) -> ModuleType:
-    """The `import` statement of an expert's modules; arguments as those of `__import__`."""
+    """The `import` statement in modules of experts; arguments as in `__import__`."""
     top, _, rest = name.partition(".")
     if level == 0 and top == "torchaudio":
         torchaudio = torchaudio_for_experts()
@@ -62,7 +63,7 @@ def print_for_experts(
     file: TextIO | None = None,
     flush: bool = False,
 ) -> None:
-    """The `print` of an expert's modules: what is meant for the terminal goes to the log."""
+    """The `print` in modules of experts: output for the terminal goes to the log."""
     if file is not None:
         builtins.print(*values, sep=sep, end=end, file=file, flush=flush)
     else:
@@ -71,14 +72,14 @@ def print_for_experts(
 
 @functools.cache
 def catalyst_sampler() -> ModuleType:
-    """The module `catalyst.data.sampler` with the one class that s3prl's experts use."""
+    """A module `catalyst.data.sampler` with the one class that s3prl's experts use."""
     module = ModuleType("catalyst.data.sampler")
     module.__dict__["DistributedSamplerWrapper"] = DistributedSamplerWrapper
     return module
 
 
 class ExpertTorchaudio(ModuleType):
-    """torchaudio as experts see it: its own names, and over them the ones set here."""
+    """torchaudio for experts: the names set here, and torchaudio's own."""
 
     def __getattr__(self, name: str) -> Any:
         real = importlib.import_module("torchaudio")
@@ -92,7 +93,7 @@ class ExpertTorchaudio(ModuleType):
 
 @functools.cache
 def torchaudio_for_experts() -> ModuleType:
-    """torchaudio with `load`, `info`, `save`, the backends and `sox_effects` given back.
+    """torchaudio with `load`, `info`, `save`, the backend functions and `sox_effects` restored.
 
     Raises:
         UserError: torchaudio is not installed.
@@ -114,7 +115,7 @@ def torchaudio_for_experts() -> ModuleType:
 
 @dataclass(frozen=True)
 class AudioMetaData:
-    """What `torchaudio.info` gave."""
+    """The result of `torchaudio.info` before 2.9."""
 
     sample_rate: int
     num_frames: int
@@ -133,24 +134,29 @@ def load(
     buffer_size: int = 4096,
     backend: str | None = None,
 ) -> tuple[Tensor, int]:
-    """A file's samples in [-1, 1], as `torchaudio.load` gave them, read by libsndfile.
+    """Replace `torchaudio.load`, with libsndfile.
 
     Args:
         uri: the file.
         frame_offset: the first sample.
-        num_frames: how many samples of each channel; -1 for all.
-        normalize: must be true: integers as they lie in the file are not given.
-        channels_first: (channels, samples), or (samples, channels).
-        format, buffer_size, backend: have no meaning here.
+        num_frames: samples of each channel; -1 for all.
+        normalize: must be true: raw integers are not supported.
+        channels_first: (channels, samples) instead of (samples, channels).
+        format, buffer_size, backend: ignored.
 
     Returns:
-        float32 samples, and samples a second.
+        float32 samples in [-1, 1], and the sample rate in Hz.
 
     Raises:
-        UnreadableAudio: the file is gone, or no audio.
+        UnreadableAudio: the file does not exist, or is not audio.
     """
     if not normalize:
-        raise UserError("torchaudio.load(normalize=False) is not provided to experts of s3prl.")
+        raise UserError(
+            "torchaudio.load(normalize=False) is not supported.",
+            where=str(uri),
+            fix="Load samples in [-1, 1].",
+            code="not-supported",
+        )
     with _readable(uri):
         samples, rate = soundfile.read(
             uri, start=frame_offset, frames=num_frames, dtype="float32", always_2d=True
@@ -165,10 +171,10 @@ def info(
     buffer_size: int = 4096,
     backend: str | None = None,
 ) -> AudioMetaData:
-    """What a file holds, from its header; the last three arguments have no meaning here.
+    """Replace `torchaudio.info`: read the header of a file; the other arguments are ignored.
 
     Raises:
-        UnreadableAudio: the file is gone, or no audio.
+        UnreadableAudio: the file does not exist, or is not audio.
     """
     with _readable(uri):
         header = soundfile.info(str(uri))
@@ -184,40 +190,41 @@ def save(
     sample_rate: int,
     channels_first: bool = True,
 ) -> None:
-    """Write samples in [-1, 1], (channels, samples), to a file of the kind that its name says."""
+    """Replace `torchaudio.save`: write samples in [-1, 1] in the format of the file's suffix."""
     samples = src.detach().cpu()
     soundfile.write(uri, (samples.t() if channels_first else samples).numpy(), sample_rate)
 
 
 def set_audio_backend(backend: str | None) -> None:
-    """Nothing to choose: libsndfile reads."""
+    """Replace a function of torchaudio; libsndfile is the only backend."""
 
 
 def get_audio_backend() -> str:
-    """Which library reads."""
+    """The only backend."""
     return "soundfile"
 
 
 def list_audio_backends() -> list[str]:
-    """Which libraries can read."""
+    """The only backend, in a list."""
     return ["soundfile"]
 
 
 def apply_effects_tensor(
     tensor: Tensor, sample_rate: int, effects: list[list[str]], channels_first: bool = True
 ) -> tuple[Tensor, int]:
-    """A waveform after effects of SoX, as `torchaudio.sox_effects` gave it.
+    """Replace `torchaudio.sox_effects.apply_effects_tensor`.
 
     Args:
-        tensor: (channels, samples), or the other way round.
-        sample_rate: samples a second.
-        effects: each a name and its arguments; see :func:`~s3prl_mtl.s3prl_compat.effects`.
+        tensor: (channels, samples), or (samples, channels).
+        sample_rate: in Hz.
+        effects: each a name and its arguments; see :mod:`s3prl_mtl.s3prl_compat.effects`.
+        channels_first: the layout of the tensor.
 
     Returns:
-        the waveform in the same layout, and its samples a second.
+        The waveform in the same layout, and its sample rate in Hz.
 
     Raises:
-        UserError: an effect, or a way to use it, that is not provided.
+        UserError: an effect, or a form of it, that is not supported.
     """
     waveform, rate = apply_effects(tensor if channels_first else tensor.t(), sample_rate, effects)
     return (waveform if channels_first else waveform.t()), rate
@@ -230,30 +237,26 @@ def apply_effects_file(
     channels_first: bool = True,
     format: str | None = None,
 ) -> tuple[Tensor, int]:
-    """The same for the samples of a file.
+    """Replace `torchaudio.sox_effects.apply_effects_file`.
 
     Raises:
-        UnreadableAudio: the file is gone, or no audio.
-        UserError: an effect, or a way to use it, that is not provided.
+        UnreadableAudio: the file does not exist, or is not audio.
+        UserError: an effect, or a form of it, that is not supported.
     """
     waveform, rate = load(path, normalize=normalize)
     waveform, rate = apply_effects(waveform, rate, effects)
     return (waveform if channels_first else waveform.t()), rate
 
 
-class _readable:
-    """Turns what libsndfile raises into an error that names the file."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, soundfile.LibsndfileError):
-            return
-        reason = error.error_string if os.path.exists(self.path) else "it does not exist"
+@contextmanager
+def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the file in errors of libsndfile."""
+    try:
+        yield
+    except soundfile.LibsndfileError as error:
+        reason = error.error_string if os.path.exists(path) else "it does not exist"
         raise UnreadableAudio(
-            f"The audio file cannot be read: {reason.rstrip('.')}.", where=str(self.path)
+            f"The audio file cannot be read: {reason.rstrip('.')}.",
+            where=str(path),
+            code="audio-unreadable",
         ) from error

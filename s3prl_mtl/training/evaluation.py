@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -14,11 +14,11 @@ import torch
 from s3prl_mtl.checkpoint.contents import head_entry
 from s3prl_mtl.data.batching import check_dropped
 from s3prl_mtl.data.epoch_reader import EpochReader
-from s3prl_mtl.distributed.world import Group, World
+from s3prl_mtl.distributed.world import Group
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.training.reporting import Report, report_split
+from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.task import Task
-from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 
 
 @dataclass
@@ -56,42 +56,21 @@ class Evaluator:
     of one process, to the last digit.
 
     Args:
-        encoder: encoder and featurizer.
-        tasks: those of this rank.
-        groups: the ranks that share each of them.
-        world: all ranks.
-        seed: of the run.
-        stop_asked: whether this rank was asked to stop.
+        run: the run.
         batches: how many of a split are evaluated, from its first on; None for all.
-        log_level: of the lines that say what came of a split.
+        log_level: of the lines with the metrics of a split.
     """
 
-    def __init__(
-        self,
-        encoder: SharedEncoder,
-        tasks: Mapping[str, Task],
-        groups: Mapping[str, Group],
-        world: World,
-        seed: int,
-        stop_asked: Callable[[], bool],
-        batches: int | None = None,
-        log_level: int = logging.INFO,
-    ) -> None:
-        self.encoder = encoder
-        self.tasks = tasks
-        self.groups = groups
-        self.world = world
-        self.seed = seed
-        self.stop_asked = stop_asked
+    def __init__(self, run: Run, batches: int | None = None, log_level: int = logging.INFO) -> None:
+        self.run = run
         self.batches = batches
         self.log_level = log_level
 
-    def evaluate(self, splits: Sequence[tuple[str, str]], step: int) -> list[Report]:
+    def evaluate(self, splits: Sequence[tuple[str, str]]) -> list[Report]:
         """Evaluate splits; every rank must call it with the same ones.
 
         Args:
             splits: pairs of task and split.
-            step: of the weights.
 
         Returns:
             on the first rank the reports of all splits, in their order; nothing on the others.
@@ -101,17 +80,17 @@ class Evaluator:
             UserError: a split cannot be read, or has no utterances; likewise on all ranks.
         """
         before = self.memories()
-        share_buffers(self.tasks, self.groups)
+        share_buffers(self.run)
         failure: Exception | None = None
         reports: list[tuple[int, Report]] = []
         for place, (name, split) in enumerate(splits):
-            if name not in self.tasks:
+            if name not in self.run.tasks:
                 continue
-            task, group = self.tasks[name], self.groups[name]
+            task, group = self.run.tasks[name], self.run.groups[name]
             share = None
-            if failure is None and not self.stop_asked():
+            if failure is None and not self.run.stop_asked():
                 try:
-                    with self.world.doing(f"evaluating {name} {split}"):
+                    with self.run.world.doing(f"evaluating {name} {split}"):
                         share = self._own_share(task, split)
                 except Exception as error:
                     failure = error
@@ -119,69 +98,71 @@ class Evaluator:
             shares = [part for part in gathered or [] if part is not None]
             if len(shares) == group.size:
                 try:
-                    with self.world.doing(f"measuring {name} {split}"):
-                        report = self._measure(task, split, shares, step)
-                    logger.log(self.log_level, "step %d  %s", step, report)
+                    with self.run.world.doing(f"measuring {name} {split}"):
+                        report = self._measure(task, split, shares)
+                    logger.log(self.log_level, "step %d  %s", self.run.step, report)
                     reports.append((place, report))
                 except Exception as error:
                     failure = error
             _follow(task, group)
         try:
-            self._agree(failure)
+            self.run.world.raise_on_all_ranks(failure)
+            if any(self.run.world.all_gather(self.run.stop_asked())):
+                raise Interrupted
         except Exception:
             self.restore(before)
             raise
-        collected = self.world.gather(reports) or []
+        collected = self.run.world.gather(reports) or []
         for rank, others in enumerate(collected):
-            for _, report in others if rank != self.world.rank else []:
-                logger.log(self.log_level, "step %d  %s", step, report)
+            for _, report in others if rank != self.run.world.rank else []:
+                logger.log(self.log_level, "step %d  %s", self.run.step, report)
         in_order = sorted((entry for entries in collected for entry in entries), key=lambda e: e[0])
         return [report for _, report in in_order]
 
     @torch.no_grad()
     def try_out(self, splits: Sequence[tuple[str, str]]) -> None:
         """One batch of each of the splits of this rank's tasks, through encoder and head."""
-        self.encoder.set_training(False)
+        self.run.encoder.set_training(False)
         for name, split in splits:
-            if name not in self.tasks:
+            if name not in self.run.tasks:
                 continue
-            task = self.tasks[name]
+            task = self.run.tasks[name]
             task.expert.train(False)
-            reader = EpochReader(name, task.expert, split, seed=self.seed, training=False)
+            reader = EpochReader(name, task.expert, split, seed=self.run.seed, training=False)
             for batch in islice(reader, 1):
-                features = self.encoder.inputs(task.expert, batch.wavs)
+                features = self.run.encoder.inputs(task.expert, batch.wavs)
                 task.expert(split, features, *batch.others, records=defaultdict(list))
                 logger.info("%s %s: in order", name, split)
 
     @torch.no_grad()
     def _own_share(self, task: Task, split: str) -> Share | None:
         """What the expert records of this rank's batches; None if it was asked to stop."""
-        self.encoder.set_training(False)
+        self.run.encoder.set_training(False)
         task.expert.train(False)
-        group = self.groups[task.name]
+        group = self.run.groups[task.name]
         reader = EpochReader(
             task.name,
             task.expert,
             split,
-            seed=self.seed,
+            seed=self.run.seed,
             shares=(group.index,),
             num_shares=group.size,
             training=False,
         )
         parts: dict[int, Records] = {}
         for batch in reader:
-            if self.stop_asked():
+            if self.run.stop_asked():
                 return None
             if self.batches is not None and batch.number >= self.batches:
                 break
-            features = self.encoder.inputs(task.expert, batch.wavs)
+            features = self.run.encoder.inputs(task.expert, batch.wavs)
             # s3prl numbers the batches of an evaluation for experts that want it.
             number = {"batch_id": batch.number} if task.takes_batch_id else {}
             parts[batch.number] = defaultdict(list)
             task.expert(split, features, *batch.others, records=parts[batch.number], **number)
         return Share(parts, reader.dropped, reader.utterances)
 
-    def _measure(self, task: Task, split: str, shares: Sequence[Share], step: int) -> Report:
+    def _measure(self, task: Task, split: str, shares: Sequence[Share]) -> Report:
         # Of all shares together, as one process would judge it.
         check_dropped(sum(share.dropped for share in shares), shares[0].utterances)
         parts = {number: part for share in shares for number, part in share.records.items()}
@@ -198,36 +179,33 @@ class Evaluator:
                         fix="Let `forward` append to `records[...]`, or extend it.",
                     )
                 records[key] += values
-        report = report_split(task, split, records, step, list(range(len(parts))), len(parts))
-        if report.save_names and self.world.rank != 0:
+        report = report_split(
+            task, split, records, self.run.step, list(range(len(parts))), len(parts)
+        )
+        if report.save_names and self.run.world.rank != 0:
             report.head = head_entry(task)
         return report
 
     def memories(self) -> dict[str, Memory]:
         """What the experts of this rank remember: best scores, decisions, counts."""
-        return {name: _memory(task) for name, task in self.tasks.items()}
+        return {name: _memory(task) for name, task in self.run.tasks.items()}
 
     def restore(self, memories: Mapping[str, Memory]) -> None:
         """Let the experts remember what they did, as if they had not evaluated since."""
-        for name, task in self.tasks.items():
+        for name, task in self.run.tasks.items():
             _remember(task, memories[name])
 
-    def _agree(self, failure: Exception | None) -> None:
-        """Raise on all ranks what happened on one."""
-        self.world.raise_on_all_ranks(failure)
-        if any(self.world.all_gather(self.stop_asked())):
-            raise Interrupted
 
-
-def share_buffers(tasks: Mapping[str, Task], groups: Mapping[str, Group]) -> None:
+def share_buffers(run: Run) -> None:
     """Give the heads that several ranks hold the buffers of the first of them.
 
     Parameters are the same everywhere; what a head counts while it trains (batch normalisation
     does) differs with the batches that a rank had.
     """
-    for name, task in tasks.items():
-        if groups[name].size > 1 and any(True for _ in task.expert.buffers()):
-            _remember(task, groups[name].broadcast(_memory(task)))
+    for name, task in run.tasks.items():
+        group = run.groups[name]
+        if group.size > 1 and any(True for _ in task.expert.buffers()):
+            _remember(task, group.broadcast(_memory(task)))
 
 
 def _follow(task: Task, group: Group) -> None:

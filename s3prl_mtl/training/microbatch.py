@@ -1,16 +1,153 @@
-"""One pass of the network over batches of several tasks, and their division into micro-batches."""
+"""Divide a step into micro-batches where the memory of a GPU is short."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from torch import Tensor
+import torch
 
 from s3prl_mtl.data.epoch_reader import Batch
-from s3prl_mtl.nn import SpecAugment
-from s3prl_mtl.training.task import Task
-from s3prl_mtl.upstreams.shared_encoder import SharedEncoder, layers, wants_hidden_states
+from s3prl_mtl.distributed.world import World
+from s3prl_mtl.errors import SharedMistake
+from s3prl_mtl.training.skips import SkipCounts
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FEWER_AFTER_STEPS = 200
+"""Steps in a row in the same number of micro-batches before half as many are tried again."""
+
+
+class OutOfMemory(Exception):
+    """The GPU of a rank ran out of memory in an attempt at a step; raised on all ranks."""
+
+
+class TasksDropped(Exception):
+    """A loss is not finite in an attempt that has backpropagated losses of its task; on all ranks.
+
+    Args:
+        tasks: the step has to be taken without these.
+    """
+
+    def __init__(self, tasks: frozenset[str]) -> None:
+        super().__init__(tasks)
+        self.tasks = tasks
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Batches that go through the network at once, on one rank.
+
+    Args:
+        batches: of any tasks; may be empty.
+        draw: one batch of every share of every task of this rank, which `batches` is a part of.
+    """
+
+    batches: Sequence[Batch]
+    draw: Sequence[Batch]
+
+
+class MicroBatcher:
+    """Takes steps in as few micro-batches as fit into memory, the same number on all ranks.
+
+    A step that runs out of memory begins again in twice as many. The next step starts with as many
+    as the last one ended with; after `FEWER_AFTER_STEPS` steps half as many are tried.
+
+    Args:
+        world: all ranks.
+        skips: counts the steps that are divided.
+
+    Attributes:
+        parts: micro-batches that each draw of a step is divided into, a power of two.
+        steps: steps taken since `parts` was last changed.
+    """
+
+    def __init__(self, world: World, skips: SkipCounts) -> None:
+        self.world = world
+        self.skips = skips
+        self.parts = 1
+        self.steps = 0
+
+    def take(
+        self,
+        step: int,
+        draws: Sequence[Sequence[Batch]],
+        attempt: Callable[[list[MicroBatch], frozenset[str]], T],
+    ) -> T:
+        """Attempt a step until it fits.
+
+        Args:
+            step: its number.
+            draws: this rank's batches.
+            attempt: takes the step in these micro-batches, without these tasks.
+
+        Returns:
+            the result of the attempt that succeeded.
+
+        Raises:
+            UserError: smaller micro-batches are not possible.
+        """
+        if self.parts > 1 and self.steps >= FEWER_AFTER_STEPS:
+            self._set_parts(self.parts // 2)
+        dropped: frozenset[str] = frozenset()
+        while True:
+            micro_batches = [
+                MicroBatch(part, draw) for draw in draws for part in split_batches(draw, self.parts)
+            ]
+            try:
+                result = attempt(micro_batches, dropped)
+            except TasksDropped as late:
+                dropped = late.tasks
+                continue
+            except OutOfMemory:
+                pass  # Handled below, when its traceback no longer keeps the step's tensors alive.
+            else:
+                break
+            self._increase(step, draws)
+        self.steps += 1
+        if self.parts > 1:
+            self.skips.steps_in_parts += 1
+        return result
+
+    def state_dict(self) -> dict[str, int]:
+        return {"parts": self.parts, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.parts, self.steps = state["parts"], state["steps"]
+
+    def _set_parts(self, parts: int) -> None:
+        self.parts, self.steps = parts, 0
+
+    def _increase(self, step: int, draws: Sequence[Sequence[Batch]]) -> None:
+        """Double the micro-batches, if that makes the largest of them smaller on any rank."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        now, then = (_largest(draws, parts) for parts in (self.parts, 2 * self.parts))
+        by_rank = self.world.all_gather((now > then, now))
+        if not any(can_shrink for can_shrink, _ in by_rank):
+            raise SharedMistake(
+                "The memory of the GPU is too small for a micro-batch that cannot be divided: "
+                f"{max(size for _, size in by_rank)} utterances.",
+                where=f"step {step}",
+                fix="Take very long utterances out of the corpus, or use --precision bf16, "
+                "--freeze_upstream or a smaller encoder.",
+                code="out-of-memory",
+            )
+        self._set_parts(2 * self.parts)
+        logger.warning(
+            "The memory of a GPU is too small for step %d: trying again in %d micro-batches.",
+            *(step, self.parts),
+        )
+
+
+def _largest(draws: Sequence[Sequence[Batch]], parts: int) -> int:
+    """Utterances of the largest micro-batch."""
+    micro_batches = [part for draw in draws for part in split_batches(draw, parts)]
+    return max((sum(batch.utterances for batch in part) for part in micro_batches), default=0)
 
 
 def split_batches(batches: Sequence[Batch], parts: int) -> list[list[Batch]]:
@@ -66,46 +203,3 @@ def _is_sliceable(other: Any, utterances: int) -> bool:
         return True
     sliceable = hasattr(other, "__len__") and not isinstance(other, Mapping | set)
     return sliceable and len(other) == utterances
-
-
-def forward(
-    batches: Sequence[Batch],
-    tasks: Mapping[str, Task],
-    encoder: SharedEncoder,
-    specaug: SpecAugment | None,
-    records: Mapping[str, dict[str, list[Any]]],
-) -> list[Tensor]:
-    """One pass of the encoder for all batches, then each head on its own utterances.
-
-    Args:
-        batches: of any of the tasks.
-        tasks: by name.
-        encoder: of the run.
-        specaug: applied to the features of every task, or None.
-        records: for each task, what its expert records into.
-
-    Returns:
-        the loss of each batch, a scalar.
-    """
-    if not batches:
-        return []
-    wavs = [wav for batch in batches for wav in batch.wavs]
-    states: list[Tensor] = []
-    if any(wants_hidden_states(tasks[batch.task].expert) for batch in batches):
-        hidden = encoder.hidden_states(wavs)
-        states, features = layers(hidden), encoder.weighted(hidden)
-    else:
-        features = encoder.features(wavs)
-    if specaug is not None:
-        features = specaug(features)
-    losses = []
-    first = 0
-    for batch in batches:
-        task = tasks[batch.task]
-        inputs = states if wants_hidden_states(task.expert) else features
-        own = inputs[first : first + batch.utterances]
-        first += batch.utterances
-        losses.append(
-            task.expert(task.train_split, own, *batch.others, records=records[batch.task])
-        )
-    return losses

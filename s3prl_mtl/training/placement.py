@@ -19,14 +19,14 @@ from s3prl_mtl.distributed.placement import (
     Placement,
     by_cost,
     by_hand,
-    every_task_everywhere,
+    data_parallel,
     loads,
 )
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.fileio.atomic import replace_text
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.training.build import build_experts
-from s3prl_mtl.training.microbatch import forward
+from s3prl_mtl.training.forward import forward
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 
@@ -70,7 +70,7 @@ def choose_placement(
     if text:
         return world.run_on_all_ranks(lambda: by_hand(text, names, world.size)), {}
     if parallel == "data" or world.size == 1:
-        return every_task_everywhere(names, world.size), {}
+        return data_parallel(names, world.size), {}
     if saved is not None and "Placement" in saved:
         before = Placement.from_plain(saved["Placement"])
         was_by_task = saved["Config"]["distributed"]["parallel"] == "task"

@@ -1,4 +1,4 @@
-"""Where the numbers of all ranks come together and are written: on the first of them."""
+"""Gather the metrics of all ranks and write them on the first."""
 
 from __future__ import annotations
 
@@ -10,88 +10,70 @@ from pathlib import Path
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.contents import head_entry
-from s3prl_mtl.distributed.world import Group, World
 from s3prl_mtl.tracking.tracker import Report, Tracker
 from s3prl_mtl.training.reporting import report_layer_weights, report_split
 from s3prl_mtl.training.state import RunState
-from s3prl_mtl.training.task import Task, put_together
+from s3prl_mtl.training.task import merge_records
 
 logger = logging.getLogger(__name__)
 
 
 class Publisher:
-    """Writes what a run has to say: metrics, and the best checkpoints that they earn.
+    """Writes the metrics of a run, and the best checkpoints.
 
     Every rank calls its methods; the first one has the tracker.
 
     Args:
         folder: the run directory.
-        world: all ranks.
-        groups: the ranks that share each task of this rank.
-        tasks: those of this rank.
-        run_state: what checkpoints hold.
-        names: the tasks of the run, in the order in which they are shown.
+        state: of the run; gives the contents of checkpoints.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        world: World,
-        groups: Mapping[str, Group],
-        tasks: Mapping[str, Task],
-        run_state: RunState,
-        names: Sequence[str],
-    ) -> None:
+    def __init__(self, folder: Path, state: RunState) -> None:
         self.folder = folder
-        self.world = world
-        self.groups = groups
-        self.tasks = tasks
-        self.run_state = run_state
-        self.names = list(names)
+        self.run = state.run
+        self.state = state
 
-    def publish_training(
-        self, tracker: Tracker | None, step: int, losses: Mapping[str, float]
-    ) -> None:
-        """What the experts recorded since the last time, the losses of a step, the counts.
+    def publish_training(self, tracker: Tracker | None, losses: Mapping[str, float]) -> None:
+        """Write the experts' training metrics since the last call, the losses and the counts.
 
         Args:
             tracker: None on all ranks but the first.
-            step: steps taken.
-            losses: of each task in the last one.
+            losses: of each task in the last step.
         """
+        step = self.run.step
         reports = []
-        for name, task in self.tasks.items():
-            gathered = self.groups[name].gather(task.take_records())
+        for name, task in self.run.tasks.items():
+            gathered = self.run.groups[name].gather(task.take_records())
             if gathered is not None:
-                records, batch_ids = put_together(gathered)
+                records, batch_ids = merge_records(gathered)
                 if not batch_ids:
                     continue  # the task was left out of every step since then
                 total = task.stream.epoch_batches
                 reports.append(
                     report_split(task, task.train_split, records, step, batch_ids, total)
                 )
-        collected = self.world.gather(reports)
+        collected = self.run.world.gather(reports)
         if tracker is None or collected is None:
             return
-        for report in sorted(chain(*collected), key=lambda r: self.names.index(r.task)):
+        for report in sorted(chain(*collected), key=lambda r: self.run.names.index(r.task)):
             tracker.write(report)
-        for metric, value in self.run_state.skips.counts().items():
+        balancing = self.state.step.balancer.metrics()
+        for metric, value in {**self.run.skips.counts(), **balancing}.items():
             tracker.record("run", "train", metric, value, step)
         total_loss = math.fsum(loss for loss in losses.values() if math.isfinite(loss))
-        rate = self.run_state.optimizer.param_groups[0]["lr"]
+        rate = self.state.step.optimizer.param_groups[0]["lr"]
         tracker.record("run", "train", "loss", total_loss, step)
         tracker.record("run", "train", "lr", rate, step)
         shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
         logger.info("step %d  loss %.3f  (%s)", step, total_loss, shown)
 
     def publish_evaluation(
-        self, tracker: Tracker | None, step: int, reports: Sequence[Report], keep_best: bool
+        self, tracker: Tracker | None, reports: Sequence[Report], keep_best: bool
     ) -> None:
-        """The reports of an evaluation; if one cannot be written, all ranks raise that.
+        """Write the reports of an evaluation; an error of writing is raised on all ranks.
 
         Args:
             tracker: None on all ranks but the first.
-            step: of the weights.
             reports: those of the first rank are written.
             keep_best: write the checkpoints that they earned.
 
@@ -105,18 +87,18 @@ class Publisher:
             # First what may not fit on the disk: a number that was written is not taken back.
             for report in reports if keep_best else []:
                 for file in report.save_names:
-                    head = report.head or head_entry(self.tasks[report.task])
-                    best = self.run_state.weights(step, {report.task: head})
+                    head = report.head or head_entry(self.run.tasks[report.task])
+                    best = self.state.weights({report.task: head})
                     checkpoints.save(best, self.folder / report.task / file)
-            self._write_layer_weights(tracker, step)
+            self._write_layer_weights(tracker)
             for report in reports:
                 tracker.write(report)
                 tracker.keep(report)
 
-        self.world.run_on_all_ranks(write)
+        self.run.world.run_on_all_ranks(write)
 
-    def _write_layer_weights(self, tracker: Tracker, step: int) -> None:
-        encoder = self.run_state.encoder
+    def _write_layer_weights(self, tracker: Tracker) -> None:
+        step, encoder = self.run.step, self.run.encoder
         layers = report_layer_weights(encoder.featurizer, encoder.upstream.num_hidden_states, step)
         if layers.scalars:
             tracker.write(layers)

@@ -7,15 +7,14 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
-from torch import nn
-
-from s3prl_mtl.checkpoint import contents as snapshot
+from s3prl_mtl.balancing import Balancer, Sum
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.config import Config, resolve
 from s3prl_mtl.data.randomness import seed_all
 from s3prl_mtl.data.sampling import derived_seed
+from s3prl_mtl.distributed.placement import Placement
 from s3prl_mtl.distributed.sync import check_in_sync, resync_parameters
-from s3prl_mtl.distributed.world import RankLost, World
+from s3prl_mtl.distributed.world import Group, RankLost, World
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.fileio.yaml_files import write_yaml
 from s3prl_mtl.nn import SpecAugment
@@ -33,9 +32,9 @@ from s3prl_mtl.training.evaluation import Evaluator, Interrupted, share_buffers
 from s3prl_mtl.training.placement import choose_placement, write_placement
 from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.publishing import Publisher
+from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.signals import Stopped, StopSignals
-from s3prl_mtl.training.skips import SkipCounts
-from s3prl_mtl.training.state import RunState
+from s3prl_mtl.training.state import RunState, trained_parameters
 from s3prl_mtl.training.step import StepReport, TrainingStep
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer
@@ -48,15 +47,17 @@ class MultiTaskRunner:
     """Trains and evaluates one upstream on several tasks at once.
 
     Args:
-        config: what `s3prl_mtl.config.build_config` gives, its references filled in or not.
+        config: from `s3prl_mtl.config.build_config`, with or without its references resolved.
         folder: the run directory; created. Where several processes train, all of them see it.
         resume: a checkpoint of the same run to continue from.
         world: the processes that train together: `World.join()` under torchrun. By default this
             process is alone.
+        balancer: turns the losses of the tasks into gradients; by default their sum. The same on
+            all ranks.
 
     Raises:
-        UserError: the upstream, a task, its corpus or the checkpoint is not usable. What is wrong
-            on one rank is raised on all. Or torchrun started several processes, and no world is
+        UserError: the upstream, a task, its corpus or the checkpoint is not usable. An error of
+            one rank is raised on all. Or torchrun started several processes, and no world is
             given.
     """
 
@@ -66,6 +67,7 @@ class MultiTaskRunner:
         folder: str | Path,
         resume: checkpoints.Checkpoint | None = None,
         world: World | None = None,
+        balancer: Balancer | None = None,
     ) -> None:
         self.source_config = config
         """With its references, as it is kept beside the weights."""
@@ -76,91 +78,82 @@ class MultiTaskRunner:
         self.device = world.run_on_all_ranks(
             lambda: pick_device(config["device"], world.local_rank)
         )
-        self.step = 0
         self.evaluated_step = 0
-        self.skips = SkipCounts(config["downstream"])
         self._resumed = resume
         self._signals: StopSignals | None = None
         seed_all(config["seed"])
 
-        upstream = world.run_on_all_ranks(lambda: build_upstream(config, resume))
-        self.upstream = upstream.to(self.device)
-        self.freeze = bool(config["upstream"]["freeze"])
-        if self.freeze:
-            self.upstream.requires_grad_(False)
-        selection = config["upstream"]["feature_selection"]
-        self.featurizer = Featurizer(self.upstream, selection).to(self.device)
-        self.encoder = SharedEncoder(
-            self.upstream, self.featurizer, self.device, self.freeze, config["precision"] == "bf16"
+        self.encoder = self._build_encoder()
+        self.upstream, self.featurizer = self.encoder.upstream, self.encoder.featurizer
+        specaug = SpecAugment(**config["specaug"]) if config["specaug"] else None
+        placement, self._costs = choose_placement(
+            config, world, resume, self.encoder, specaug, self.folder
         )
-        self.specaug = SpecAugment(**config["specaug"]) if config["specaug"] else None
-        self.placement, self._costs = choose_placement(
-            config, world, resume, self.encoder, self.specaug, self.folder
-        )
-        self.tasks = self._build_tasks()
+        self.tasks, groups = self._build_tasks(placement)
         if resume is None:
             experts = {name: task.expert for name, task in self.tasks.items()}
             world.run_on_all_ranks(
                 lambda: load_initial_weights(config, self.upstream, self.featurizer, experts)
             )
-        parameters = snapshot.parameter_names(upstream, self.featurizer, self.tasks.values())
-        self.optimizer = make_optimizer(parameters.values(), config["optimizer"])
-        total_steps = config["runner"]["total_steps"]
-        self.scheduler = make_scheduler(self.optimizer, config["scheduler"], total_steps)
-        self.training_step = TrainingStep(
+        self.run = Run(
+            config["downstream"],
+            config["seed"],
+            world,
+            placement,
+            groups,
             self.encoder,
             self.tasks,
-            config["downstream"],
-            world,
-            self.groups,
-            self.optimizer,
-            self.scheduler,
+            specaug,
+            self.stop_asked,
+        )
+        balancer = (balancer or Sum(config["downstream"])).to(self.device)
+        parameters = trained_parameters(self.run, balancer)
+        optimizer = make_optimizer(parameters.values(), config["optimizer"])
+        total_steps = config["runner"]["total_steps"]
+        self.training_step = TrainingStep(
+            self.run,
+            balancer,
+            optimizer,
+            make_scheduler(optimizer, config["scheduler"], total_steps),
             clipping=config["runner"]["gradient_clipping"],
             accumulate=config["runner"]["gradient_accumulate_steps"],
-            specaug=self.specaug,
-            skips=self.skips,
-            stop_asked=self.stop_asked,
         )
-        self.run_state = RunState(
-            self.source_config,
-            world,
-            self.placement,
-            self.encoder,
-            self.tasks,
-            self.optimizer,
-            self.scheduler,
-            self.skips,
-            self.training_step.gradients,
-        )
+        self.run_state = RunState(self.source_config, self.run, self.training_step)
         if resume is not None:
-            self.step = resume["Step"]
+            self.run.step = resume["Step"]
             if not resume["Upstream"]:
                 world.run_on_all_ranks(lambda: load_initial_encoder(config, self.upstream))
             world.run_on_all_ranks(lambda: self.run_state.restore_weights(resume))
-        check_in_sync(world, "the encoder", self._encoder_parameters())
-        for name, task in self.tasks.items():
-            check_in_sync(self.groups[name], f"the head of {name}", task.expert.parameters())
-        self.evaluator = Evaluator(
-            self.encoder, self.tasks, self.groups, world, config["seed"], self.stop_asked
-        )
-        self.publisher = Publisher(
-            self.folder, world, self.groups, self.tasks, self.run_state, config["downstream"]
-        )
-        # Every rank has chance of its own; that of the first is what one process would have.
+        for name, group, held in self.run.parameters():
+            check_in_sync(group, name, held)
+        self.evaluator = Evaluator(self.run)
+        self.publisher = Publisher(self.folder, self.run_state)
+        # Each rank has its own random seed; that of the first is the one of a single process.
         if world.rank > 0:
             seed_all(derived_seed("rank", config["seed"], world.rank))
 
-    def _build_tasks(self) -> dict[str, Task]:
-        """The tasks that this rank has shares of; sets `groups`, the ranks that share each."""
-        config, world, placement = self.config, self.world, self.placement
+    def _build_encoder(self) -> SharedEncoder:
+        config = self.config
+        upstream = self.world.run_on_all_ranks(lambda: build_upstream(config, self._resumed))
+        upstream = upstream.to(self.device)
+        freeze = bool(config["upstream"]["freeze"])
+        if freeze:
+            upstream.requires_grad_(False)
+        selection = config["upstream"]["feature_selection"]
+        featurizer = Featurizer(upstream, selection).to(self.device)
+        bf16 = config["precision"] == "bf16"
+        return SharedEncoder(upstream, featurizer, self.device, freeze, bf16)
+
+    def _build_tasks(self, placement: Placement) -> tuple[dict[str, Task], dict[str, Group]]:
+        """The tasks that this rank has shares of, and the ranks that share each of them."""
+        config, world = self.config, self.world
         own = placement.tasks_of(world.rank)
         experts = world.run_on_all_ranks(
             lambda: build_experts(config, own, self.featurizer, self.folder, self._resumed)
         )
         # All ranks take part in making every group, so all go through all tasks.
         groups = {name: world.group(placement.ranks_of(name)) for name in config["downstream"]}
-        self.groups = {name: group for name, group in groups.items() if group is not None}
-        return {
+        tasks = {
             name: Task.from_settings(
                 name,
                 expert.to(self.device),
@@ -171,6 +164,7 @@ class MultiTaskRunner:
             )
             for name, expert in experts.items()
         }
+        return tasks, {name: group for name, group in groups.items() if group is not None}
 
     # ------------------------------------------------------------------------- training
 
@@ -190,14 +184,13 @@ class MultiTaskRunner:
         world.run_on_all_ranks(lambda: check_splits(self.config, self.tasks))
         if world.is_lead:
             write_yaml(self.source_config, self.folder / "config.yaml")
-            write_placement(self.placement, self._costs, self.config, self.folder)
+            write_placement(self.run.placement, self._costs, self.config, self.folder)
         if self._resumed is not None:
             self.evaluated_step = self._resumed["EvaluatedStep"]
-            self.run_state.restore_rest(self._resumed)
+            self.run_state.restore_training(self._resumed)
             self._resumed = None
         self._signals = signals
-        evaluation_pending = self._evaluation_is_due() and self.evaluated_step < self.step
-        reevaluate = self.splits("dev_splits") if evaluation_pending else []
+        reevaluate = self.splits("dev_splits") if self._evaluation_is_pending() else []
         with (
             signals.deferred() if signals is not None else nullcontext(),
             Tracker(self.folder, self.step, reevaluate)
@@ -212,15 +205,15 @@ class MultiTaskRunner:
         total = runner["total_steps"]
         if runner["test_first"] and self.step == 0:
             self._evaluate_or_stop("test_splits", tracker)
-        if self._evaluation_is_due() and self.evaluated_step < self.step:
-            # It failed after this step, and what it needed may have been mended.
+        if self._evaluation_is_pending():
+            # It failed after this step; the cause may be repaired.
             self._evaluate_on_the_way(tracker)
         with StepProgress(self.step, total, shown=self.world.is_lead) as progress:
             while self.step < total:
                 report = self.train_step()
                 progress.advance(self.step, report.losses)
                 if self.step % runner["log_step"] == 0 or self.step == total:
-                    self.publisher.publish_training(tracker, self.step, report.losses)
+                    self.publisher.publish_training(tracker, report.losses)
                 if report.stop:
                     self._save_and_stop()
                 save_is_due = self.step % runner["save_step"] == 0 or self.step == total
@@ -235,12 +228,16 @@ class MultiTaskRunner:
 
     def train_step(self) -> StepReport:
         """One update from a batch of every share of every task, over all ranks."""
-        self.skips.step = self.step + 1
         if self.world.watch is not None:
             self.world.watch.step = self.step + 1
         report = self.training_step.take()
-        self.step += 1
+        self.run.step += 1
         return report
+
+    @property
+    def step(self) -> int:
+        """Training steps taken."""
+        return self.run.step
 
     def stop_asked(self) -> bool:
         """Whether a signal came, here or on another rank."""
@@ -256,6 +253,10 @@ class MultiTaskRunner:
         runner = self.config["runner"]
         at_an_end = self.step == runner["total_steps"]
         return self.step > 0 and (self.step % runner["eval_step"] == 0 or at_an_end)
+
+    def _evaluation_is_pending(self) -> bool:
+        """The evaluation of the last step did not end, and the run was resumed there."""
+        return self._evaluation_is_due() and self.evaluated_step < self.step
 
     def _evaluate_on_the_way(self, tracker: Tracker | None) -> None:
         try:
@@ -311,9 +312,9 @@ class MultiTaskRunner:
                     fix=nearest(name, self.config["downstream"]),
                 )
         before = self.evaluator.memories()
-        reports = self.evaluator.evaluate(wanted, self.step)
+        reports = self.evaluator.evaluate(wanted)
         try:
-            self.publisher.publish_evaluation(tracker, self.step, reports, keep_best)
+            self.publisher.publish_evaluation(tracker, reports, keep_best)
         except Exception:
             # Nobody was told of these scores: they are measured again.
             self.evaluator.restore(before)
@@ -324,10 +325,9 @@ class MultiTaskRunner:
     def save(self) -> Path:
         """Write `states-<step>.ckpt`, and only then delete the ones that are too many."""
         path = self.folder / f"states-{self.step}.ckpt"
-        share_buffers(self.tasks, self.groups)
-        resync_parameters(self.world, "the encoder", self._encoder_parameters())
-        for name, task in self.tasks.items():
-            resync_parameters(self.groups[name], f"the head of {name}", task.expert.parameters())
+        share_buffers(self.run)
+        for name, group, held in self.run.parameters():
+            resync_parameters(group, name, held)
         state = self.state()
         with self.world.doing("saving a checkpoint"):
             self.world.run_on_all_ranks(lambda: self._write(state, path))
@@ -340,7 +340,7 @@ class MultiTaskRunner:
 
     def state(self) -> checkpoints.Checkpoint | None:
         """All that the run needs to go on, on the first rank; None on the others."""
-        return self.run_state.collect(self.step, self.evaluated_step)
+        return self.run_state.collect(self.evaluated_step)
 
     # ------------------------------------------------------------------------- the rest
 
@@ -350,6 +350,3 @@ class MultiTaskRunner:
         for part in self.world.all_gather({n: getattr(t, kind) for n, t in self.tasks.items()}):
             known |= part
         return [(name, split) for name in self.config["downstream"] for split in known[name]]
-
-    def _encoder_parameters(self) -> list[nn.Parameter]:
-        return [*self.upstream.parameters(), *self.featurizer.parameters()]

@@ -1,4 +1,4 @@
-"""All that a run needs to go on as if it had not been interrupted, gathered from its ranks."""
+"""Collect the state of a run from its ranks, and restore it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from s3prl_mtl.checkpoint import contents as snapshot
+from s3prl_mtl.balancing import Balancer
+from s3prl_mtl.checkpoint import contents
 from s3prl_mtl.checkpoint.files import Checkpoint
 from s3prl_mtl.config import Config
 from s3prl_mtl.data.randomness import random_state, seed_all, set_random_state
 from s3prl_mtl.data.sampling import derived_seed
-from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.placement import Placement
-from s3prl_mtl.distributed.world import World
-from s3prl_mtl.training.skips import SkipCounts
-from s3prl_mtl.training.task import Task
-from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
+from s3prl_mtl.training.run import Run
+from s3prl_mtl.training.step import TrainingStep
 
 logger = logging.getLogger(__name__)
 
@@ -33,56 +29,35 @@ class RunState:
 
     Args:
         config: with its references, as checkpoints keep it.
-        world: all ranks.
-        placement: which shares each of them reads.
-        encoder: encoder and featurizer.
-        tasks: those of this rank.
-        optimizer, scheduler: of what this rank holds.
-        skips: of the run.
-        gradients: how the gradients of this rank travel.
+        run: the run.
+        step: holds optimizer, schedule, balancer, and the division into micro-batches.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        world: World,
-        placement: Placement,
-        encoder: SharedEncoder,
-        tasks: Mapping[str, Task],
-        optimizer: Optimizer,
-        scheduler: LRScheduler | None,
-        skips: SkipCounts,
-        gradients: GradientSum,
-    ) -> None:
+    def __init__(self, config: Config, run: Run, step: TrainingStep) -> None:
         self.config = config
-        self.world = world
-        self.placement = placement
-        self.encoder = encoder
-        self.tasks = tasks
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.skips = skips
-        self.gradients = gradients
+        self.run = run
+        self.step = step
 
-    def weights(self, step: int, heads: Mapping[str, dict[str, Any]]) -> Checkpoint:
+    def weights(self, heads: Mapping[str, dict[str, Any]]) -> Checkpoint:
         """The encoder, the featurizer and these heads: what evaluates their tasks."""
-        return snapshot.weights(
+        run = self.run
+        return contents.weights(
             self.config,
-            step,
-            self.skips.state_dict(),
-            self.encoder.upstream,
-            self.encoder.featurizer,
+            run.step,
+            run.skips.state_dict(),
+            run.encoder.upstream,
+            run.encoder.featurizer,
             heads,
         )
 
-    def collect(self, step: int, evaluated_step: int) -> Checkpoint | None:
+    def collect(self, evaluated_step: int) -> Checkpoint | None:
         """The whole state on the first rank; None on the others. Every rank must call it.
 
         Args:
-            step: steps taken.
-            evaluated_step: the last one after which the dev splits were evaluated.
+            evaluated_step: the last step after which the dev splits were evaluated.
         """
-        unused = self.gradients.unused
+        run, step = self.run, self.step
+        unused = step.gradients.unused
         own: dict[str, Any] = {
             "Random": random_state(),
             "Unused": None
@@ -91,78 +66,94 @@ class RunState:
             # A head that several ranks hold comes from the first of them.
             "Tasks": {
                 name: {
-                    **snapshot.head_entry(task),
+                    **contents.head_entry(task),
                     "Stream": task.stream.state_dict(),
-                    "Optimizer": self._optimizer_state([task])["State"],
+                    "Optimizer": self._optimizer_state(name)["State"],
                 }
-                for name, task in self.tasks.items()
-                if self.placement.ranks_of(name)[0] == self.world.rank
+                for name, task in run.tasks.items()
+                if run.placement.ranks_of(name)[0] == run.world.rank
             },
         }
-        gathered = self.world.gather(own)
+        gathered = run.world.gather(own)
         if gathered is None:
             return None
         tasks: dict[str, Any] = {}
         for part in gathered:
             tasks |= part["Tasks"]
-        tasks = {name: tasks[name] for name in self.placement.shares}
-        optimizer = self._optimizer_state([])
+        tasks = {name: tasks[name] for name in run.placement.shares}
+        optimizer = self._optimizer_state(None)
         for entry in tasks.values():
             optimizer["State"] |= entry.pop("Optimizer")
         return {
-            **self.weights(step, tasks),
+            **self.weights(tasks),
             "EvaluatedStep": evaluated_step,
             "Optimizer": optimizer,
-            "Scheduler": self.scheduler.state_dict() if self.scheduler else None,
-            "Placement": self.placement.to_plain(),
+            "Scheduler": step.scheduler.state_dict() if step.scheduler else None,
+            "Balancer": contents.on_cpu(step.balancer.state_dict()),
+            "MicroBatches": step.micro_batcher.state_dict(),
+            "Placement": run.placement.to_plain(),
             "Unused": _union([part["Unused"] for part in gathered]),
             "Random": [part["Random"] for part in gathered],
         }
 
     def restore_weights(self, saved: Checkpoint) -> None:
-        """Take over the weights.
+        """Load the weights of encoder, featurizer and heads.
 
         Raises:
             UserError: they do not fit.
         """
-        snapshot.restore_weights(
-            saved, self.encoder.upstream, self.encoder.featurizer, self.tasks.values()
+        encoder = self.run.encoder
+        contents.restore_weights(
+            saved, encoder.upstream, encoder.featurizer, self.run.tasks.values()
         )
-        self.skips.load_state_dict(saved["Tallies"])
+        self.run.skips.load_state_dict(saved["Tallies"])
 
-    def restore_rest(self, saved: Checkpoint) -> None:
-        """Put optimizer, schedule, batches and all chance where the checkpoint left them."""
-        snapshot.load_optimizer_state(self.optimizer, self._names(), saved["Optimizer"])
-        if self.scheduler is not None and saved["Scheduler"] is not None:
-            self.scheduler.load_state_dict(saved["Scheduler"])
-        for name, task in self.tasks.items():
+    def restore_training(self, saved: Checkpoint) -> None:
+        """Restore optimizer, schedule, balancer, the place in the data and the random state."""
+        run, step = self.run, self.step
+        contents.load_optimizer_state(step.optimizer, self._names(), saved["Optimizer"])
+        if step.scheduler is not None and saved["Scheduler"] is not None:
+            step.scheduler.load_state_dict(saved["Scheduler"])
+        for name, task in run.tasks.items():
             task.stream.load_state_dict(saved["Tasks"][name]["Stream"])
         if saved["Unused"] is not None:
             names = self._names()
-            self.gradients.know({names[name] for name in saved["Unused"] if name in names})
+            step.gradients.set_unused({names[name] for name in saved["Unused"] if name in names})
+        # Checkpoints of earlier versions have no entries for these.
+        if saved.get("Balancer"):
+            step.balancer.load_state_dict(saved["Balancer"])
+        if "MicroBatches" in saved:
+            step.micro_batcher.load_state_dict(saved["MicroBatches"])
         before = Placement.from_plain(saved["Placement"])
-        places = {name: task.stream.state_dict() for name, task in self.tasks.items()}
-        for sentence in changes(before, self.placement, saved, places):
+        places = {name: task.stream.state_dict() for name, task in run.tasks.items()}
+        for sentence in changes(before, run.placement, saved, places):
             logger.warning("%s", sentence)
-        if self.world.size == before.world_size:
-            set_random_state(saved["Random"][self.world.rank])
+        if run.world.size == before.world_size:
+            set_random_state(saved["Random"][run.world.rank])
         else:
             # As many other draws as there are other ranks: none of the old ones is continued.
-            seed = derived_seed("resumed", self.config["seed"], saved["Step"], self.world.rank)
-            seed_all(seed)
+            seed_all(derived_seed("resumed", run.seed, saved["Step"], run.world.rank))
 
     def _names(self) -> dict[str, nn.Parameter]:
         """The optimizer's parameters by name, in its order."""
-        return snapshot.parameter_names(
-            self.encoder.upstream, self.encoder.featurizer, self.tasks.values()
-        )
+        return trained_parameters(self.run, self.step.balancer)
 
-    def _optimizer_state(self, tasks: list[Task]) -> dict[str, Any]:
-        """The optimizer's state of a task's head; without one, of encoder and featurizer."""
-        whole = snapshot.optimizer_state(self.optimizer, self._names())
-        prefixes = tuple(f"Tasks/{task.name}/" for task in tasks) or ("Upstream/", "Featurizer/")
+    def _optimizer_state(self, task: str | None) -> dict[str, Any]:
+        """The optimizer's state of a task's head; None: of all that every rank holds."""
+        whole = contents.optimizer_state(self.step.optimizer, self._names())
+        prefixes = (
+            ("Upstream/", "Featurizer/", "Balancer/") if task is None else (f"Tasks/{task}/",)
+        )
         state = {name: value for name, value in whole["State"].items() if name.startswith(prefixes)}
         return {"Settings": whole["Settings"], "State": state}
+
+
+def trained_parameters(run: Run, balancer: Balancer) -> dict[str, nn.Parameter]:
+    """The parameters that this rank trains, by names that are the same on all ranks."""
+    names = contents.parameter_names(
+        run.encoder.upstream, run.encoder.featurizer, run.tasks.values()
+    )
+    return names | {f"Balancer/{name}": p for name, p in balancer.named_parameters()}
 
 
 def _union(lists: list[list[str] | None]) -> list[str] | None:

@@ -1,98 +1,130 @@
-"""What the ranks agree on in the middle of a step, so that all of them do the same."""
+"""What the ranks exchange within a step, so that all of them do the same."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.distributed.world import World
+from s3prl_mtl.training.microbatch import MicroBatch, OutOfMemory, TasksDropped
 
 
-class OutOfMemory(Exception):
-    """The GPU of one of the ranks was too small for what it had to do at once."""
-
-
-class DroppedLate(Exception):
-    """A loss that is no number, in a step that has begun to count its task.
-
-    Args:
-        tasks: what the step is to be taken without, on all ranks.
-    """
-
-    def __init__(self, tasks: frozenset[str]) -> None:
-        super().__init__(tasks)
-        self.tasks = tasks
-
-
-@dataclass
-class Verdict:
-    """What the ranks found in a forward pass, all of them the same.
-
-    Args:
-        utterances: of each task, over all ranks.
-        losses: of each task, weighted by utterances.
-        dropped: tasks with a loss that is no number.
-        stop: a rank was asked to stop.
-    """
-
-    utterances: dict[str, float]
-    losses: dict[str, float]
-    dropped: set[str]
-    stop: bool
-
-
-def agree(
-    world: World,
-    names: Sequence[str],
-    draw: Sequence[Batch],
-    part: Sequence[Batch],
-    losses: Sequence[Tensor],
-    memory_is_short: bool,
-    stop_asked: bool,
-) -> Verdict:
-    """Exchange what each rank found in its forward pass: one sum of a few numbers.
+class StepSync:
+    """Losses, memory errors and stop requests of one attempt at a step, equal on all ranks.
 
     Args:
         world: all ranks.
         names: the tasks of the run.
-        draw: the batches of this rank that are one batch of every share of its tasks.
-        part: those of them that went through the network just now.
-        losses: of these; none where memory was short.
-        memory_is_short: on this rank.
-        stop_asked: of this rank.
+        draws: batches of every share of a task in the step.
+        dropped: tasks that the step is taken without.
 
-    Raises:
-        OutOfMemory: on all ranks, if memory was short on one.
+    Attributes:
+        losses: of each task that has taken part so far, the mean over ranks and micro-batches.
+        dropped: tasks with a non-finite loss, and those that were given.
+        stop: a rank was asked to stop.
     """
-    row = {name: i for i, name in enumerate(names)}
-    said = torch.zeros(len(names) * 3 + 2, dtype=torch.float64)
-    utterances, weighted, not_finite = said[:-2].view(3, -1)
-    for batch in draw:
-        utterances[row[batch.task]] += batch.utterances
-    # One copy from the GPU, not one for each loss.
-    values = torch.stack([loss.detach().float() for loss in losses]).tolist() if losses else []
-    for batch, value in zip(part, values, strict=not memory_is_short):
-        if math.isfinite(value):
-            weighted[row[batch.task]] += batch.utterances * value
-        else:
-            not_finite[row[batch.task]] += 1
-    said[-2] = memory_is_short
-    said[-1] = stop_asked
-    world.sum(said)
-    if said[-2]:
-        raise OutOfMemory
-    counts = dict(zip(names, utterances.tolist(), strict=True))
-    return Verdict(
-        utterances=counts,
-        losses={
-            name: value / max(counts[name], 1.0)
-            for name, value in zip(names, weighted.tolist(), strict=True)
-        },
-        dropped={name for name in names if not_finite[row[name]]},
-        stop=bool(said[-1]),
-    )
+
+    def __init__(
+        self, world: World, names: Sequence[str], draws: int, dropped: Collection[str]
+    ) -> None:
+        self.world = world
+        self.names = list(names)
+        self.draws = draws
+        self.losses: dict[str, float] = {}
+        self.dropped = set(dropped)
+        self.stop = False
+        self._out_of_memory = False
+        self._is_first = True
+
+    @contextmanager
+    def catching_memory_errors(self) -> Iterator[None]:
+        """Keep an out-of-memory error of this rank until the ranks exchange them."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            self._out_of_memory = True
+
+    @property
+    def out_of_memory(self) -> bool:
+        """This rank ran out of memory."""
+        return self._out_of_memory
+
+    def share_losses(
+        self, micro_batch: MicroBatch, losses: Sequence[Tensor], stop: bool
+    ) -> dict[str, Tensor]:
+        """Exchange the outcome of a forward pass: one sum of a few numbers.
+
+        Args:
+            micro_batch: of this rank.
+            losses: of its batches; none where memory was short.
+            stop: this rank was asked to stop.
+
+        Returns:
+            for each task this rank's summand of the task's mean loss, scalars that require a
+            gradient. They add up over all ranks and micro-batches of the step.
+
+        Raises:
+            OutOfMemory: on all ranks, if one ran out of memory.
+            TasksDropped: on all ranks, if a loss is not finite whose task is already part of the
+                gradients.
+        """
+        row = {name: i for i, name in enumerate(self.names)}
+        message = torch.zeros(len(self.names) * 3 + 2, dtype=torch.float64)
+        utterances, weighted, not_finite = message[:-2].view(3, -1)
+        for batch in micro_batch.draw:
+            utterances[row[batch.task]] += batch.utterances
+        # One copy from the GPU, not one for each loss.
+        values = torch.stack([loss.detach().float() for loss in losses]).tolist() if losses else []
+        for batch, value in zip(micro_batch.batches, values, strict=not self._out_of_memory):
+            if math.isfinite(value):
+                weighted[row[batch.task]] += batch.utterances * value
+            else:
+                not_finite[row[batch.task]] += 1
+        message[-2] = self._out_of_memory
+        message[-1] = stop
+        self.world.sum(message)
+        if message[-2]:
+            raise OutOfMemory
+        self.stop |= bool(message[-1])
+        dropped = self.dropped | {name for name in self.names if not_finite[row[name]]}
+        if dropped != self.dropped and not self._is_first:
+            raise TasksDropped(frozenset(dropped))
+        self.dropped = dropped
+        self._is_first = False
+        totals = dict(zip(self.names, utterances.tolist(), strict=True))
+        for name, value in zip(self.names, weighted.tolist(), strict=True):
+            if totals[name] and name not in dropped:
+                mean = value / totals[name]
+                self.losses[name] = self.losses.get(name, 0.0) + mean / self.draws
+        return self._summands(micro_batch.batches, losses, totals)
+
+    def share_memory_errors(self) -> None:
+        """Exchange the outcome of the backward passes.
+
+        Raises:
+            OutOfMemory: on all ranks, if one ran out of memory.
+        """
+        short = self.world.sum(torch.tensor([float(self._out_of_memory)]))
+        if short[0]:
+            raise OutOfMemory
+
+    def _summands(
+        self, batches: Sequence[Batch], losses: Sequence[Tensor], totals: dict[str, float]
+    ) -> dict[str, Tensor]:
+        """Weight each batch by its fraction of the utterances of all ranks."""
+        summands: dict[str, Tensor] = {}
+        for batch, loss in zip(batches, losses, strict=True):
+            if batch.task not in self.dropped:
+                weighted = loss * (batch.utterances / totals[batch.task])
+                seen = summands.get(batch.task)
+                summands[batch.task] = weighted if seen is None else seen + weighted
+        return {
+            name: summand / self.draws
+            for name, summand in summands.items()
+            if summand.requires_grad
+        }

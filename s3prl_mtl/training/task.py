@@ -1,4 +1,4 @@
-"""One expert's place in a run."""
+"""An expert in a run: its splits, its training batches, its records."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Task:
     takes_batch_id: bool = False
 
     def keep(self, records: Mapping[str, list[Any]], batch_ids: Iterable[int]) -> None:
-        """Add what the expert recorded in a step, and the numbers of the step's batches."""
+        """Add the records of a step, and the numbers of its batches."""
         extend_records(self.records, records)
         self.batch_ids.extend(batch_ids)
 
     def take_records(self) -> tuple[dict[str, list[Any]], list[int]]:
-        """The records since this was last called, and the numbers of the batches they are of."""
+        """The records since the last call, and the numbers of their batches."""
         taken = self.records, self.batch_ids
         self.records, self.batch_ids = defaultdict(list), []
         return taken
@@ -74,10 +74,10 @@ class Task:
         )
 
 
-def put_together(
+def merge_records(
     parts: Iterable[tuple[Mapping[str, list[Any]], list[int]]],
 ) -> tuple[dict[str, list[Any]], list[int]]:
-    """What an expert recorded on several ranks as if it were from one, and of which batches."""
+    """Join the records of an expert from several ranks, and the numbers of their batches."""
     records: dict[str, list[Any]] = defaultdict(list)
     batch_ids: list[int] = []
     for part, numbers in parts:
@@ -87,7 +87,7 @@ def put_together(
 
 
 def extend_records(records: dict[str, list[Any]], more: Mapping[str, list[Any]]) -> None:
-    """Add what an expert recorded later to what it recorded before."""
+    """Append to an expert's records."""
     for key, values in more.items():
         if isinstance(values, list):
             records[key].extend(values)

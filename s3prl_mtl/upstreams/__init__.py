@@ -1,4 +1,4 @@
-"""Encoders of speech: HuBERT, fairseq's checkpoints, s3prl's zoo, and the featurizer."""
+"""Speech encoders by name (HuBERT, Hugging Face, s3prl's zoo), and the featurizer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from s3prl_mtl.upstreams.zoo.huggingface import (
     load_transformers,
     rebuild_transformers,
 )
-from s3prl_mtl.upstreams.zoo.s3prl_upstreams import load_from_zoo, rebuild_from_zoo, zoo_names
+from s3prl_mtl.upstreams.zoo.s3prl_upstream import load_s3prl, rebuild_s3prl, zoo_names
 
 __all__ = [
     "Featurizer",
@@ -41,18 +41,17 @@ __all__ = [
 def load_upstream(
     name: str, ckpt: str | os.PathLike[str] | None = None, **options: Any
 ) -> Upstream:
-    """An upstream by name: of this package or another one, of Hugging Face, or of s3prl's zoo.
+    """Load an upstream by name: of a plugin, of Hugging Face, or of s3prl's zoo.
 
     Args:
-        name: ``hubert``, ``hubert_tiny``, the name of any entry point in
-            ``s3prl_mtl.upstreams``, ``hf:`` and the path or the name of a model of Hugging Face,
-            or a name of the zoo such as ``fbank``.
-        ckpt: a local checkpoint instead of the upstream's own.
-        options: settings of the upstream, such as ``layerdrop`` or ``cache_dir``; one that it does
-            not have is an error.
+        name: ``hubert``, ``hubert_tiny`` or another entry point in ``s3prl_mtl.upstreams``;
+            ``hf:`` followed by the path or name of a model of Hugging Face; or a name in the zoo
+            such as ``fbank``.
+        ckpt: a local checkpoint to use instead of the upstream's own.
+        options: of the upstream, such as ``layerdrop`` or ``cache_dir``; unknown ones are errors.
 
     Returns:
-        the upstream in evaluation mode; `train()` turns its dropout on.
+        The upstream in evaluation mode; `train()` enables dropout.
 
     Raises:
         UserError: an unknown name or option, or an upstream that cannot be loaded.
@@ -68,31 +67,33 @@ def load_upstream(
     in_zoo = zoo_names()
     if in_zoo and name not in in_zoo:
         raise UserError(
-            f"There is no upstream {name!r}, neither among the plugins nor in s3prl's zoo.",
+            f"Neither a plugin nor s3prl's zoo has an upstream {name!r}.",
             where=f"-u {name}",
             fix=nearest(name, [*discover_upstreams(), *in_zoo]),
+            code="unknown-name",
         )
-    _refuse_unknown_options(name, options, load_from_zoo)
-    return load_from_zoo(name, ckpt, **options).eval()
+    _refuse_unknown_options(name, options, load_s3prl)
+    return load_s3prl(name, ckpt, **options).eval()
 
 
 def rebuild_upstream(info: Mapping[str, Any]) -> Upstream:
-    """An upstream from its ``checkpoint_info``; its parameters are yet to be loaded.
+    """Build an upstream from its ``checkpoint_info``; load its parameters afterwards.
 
     Raises:
-        UserError: an upstream of a kind that cannot be rebuilt.
+        UserError: unknown kind of upstream.
     """
     kind = info.get("kind")
     if kind == "hubert":
         return Hubert(HubertConfig.from_dict(info["config"]), info["fairseq_header"])
     if kind == "zoo":
-        return rebuild_from_zoo(info)
+        return rebuild_s3prl(info)
     if kind == "transformers":
         return rebuild_transformers(info)
     raise UserError(
-        f"The checkpoint holds an upstream of kind {kind!r}.",
+        f"The checkpoint has an upstream of unknown kind {kind!r}.",
         where="settings of the upstream in the checkpoint",
         fix="Load it with the version of s3prl-mtl that wrote it.",
+        code="checkpoint-format",
     )
 
 
@@ -107,6 +108,7 @@ def _refuse_unknown_options(
         if option not in known:
             raise UserError(
                 f"The upstream {name!r} has no option {option!r}.",
-                where="options of the upstream",
+                where=f"option {option!r} of the upstream {name!r}",
                 fix=nearest(option, known) if known else "Leave it out.",
+                code="unknown-key",
             )

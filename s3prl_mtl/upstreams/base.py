@@ -1,4 +1,4 @@
-"""What an upstream is: waveforms in, packed hidden states out."""
+"""The interface of an encoder: waveforms in, packed hidden states out."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class HiddenStates:
 
     Args:
         states: ``(L, sum(lengths), D)``: L hidden states, index 0 the input of the first layer.
-        lengths: frames of each utterance, in the order in which the waveforms came.
+        lengths: frames of each utterance, in the order of the waveforms.
     """
 
     states: Tensor
     lengths: list[int]
 
     def split(self) -> list[Tensor]:
-        """One ``(L, T_i, D)`` view an utterance."""
+        """Views ``(L, T_i, D)``, one for each utterance."""
         return list(self.states.split(self.lengths, dim=1))
 
     def layer(self, index: int) -> list[Tensor]:
-        """The hidden state ``index`` (negative ones count from the end), ``(T_i, D)`` each."""
+        """Hidden state ``index`` (negative: from the end) of each utterance, ``(T_i, D)``."""
         return list(self.states[index].split(self.lengths, dim=0))
 
 
@@ -48,15 +48,15 @@ class Upstream(nn.Module, ABC):
     def checkpoint_info(self) -> dict[str, Any] | None:
         """Plain values that rebuild this upstream, without its parameters, from a run checkpoint.
 
-        None if it can only be loaded again by its name. See
+        None if it can only be loaded by name. See
         :func:`s3prl_mtl.upstreams.rebuild_upstream`.
         """
         return None
 
     def s3prl_state_dict(self) -> dict[str, Tensor]:
-        """The state dict as run checkpoints hold it: by the names that s3prl's expert has.
+        """The state dict for run checkpoints, under the names of s3prl's expert.
 
-        s3prl keeps a model that it wraps in an attribute of that name, fairseq's for one.
+        s3prl's experts keep a wrapped model, such as fairseq's, in an attribute `model`.
         """
         return {f"model.{name}": value for name, value in self.state_dict().items()}
 
@@ -67,7 +67,7 @@ class Upstream(nn.Module, ABC):
         The representation of an utterance does not depend on the others of its batch.
 
         Raises:
-            UserError: an utterance is too short for one frame; the message gives its index.
+            UserError: an utterance is too short for one frame; the place holds its index.
         """
 
 

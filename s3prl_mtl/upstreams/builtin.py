@@ -1,4 +1,4 @@
-"""The upstreams that come with the package: factories for ``s3prl_mtl.upstreams``."""
+"""Factories of the built-in upstreams (entry points in ``s3prl_mtl.upstreams``)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def hubert(
     """HuBERT Base (LibriSpeech 960 h), or any fairseq HuBERT checkpoint.
 
     Args:
-        ckpt: a local fairseq file; None fetches the official one.
+        ckpt: a local fairseq file; None downloads the official one.
         cache_dir: where downloads are kept (``$S3PRL_MTL_CACHE``, else ``~/.cache/s3prl_mtl``).
-        layerdrop: chance to leave out a layer in training.
-        feature_grad_mult: scale of the gradient into the convolutions; None as the checkpoint says.
+        layerdrop: probability of skipping a layer in training.
+        feature_grad_mult: scale of the gradient into the convolutions; None keeps the checkpoint's.
 
     Raises:
         UserError: no such file, not a HuBERT checkpoint, or the download failed.
@@ -53,16 +53,17 @@ def hubert_tiny(
     layerdrop: float = 0.0,
     feature_grad_mult: float | None = None,
 ) -> Hubert:
-    """A small HuBERT whose weights come with the package; arguments as :func:`hubert`.
+    """A small HuBERT with weights included in the package; arguments as :func:`hubert`.
 
     Raises:
-        UserError: the package was installed without its weights.
+        UserError: the installed package lacks the weights.
     """
     path = Path(ckpt) if ckpt is not None else TINY_WEIGHTS
     if ckpt is None and not path.is_file():
         raise UserError(
             "The weights of hubert_tiny are missing from the installed package.",
             where=str(path),
-            fix="Make them with `python -m s3prl_mtl.upstreams.hubert.tiny`, or install again.",
+            fix="Create them with `python -m s3prl_mtl.upstreams.hubert.tiny`, or reinstall.",
+            code="file-missing",
         )
     return load_hubert(path, layerdrop=layerdrop, feature_grad_mult=feature_grad_mult)

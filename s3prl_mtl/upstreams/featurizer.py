@@ -1,4 +1,4 @@
-"""One feature sequence from the hidden states of an upstream."""
+"""Weighted sum of the hidden states of an upstream."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SELECTIONS = ("hidden_states", "layer_results", "last_hidden_state")
 class Featurizer(nn.Module):
     """Learned weighted sum over layers (SUPERB, Yang et al., 2021, section 3).
 
-    The weights are softmax-normalised and start uniform; their parameter is ``weights``, as in
-    s3prl.
+    The weights are softmax-normalised and start uniform; the parameter is called ``weights``, as
+    in s3prl.
 
     Args:
-        upstream: what makes the hidden states.
-        feature_selection: ``hidden_states`` weighs all of them, ``layer_results`` leaves out
-            index 0 (the input of the first layer), ``last_hidden_state`` takes the last one and
-            has no weights.
+        upstream: produces the hidden states.
+        feature_selection: ``hidden_states`` uses all of them, ``layer_results`` all except index 0
+            (the input of the first layer), ``last_hidden_state`` only the last one, without
+            weights.
 
     Attributes:
         output_dim: width D of the features.
@@ -35,16 +35,18 @@ class Featurizer(nn.Module):
         super().__init__()
         if feature_selection not in SELECTIONS:
             raise UserError(
-                f"There is no feature selection {feature_selection!r}.",
+                f"Unknown feature selection {feature_selection!r}.",
                 where="-s / --upstream_feature_selection",
                 fix=nearest(feature_selection, list(SELECTIONS)),
+                code="unknown-name",
             )
         first = 1 if feature_selection == "layer_results" else 0
         if upstream.num_hidden_states <= first:
             raise UserError(
-                "This upstream has a single hidden state, so that 'layer_results' is empty.",
+                "'layer_results' is empty: this upstream has a single hidden state.",
                 where="-s / --upstream_feature_selection",
                 fix="Use 'hidden_states'.",
+                code="conflicting-options",
             )
         self.feature_selection = feature_selection
         self.output_dim = upstream.hidden_size
@@ -59,14 +61,14 @@ class Featurizer(nn.Module):
             features = hidden.states[-1]
         else:
             states = hidden.states[-len(self.weights) :]
-            # Full precision under autocast: it is one cheap product, and the weights move slowly.
+            # Full precision under autocast: the product is cheap, and the weights change slowly.
             with torch.autocast(states.device.type, enabled=False):
                 shares = torch.softmax(self.weights, dim=0).to(states.dtype)
                 features = torch.tensordot(shares, states, dims=1)
         return list(features.split(hidden.lengths))
 
     def layer_weights(self) -> list[float]:
-        """The share of each weighed hidden state; they add up to 1. Empty without weights."""
+        """The softmax weight of each hidden state, adding up to 1; empty without weights."""
         if self.weights is None:
             return []
         return torch.softmax(self.weights.detach().double(), dim=0).tolist()

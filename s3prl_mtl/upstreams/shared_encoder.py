@@ -1,4 +1,4 @@
-"""From waveforms to features: the encoder and the featurizer as a run uses them."""
+"""The encoder and the weighted sum of its layers, shared by the tasks of a run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream
 
 
 class SharedEncoder:
-    """The encoder with its weighted sum of layers, on its device and in its precision.
+    """Compute features of waveforms for the experts of all tasks.
 
     Args:
         upstream: the encoder.
         featurizer: the weighted sum of its hidden states.
-        device: where both are, and where waveforms go.
-        freeze: the encoder is not trained.
-        bf16: it runs in bfloat16.
+        device: of both; waveforms are moved there.
+        freeze: do not train the encoder.
+        bf16: run the encoder under autocast to bfloat16.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class SharedEncoder:
         self.bf16 = bf16
 
     def hidden_states(self, wavs: Sequence[Any]) -> HiddenStates:
-        """The hidden states of utterances of any tasks, in the precision of the encoder."""
+        """Encode waveforms ``(samples_i,)``; hidden states are in the encoder's precision."""
         waveforms = [torch.as_tensor(wav, dtype=torch.float32).to(self.device) for wav in wavs]
         trains_encoder = torch.is_grad_enabled() and not self.freeze
         with (
@@ -48,31 +48,32 @@ class SharedEncoder:
         return hidden
 
     def weighted(self, hidden: HiddenStates) -> list[Tensor]:
-        """The features of each utterance, float32 (frames_i, D)."""
+        """The weighted sum of the layers of each utterance, float32 ``(frames_i, D)``."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            # The heads run in float32: CTC and AM-softmax lose too much below it.
+            # Heads run in float32: CTC and AM-softmax are inaccurate in bfloat16.
             return [feature.float() for feature in self.featurizer(hidden)]
 
     def features(self, wavs: Sequence[Any]) -> list[Tensor]:
-        """The features of utterances of any tasks, float32 (frames_i, D) each."""
+        """The features of waveforms, float32 ``(frames_i, D)`` each."""
         return self.weighted(self.hidden_states(wavs))
 
     def inputs(self, expert: Any, wavs: Sequence[Any]) -> list[Tensor]:
-        """What the `forward` of an expert gets of utterances: features, or all hidden states."""
+        """The input of an expert's `forward`: features, or the hidden states of all layers."""
         if wants_hidden_states(expert):
             return layers(self.hidden_states(wavs))
         return self.features(wavs)
 
     def set_training(self, training: bool) -> None:
+        """Switch between training and evaluation; a frozen encoder stays in evaluation mode."""
         self.upstream.train(training and not self.freeze)
         self.featurizer.train(training)
 
 
 def wants_hidden_states(expert: Any) -> bool:
-    """Whether the `forward` of an expert gets each layer's hidden states, not their sum."""
+    """Whether an expert takes the hidden states of all layers instead of their weighted sum."""
     return bool(getattr(expert, "wants_hidden_states", False))
 
 
 def layers(hidden: HiddenStates) -> list[Tensor]:
-    """The hidden states of each utterance, float32 (L, frames_i, D)."""
+    """The hidden states of each utterance, float32 ``(L, frames_i, D)``."""
     return [states.float() for states in hidden.split()]

@@ -10,7 +10,7 @@ import torch
 
 from s3prl_mtl import MultiTaskRunner, load, load_upstream
 from s3prl_mtl.config import build_config
-from s3prl_mtl.training.microbatch import forward
+from s3prl_mtl.training.forward import forward
 
 # The expert keeps what it got, by its process's global, for the test to look at.
 EXPERT = """
@@ -103,7 +103,7 @@ def test_its_gradient_reaches_the_encoder(
 ):
     settings = config(["noise"], tiny_corpus, manifest_cache, **{"runner.test_last": False})
     runner = MultiTaskRunner(settings, tmp_path / "run")
-    runner.training_step.set_training(True)
+    runner.training_step.run.set_training(True)
     pieces = runner.training_step.draw()
     (loss,) = forward(pieces, runner.tasks, runner.encoder, None, {"noise": defaultdict(list)})
     loss.backward()

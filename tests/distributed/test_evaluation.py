@@ -21,8 +21,9 @@ def evaluate_everything(
 ) -> tuple[list[tuple], dict[str, tuple]]:
     """Every number of every split, and what each expert remembers afterwards."""
     runner = MultiTaskRunner(config, folder, world=world)
+    runner.run.step = 7
     splits = runner.splits("dev_splits") + runner.splits("test_splits")
-    reports = runner.evaluator.evaluate(splits, step=7)
+    reports = runner.evaluator.evaluate(splits)
     memory = {
         name: (task.expert.best_score.item(), dict(task.expert.decision))
         for name, task in runner.tasks.items()
@@ -68,7 +69,7 @@ def evaluate_with_a_fault(
         seen.append(len(wavs))
         if world.rank == 1 and len(seen) == 2:
             if fault == "stop":
-                runner.evaluator.stop_asked = lambda: True
+                runner.run.stop_asked = lambda: True
             elif fault == "mistake":
                 raise UserError("The file x.wav is not audio.")
             else:
@@ -78,7 +79,7 @@ def evaluate_with_a_fault(
     runner.encoder.features = features
     error: BaseException
     try:
-        runner.evaluator.evaluate(runner.splits("dev_splits"), step=1)
+        runner.evaluator.evaluate(runner.splits("dev_splits"))
     except (Interrupted, Exception) as caught:
         error = caught
     scores = {name: task.expert.best_score.item() for name, task in runner.tasks.items()}

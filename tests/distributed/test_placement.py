@@ -15,7 +15,7 @@ from s3prl_mtl.distributed.placement import (
     Placement,
     by_cost,
     by_hand,
-    every_task_everywhere,
+    data_parallel,
     loads,
 )
 from s3prl_mtl.errors import UserError
@@ -46,7 +46,7 @@ def random_costs(seed: int) -> tuple[dict[str, float], int]:
 
 
 def test_data_parallel_gives_each_rank_its_share_of_every_task():
-    placement = every_task_everywhere(["pr", "asr"], 3)
+    placement = data_parallel(["pr", "asr"], 3)
     check_complete(placement, ["pr", "asr"], 3)
     assert all(
         placement.shares_of(task, rank) == (rank,) for task in placement.shares for rank in range(3)
@@ -159,7 +159,7 @@ def test_a_heavy_task_is_divided_and_the_light_ones_stay_whole():
 
 
 def test_a_single_task_is_on_every_rank():
-    assert by_cost({"asr": 2.5}, 4) == every_task_everywhere(["asr"], 4)
+    assert by_cost({"asr": 2.5}, 4) == data_parallel(["asr"], 4)
 
 
 def test_fewer_tasks_than_ranks_leave_no_rank_idle():
@@ -169,7 +169,7 @@ def test_fewer_tasks_than_ranks_leave_no_rank_idle():
 
 def test_a_single_rank_reads_everything():
     placement = by_cost({"asr": 3.0, "ks": 1.0}, 1)
-    assert placement == every_task_everywhere(["asr", "ks"], 1)
+    assert placement == data_parallel(["asr", "ks"], 1)
 
 
 def test_many_ranks_leave_none_idle_where_the_tolerance_is_a_ranks_load():
@@ -219,8 +219,8 @@ def test_a_task_at_several_ranks_is_divided_evenly():
     }
 
 
-def test_every_task_everywhere_can_be_written_by_hand():
-    assert by_hand("0:asr,ks;1:asr,ks", ["asr", "ks"], 2) == every_task_everywhere(["asr", "ks"], 2)
+def test_data_parallel_can_be_written_by_hand():
+    assert by_hand("0:asr,ks;1:asr,ks", ["asr", "ks"], 2) == data_parallel(["asr", "ks"], 2)
 
 
 def test_an_alias_is_the_task_that_it_stands_for():
@@ -270,7 +270,7 @@ def test_a_run_of_one_process_says_that_it_has_rank_0_only():
 @pytest.mark.parametrize(
     "placement",
     [
-        every_task_everywhere(SUPERB, 3),
+        data_parallel(SUPERB, 3),
         by_cost({"sv": 3.0, "ks": 0.2, "asr": 5.0}, 12),
         by_hand("0:asr;1:lab:tones", ["lab:tones", "asr"], 2),
     ],

@@ -76,7 +76,7 @@ def take_up(
     saved = checkpoints.load(resume)
     runner = MultiTaskRunner(config, folder, resume=saved, world=world)
     runner.evaluated_step = saved["EvaluatedStep"]
-    runner.run_state.restore_rest(saved)
+    runner.run_state.restore_training(saved)
     state = runner.state()
     streams = {name: task.stream.state_dict() for name, task in runner.tasks.items()}
     return state, streams

@@ -1,21 +1,20 @@
-"""Steps that meet losses that are no numbers, and memory that is short."""
+"""Steps with non-finite losses, and steps that do not fit into memory."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.training.microbatch import split_batches
+from s3prl_mtl.training.microbatch import MicroBatch
 from s3prl_mtl.training.runner import MultiTaskRunner
-from s3prl_mtl.training.skips import MAXIMUM_IN_A_ROW, SkipCounts
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_updates import (
     assert_same_update,
@@ -27,50 +26,86 @@ from tests.distributed.test_updates import (
 Fault = Callable[[World, MultiTaskRunner], None]
 
 
-def step_with(
-    world: World, config: dict[str, Any], folder: Path, fault: Fault | None
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, float], dict[str, Any]]:
-    """Weights before and after a step, its losses, and what was counted."""
-    runner = MultiTaskRunner(config, folder, world=world)
+@dataclass
+class Outcome:
+    """What some steps did on one rank.
+
+    Args:
+        before, after: weights.
+        losses: of the last step.
+        counts: of skipped steps.
+        attempts: for each step how many micro-batches each attempt at it had.
+    """
+
+    before: dict[str, torch.Tensor]
+    after: dict[str, torch.Tensor]
+    losses: dict[str, float]
+    counts: dict[str, Any]
+    attempts: list[list[int]]
+
+    @property
+    def update(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, float]]:
+        return self.before, self.after, self.losses
+
+
+def take_steps(
+    world: World,
+    config: dict[str, Any],
+    folder: Path,
+    faults: list[tuple[str, Fault | None]],
+    steps: int = 1,
+) -> list[Outcome]:
+    """Steps from the same weights, once for each list of tasks and fault."""
+    return [steps_with(world, config, folder, tasks, fault, steps) for tasks, fault in faults]
+
+
+def steps_with(
+    world: World,
+    config: dict[str, Any],
+    folder: Path,
+    tasks: str,
+    fault: Fault | None,
+    steps: int = 1,
+) -> Outcome:
+    runner = MultiTaskRunner({**config, "downstream": tasks.split(",")}, folder, world=world)
     without_chance(runner)
+    attempts: list[list[int]] = []
+    attempt = runner.training_step._attempt
+
+    def counted(micro_batches: list[MicroBatch], dropped: frozenset[str]) -> Any:
+        attempts[-1].append(len(micro_batches))
+        return attempt(micro_batches, dropped)
+
+    runner.training_step._attempt = counted
     if fault is not None:
         fault(world, runner)
     before = weights_of(runner)
-    report = runner.train_step()
-    return before, weights_of(runner), report.losses, runner.skips.state_dict()
+    for _ in range(steps):
+        attempts.append([])
+        report = runner.train_step()
+    counts = runner.run.skips.state_dict()
+    return Outcome(before, weights_of(runner), report.losses, counts, attempts)
 
 
-def plain_descent(corpus: Path, cache: Path, tasks: str = "ks,er,asr") -> dict[str, Any]:
-    return make_config(corpus, cache, tasks, optimizer={"name": "SGD", "lr": 1.0})
+@pytest.fixture
+def config(tiny_corpus: Path, manifest_cache: Path) -> dict[str, Any]:
+    # Plain gradient descent with a rate of 1: the update is the clipped gradient itself.
+    return make_config(
+        tiny_corpus, manifest_cache, "ks,er,asr", optimizer={"name": "SGD", "lr": 1.0}
+    )
 
 
-# --------------------------------------------------------------------- no number
+# --------------------------------------------------------------- non-finite losses
 
 
-def no_number_on_the_last_rank(world: World, runner: MultiTaskRunner) -> None:
+def nan_on_the_last_rank(world: World, runner: MultiTaskRunner) -> None:
     if world.rank == world.size - 1:
         expert = runner.tasks["er"].expert
         forward = expert.forward
         expert.forward = lambda *args, **kwargs: forward(*args, **kwargs) * math.nan
 
 
-def test_a_task_without_a_number_is_left_out_on_all_ranks_and_the_others_go_on(
-    tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
-):
-    config = plain_descent(tiny_corpus, manifest_cache)
-    faulty = run_ranks(2, step_with, config, tmp_path / "a", no_number_on_the_last_rank)
-    without = plain_descent(tiny_corpus, manifest_cache, "ks,asr")
-    expected = run_ranks(2, step_with, without, tmp_path / "b", None)[0]
-    for before, after, losses, counted in faulty:
-        assert counted["dropped_steps"] == {"ks": 0, "er": 1, "asr": 0}
-        assert math.isnan(losses["er"]) and math.isfinite(losses["asr"])
-        head = [name for name in before if name.startswith("er/")]
-        assert head and all(torch.equal(before[name], after[name]) for name in head)
-        # The step that is taken is the one of a run that has no such task.
-        assert_same_update(expected[:3], (before, after, losses), names=list(expected[0]))
-
-
-def no_number_in_the_second_draw(world: World, runner: MultiTaskRunner) -> None:
+def nan_in_the_second_draw(world: World, runner: MultiTaskRunner) -> None:
     expert = runner.tasks["er"].expert
     forward = expert.forward
     calls: list[int] = []
@@ -83,44 +118,27 @@ def no_number_in_the_second_draw(world: World, runner: MultiTaskRunner) -> None:
     expert.forward = sometimes
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_task_that_fails_late_in_a_step_has_no_part_in_any_of_it(
-    ranks: int, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("ranks", "fault", "draws", "attempts"),
+    [
+        (2, nan_on_the_last_rank, 1, [1]),
+        (1, nan_in_the_second_draw, 2, [2, 2]),
+        (2, nan_in_the_second_draw, 2, [2, 2]),
+    ],
+)
+def test_a_task_with_a_non_finite_loss_has_no_part_in_the_step_on_any_rank(
+    ranks: int, fault: Fault, draws: int, attempts: list[int], config, tmp_path: Path
 ):
-    config = plain_descent(tiny_corpus, manifest_cache)
-    config["runner"]["gradient_accumulate_steps"] = 2
-    without = plain_descent(tiny_corpus, manifest_cache, "ks,asr")
-    without["runner"]["gradient_accumulate_steps"] = 2
-    expected = run_ranks(ranks, step_with, without, tmp_path / "b", None)[0]
-    for before, after, losses, counted in run_ranks(
-        ranks, step_with, config, tmp_path / "a", no_number_in_the_second_draw
-    ):
-        assert counted["dropped_steps"] == {"ks": 0, "er": 1, "asr": 0}
-        head = [name for name in before if name.startswith("er/")]
-        assert head and all(torch.equal(before[name], after[name]) for name in head)
-        assert_same_update(expected[:3], (before, after, losses), names=list(expected[0]))
-
-
-def test_fifty_such_steps_in_a_row_end_the_run_by_the_name_of_the_task():
-    skips = SkipCounts(["ks", "er"])
-    for skips.step in range(1, MAXIMUM_IN_A_ROW):
-        skips.note_losses({"er"})
-    skips.note_losses(set())
-    for skips.step in range(1, MAXIMUM_IN_A_ROW):
-        skips.note_losses({"er"})
-    resumed = SkipCounts(["ks", "er"])
-    resumed.load_state_dict(skips.state_dict())
-    assert resumed.dropped_steps == {"ks": 0, "er": 2 * (MAXIMUM_IN_A_ROW - 1)}
-    with pytest.raises(UserError, match="The loss of er has not been a finite number for 50 steps"):
-        resumed.note_losses({"er"})
-
-
-def test_fifty_gradients_without_a_number_end_the_run():
-    skips = SkipCounts(["ks"])
-    for _ in range(MAXIMUM_IN_A_ROW - 1):
-        skips.note_norm(math.inf, ["the head of ks"])
-    with pytest.raises(UserError, match=r"50 steps in a row \(the head of ks\)"):
-        skips.note_norm(math.nan, ["the head of ks"])
+    config["runner"]["gradient_accumulate_steps"] = draws
+    cases = [("ks,er,asr", fault), ("ks,asr", None)]
+    for faulty, without in run_ranks(ranks, take_steps, config, tmp_path, cases):
+        assert faulty.attempts == [attempts]
+        assert faulty.counts["dropped_steps"] == {"ks": 0, "er": 1, "asr": 0}
+        assert math.isnan(faulty.losses["er"]) and math.isfinite(faulty.losses["asr"])
+        head = [name for name in faulty.before if name.startswith("er/")]
+        assert head and all(torch.equal(faulty.before[n], faulty.after[n]) for n in head)
+        # The step is the one of a run that has no such task.
+        assert_same_update(without.update, faulty.update, names=list(without.before))
 
 
 # -------------------------------------------------------------------- short memory
@@ -129,99 +147,75 @@ LIMIT = 40_000
 """Samples that fit at once; the batches of a step have several times as many."""
 
 
-def short_memory_forward(world: World, runner: MultiTaskRunner) -> None:
+def refuse(gradient: torch.Tensor) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def short_memory(where: str, world: World, runner: MultiTaskRunner) -> None:
     """The encoder of the last rank cannot take more than LIMIT samples, or one utterance."""
     if world.rank != world.size - 1:
         return
     features = runner.encoder.features
 
     def limited(wavs: list[Any]) -> list[torch.Tensor]:
-        if len(wavs) > 1 and sum(len(wav) for wav in wavs) > LIMIT:
+        too_much = len(wavs) > 1 and sum(len(wav) for wav in wavs) > LIMIT
+        if too_much and where == "forward":
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return features(wavs)
-
-    runner.encoder.features = limited
-
-
-def short_memory_backward(world: World, runner: MultiTaskRunner) -> None:
-    """The same, found out in the middle of the backward pass."""
-    if world.rank != world.size - 1:
-        return
-    features = runner.encoder.features
-
-    def refuse(gradient: torch.Tensor) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    def limited(wavs: list[Any]) -> list[torch.Tensor]:
         made = features(wavs)
-        if len(wavs) > 1 and sum(len(wav) for wav in wavs) > LIMIT:
+        if too_much:
             made[0].register_hook(refuse)
         return made
 
     runner.encoder.features = limited
 
 
+def short_memory_forward(world: World, runner: MultiTaskRunner) -> None:
+    short_memory("forward", world, runner)
+
+
+def short_memory_backward(world: World, runner: MultiTaskRunner) -> None:
+    short_memory("backward", world, runner)
+
+
 @pytest.mark.parametrize(
     "fault", [pytest.param(short_memory_forward, marks=pytest.mark.slow), short_memory_backward]
 )
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_step_that_does_not_fit_is_taken_in_parts_and_stays_the_same(
-    fault: Fault, ranks: int, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+def test_steps_that_do_not_fit_are_divided_and_stay_the_same(
+    fault: Fault, ranks: int, config, tmp_path: Path
 ):
-    config = plain_descent(tiny_corpus, manifest_cache)
-    expected = run_ranks(ranks, step_with, config, tmp_path / "a", None)[0]
-    for rank in run_ranks(ranks, step_with, config, tmp_path / "b", fault):
-        assert rank[3]["steps_in_parts"] == 1
-        assert rank[2] == pytest.approx(expected[2], rel=1e-5)
-        assert_same_update(expected[:3], rank[:3])
+    cases = [("ks,er,asr", None), ("ks,er,asr", fault)]
+    by_rank = run_ranks(ranks, take_steps, config, tmp_path, cases, 2)
+    for whole, divided in by_rank:
+        assert whole.attempts == [[1], [1]]
+        first, second = divided.attempts
+        assert first == [2**n for n in range(len(first))] and len(first) > 1
+        assert second[0] == first[-1], "the next step starts with as many micro-batches"
+        assert divided.counts["steps_in_parts"] == 2
+        assert divided.attempts == by_rank[0][1].attempts, "all ranks divide alike"
+        assert divided.losses == pytest.approx(whole.losses, rel=1e-4)
+        assert_same_update(whole.update, divided.update)
 
 
 def no_memory(world: World, runner: MultiTaskRunner) -> None:
-    def refuse(wavs: list[Any]) -> list[torch.Tensor]:
+    def refuse_any(wavs: list[Any]) -> list[torch.Tensor]:
         if not wavs:
             return []
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     if world.rank == 0:
-        runner.encoder.features = refuse
+        runner.encoder.features = refuse_any
 
 
-def refused(world: World, config: dict[str, Any], folder: Path) -> str:
-    try:
-        step_with(world, config, folder, no_memory)
-    except UserError as mistake:
-        return str(mistake)
-    return "nothing"
+def error_without_memory(world: World, config: dict[str, Any], folder: Path) -> tuple[str, str]:
+    with pytest.raises(UserError) as caught:
+        steps_with(world, config, folder, "ks,er,asr", no_memory)
+    return caught.value.code, str(caught.value)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_memory_that_is_too_small_for_one_utterance_ends_the_run_on_all_ranks(
-    ranks: int, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+    ranks: int, config, tmp_path: Path
 ):
-    config = plain_descent(tiny_corpus, manifest_cache)
-    for text in run_ranks(ranks, refused, config, tmp_path):
-        assert "memory of the GPU is too small" in text and "at most 1 utterances" in text
-
-
-def batch_of(task: str, *lengths: int) -> Batch:
-    wavs = [torch.zeros(length) for length in lengths]
-    return Batch(task, 0, wavs, [list(range(len(lengths))), torch.arange(len(lengths)), None])
-
-
-def test_parts_hold_every_utterance_once_and_get_smaller():
-    work = [batch_of("a", 50, 60, 70), batch_of("b", 10), batch_of("c", 100, 5)]
-    for parts in (1, 2, 4, 8, 16):
-        micro_batches = split_batches(work, parts)
-        assert len(micro_batches) == parts, "all ranks must have the same number"
-        held = [(p.task, label) for part in micro_batches for p in part for label in p.others[0]]
-        assert sorted(held) == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("c", 0), ("c", 1)]
-        for part in micro_batches:
-            for p in part:
-                assert len(p.wavs) == len(p.others[0]) == len(p.others[1])
-    assert max(sum(p.utterances for p in part) for part in split_batches(work, 8)) == 1
-    assert [[p.task for p in part] for part in split_batches(work, 2)] == [["a"], ["b", "c"]]
-
-
-def test_a_batch_that_nobody_can_cut_stays_whole():
-    whole = Batch("a", 0, [torch.zeros(5), torch.zeros(5)], [{"one": 1, "two": 2}])
-    assert split_batches([whole], 2) == [[whole], []]
+    for code, text in run_ranks(ranks, error_without_memory, config, tmp_path):
+        assert code == "out-of-memory" and "1 utterances" in text

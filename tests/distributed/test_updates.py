@@ -41,8 +41,8 @@ def make_config(corpus: Path, cache: Path, tasks: str, **flags: Any) -> dict[str
 def without_chance(runner: MultiTaskRunner) -> None:
     """Switch dropout off for good."""
     step = runner.training_step
-    step.set_training(False)
-    step.set_training = lambda training: None
+    step.run.set_training(False)
+    step.run.set_training = lambda training: None
 
 
 def weights_of(runner: MultiTaskRunner) -> dict[str, torch.Tensor]:

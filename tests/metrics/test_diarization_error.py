@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scipy.signal import medfilt
 
-from s3prl_mtl.errors import UserError
 from s3prl_mtl.metrics import (
     DiarizationErrors,
     best_decision,
@@ -19,6 +18,7 @@ from s3prl_mtl.metrics import (
     frame_accuracy,
     frame_diarization_errors,
 )
+from tests.mistakes import user_error
 
 Activity = np.ndarray
 
@@ -122,11 +122,11 @@ def test_a_rate_without_speech_and_unequal_lengths_are_errors(
     rate: Callable[[Activity, Activity], float],
 ) -> None:
     silence = np.zeros((3, 2))
-    with pytest.raises(UserError, match="no speech"):
+    with user_error("undefined-metric"):
         rate(silence, np.ones((3, 2)))
-    with pytest.raises(ValueError, match="3 frames of reference, but 4"):
+    with pytest.raises(ValueError, match=r"\b3\b.*\b4\b"):
         rate(silence, np.zeros((4, 2)))
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(ValueError, match=r"\(3,\)"):
         rate(np.zeros(3), np.zeros(3))
 
 
@@ -149,7 +149,7 @@ def test_smoothing_is_a_majority_over_frames_with_silence_at_both_ends(size: int
 
 @pytest.mark.parametrize("size", [0, 2, -1])
 def test_a_median_over_an_even_number_of_frames_is_an_error(size: int) -> None:
-    with pytest.raises(ValueError, match="odd"):
+    with pytest.raises(ValueError, match=rf" {size}$"):
         decide_speech(np.zeros((5, 2)), 0.5, size)
 
 
@@ -177,5 +177,5 @@ def test_of_equal_decisions_the_first_is_taken() -> None:
     reference = np.ones((30, 1))
     chosen = best_decision([(reference, reference)], thresholds=(0.6, 0.4), median_filters=(1, 3))
     assert (chosen.threshold, chosen.median_filter) == (0.6, 1)
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError):
         best_decision([(reference, reference)], thresholds=())

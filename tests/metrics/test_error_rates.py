@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from s3prl_mtl.errors import UserError
 from s3prl_mtl.metrics import (
     accuracy,
     character_error_rate,
@@ -20,6 +19,7 @@ from s3prl_mtl.metrics import (
     token_error_rate,
     word_error_rate,
 )
+from tests.mistakes import user_error
 
 Golden = dict[str, Any]
 
@@ -107,11 +107,10 @@ def test_characters_count_spaces() -> None:
 
 @pytest.mark.parametrize("rate", [token_error_rate, word_error_rate, character_error_rate])
 def test_rates_of_nothing_and_of_unequal_numbers_are_errors(rate: Callable[..., float]) -> None:
-    with pytest.raises(UserError, match="all empty"):
-        rate(["", ""], ["A", ""])
-    with pytest.raises(UserError, match="all empty"):
-        rate([], [])
-    with pytest.raises(ValueError, match="1 references, but 2 hypotheses"):
+    for references, hypotheses in ([["", ""], ["A", ""]], [[], []]):
+        with user_error("undefined-metric"):
+            rate(references, hypotheses)
+    with pytest.raises(ValueError, match=r"\b1\b.*\b2\b"):
         rate(["A"], ["A", "B"])
 
 
@@ -121,9 +120,9 @@ def test_accuracy_counts_items_whose_every_part_is_right() -> None:
     rows = torch.tensor([[1, 2, 3], [4, 5, 6]])
     assert accuracy(rows, [(1, 2, 3), (4, 5, 0)]) == 0.5
     assert accuracy(list(rows), rows) == 1.0
-    with pytest.raises(UserError, match="at least one"):
+    with user_error("undefined-metric"):
         accuracy([], [])
-    with pytest.raises(ValueError, match="1 references, but 2"):
+    with pytest.raises(ValueError, match=r"\b1\b.*\b2\b"):
         accuracy([1], [1, 2])
 
 

@@ -1,4 +1,4 @@
-"""What a head says of an utterance does not depend on what the utterance is batched with."""
+"""The output of a head for an utterance does not depend on the rest of the batch."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def features() -> list[Tensor]:
     return [torch.randn(length, WIDTH) for length in LENGTHS]
 
 
-def close(batched: Tensor, alone: Tensor) -> None:
-    torch.testing.assert_close(batched, alone, rtol=1e-5, atol=1e-6)
+def assert_close(batched: Tensor, single: Tensor) -> None:
+    torch.testing.assert_close(batched, single, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -67,32 +67,32 @@ def test_frame_logits_do_not_depend_on_the_batch(
 ) -> None:
     logits, lengths = head(*pad_features(features))
     for index, utterance in enumerate(features):
-        alone, alone_lengths = head(*pad_features([utterance]))
-        length = int(alone_lengths[0])
+        single, single_lengths = head(*pad_features([utterance]))
+        length = int(single_lengths[0])
         assert int(lengths[index]) == length
-        close(logits[index, :length], alone[0, :length])
+        assert_close(logits[index, :length], single[0, :length])
 
 
 def test_utterance_logits_do_not_depend_on_the_batch(features: list[Tensor]) -> None:
     head = UtteranceLevel(WIDTH, 5)
     logits = head(*pad_features(features))
     for index, utterance in enumerate(features):
-        close(logits[index], head(*pad_features([utterance]))[0])
+        assert_close(logits[index], head(*pad_features([utterance]))[0])
 
 
-def test_mean_pooling_ignores_whatever_the_padding_holds(features: list[Tensor]) -> None:
+def test_mean_pooling_ignores_padding(features: list[Tensor]) -> None:
     head = UtteranceLevel(WIDTH, 5)
     padded, lengths = pad_features(features)
     expected = head(padded, lengths)
     padded[1, LENGTHS[1] :] = torch.nan
-    close(head(padded, lengths), expected)
+    assert_close(head(padded, lengths), expected)
 
 
 def test_diarization_logits_do_not_depend_on_the_batch(features: list[Tensor]) -> None:
     head = DiarizationHead(WIDTH, 3, hidden_size=8)
     logits = head(pad_features(features)[0])
     for index, utterance in enumerate(features):
-        close(logits[index, : len(utterance)], head(utterance[None])[0])
+        assert_close(logits[index, : len(utterance)], head(utterance[None])[0])
 
 
 def test_xvectors_do_not_depend_on_the_batch_without_padding_frames(
@@ -101,17 +101,17 @@ def test_xvectors_do_not_depend_on_the_batch_without_padding_frames(
     head = XVector(WIDTH, agg_dim=9)
     padded, lengths = pad_features(features)
     for call in (head, head.embed):
-        together = call(padded, lengths, pool_padding_frame=False)
+        batched = call(padded, lengths, pool_padding_frame=False)
         for index, utterance in enumerate(features):
-            close(together[index], call(*pad_features([utterance]), False)[0])
+            assert_close(batched[index], call(*pad_features([utterance]), False)[0])
 
 
 def test_superb_pooling_adds_one_padded_frame_to_shorter_utterances_only(
     features: list[Tensor],
 ) -> None:
     head = XVector(WIDTH, agg_dim=9)
-    together = head.embed(*pad_features(features))
+    batched = head.embed(*pad_features(features))
     for index, utterance in enumerate(features):
         if len(utterance) < max(LENGTHS):
             utterance = torch.cat([utterance, torch.zeros(1, WIDTH)])
-        close(together[index], head.embed(*pad_features([utterance]))[0])
+        assert_close(batched[index], head.embed(*pad_features([utterance]))[0])

@@ -1,4 +1,4 @@
-"""Every head of SUPERB, composed from the parts, against the outputs of the original programs."""
+"""Heads of SUPERB against losses, gradients and metrics of the original programs."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s3prl_mtl.errors import UserError
 from s3prl_mtl.nn import (
     FrameLevel,
     RNNs,
@@ -19,6 +18,7 @@ from s3prl_mtl.nn import (
     pad_features,
 )
 from s3prl_mtl.nn.xvector import TDNN
+from tests.mistakes import user_error
 
 RNN_SETTINGS: dict[str, Any] = {
     "module": "GRU",
@@ -39,7 +39,7 @@ def test_frame_mask_marks_the_frames_of_each_utterance() -> None:
 
 
 def test_padding_an_empty_batch_is_an_error() -> None:
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError):
         pad_features([])
 
 
@@ -89,32 +89,55 @@ def test_dropping_keeps_the_width_of_the_input() -> None:
     assert lengths.tolist() == [4]
 
 
-def test_an_utterance_that_subsampling_swallows_is_an_error() -> None:
+def test_subsampling_that_leaves_no_frame_is_an_error() -> None:
     head = RNNs(5, 2, **{**RNN_SETTINGS, "total_rate": 1280})
-    with pytest.raises(ValueError, match="too short"):
+    with pytest.raises(ValueError):
         head(torch.randn(2, 8, 5), torch.tensor([8, 3]))
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "code", "where", "fix"),
     [
-        ({}, "no head named 'None'"),
-        ({"select": "RNN"}, "did you mean 'RNNs'"),
-        ({"select": "UtteranceLevel", "UtteranceLevel": {"poolin": "x"}}, "'pooling'"),
-        ({"select": "UtteranceLevel", "UtteranceLevel": {"pooling": "MaxPooling"}}, "MeanPooling"),
-        ({"select": "RNNs", "RNNs": {"dim": [3]}}, "lacks the options module"),
-        ({"select": "RNNs", "RNNs": {**RNN_SETTINGS, "dim": [3]}}, "dim has 1, dropout has 2"),
-        ({"select": "RNNs", "RNNs": {**RNN_SETTINGS, "module": "LTSM"}}, "'LSTM'"),
-        ({"select": "RNNs", "RNNs": {**RNN_SETTINGS, "sample_style": "x"}}, "sample_style 'x'"),
-        ({"select": "FrameLevel", "FrameLevel": {"activation": "Relu"}}, "'ReLU'"),
+        ({}, "unknown-name", r"modelrc\.select", "RNNs"),
+        ({"select": "RNN"}, "unknown-name", r"modelrc\.select", "'RNNs'"),
+        (
+            {"select": "UtteranceLevel", "UtteranceLevel": {"poolin": "x"}},
+            *("unknown-key", r"UtteranceLevel\.poolin", "'pooling'"),
+        ),
+        (
+            {"select": "UtteranceLevel", "UtteranceLevel": {"pooling": "MaxPooling"}},
+            *("unknown-name", r"UtteranceLevel\.pooling", "MeanPooling"),
+        ),
+        (
+            {"select": "RNNs", "RNNs": {"dim": [3]}},
+            *("missing-option", r"modelrc\.RNNs", "module, bidirection"),
+        ),
+        (
+            {"select": "RNNs", "RNNs": {**RNN_SETTINGS, "dim": [3]}},
+            *("invalid-value", "dim: 1, dropout: 2", None),
+        ),
+        (
+            {"select": "RNNs", "RNNs": {**RNN_SETTINGS, "module": "LTSM"}},
+            *("unknown-name", r"RNNs\.module", "'LSTM'"),
+        ),
+        (
+            {"select": "RNNs", "RNNs": {**RNN_SETTINGS, "sample_style": "x"}},
+            *("unknown-name", r"RNNs\.sample_style", "concat"),
+        ),
+        (
+            {"select": "FrameLevel", "FrameLevel": {"activation": "Relu"}},
+            *("unknown-name", r"FrameLevel\.activation", "'ReLU'"),
+        ),
     ],
 )
-def test_impossible_settings_are_the_users_error(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_invalid_settings_are_user_errors(
+    settings: dict[str, Any], code: str, where: str, fix: str | None
+) -> None:
+    with user_error(code, where, fix):
         head_from_settings(5, 2, settings)
 
 
-def test_settings_of_other_heads_are_left_alone() -> None:
+def test_settings_of_other_heads_are_ignored() -> None:
     settings = {"select": "FrameLevel", "FrameLevel": None, "RNNs": {"x": 1}, "project_dim": 3}
     head = head_from_settings(5, 2, settings)
     assert isinstance(head, FrameLevel)
@@ -162,7 +185,7 @@ def test_an_utterance_too_short_for_an_xvector_is_an_error() -> None:
     head = XVector(4, agg_dim=5)
     assert head.min_frames == 16
     assert torch.isfinite(head(*pad_features([torch.randn(16, 4)]))).all()
-    with pytest.raises(ValueError, match="needs 16 frames, an utterance has 15"):
+    with pytest.raises(ValueError, match=r"\b16\b.*\b15\b"):
         head(*pad_features([torch.randn(15, 4), torch.randn(40, 4)]))
 
 

@@ -1,4 +1,4 @@
-"""Losses against closed forms and against trying everything."""
+"""Losses against closed forms and brute force."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def test_additive_margin_softmax_equals_its_definition() -> None:
 
 @pytest.mark.parametrize("speaker", [-1, 5])
 def test_a_speaker_outside_the_training_set_is_an_error(speaker: int) -> None:
-    with pytest.raises(ValueError, match="from 0 to 4"):
+    with pytest.raises(ValueError, match=r"\b0\b.*\b4\b"):
         AMSoftmaxLoss(4, 5)(torch.randn(1, 4), torch.tensor([speaker]))
 
 
 @pytest.mark.parametrize("speakers", [1, 2, 3, 4])
-def test_permutation_invariant_loss_is_the_least_over_all_orders(speakers: int) -> None:
+def test_permutation_invariant_loss_is_the_minimum_over_permutations(speakers: int) -> None:
     torch.manual_seed(speakers)
     lengths = torch.tensor([9, 4, 1])
     logits = torch.randn(3, 9, speakers)
@@ -98,7 +98,7 @@ def test_permutation_invariant_loss_is_the_least_over_all_orders(speakers: int) 
         assert costs[tuple(order)] == pytest.approx(costs[best], rel=1e-6)
 
 
-def test_padded_frames_neither_cost_nor_teach() -> None:
+def test_padded_frames_have_neither_loss_nor_gradient() -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 6, 2, requires_grad=True)
     labels = torch.randint(0, 2, (2, 6, 2)).float()
@@ -121,7 +121,7 @@ def test_padded_frames_neither_cost_nor_teach() -> None:
         (4, 4, [0, 1, 2, 3]),
     ],
 )
-def test_features_are_repeated_then_cut_or_extended_by_the_last_frame(
+def test_features_are_repeated_then_truncated_or_padded_with_the_last_frame(
     frames: int, label_length: int, expected: list[int]
 ) -> None:
     features = torch.arange(frames)[:, None].float()

@@ -1,4 +1,4 @@
-"""SpecAugment hides what it should, reproducibly, and leaves its input alone."""
+"""SpecAugment: masks, warp, reproducibility, unchanged input."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from s3prl_mtl.errors import UserError
 from s3prl_mtl.nn import SpecAugment
+from tests.mistakes import user_error
 
 
 def ones(*lengths: int, channels: int = 60) -> list[Tensor]:
@@ -17,7 +17,7 @@ def ones(*lengths: int, channels: int = 60) -> list[Tensor]:
 
 
 def only(**settings: Any) -> SpecAugment:
-    """An augmentation with nothing but what is asked for."""
+    """A SpecAugment with the given settings and all else switched off."""
     off = {"apply_time_warp": False, "apply_freq_mask": False, "apply_time_mask": False}
     return SpecAugment(**{**off, **settings})
 
@@ -60,7 +60,7 @@ def test_the_same_seed_gives_the_same_features() -> None:
     assert not torch.equal(drawn[0], drawn[2])
 
 
-def test_a_generator_of_ones_own_leaves_the_global_one_alone() -> None:
+def test_a_given_generator_leaves_the_global_one_unchanged() -> None:
     features = [torch.randn(100, 80)]
     state = torch.get_rng_state()
     first = SpecAugment()(features, torch.Generator().manual_seed(3))[0]
@@ -69,7 +69,7 @@ def test_a_generator_of_ones_own_leaves_the_global_one_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_frequency_masks_hide_whole_channels_of_the_widths_asked_for() -> None:
+def test_channel_masks_have_widths_in_range() -> None:
     torch.manual_seed(0)
     augment = only(apply_freq_mask=True, freq_mask_width_range=(3, 6), num_freq_mask=1)
     widths, starts = set(), set()
@@ -84,7 +84,7 @@ def test_frequency_masks_hide_whole_channels_of_the_widths_asked_for() -> None:
     assert max(starts) <= 57
 
 
-def test_time_masks_hide_whole_frames_of_the_widths_asked_for() -> None:
+def test_time_masks_have_widths_in_range() -> None:
     torch.manual_seed(0)
     augment = only(apply_time_mask=True, time_mask_width_range=(0, 4), num_time_mask=1)
     widths = set()
@@ -95,7 +95,7 @@ def test_time_masks_hide_whole_frames_of_the_widths_asked_for() -> None:
     assert widths == {0, 1, 2, 3}
 
 
-def test_masks_are_as_many_as_asked_for_and_drawn_for_each_utterance() -> None:
+def test_the_number_of_masks_is_as_set_and_masks_differ_between_utterances() -> None:
     torch.manual_seed(0)
     augment = only(apply_time_mask=True, time_mask_width_range=(2, 3), num_time_mask=4)
     batch = augment(ones(400, 400, 400))
@@ -141,7 +141,7 @@ def test_the_warp_moves_frames_in_order_by_no_more_than_the_window() -> None:
 
 
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
-def test_the_warp_leaves_what_does_not_change_over_time(mode: str) -> None:
+def test_the_warp_leaves_constant_features_unchanged(mode: str) -> None:
     constant = torch.randn(1, 20).expand(50, 20)
     augment = only(apply_time_warp=True, time_warp_mode=mode)
     torch.testing.assert_close(augment([constant])[0], constant)
@@ -162,8 +162,9 @@ def test_utterances_of_twice_the_window_are_not_warped() -> None:
         {"freq_mask_width_range": (-1, 5)},
         {"freq_mask_width_range": (1, 2, 3)},
         {"time_warp_mode": "cubic"},
+        {"num_time_mask": -1},
     ],
 )
-def test_impossible_settings_are_the_users_error(settings: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=next(iter(settings))):
+def test_invalid_settings_are_user_errors(settings: dict[str, Any]) -> None:
+    with user_error("invalid-value", where=rf"specaug\.{next(iter(settings))}"):
         SpecAugment(**settings)

@@ -1,4 +1,4 @@
-"""A failure in the code of a plugin is said to be one of its package."""
+"""An error in the code of a plugin is attributed to its package."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from s3prl_mtl.cli.main import main
-from s3prl_mtl.registry.fault import error_summary, frames_of, plugin_at_fault
+from s3prl_mtl.errors import error_summary
+from s3prl_mtl.registry.fault import frames_of, plugin_at_fault
 
 ROOT = Path(__file__).parents[2]
 
-WORDS = """
+TASK = """
 import json
 from s3prl_mtl import ClassificationExpert
 from downstream_plugins.ks.corpus import SpeechCommands
@@ -29,13 +30,13 @@ class Expert(ClassificationExpert):
 
 @pytest.fixture
 def bad_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Install a package whose task does this for the target of an utterance."""
+    """Install a package with a task that evaluates this for the target of an utterance."""
 
     def install(target: str) -> Path:
         site = tmp_path / "site"
         module = site / "bad_task"
         module.mkdir(parents=True)
-        (module / "__init__.py").write_text(WORDS.replace("HERE", target))
+        (module / "__init__.py").write_text(TASK.replace("HERE", target))
         config = (ROOT / "downstream_plugins" / "ks" / "config.yaml").read_text()
         (module / "config.yaml").write_text(config)
         metadata = site / "bad_words-0.3.dist-info"
@@ -50,7 +51,7 @@ def bad_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "summary"),
     [
         ("labels['wrod']", "KeyError: 'wrod'"),
         ("json.loads(labels['class'])", "JSONDecodeError: Expecting value"),
@@ -58,7 +59,7 @@ def bad_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 )
 def test_an_error_in_a_target_names_the_package_and_the_line(
     target: str,
-    said: str,
+    summary: str,
     bad_task,
     tiny_corpus: Path,
     manifest_cache: Path,
@@ -70,19 +71,19 @@ def test_an_error_in_a_target_names_the_package_and_the_line(
     places = ["-p", str(tmp_path / "run"), "--cache_dir", str(manifest_cache), "--device", "cpu"]
     assert main([*flags, *places]) == 1
     shown = capsys.readouterr().err
-    assert f"The code of package bad-words 0.3 failed: {said}" in shown
-    assert f"Where: {path}, line 12, in target." in shown
-    assert "a failure of the program" not in shown and "Traceback" not in shown
+    assert "bad-words 0.3" in shown and summary in shown
+    assert f"{path}, line 12, in target" in shown
+    assert "Traceback" not in shown
 
 
-def test_an_error_of_ours_is_blamed_on_nobody_else(bad_task):
+def test_an_error_outside_plugins_is_attributed_to_none(bad_task):
     bad_task("0")
     with pytest.raises(ZeroDivisionError) as error:
         _ = 1 / 0
     assert plugin_at_fault(error.value) is None
 
 
-def test_an_error_that_a_loader_worker_met_is_from_where_it_met_it(bad_task):
+def test_an_error_in_a_loader_worker_has_its_frames_there(bad_task):
     path = bad_task("labels['wrod']")
     from torch.utils.data import DataLoader
 
@@ -99,7 +100,7 @@ def test_an_error_that_a_loader_worker_met_is_from_where_it_met_it(bad_task):
     assert str(frames_of(error.value)[-1]) == "bad_task/__init__.py, line 12, in target"
 
 
-def test_a_broken_pipe_between_processes_is_no_success(monkeypatch: pytest.MonkeyPatch):
+def test_a_broken_pipe_between_processes_is_a_failure(monkeypatch: pytest.MonkeyPatch):
     def lose_a_worker(arguments: object) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 

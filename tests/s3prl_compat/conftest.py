@@ -1,4 +1,4 @@
-"""What the tests of s3prl's experts share."""
+"""Fixtures for tests of s3prl's experts."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ downstream_expert:
 
 @pytest.fixture
 def expert_folder(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Makes a folder with an expert, outside of s3prl, as people write them for s3prl."""
+    """Creates a folder with an expert outside s3prl."""
 
     def make(name: str = "tones", source: str = EXPERT, config: str | None = CONFIG) -> Path:
         folder = tmp_path / "mine" / name

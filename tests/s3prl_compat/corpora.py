@@ -41,7 +41,7 @@ FRAME_HEAD = {"project_dim": 8, "select": "FrameLevel", "FrameLevel": {}}
 
 
 def write_config(path: Path, downstream_expert: Settings, splits: list[str] | None = None) -> Path:
-    """A config file as s3prl's experts have one: sections of its runner, too."""
+    """Write a config file with the sections of s3prl's runner."""
     content = {
         "runner": {
             "total_steps": 200000,
@@ -57,7 +57,7 @@ def write_config(path: Path, downstream_expert: Settings, splits: list[str] | No
 
 
 def copy_expert(folder: str, scratch: Path) -> Path:
-    """A copy of an expert of the installed s3prl: some write into the folder of their code."""
+    """Copy an expert of the installed s3prl, because some write into their folder."""
     source = installed_experts()[folder]
     copy = scratch / "downstream" / folder
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__", ".*"))
@@ -152,7 +152,7 @@ def asr(corpus: Path, scratch: Path) -> tuple[Settings, list[str]]:
 
 
 def ctc(corpus: Path, scratch: Path) -> tuple[Settings, list[str]]:
-    """Its corpora are missing in s3prl's package on the registry: here is one of ours."""
+    """s3prl's published package lacks its corpora: provide one."""
     folder = copy_expert("ctc", scratch) / "corpus"
     folder.mkdir()
     (folder / "librispeech.py").write_text(LIBRISPEECH)
@@ -233,7 +233,7 @@ def _alignments(corpus: Path, scratch: Path) -> Settings:
 
 
 def _seed_that_leaves_some(listed: list[str], present: set[str]) -> int:
-    """A seed with which s3prl's shuffle leaves real utterances on both sides of its division."""
+    """A seed for s3prl's shuffle that leaves real utterances in both parts of its split."""
     import random
 
     for seed in range(100):
@@ -408,7 +408,7 @@ def diarization(corpus: Path, scratch: Path) -> tuple[Settings, list[str]]:
 
 
 def example(corpus: Path, scratch: Path) -> tuple[Settings, list[str]]:
-    """s3prl's template; its 200 random waveforms of up to 20 s are 4 of a second."""
+    """s3prl's template, with 4 random waveforms of 1 s instead of 200 of up to 20 s."""
     path = copy_expert("example", scratch) / "dataset.py"
     source = path.read_text()
     for line, shorter in (
@@ -423,7 +423,7 @@ def example(corpus: Path, scratch: Path) -> tuple[Settings, list[str]]:
 
 
 def mos_prediction(corpus: Path, scratch: Path) -> tuple[Settings, list[str]]:
-    """Judges are numbers in the order in which they come, as which s3prl writes names of judges.
+    """Judges are numbered in order of appearance, as s3prl writes their names.
 
     It does that in a way that pandas 3 refuses, and that changes nothing here.
     """
@@ -540,7 +540,7 @@ BUILDERS: dict[str, Callable[[Path, Path], tuple[Settings, list[str]]]] = {
 
 
 def make(folder: str, corpus: Path, scratch: Path) -> str:
-    """Everything that an expert needs to run; returns the word that names it after `-d`."""
+    """Prepare everything for an expert; returns its spec for `-d`."""
     settings, splits = BUILDERS[folder](corpus, scratch)
     copy = scratch / "downstream" / folder
     config = write_config(scratch / f"{folder}.yaml", settings, splits or None)

@@ -1,4 +1,4 @@
-"""Every expert of s3prl that a small corpus can be made for: trained, measured, and resumed."""
+"""Train, evaluate and resume every expert of s3prl with a small corpus."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEEDS_GPU = {"atis", "audio_snips", "sv_voxceleb1"}
 
 @pytest.fixture(autouse=True)
 def packages_of_which_they_use_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """librosa for one listing of files, h5py for predictions that are not kept, sox for nothing."""
+    """librosa only lists files, h5py writes unused predictions, and sox is unused."""
     listing = ModuleType("librosa.util")
     listing.__dict__["find_files"] = lambda root: sorted(map(str, Path(root).rglob("*.wav")))
     sox = ModuleType("sox")
@@ -32,7 +32,7 @@ def packages_of_which_they_use_little(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def gpu_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`.cuda()` stays on the CPU, so that the rest of these experts can be tried without a GPU."""
+    """`.cuda()` stays on the CPU, to test the rest of these experts without a GPU."""
     monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor, *_, **__: tensor)
 
 
@@ -61,14 +61,14 @@ def run_config(
 
 
 def blocks_of(folder: str, word: str, scratch: Path) -> dict[str, Any]:
-    """The block that says where the config file is, for an expert of the installed s3prl."""
+    """The block that states the config file of an expert of the installed s3prl."""
     if "/" in word:
         return {}
     return {word: {"config": str(scratch / f"{folder}.yaml")}}
 
 
 @pytest.mark.parametrize("folder", sorted(BUILDERS))
-def test_an_expert_of_s3prl_trains_beside_one_of_ours(
+def test_an_expert_of_s3prl_trains_beside_a_built_in_task(
     folder: str, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path, request
 ) -> None:
     if folder in NEEDS_GPU:
@@ -96,7 +96,7 @@ def test_an_expert_of_s3prl_trains_beside_one_of_ours(
 
 
 @pytest.mark.parametrize("folder", ["fluent_commands", "ctc"])
-def test_a_resumed_run_with_an_expert_of_s3prl_is_the_same_run(
+def test_a_run_with_an_expert_of_s3prl_resumes_bit_for_bit(
     folder: str, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ) -> None:
     word = make(folder, tiny_corpus, tmp_path)
@@ -106,7 +106,7 @@ def test_a_resumed_run_with_an_expert_of_s3prl_is_the_same_run(
     saved = checkpoints.load(tmp_path / "run" / "states-3.ckpt")
     for file in tmp_path.rglob("*.yaml"):
         if "run" not in file.parts:
-            file.unlink()  # The run remembers its settings.
+            file.unlink()  # The run has stored its settings.
     again = build_config(base=saved["Config"], flags={"downstream": [f"s3prl:{folder}"]})
     assert again == config
     MultiTaskRunner(again, tmp_path / "resumed", resume=saved).train()

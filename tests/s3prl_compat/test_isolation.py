@@ -1,4 +1,4 @@
-"""What experts see of torchaudio is theirs alone."""
+"""Replacements for torchaudio are visible to experts only."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from s3prl_mtl.errors import UserError
 from s3prl_mtl.s3prl_compat.loading import load_expert
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
+from tests.mistakes import user_error
 
 EVERY_FORM = """
 import torchaudio
@@ -40,7 +40,7 @@ class DownstreamExpert:
 """
 
 
-def test_every_form_of_import_gives_the_same_torchaudio_also_inside_a_function(expert_folder):
+def test_every_form_of_import_gives_the_same_torchaudio(expert_folder):
     expert = load_expert(str(expert_folder("forms", EVERY_FORM)))
     assert expert.same
     assert expert.transforms
@@ -50,7 +50,7 @@ def test_every_form_of_import_gives_the_same_torchaudio_also_inside_a_function(e
     assert (shorter.tolist(), rate) == ([[1.0] * 4], 4)
 
 
-def test_nobody_else_sees_it(expert_folder: Callable[..., Path]):
+def test_imports_elsewhere_do_not_change(expert_folder: Callable[..., Path]):
     folder = expert_folder("forms", EVERY_FORM)
     script = f"""
 import builtins, sys
@@ -79,7 +79,7 @@ for name in ("torchaudio.sox_effects", "catalyst"):
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
-def test_experts_that_somebody_imported_before_are_imported_anew():
+def test_experts_that_were_imported_before_are_imported_again():
     script = """
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 ensure_torchaudio()
@@ -96,7 +96,7 @@ assert again is expert
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
-def test_a_relative_import_finds_what_lies_beside_the_folder_then_what_s3prl_has(expert_folder):
+def test_a_relative_import_searches_beside_the_folder_then_in_s3prl(expert_folder):
     source = """
 from ..model import MeanPooling
 from ..neighbour import HERE
@@ -114,28 +114,31 @@ class DownstreamExpert:
 
 
 @pytest.mark.parametrize(
-    ("source", "expected"),
+    ("source", "code", "named"),
     [
-        ("import a_package_nobody_has\n", r"needs the package 'a_package_nobody_has'"),
-        ("import dtw_nobody.parts\n", r"needs the package 'dtw_nobody'"),
-        ("1 / 0\n", r"cannot be imported: ZeroDivisionError"),
-        ("from .nothing import here\n", r"cannot be imported: ModuleNotFoundError"),
-        ("raise SystemExit('no licence')\n", r"cannot be imported: SystemExit: no licence"),
-        ("class Expert:\n    pass\n", r"There is no class DownstreamExpert"),
+        ("import a_package_nobody_has\n", "missing-package", "'a_package_nobody_has'"),
+        ("import dtw_nobody.parts\n", "missing-package", "'dtw_nobody'"),
+        ("1 / 0\n", "expert-failed", "ZeroDivisionError"),
+        ("from .nothing import here\n", "expert-failed", "ModuleNotFoundError"),
+        ("raise SystemExit('no licence')\n", "expert-failed", "SystemExit: no licence"),
+        ("class Expert:\n    pass\n", "expert-invalid", "DownstreamExpert"),
     ],
 )
-def test_an_expert_that_cannot_be_imported_is_named(expert_folder, source: str, expected: str):
+def test_an_expert_that_cannot_be_imported_is_named(
+    expert_folder, source: str, code: str, named: str
+):
     folder = expert_folder("broken", source)
-    with pytest.raises(UserError, match=f"{expected}.*broken.expert.py"):
+    with user_error(code, where=str(folder / "expert.py")) as caught:
         load_expert(str(folder))
+    assert named in caught.value.what
 
 
 def test_an_unknown_folder_is_refused_with_the_nearest_name():
-    with pytest.raises(UserError, match=r"no expert 'fluent_comands'.*'fluent_commands'"):
+    with user_error("unknown-name", where="s3prl:fluent_comands", fix="'fluent_commands'"):
         load_expert("fluent_comands")
 
 
-def test_torchaudio_itself_is_what_the_fallback_gives():
+def test_torchaudio_itself_has_no_replacements():
     ensure_torchaudio()
     import torchaudio
 

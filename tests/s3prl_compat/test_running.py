@@ -1,4 +1,4 @@
-"""What our runner does for an expert that is used to s3prl's."""
+"""The runner supports the behaviour that s3prl's runner accepts of experts."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from s3prl_mtl.tracking.tracker import read_results
 from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.runner import MultiTaskRunner
 from tests.distributed.ranks import run_ranks
+from tests.mistakes import user_error
 from tests.s3prl_compat.corpora import fluent_commands, speech_commands, write_config
 from tests.s3prl_compat.test_experts import run_config
 
@@ -31,15 +32,15 @@ def tones(expert_folder, tmp_path: Path) -> dict[str, Any]:
     return run_config([f"s3prl:{expert_folder()}"], tmp_path, tmp_path / "cache")
 
 
-def test_what_is_no_list_reaches_the_measure_as_it_was_recorded(tones, tmp_path, caplog):
+def test_records_that_are_not_lists_reach_log_records_unchanged(tones, tmp_path, caplog):
     runner = MultiTaskRunner(tones, tmp_path / "run")
     with caplog.at_level(logging.INFO):
         runner.train()
     assert read_results(tmp_path / "run")["s3prl:tones"]["dev"] == {"seen": 5.0}
-    assert "dev is measured" in caplog.text
+    assert "dev is measured" in [record.getMessage() for record in caplog.records]
 
 
-def test_settings_that_an_expert_takes_out_are_there_for_the_next_loader(tones, tmp_path):
+def test_settings_that_an_expert_removes_are_restored_for_the_next_loader(tones, tmp_path):
     runner = MultiTaskRunner(tones, tmp_path / "run")
     expert = runner.tasks["s3prl:tones"].expert
     for _ in range(3):
@@ -48,7 +49,7 @@ def test_settings_that_an_expert_takes_out_are_there_for_the_next_loader(tones, 
     assert tones["s3prl:tones"]["downstream_expert"]["corpus"]["num_workers"] == 0
 
 
-def test_an_expert_whose_folder_is_gone_does_not_keep_the_other_heads_from_answering(
+def test_a_missing_folder_of_an_expert_does_not_affect_other_heads(
     expert_folder, tiny_corpus: Path, tmp_path: Path, caplog
 ):
     folder = expert_folder()
@@ -64,30 +65,35 @@ def test_an_expert_whose_folder_is_gone_does_not_keep_the_other_heads_from_answe
             trained = s3prl_mtl.load(run, device="cpu")
         assert [r for r in caplog.records if "s3prl:tones is left out" in r.getMessage()]
         assert trained.tasks == ["ks"] and list(trained.predict([wave])[0]) == ["ks"]
-        with pytest.raises(UserError, match="tones"):
+        with pytest.raises(UserError) as caught:
             trained.predict([wave], ["s3prl:tones"])
+        assert "tones" in str(caught.value)
 
 
-def test_a_split_that_it_does_not_have_is_named(tones, tmp_path: Path):
+def test_an_unknown_split_is_named(tones, tmp_path: Path):
     runner = MultiTaskRunner(tones, tmp_path / "run")
-    with pytest.raises(UserError, match=r"'.*tones' has no split 'test'"):
+    with user_error("unknown-name", where=r"test_splits") as caught:
         runner.evaluate([("s3prl:tones", "test")], None)
+    assert "tones'" in caught.value.what and "'test'" in caught.value.what
 
 
-def test_a_split_that_will_be_missed_is_missed_before_training(expert_folder, tmp_path: Path):
+def test_an_unknown_split_is_found_before_training(expert_folder, tmp_path: Path):
     words, more = [f"s3prl:{expert_folder()}"], {"s3prl:tones": {"test_splits": ["test"]}}
     config = run_config(words, tmp_path, tmp_path / "cache", more)
     runner = MultiTaskRunner(config, tmp_path / "run")
-    with pytest.raises(UserError, match=r"s3prl:tones: .*'.*tones' has no split 'test'"):
+    with pytest.raises(UserError) as caught:
         runner.train()
     assert runner.step == 0
+    cause = caught.value.__cause__
+    assert isinstance(cause, UserError) and cause.code == "unknown-name"
+    assert "s3prl:tones" in str(caught.value) and "'test'" in str(caught.value)
     config["runner"]["test_first"] = config["runner"]["test_last"] = False
     runner = MultiTaskRunner(config, tmp_path / "untested")
     runner.train()
     assert runner.step == config["runner"]["total_steps"] > 0
 
 
-def test_a_split_that_cannot_be_loaded_says_the_error_of_the_expert(expert_folder, tmp_path):
+def test_an_error_of_the_expert_in_a_loader_is_reported(expert_folder, tmp_path):
     from tests.s3prl_compat.conftest import EXPERT
 
     line = "        if split not in"
@@ -95,14 +101,16 @@ def test_a_split_that_cannot_be_loaded_says_the_error_of_the_expert(expert_folde
     folder = expert_folder(source=source)
     config = run_config([f"s3prl:{folder}"], tmp_path, tmp_path / "cache")
     runner = MultiTaskRunner(config, tmp_path / "run")
-    with pytest.raises(UserError, match=r"cannot load the split 'dev': IndexError") as error:
+    with pytest.raises(UserError) as caught:
         runner.train()
     assert runner.step == 0
-    causes = [error.value.__cause__, error.value.__cause__.__cause__]
-    assert [type(cause) for cause in causes] == [UserError, IndexError]
+    assert "'dev'" in str(caught.value) and "IndexError" in str(caught.value)
+    cause = caught.value.__cause__
+    assert isinstance(cause, UserError) and cause.code == "expert-failed"
+    assert isinstance(cause.__cause__, IndexError)
 
 
-def test_workers_know_the_modules_of_experts_whatever_the_start_method(expert_folder, tmp_path):
+def test_loader_workers_import_experts_with_any_start_method(expert_folder, tmp_path):
     from tests.s3prl_compat.conftest import EXPERT
 
     source = EXPERT.replace("batch_size=2,", "batch_size=2, num_workers=1,")
@@ -116,7 +124,7 @@ def test_workers_know_the_modules_of_experts_whatever_the_start_method(expert_fo
     assert read_results(tmp_path / "run")["s3prl:tones"]["dev"] == {"seen": 5.0}
 
 
-def test_asking_for_loaders_before_training_changes_no_number(expert_folder, tmp_path: Path):
+def test_checking_loaders_before_training_changes_no_random_state(expert_folder, tmp_path: Path):
     from tests.s3prl_compat.conftest import EXPERT
 
     line = "        if split not in"
@@ -130,7 +138,7 @@ def test_asking_for_loaders_before_training_changes_no_number(expert_folder, tmp
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_numbers_of_which_nobody_says_what_they_are_are_shown_as_they_are(tones, tmp_path: Path):
+def test_unknown_metrics_are_shown_as_plain_numbers(tones, tmp_path: Path):
     MultiTaskRunner(tones, tmp_path / "run").train()
     columns = results_table(tmp_path / "run").columns
     assert list(columns[2].cells) == ["seen"]
@@ -147,11 +155,13 @@ def test_an_expert_that_fails_on_its_settings_is_named(tiny_corpus, manifest_cac
         manifest_cache,
         {"s3prl:fluent_commands": {"config": str(path)}},
     )
-    with pytest.raises(UserError, match=r"'fluent_commands' cannot be built: FileNotFoundError"):
+    with pytest.raises(UserError) as caught:
         MultiTaskRunner(config, tmp_path / "run")
+    for name in ("'fluent_commands'", "FileNotFoundError", str(tmp_path / "elsewhere")):
+        assert name in str(caught.value)
 
 
-def test_an_expert_that_needs_a_gpu_says_so(expert_folder, tmp_path: Path):
+def test_an_expert_that_needs_a_gpu_is_named(expert_folder, tmp_path: Path):
     from tests.s3prl_compat.conftest import EXPERT
 
     line = "        logits = self.linear("
@@ -161,11 +171,12 @@ def test_an_expert_that_needs_a_gpu_says_so(expert_folder, tmp_path: Path):
     if torch.cuda.is_available():
         runner.train()
     else:
-        with pytest.raises(UserError, match=r"tones' calls \.cuda\(\) by itself"):
+        with user_error("device-unavailable", where="--device") as caught:
             runner.train()
+        assert str(folder) in caught.value.what
 
 
-def test_the_command_line_takes_the_word_everywhere(
+def test_the_command_line_accepts_specs_everywhere(
     expert_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     expert_folder()
@@ -181,8 +192,9 @@ def test_the_command_line_takes_the_word_everywhere(
     assert main(again) == 0
     assert read_results(Path("mine") / run)["s3prl:tones"] == {"dev": {"seen": 3.0}}
     assert "s3prl:tones" in capsys.readouterr().out
-    assert main(["-d", "s3prl:nobody", *words]) == 2
-    assert "no expert 'nobody'" in capsys.readouterr().err
+    assert main(["-d", "s3prl:nobody", *words, "--verbose"]) == 2
+    shown = capsys.readouterr().err
+    assert "[unknown-name]" in shown and "s3prl:nobody" in shown
 
 
 def read_epoch(world: World, config: dict[str, Any], folder: Path) -> list[tuple[int, bytes]]:
@@ -203,7 +215,7 @@ def read_epoch(world: World, config: dict[str, Any], folder: Path) -> list[tuple
 
 
 @pytest.mark.parametrize("builder", [fluent_commands, speech_commands])
-def test_ranks_share_one_epoch_of_an_expert_that_divides_by_itself(
+def test_ranks_share_one_epoch_of_an_expert_with_its_own_sampler(
     builder, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ):
     settings, _ = builder(tiny_corpus, tmp_path)

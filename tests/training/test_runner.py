@@ -16,8 +16,9 @@ from s3prl_mtl.checkpoint.contents import encoder_weights
 from s3prl_mtl.config import Config, build_config, parse_tasks
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.tracking.tracker import Tracker, read_metrics, read_results
-from s3prl_mtl.training.microbatch import forward
+from s3prl_mtl.training.forward import forward
 from s3prl_mtl.training.runner import MultiTaskRunner
+from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 from tests.comparison import assert_same
 
 SMALL_HEADS = Path(__file__).parents[2] / "run_scripts" / "demo.yaml"
@@ -46,10 +47,11 @@ def make_config(tiny_corpus: Path, manifest_cache: Path):
 
 def losses_of_a_draw(runner: MultiTaskRunner) -> list[torch.Tensor]:
     """The losses of the next batches, without dropout."""
-    step = runner.training_step
-    step.set_training(False)
+    run = runner.run
+    run.set_training(False)
     records = defaultdict(lambda: defaultdict(list))
-    return forward(step.draw(), step.tasks, step.encoder, step.specaug, records)
+    batches = runner.training_step.draw()
+    return forward(batches, run.tasks, run.encoder, run.specaug, records)
 
 
 def test_nine_tasks_train_together_and_leave_a_whole_run(make_config, tmp_path: Path):
@@ -102,9 +104,9 @@ def test_accumulated_batches_give_the_mean_of_their_gradients(make_config, tmp_p
         make_config("er", **shared, runner__gradient_accumulate_steps=2), tmp_path / "both"
     )
     step = both.training_step
-    step.set_training(False)
-    step.set_training = lambda training: None
-    step._update = lambda memory_is_short: None
+    step.run.set_training(False)
+    step.run.set_training = lambda training: None
+    step._update = lambda: None
     both.train_step()
     grad = both.tasks["er"].expert.projector.weight.grad
     torch.testing.assert_close(grad, (updates[0] + updates[1]) / 2, rtol=1e-4, atol=1e-7)
@@ -136,6 +138,33 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
 
     name = f"states-{steps}.ckpt"
     assert_same(checkpoints.load(whole / name), checkpoints.load(resumed / name))
+
+
+def test_a_run_that_is_short_of_memory_resumes_bit_for_bit(
+    make_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Dropout draws other numbers in two micro-batches than in one.
+    forward = SharedEncoder.features
+
+    def limited(encoder: SharedEncoder, wavs: list) -> list[torch.Tensor]:
+        if torch.is_grad_enabled() and len(wavs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(encoder, wavs)
+
+    monkeypatch.setattr(SharedEncoder, "features", limited)
+    config = make_config("ks,er", runner__total_steps=4, runner__save_step=2)
+    MultiTaskRunner(config, tmp_path / "whole").train()
+    saved = checkpoints.load(tmp_path / "whole" / "states-2.ckpt")
+    assert saved["MicroBatches"]["parts"] > 1
+    MultiTaskRunner(config, tmp_path / "resumed", resume=saved).train()
+    whole, resumed = (
+        checkpoints.load(tmp_path / run / "states-4.ckpt") for run in ("whole", "resumed")
+    )
+    assert whole["MicroBatches"]["steps"] == 4
+    assert_same(whole, resumed)
+    # Checkpoints of earlier versions do not have the entries.
+    older = {k: v for k, v in saved.items() if k not in ("MicroBatches", "Balancer")}
+    MultiTaskRunner(config, tmp_path / "older", resume=older).train()
 
 
 def test_a_frozen_encoder_does_not_move_and_the_heads_do(make_config, tmp_path: Path):
@@ -191,11 +220,11 @@ def test_a_gradient_that_is_no_number_is_skipped_and_counted(make_config, tmp_pa
     weights = {n: p.clone() for n, p in runner.tasks["er"].expert.state_dict().items()}
     for parameter in runner.upstream.parameters():
         parameter.grad = torch.full_like(parameter, math.nan)
-    runner.training_step._update(memory_is_short=False)
-    assert runner.skips.skipped_steps == 1
+    runner.training_step._update()
+    assert runner.run.skips.skipped_steps == 1
     assert_same(weights, dict(runner.tasks["er"].expert.state_dict()))
     runner.train_step()
-    assert runner.skips.skipped_steps == 1
+    assert runner.run.skips.skipped_steps == 1
 
 
 def test_all_problems_with_the_data_are_one_report(make_config, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""What docs/upstreams.md says holds for the s3prl that is installed."""
+"""docs/upstreams.md agrees with the installed s3prl."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from s3prl_mtl.cli.main import run_parser
-from s3prl_mtl.upstreams.zoo.s3prl_upstreams import zoo_names
+from s3prl_mtl.upstreams.zoo.s3prl_hub import zoo_names
 from tests.upstreams.test_zoo import WITH_SETTINGS, WITHOUT_DOWNLOAD
 from tests.upstreams.test_zoo_transformers import CLASSES
 from tests.upstreams.zoo_checkpoints import DOWNLOADED, MAKERS
@@ -27,7 +27,7 @@ ROWS = {
 
 IMPORT_ALL = """
 import json, sys
-from s3prl_mtl.upstreams.zoo.hub import import_hub
+from s3prl_mtl.upstreams.zoo.s3prl_hub import import_hub
 imported = {}
 for module in json.loads(sys.argv[1]):
     try:
@@ -40,7 +40,7 @@ print(json.dumps(imported))
 """
 
 
-def test_the_table_has_every_module_and_which_import() -> None:
+def test_the_table_lists_every_module_and_whether_it_imports() -> None:
     modules = sorted(set(zoo_names().values()))
     command = [sys.executable, "-c", IMPORT_ALL, json.dumps(modules)]
     answer = subprocess.run(command, capture_output=True, text=True)
@@ -49,8 +49,7 @@ def test_the_table_has_every_module_and_which_import() -> None:
     assert {module: row[0] for module, row in ROWS.items()} == imported
 
 
-def test_what_the_table_calls_compared_is_compared() -> None:
-    """By name: what follows "by hand" in a row is not of the tests."""
+def test_names_marked_as_compared_are_tested() -> None:
     modules = zoo_names()
     tested: dict[str, set[str]] = {}
     for name in [*MAKERS, *WITHOUT_DOWNLOAD, *WITH_SETTINGS, *DOWNLOADED, *CLASSES]:
@@ -59,14 +58,14 @@ def test_what_the_table_calls_compared_is_compared() -> None:
     assert compared == tested
 
 
-def test_a_row_without_a_comparison_says_that_it_was_tried_by_hand_or_why_it_does_not_run() -> None:
+def test_other_rows_are_marked_as_tried_by_hand_or_have_a_reason() -> None:
     for module, row in ROWS.items():
         if "compared" not in row[1]:
             assert row[1].startswith("by hand: ") or (row[1] == "no" and row[2]), module
 
 
 def _names(cell: str) -> set[str]:
-    """The upstreams that a cell calls compared, without the flags that they need."""
+    """The upstreams that a cell marks as compared, without their flags."""
     quoted = re.findall(r"`([^`]+)`", cell.partition("by hand")[0])
     return {words.split()[0] for words in quoted}
 
@@ -75,7 +74,7 @@ def _names(cell: str) -> set[str]:
     "line",
     [line for _, block in BLOCKS for line in block.splitlines() if "run_mtl.py" in line],
 )
-def test_every_command_can_be_typed(line: str) -> None:
+def test_every_command_is_valid(line: str) -> None:
     run_parser().parse_args(shlex.split(line)[2:])
 
 

@@ -1,4 +1,4 @@
-"""Downloads, against a server on this machine."""
+"""Downloads from a local server."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.errors import UserError
-from s3prl_mtl.upstreams import download as hub
-from s3prl_mtl.upstreams.download import default_cache_dir, download, official_checkpoint
+from s3prl_mtl.upstreams import download as module
+from s3prl_mtl.upstreams.download import download, official_checkpoint
+from tests.mistakes import user_error
 
 CONTENT = (Path(__file__).parents[1] / "fixtures" / "hubert" / "written.pt").read_bytes()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one file, as well or as badly as a test asks."""
+    """Serves one file, with the faults that a test sets."""
 
     content = CONTENT
     ranges = True
@@ -72,10 +72,12 @@ def server() -> Iterator[Server]:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+    """The files in a folder, without locks."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path.name for path in files if path.suffix != ".lock")
 
 
-def test_file_is_fetched_once(server: Server, tmp_path: Path) -> None:
+def test_file_is_downloaded_once(server: Server, tmp_path: Path) -> None:
     path = download(server.url, tmp_path)
     assert path.read_bytes() == CONTENT
     assert names(tmp_path) == ["hubert.pt"]
@@ -83,9 +85,10 @@ def test_file_is_fetched_once(server: Server, tmp_path: Path) -> None:
     assert server.requests == [(None, 200)]
 
 
-def test_interrupted_download_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
+def test_interrupted_download_resumes(server: Server, tmp_path: Path) -> None:
     server.stop_after = 10_000
-    with pytest.raises(UserError, match=f"broke off after 10000 of {len(CONTENT)} bytes"):
+    where = f"{server.url} .10000 of {len(CONTENT)} bytes"
+    with user_error("download-failed", where=where, fix="-k PATH"):
         download(server.url, tmp_path)
     assert "hubert.pt" not in names(tmp_path)
     server.stop_after = None
@@ -94,39 +97,37 @@ def test_interrupted_download_goes_on_where_it_stopped(server: Server, tmp_path:
     assert names(tmp_path) == ["hubert.pt"]
 
 
-def test_server_without_ranges_sends_it_all_again(server: Server, tmp_path: Path) -> None:
+def test_server_without_ranges_sends_the_whole_file(server: Server, tmp_path: Path) -> None:
     server.ranges = False
     server.stop_after = 10_000
-    with pytest.raises(UserError):
+    with user_error("download-failed"):
         download(server.url, tmp_path)
     server.stop_after = None
     assert download(server.url, tmp_path).read_bytes() == CONTENT
     assert server.requests[-1] == ("bytes=10000-", 200)
 
 
-def test_pieces_of_two_versions_are_not_joined(server: Server, tmp_path: Path) -> None:
+def test_parts_of_two_versions_are_not_joined(server: Server, tmp_path: Path) -> None:
     server.content = b"x" * len(CONTENT)
     server.stop_after = 10_000
-    with pytest.raises(UserError):
+    with user_error("download-failed"):
         download(server.url, tmp_path)
     server.content, server.etag, server.stop_after = CONTENT, '"v2"', None
     assert download(server.url, tmp_path).read_bytes() == CONTENT
 
 
-def test_server_that_names_no_version_sends_it_all_again(server: Server, tmp_path: Path) -> None:
+def test_server_without_versions_sends_the_whole_file(server: Server, tmp_path: Path) -> None:
     server.etag, server.stop_after = "", 10_000
-    with pytest.raises(UserError):
+    with user_error("download-failed"):
         download(server.url, tmp_path)
     server.stop_after = None
     assert download(server.url, tmp_path).read_bytes() == CONTENT
     assert server.requests == [(None, 200), (None, 200)]
 
 
-def test_complete_part_that_was_never_renamed_is_fetched_again(
-    server: Server, tmp_path: Path
-) -> None:
+def test_complete_but_unverified_part_is_downloaded_again(server: Server, tmp_path: Path) -> None:
     server.stop_after = 10_000
-    with pytest.raises(UserError):
+    with user_error("download-failed"):
         download(server.url, tmp_path)
     server.stop_after = None
     (tmp_path / "checkpoints" / "hubert.pt.part").write_bytes(CONTENT)
@@ -136,7 +137,7 @@ def test_complete_part_that_was_never_renamed_is_fetched_again(
 
 def test_wrong_length_is_refused_and_removed(server: Server, tmp_path: Path) -> None:
     server.announce = 20_000
-    with pytest.raises(UserError, match="damaged or no checkpoint"):
+    with user_error("checkpoint-format", where=server.url):
         download(server.url, tmp_path)
     assert names(tmp_path) == []
 
@@ -144,51 +145,57 @@ def test_wrong_length_is_refused_and_removed(server: Server, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "content", [b"<html>Sign in to the network</html>", CONTENT[:-100], CONTENT[:5000] + b"!" * 500]
 )
-def test_what_is_no_checkpoint_is_refused(server: Server, tmp_path: Path, content: bytes) -> None:
+def test_other_contents_are_refused_and_removed(
+    server: Server, tmp_path: Path, content: bytes
+) -> None:
     server.content = content
-    with pytest.raises(UserError, match="no checkpoint"):
+    with user_error("checkpoint-format", where=server.url):
         download(server.url, tmp_path)
     assert names(tmp_path) == []
 
 
-def test_flipped_bit_is_noticed(server: Server, tmp_path: Path) -> None:
+def test_flipped_bit_is_detected(server: Server, tmp_path: Path) -> None:
     content = bytearray(CONTENT)
     content[len(content) // 2] ^= 1
     server.content = bytes(content)
-    with pytest.raises(UserError, match="no checkpoint"):
+    with user_error("checkpoint-format", where=server.url):
         download(server.url, tmp_path)
 
 
-def test_missing_file_says_how_to_go_on(server: Server, tmp_path: Path) -> None:
+def test_missing_file_is_an_error_with_a_remedy(server: Server, tmp_path: Path) -> None:
     server.status = 404
-    with pytest.raises(UserError, match=r"(?s)Not Found.*by hand.*-k PATH") as error:
+    with user_error("download-failed", where=server.url, fix="-k PATH") as caught:
         download(server.url, tmp_path)
-    assert server.url in str(error.value)
+    assert "404" in caught.value.what
 
 
-def test_no_network_says_how_to_go_on(
+def test_no_network_is_an_error_with_a_remedy(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = server.url
     server.shutdown()
     server.server_close()
-    monkeypatch.setattr(hub, "OFFICIAL_URLS", {"hubert_base": url})
-    with pytest.raises(UserError, match=r"could not be downloaded.*by hand.*-k PATH"):
+    monkeypatch.setattr(module, "OFFICIAL_URLS", {"hubert_base": url})
+    with user_error("download-failed", where=url, fix="-k PATH"):
         official_checkpoint("hubert_base", tmp_path)
 
 
 def test_cache_that_cannot_be_written_is_named(server: Server, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    with pytest.raises(UserError, match=r"--cache_dir or \$S3PRL_MTL_CACHE"):
+    with user_error("file-unwritable", where=str(blocked), fix=r"--cache_dir.*S3PRL_MTL_CACHE"):
         download(server.url, blocked)
 
 
-def test_cache_folder_follows_the_environment(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("S3PRL_MTL_CACHE", str(tmp_path))
-    assert default_cache_dir() == tmp_path
-    monkeypatch.delenv("S3PRL_MTL_CACHE")
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert default_cache_dir() == Path("/home/somebody/.cache/s3prl_mtl")
+def test_of_several_processes_one_downloads(server: Server, tmp_path: Path) -> None:
+    found: list[Path] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(download(server.url, tmp_path)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [path.read_bytes() for path in found] == [CONTENT] * 4
+    assert len(server.requests) == 1

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from s3prl_mtl.errors import UserError
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream
 from s3prl_mtl.upstreams.featurizer import Featurizer
+from tests.mistakes import user_error
 
 LENGTHS = [3, 1, 5]
 
@@ -78,12 +78,12 @@ def test_gradients_reach_weights_and_states(hidden: HiddenStates) -> None:
 
 
 def test_unknown_selection_names_the_nearest() -> None:
-    with pytest.raises(UserError, match="did you mean 'hidden_states'"):
+    with user_error("unknown-name", where="-s ", fix="'hidden_states'"):
         Featurizer(FixedUpstream(), "hiden_states")
 
 
 def test_layer_results_of_a_single_state_are_refused() -> None:
     upstream = FixedUpstream()
     upstream.num_hidden_states = 1
-    with pytest.raises(UserError, match="single hidden state"):
+    with user_error("conflicting-options", where="-s ", fix="'hidden_states'"):
         Featurizer(upstream, "layer_results")

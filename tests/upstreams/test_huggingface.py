@@ -1,9 +1,10 @@
-"""Encoders of transformers: small checkpoints that the tests make and save."""
+"""Encoders of transformers, with small checkpoints created by the tests."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.config import build_config
-from s3prl_mtl.errors import UserError
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams import load_upstream, rebuild_upstream
+from tests.mistakes import user_error
 
 ensure_torchaudio()
 import transformers  # noqa: E402
@@ -158,7 +159,7 @@ def test_hidden_states_are_those_of_transformers_for_each_utterance_alone(kind: 
         hidden = upstream(wavs)
     for wav, states in zip(wavs, hidden.split(), strict=True):
         wanted = by_transformers(folder, wav)
-        if kind == "whisper":  # It hears its whole window; the frames of the utterance are kept.
+        if kind == "whisper":  # It encodes a whole window.
             wanted = wanted[:, : -(-len(wav) // 320)]
         torch.testing.assert_close(states, wanted, atol=1e-4, rtol=1e-4)
 
@@ -211,7 +212,7 @@ def test_encoders_are_rebuilt_without_their_folder(kind: str, tmp_path: Path):
 
 
 def test_waveforms_are_normalised_as_the_preprocessor_config_says(saved, tmp_path: Path):
-    """Scaling a waveform changes nothing where it is normalised, by a closed form elsewhere."""
+    """Scaling a waveform has no effect if it is normalised, else the effect of a closed form."""
     wav = waveforms(8000)[0]
     normalised = load_upstream(f"hf:{saved('wav2vec2')}")
     with torch.no_grad():
@@ -235,7 +236,7 @@ def test_parameters_have_transformers_names_in_checkpoints(saved):
     theirs.load_state_dict(upstream.state_dict(), strict=True)
 
 
-def test_a_loud_neighbour_of_the_same_length_is_not_heard(saved):
+def test_a_loud_neighbour_of_the_same_length_has_no_effect(saved):
     upstream = load_upstream(f"hf:{saved('hubert')}")
     first, second = waveforms(8000, 8000)
     with torch.no_grad():
@@ -244,11 +245,12 @@ def test_a_loud_neighbour_of_the_same_length_is_not_heard(saved):
     torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
 
 
-def test_utterances_that_do_not_fit_are_named(saved):
-    with pytest.raises(UserError, match=r"Utterance 1 of the batch has 200 samples"):
+def test_utterances_of_unsupported_lengths_are_named(saved):
+    with user_error("audio-too-short", where=r"waveform 1 of the 2 .*200 samples"):
         load_upstream(f"hf:{saved('wav2vec2')}")(waveforms(8000, 200))
-    with pytest.raises(UserError, match=r"4\.0 s.*hears 3 s at most"):
+    with user_error("audio-too-long", where="-u hf:.*whisper") as caught:
         load_upstream(f"hf:{saved('whisper')}")(waveforms(64_000))
+    assert re.search(r"4\.0 s.* 3 s", caught.value.what)
 
 
 def broken(folder: Path, tmp_path: Path, change: Callable[[Path], None]) -> Path:
@@ -279,48 +281,57 @@ def without_a_layer(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "code", "named"),
     [
-        (lambda folder: (folder / "preprocessor_config.json").unlink(), "needs a preprocessor_con"),
-        (rewrite(sampling_rate=8000), "takes waveforms at 8000 Hz"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"0" * 50), "could not be load"),
-        (without_a_layer, r"lacks weights of its encoder.*layers\.1\.attention"),
+        (
+            lambda folder: (folder / "preprocessor_config.json").unlink(),
+            "upstream-failed",
+            r"preprocessor_config\.json",
+        ),
+        (rewrite(sampling_rate=8000), "audio-rate", "8000 Hz"),
+        (lambda folder: (folder / "config.json").write_text("{"), "upstream-failed", "config"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"0" * 50),
+            "upstream-failed",
+            "broken",
+        ),
+        (without_a_layer, "checkpoint-incomplete", r"layers\.1\.attention"),
     ],
 )
-def test_folders_that_are_no_encoder_are_refused(change, message: str, saved, tmp_path: Path):
+def test_broken_folders_are_refused(change, code: str, named: str, saved, tmp_path: Path):
     folder = broken(saved("wav2vec2"), tmp_path, change)
-    with pytest.raises(UserError, match=message):
+    with user_error(code, where=f"-u hf:{folder}") as caught:
         load_upstream(f"hf:{folder}")
+    assert re.search(named, str(caught.value))
 
 
-def test_models_without_frames_are_refused(tmp_path: Path):
+def test_models_without_a_frame_rate_are_refused(tmp_path: Path):
     config = transformers.ASTConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48
     )
     transformers.ASTModel(config).save_pretrained(tmp_path)
     transformers.ASTFeatureExtractor().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="do not follow the time"):
+    with user_error("upstream-failed", where=f"-u hf:{tmp_path}"):
         load_upstream(f"hf:{tmp_path}")
 
 
-def test_names_and_flags_that_make_no_sense_are_refused(saved, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(UserError, match=r"Leave out -k"):
+def test_invalid_names_and_options_are_refused(saved, monkeypatch: pytest.MonkeyPatch):
+    with user_error("conflicting-options", where="-k"):
         load_upstream(f"hf:{saved('hubert')}", "weights.pt")
-    with pytest.raises(UserError, match="No model is named"):
+    with user_error("missing-option", where="-u hf:"):
         load_upstream("hf:")
-    with pytest.raises(UserError, match="no option 'layerdrop'"):
+    with user_error("unknown-key", where="'layerdrop'", fix="'cache_dir'|cache_dir"):
         load_upstream(f"hf:{saved('hubert')}", layerdrop=0.1)
 
     def find_spec(name: str) -> None:
         return None
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
-    with pytest.raises(UserError, match=r"pip install 's3prl-mtl\[transformers\]'"):
+    with user_error("missing-package", where="hf:anything", fix=r"s3prl-mtl\[transformers\]"):
         load_upstream("hf:anything")
 
 
-def test_two_steps_train_it_and_a_resumed_run_is_the_same_bit_for_bit(
+def test_two_steps_train_all_parameters_and_resume_bit_for_bit(
     tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ):
     folder = make("wav2vec2", tmp_path / "encoder")

@@ -1,41 +1,40 @@
-"""SharedEncoder utterances one length at a time."""
+"""Encode utterances of equal length together, so that nothing is padded."""
 
 from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 from torch import Tensor
 
-from s3prl_mtl.errors import UserError
-from s3prl_mtl.upstreams.unpadded import encode_by_length, sees_batch
+from s3prl_mtl.upstreams.zoo.unpadded import depends_on_batch, encode_by_length
+from tests.mistakes import user_error
 
 
 def normalised(wavs: list[Tensor]) -> list[Tensor]:
-    """Frames of 400 samples, divided by their deviation over time: of one frame there is none."""
+    """Frames of 400 samples, divided by their deviation over time, undefined for one frame."""
     frames = torch.stack(wavs).unfold(1, 400, 400)
     return [frames / frames.std(dim=1, keepdim=True)]
 
 
-def test_values_that_are_none_make_a_short_waveform_too_short():
+def test_a_short_waveform_with_undefined_values_is_too_short():
     wavs = [torch.rand(900), torch.rand(500), torch.rand(500)]
-    with pytest.raises(UserError, match=r"Utterance 1 of the batch has 500 samples, too few for"):
+    with user_error("audio-too-short", where=r"waveform 1 of the 3 .*500 samples"):
         encode_by_length(wavs, normalised, "model")
     assert encode_by_length(wavs[:1], normalised, "model").lengths == [2]
 
 
-def test_the_waveform_that_has_no_frame_is_the_one_named():
+def test_the_error_names_the_waveform_that_is_too_short():
     def silent_fails(wavs: list[Tensor]) -> list[Tensor]:
         batch = torch.stack(wavs).unfold(1, 400, 400)
         return [batch / batch.abs().amax(dim=(1, 2), keepdim=True)]
 
     wavs = [torch.rand(900), torch.zeros(900)]
-    with pytest.raises(UserError, match=r"Utterance 1 of the batch has 900 samples"):
+    with user_error("audio-too-short", where=r"waveform 1 of the 2 .*900 samples"):
         encode_by_length(wavs, silent_fails, "model")
 
 
-def test_values_that_are_none_pass_where_the_length_is_not_why():
+def test_undefined_values_that_do_not_depend_on_the_length_pass():
     def broken(wavs: list[Tensor]) -> list[Tensor]:
         return [math.nan * frames for frames in normalised(wavs)]
 
@@ -47,13 +46,13 @@ def test_values_that_are_none_pass_where_the_length_is_not_why():
     assert not encode_by_length([loud], normalised, "model").states.isfinite().all()
 
 
-def test_an_encoder_in_which_utterances_see_each_other_gets_one_at_a_time():
+def test_an_encoder_that_depends_on_the_batch_gets_one_utterance_at_a_time():
     def over_the_batch(wavs: list[Tensor]) -> list[Tensor]:
         batch = torch.stack(wavs).unfold(1, 400, 400)
         return [batch - batch.mean()]
 
-    assert sees_batch(over_the_batch)
-    assert not sees_batch(normalised)
+    assert depends_on_batch(over_the_batch)
+    assert not depends_on_batch(normalised)
     wavs = [torch.rand(8000), torch.rand(8000), torch.rand(4800)]
     hidden = encode_by_length(wavs, over_the_batch, "model", one_by_one=True)
     assert hidden.lengths == [20, 20, 12]

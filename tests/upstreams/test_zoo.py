@@ -1,4 +1,4 @@
-"""s3prl's zoo: what runs without a download, and small checkpoints of the other modules."""
+"""Upstreams of s3prl's zoo that need no download, or load a small checkpoint."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from s3prl_mtl.checkpoint import contents as snapshot
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.config import build_config
-from s3prl_mtl.errors import UserError
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams import Featurizer, load_upstream, rebuild_upstream
-from s3prl_mtl.upstreams.zoo import skeleton
-from s3prl_mtl.upstreams.zoo.s3prl_upstreams import zoo_names
+from s3prl_mtl.upstreams.zoo import stored_files
+from s3prl_mtl.upstreams.zoo.s3prl_hub import zoo_names
+from tests.mistakes import user_error
 from tests.upstreams.zoo_checkpoints import (
     MAKERS,
     SPECTROGRAM,
@@ -37,7 +37,7 @@ WITHOUT_DOWNLOAD = {
     "linear": (201, 1, 160),
     "customized_upstream": (8, 2, 1),
 }
-"""Width, hidden states and samples a frame, as s3prl's own modules state them."""
+"""Width, number of hidden states and samples per frame, as s3prl's modules state them."""
 
 WITH_SETTINGS = {
     "stft_mag": (
@@ -55,7 +55,7 @@ WITH_SETTINGS = {
     ),
     "baseline_local": (SPECTROGRAM, 20),
 }
-"""Those without a checkpoint that read a config file: the file, and the width that it asks for."""
+"""Upstreams with a config file instead of a checkpoint: its contents, and the width."""
 
 STRIDES = {
     "apc_local": 160,
@@ -84,7 +84,7 @@ def waveforms(*lengths: int) -> list[Tensor]:
 
 
 def alone(expert, wav: Tensor) -> Tensor:
-    """What s3prl gives a single utterance, ``(L, T, D)``."""
+    """The hidden states of one utterance from s3prl's expert, ``(L, T, D)``."""
     with torch.no_grad():
         result = expert([wav])
     states = result.get("hidden_states")
@@ -103,7 +103,7 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.parametrize("name", WITHOUT_DOWNLOAD)
-def test_what_needs_no_download_gives_s3prls_features(name: str):
+def test_features_without_a_download_equal_s3prls(name: str):
     upstream = load_upstream(name)
     found = upstream.hidden_size, upstream.num_hidden_states, upstream.downsample_rate
     assert found == WITHOUT_DOWNLOAD[name]
@@ -117,7 +117,7 @@ def test_what_needs_no_download_gives_s3prls_features(name: str):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_features_are_those_that_s3prl_gives_each_utterance_alone(name: str, checkpoint_of):
+def test_features_equal_s3prls_for_each_utterance_alone(name: str, checkpoint_of):
     path = checkpoint_of(name)
     theirs = getattr(of_s3prl(f"{zoo_names()[name]}.hubconf"), name)(ckpt=str(path)).eval()
     upstream = load_upstream(name, path)
@@ -135,7 +135,7 @@ def test_features_are_those_that_s3prl_gives_each_utterance_alone(name: str, che
 @pytest.mark.parametrize("name", MAKERS)
 def test_encoders_of_the_zoo_are_trained(name: str, checkpoint_of):
     upstream = load_upstream(name, checkpoint_of(name)).train()
-    for _ in range(3):  # LayerDrop would leave hidden states out.
+    for _ in range(3):  # LayerDrop would remove hidden states.
         hidden = upstream(waveforms(8000))
         assert len(hidden.states) == upstream.num_hidden_states
     weights = torch.randn(hidden.states.shape, generator=torch.Generator().manual_seed(1))
@@ -144,13 +144,13 @@ def test_encoders_of_the_zoo_are_trained(name: str, checkpoint_of):
     assert len(moved) > len(list(upstream.parameters())) / 2
 
 
-@pytest.mark.parametrize("kept_elements", [0, skeleton.KEPT_ELEMENTS])
+@pytest.mark.parametrize("kept_elements", [0, stored_files.MAX_STORED_ELEMENTS])
 @pytest.mark.parametrize("name", MAKERS)
 def test_encoders_are_rebuilt_without_their_file(
     name: str, kept_elements: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Also where no tensor of the file is small enough to be kept: all are in the state dict."""
-    monkeypatch.setattr(skeleton, "KEPT_ELEMENTS", kept_elements)
+    """Also if no tensor of the file is stored: all are in the state dict."""
+    monkeypatch.setattr(stored_files, "MAX_STORED_ELEMENTS", kept_elements)
     path = make_checkpoint(name, tmp_path / "gone.pt")
     upstream = load_upstream(name, path)
     with torch.no_grad():
@@ -168,7 +168,7 @@ def test_encoders_are_rebuilt_without_their_file(
 
 
 def test_a_run_of_an_earlier_version_is_rebuilt(tmp_path: Path):
-    """It has what was kept of a local checkpoint under another name."""
+    """It stored a local checkpoint under another key."""
     path = make_checkpoint("wavlm_local", tmp_path / "gone.pt")
     upstream = load_upstream("wavlm_local", path)
     path.unlink()
@@ -203,7 +203,7 @@ def test_batch_normalisation_keeps_its_statistics_in_training(name: str, checkpo
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_parameters_have_s3prls_names_in_checkpoints(name: str, checkpoint_of):
-    """What a run saves is loaded by s3prl's expert; so is what it saved before by ours."""
+    """s3prl's expert loads the weights of a run; earlier names load here."""
     path = checkpoint_of(name)
     upstream = load_upstream(name, path)
     theirs = getattr(of_s3prl(f"{zoo_names()[name]}.hubconf"), name)(ckpt=str(path))
@@ -220,7 +220,7 @@ def test_parameters_have_s3prls_names_in_checkpoints(name: str, checkpoint_of):
             assert torch.equal(again.expert.state_dict()[key], held), key
 
 
-def test_two_utterances_of_one_length_do_not_see_each_other(checkpoint_of):
+def test_utterances_of_equal_length_do_not_affect_each_other(checkpoint_of):
     upstream = load_upstream("wav2vec2_local", checkpoint_of("wav2vec2_local"))
     first, second, other = waveforms(8000, 8000, 8000)
     with torch.no_grad():
@@ -232,39 +232,55 @@ def test_two_utterances_of_one_length_do_not_see_each_other(checkpoint_of):
 def test_an_utterance_without_a_frame_is_named(checkpoint_of):
     for name in ("wav2vec2_local", "wavlm_local"):
         upstream = load_upstream(name, checkpoint_of(name))
-        with pytest.raises(UserError, match=r"Utterance 1 .* 200 samples.*one frame"):
+        with user_error("audio-too-short", where=r"waveform 1 of the 2 .*200 samples"):
             upstream(waveforms(8000, 200))
-    with pytest.raises(UserError, match=r"Utterance 1 .* 200 samples"):
+    with user_error("audio-too-short", where=r"waveform 1 of the 2 .*200 samples"):
         load_upstream("fbank")(waveforms(8000, 200))
 
 
 @pytest.mark.parametrize("name", ["fbank", "mfcc", "spectrogram"])
 def test_a_single_frame_that_cannot_be_normalised_is_too_short(name: str):
-    """s3prl divides by the deviation over time, and of one frame there is none."""
+    """s3prl divides by the deviation over time, which is undefined for one frame."""
     upstream = load_upstream(name)
-    with pytest.raises(UserError, match=r"Utterance 2 .* 401 samples.*one frame"):
+    with user_error("audio-too-short", where=r"waveform 2 of the 3 .*401 samples"):
         upstream(waveforms(8000, 16_000, 401))
     assert torch.isfinite(upstream(waveforms(8000, 720)).states).all()
 
 
 @pytest.mark.parametrize(
-    ("name", "ckpt", "message"),
+    ("name", "ckpt", "code", "where"),
     [
-        ("hf_hubert_custom", "/no/folder", r"/no/folder is neither a folder nor a name of hugg"),
-        ("hf_wav2vec2_custom", __file__, r"test_zoo\.py is a file, and a folder of transformers"),
-        ("hf_wav2vec2_custom", str(Path(__file__).parent), r"folder .*upstreams has no config"),
-        ("wavlm_local", None, r"TypeError.*Give its checkpoint with -k"),
-        ("stft_mag", None, r"Give its config file with -g"),
-        ("wavlm_local", "/nowhere/wavlm.pt", r"/nowhere/wavlm\.pt does not exist.*-k"),
-        ("fbank", __file__, r"'fbank' takes no checkpoint of yours.*Leave out -k"),
-        ("wavlm_base_plus", __file__, r"takes no checkpoint of yours.*ends in _local"),
-        ("mos_wav2vec2", None, r"could not be loaded \(ModuleNotFoundError.*sox_effects"),
-        ("discretebert", None, r"could not be loaded \(AttributeError"),
+        ("hf_hubert_custom", "/no/folder", "checkpoint-format", "-k /no/folder"),
+        ("hf_wav2vec2_custom", __file__, "checkpoint-format", r"-k .*test_zoo\.py"),
+        ("hf_wav2vec2_custom", str(Path(__file__).parent), "checkpoint-format", "-k .*upstreams"),
+        ("wavlm_local", "/nowhere/wavlm.pt", "checkpoint-missing", r"-k /nowhere/wavlm\.pt"),
+        ("fbank", __file__, "conflicting-options", "-k"),
+        ("wavlm_base_plus", __file__, "conflicting-options", "-k"),
     ],
 )
-def test_what_cannot_be_loaded_says_why(name: str, ckpt: str | None, message: str):
-    with pytest.raises(UserError, match=message):
+def test_a_checkpoint_that_does_not_fit_the_name_is_refused(
+    name: str, ckpt: str, code: str, where: str
+):
+    with user_error(code, where=f"^{where}$"):
         load_upstream(name, ckpt)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "cause", "fix"),
+    [
+        ("wavlm_local", "wavlm", TypeError, "-k"),
+        ("stft_mag", "log_stft", TypeError, "-g"),
+        ("mos_wav2vec2", "mos_prediction", ModuleNotFoundError, None),
+        ("discretebert", "roberta", AttributeError, None),
+    ],
+)
+def test_an_upstream_that_cannot_be_built_is_named(
+    name: str, module: str, cause: type[Exception], fix: str | None
+):
+    with user_error("upstream-failed", where=rf"s3prl\.upstream\.{module}$", fix=fix) as caught:
+        load_upstream(name)
+    assert isinstance(caught.value.__cause__, cause)
+    assert repr(name) in caught.value.what
 
 
 def test_a_model_that_fails_on_a_waveform_is_named(monkeypatch: pytest.MonkeyPatch):
@@ -272,8 +288,9 @@ def test_a_model_that_fails_on_a_waveform_is_named(monkeypatch: pytest.MonkeyPat
         raise ModuleNotFoundError("No module named 'einops'")
 
     monkeypatch.setattr(of_s3prl("example.expert").UpstreamExpert, "forward", forward)
-    with pytest.raises(UserError, match=r"'customized_upstream' was loaded and cannot.*einops"):
+    with user_error("upstream-failed", where=r"s3prl\.upstream\.example$") as caught:
         load_upstream("customized_upstream")
+    assert "'customized_upstream'" in caught.value.what and "einops" in caught.value.what
 
 
 class Trap:
@@ -288,12 +305,13 @@ class Trap:
 
 @pytest.mark.parametrize("name", ["tera_local", "distiller_local", "wavlm_local"])
 def test_nothing_in_a_checkpoint_is_executed(name: str, checkpoint_of, tmp_path: Path):
-    """Some of s3prl's modules would: they load with `weights_only=False`."""
+    """Some of s3prl's modules load with `weights_only=False`."""
     states = torch.load(checkpoint_of(name), weights_only=True)
     states["more"] = Trap(tmp_path / "sprung")
     torch.save(states, tmp_path / "trap.pt")
-    with pytest.raises(UserError, match="could not be loaded"):
+    with user_error("upstream-failed") as caught:
         load_upstream(name, tmp_path / "trap.pt")
+    assert isinstance(caught.value.__cause__, pickle.UnpicklingError)
     assert not (tmp_path / "sprung").exists()
     with contextlib.suppress(pickle.UnpicklingError):
         torch.load(tmp_path / "trap.pt", weights_only=False)
@@ -308,17 +326,16 @@ def test_nothing_in_a_checkpoint_is_executed(name: str, checkpoint_of, tmp_path:
         ("vq_wav2vec_custom", "model_cfg", "conv_aggregator_layers"),
     ],
 )
-def test_a_setting_that_is_code_is_not_executed(
+def test_code_in_a_setting_is_not_executed(
     name: str, part: str, key: str, checkpoint_of, tmp_path: Path
 ):
-    """s3prl evaluates these texts."""
+    """s3prl passes these settings to `eval`."""
     states = torch.load(checkpoint_of(name), weights_only=True)
     states[part][key] += f" + [__import__('pathlib').Path({str(tmp_path / 'sprung')!r}).touch()]"
     torch.save(states, tmp_path / "trap.pt")
-    with pytest.raises(UserError, match=r"A setting in the checkpoint is code.*not executed"):
+    with user_error("torch-file-refused"):
         load_upstream(name, tmp_path / "trap.pt")
     assert not (tmp_path / "sprung").exists()
-    assert eval("abs(-1)") == 1
 
 
 def run_config(corpus: Path, cache: Path, steps: int, **flags):

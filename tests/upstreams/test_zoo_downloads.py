@@ -1,4 +1,4 @@
-"""s3prl's zoo: what was downloaded once is not needed again, wherever the run goes."""
+"""A run of a downloaded upstream of s3prl's zoo does not need the download again."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ import pytest
 import torch
 
 from s3prl_mtl.checkpoint import files as checkpoints
-from s3prl_mtl.errors import UserError
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams import load_upstream, rebuild_upstream
-from s3prl_mtl.upstreams.zoo import skeleton
-from s3prl_mtl.upstreams.zoo.files import KEPT_BYTES, downloads, keep_files, write_kept
-from s3prl_mtl.upstreams.zoo.hub import import_hub, zoo_names
+from s3prl_mtl.upstreams.zoo import stored_files
+from s3prl_mtl.upstreams.zoo.s3prl_hub import import_hub, zoo_names
+from s3prl_mtl.upstreams.zoo.stored_files import (
+    MAX_STORED_BYTES,
+    s3prl_downloads,
+    store_files,
+    write_stored,
+)
+from tests.mistakes import user_error
 from tests.upstreams.test_zoo import alone, run_config, waveforms
 from tests.upstreams.zoo_checkpoints import DOWNLOADED, make_checkpoint
 
@@ -31,7 +36,7 @@ def s3prl_download() -> Any:
 
 
 class Network:
-    """What s3prl reaches by the two functions that it opens a connection in."""
+    """Replaces the two functions in which s3prl opens connections."""
 
     def __init__(self, write: Callable[[Path], Any]) -> None:
         self.write = write
@@ -47,7 +52,7 @@ class Network:
 
 @pytest.fixture
 def network_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """A network in which every URL has the checkpoint of one name of the zoo."""
+    """A network that serves the same file under every URL."""
     download = s3prl_download()
     monkeypatch.setattr(download, "_download_dir", tmp_path / "s3prl")
 
@@ -61,7 +66,7 @@ def network_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 def saved(upstream: Any, path: Path) -> dict[str, Any]:
-    """What a run's checkpoint holds of an upstream, through a file."""
+    """An upstream after a round trip through a checkpoint file."""
     torch.save({"info": upstream.checkpoint_info, "state": upstream.state_dict()}, path)
     read: dict[str, Any] = torch.load(path, weights_only=True)
     return read
@@ -71,7 +76,7 @@ def saved(upstream: Any, path: Path) -> dict[str, Any]:
 def test_a_downloaded_encoder_is_rebuilt_without_cache_or_network(
     name: str, network_with, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(skeleton, "KEPT_ELEMENTS", 0)
+    monkeypatch.setattr(stored_files, "MAX_STORED_ELEMENTS", 0)
     network = network_with(partial(make_checkpoint, name))
     upstream = load_upstream(name, cache_dir=tmp_path / "cache")
     assert len(network.requests) == 1
@@ -106,7 +111,7 @@ def test_a_downloaded_encoder_is_rebuilt_without_cache_or_network(
         assert torch.equal(again(wavs).states, upstream(wavs).states)
 
 
-def test_weights_are_not_kept_twice(network_with, tmp_path: Path):
+def test_weights_are_not_stored_twice(network_with, tmp_path: Path):
     network_with(partial(make_checkpoint, "byol_a_512"))
     upstream = load_upstream("byol_a_512", cache_dir=tmp_path / "cache")
     torch.save(upstream.checkpoint_info, tmp_path / "info")
@@ -114,9 +119,7 @@ def test_weights_are_not_kept_twice(network_with, tmp_path: Path):
     assert (tmp_path / "info").stat().st_size < (tmp_path / "state").stat().st_size / 20
 
 
-def test_utterances_of_one_length_do_not_see_each_other_where_s3prl_lets_them(
-    network_with, tmp_path: Path
-):
+def test_utterances_of_equal_length_do_not_affect_each_other(network_with, tmp_path: Path):
     """`byol_s` normalises by the statistics of the whole batch."""
     network_with(partial(make_checkpoint, "byol_s_default"))
     upstream = load_upstream("byol_s_default", cache_dir=tmp_path / "cache")
@@ -131,7 +134,7 @@ def test_utterances_of_one_length_do_not_see_each_other_where_s3prl_lets_them(
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder, and the address at which this machine serves it."""
+    """A folder, and the local URL that serves it."""
     folder = tmp_path / "served"
     folder.mkdir()
     handler = partial(Quiet, directory=str(folder))
@@ -153,7 +156,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
     ("name", "maker"),
     [("wavlm_url", "wavlm_local"), ("wav2vec2_custom", "wav2vec2_local")],
 )
-def test_a_checkpoint_given_by_its_address_is_needed_once(
+def test_a_checkpoint_given_by_its_url_is_needed_once(
     name: str, maker: str, served: tuple[Path, str], tmp_path: Path
 ):
     folder, address = served
@@ -167,11 +170,11 @@ def test_a_checkpoint_given_by_its_address_is_needed_once(
     wavs = waveforms(8000, 5000)
     with torch.no_grad():
         assert torch.equal(rebuilt(wavs).states, upstream(wavs).states)
-    with pytest.raises(UserError, match="could not be loaded"):
+    with user_error("upstream-failed", where=r"module s3prl\.upstream\."):
         load_upstream(name, f"{address}/encoder.pt", cache_dir=tmp_path / "cache")
 
 
-def test_a_run_goes_on_where_its_downloads_are_not(
+def test_a_run_resumes_without_its_downloads(
     network_with, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ):
     cache = tmp_path / "cache"
@@ -190,54 +193,56 @@ def test_a_run_goes_on_where_its_downloads_are_not(
         assert torch.equal(resumed["Upstream"][name], held), name
 
 
-def test_s3prl_downloads_as_before_afterwards(network_with, tmp_path: Path):
+def test_s3prls_downloads_are_restored(network_with, tmp_path: Path):
     network = network_with(lambda path: path.write_text("a: 1\n"))
     download = s3prl_download()
     function, folder = download._download, download.get_dir()
-    with downloads(tmp_path / "cache") as asked:
+    with s3prl_downloads(tmp_path / "cache") as asked:
         download._urls_to_filepaths("https://example.org/a.yaml")
     assert list(asked) == network.requests == ["https://example.org/a.yaml"]
     assert asked["https://example.org/a.yaml"].parent == tmp_path / "cache"
-    with pytest.raises(ValueError, match="stop"), downloads(tmp_path / "cache"):
-        raise ValueError("stop")
+    with pytest.raises(ZeroDivisionError), s3prl_downloads(tmp_path / "cache"):
+        _ = 1 / 0
     assert (download._download, download.get_dir()) == (function, folder)
 
 
-def test_small_files_of_any_kind_are_kept(network_with, tmp_path: Path):
+def test_small_files_of_any_format_are_stored(network_with, tmp_path: Path):
     (tmp_path / "config.yaml").write_bytes(b"frontend: \xff\x00\n")
-    kept = keep_files({"https://example.org/config.yaml": tmp_path / "config.yaml"})
+    kept = store_files({"https://example.org/config.yaml": tmp_path / "config.yaml"})
     torch.save(kept, tmp_path / "kept")
     kept = torch.load(tmp_path / "kept", weights_only=True)
     network = network_with(lambda path: path.write_text("else"))
     network.there = False
     download = s3prl_download()
     (tmp_path / "elsewhere").mkdir()
-    with downloads(tmp_path / "elsewhere", kept):
+    with s3prl_downloads(tmp_path / "elsewhere", kept):
         path = download._urls_to_filepaths("https://example.org/config.yaml")
         assert Path(path).read_bytes() == b"frontend: \xff\x00\n"
 
 
-def test_what_cannot_be_kept_is_said_and_looked_for_again(
+def test_a_file_that_is_not_stored_is_logged_and_downloaded_again(
     network_with, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     large = tmp_path / "words.txt"
-    large.write_bytes(b"x" * (KEPT_BYTES + 1))
+    large.write_bytes(b"x" * (MAX_STORED_BYTES + 1))
     with caplog.at_level(logging.WARNING):
-        kept = keep_files({"https://example.org/words.txt": large})
+        kept = store_files({"https://example.org/words.txt": large})
     assert kept == {}
-    assert "https://example.org/words.txt is no file of PyTorch and too large" in caplog.text
+    (record,) = caplog.records
+    assert record.name == stored_files.__name__
+    assert record.args == ("https://example.org/words.txt",)
     network_with(lambda path: path.write_text("again"))
     download = s3prl_download()
     for place in ("one", "two"):
         (tmp_path / place).mkdir()
-        with downloads(tmp_path / place, kept):
+        with s3prl_downloads(tmp_path / place, kept):
             path = download._urls_to_filepaths("https://example.org/words.txt")
         assert Path(path).read_text() == "again"
-        assert Path(path).parent == download.get_dir()  # Kept there for the next time.
+        assert Path(path).parent == download.get_dir()
 
 
-def test_a_kept_folder_stays_in_its_folder(tmp_path: Path):
+def test_a_stored_folder_does_not_write_outside_itself(tmp_path: Path):
     held = {"bytes": torch.tensor([65], dtype=torch.uint8)}
-    write_kept({"folder": {"../outside": held, "/inside": held}}, tmp_path / "folder")
+    write_stored({"folder": {"../outside": held, "/inside": held}}, tmp_path / "folder")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "inside", "outside"]
     assert not (tmp_path / "outside").exists()

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from s3prl_mtl.errors import UserError
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.upstreams import load_upstream, rebuild_upstream
-from s3prl_mtl.upstreams.zoo.hub import import_hub
+from s3prl_mtl.upstreams.zoo.s3prl_hub import import_hub
+from tests.mistakes import user_error
 from tests.upstreams.test_huggingface import SIZE
 from tests.upstreams.test_zoo import alone, waveforms
 
@@ -35,7 +35,7 @@ def folder_of(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path
     return request.param, tmp_path / "encoder"
 
 
-def test_features_are_those_that_s3prl_gives_each_utterance_alone(folder_of):
+def test_features_equal_s3prls_for_each_utterance_alone(folder_of):
     name, folder = folder_of
     theirs = getattr(import_hub(name.removesuffix("_custom")), name)(str(folder)).eval()
     upstream = load_upstream(name, folder)
@@ -86,10 +86,10 @@ def test_masking_and_layerdrop_are_off_in_training(folder_of):
     assert all(p.grad is not None for p in layers)
 
 
-def test_a_name_that_cannot_be_loaded_is_the_one_that_the_message_is_about(
+def test_the_error_names_the_model_that_cannot_be_loaded(
     folder_of, monkeypatch: pytest.MonkeyPatch
 ):
-    """s3prl tries another model's feature extractor then, and that one's absence is its error."""
+    """s3prl then tries another model's feature extractor and raises an error about that."""
     name, folder = folder_of
     hub = import_hub(name.removesuffix("_custom"))
     asked: list[str] = []
@@ -103,9 +103,10 @@ def test_a_name_that_cannot_be_loaded_is_the_one_that_the_message_is_about(
         "from_pretrained",
         away,
     )
-    with pytest.raises(UserError, match=r"nobody/encoder is no folder here, and could not") as said:
+    with user_error("checkpoint-format", where="^-k nobody/encoder$") as caught:
         load_upstream(name, "nobody/encoder")
-    assert asked[0] == "nobody/encoder" and asked[1] not in str(said.value)
+    assert asked[0] == "nobody/encoder" and asked[1] not in str(caught.value)
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(UserError, match=r"encoder has no preprocessor_config\.json.*-k"):
+    with user_error("checkpoint-format", where=f"^-k {folder}$") as caught:
         load_upstream(name, folder)
+    assert "preprocessor_config.json" in caught.value.what

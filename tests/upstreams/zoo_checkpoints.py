@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
-from s3prl_mtl.upstreams.zoo.hub import import_hub
+from s3prl_mtl.upstreams.zoo.s3prl_hub import import_hub
 
 CONVOLUTIONS = "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2"
 WIDTH = 16
@@ -197,7 +197,7 @@ def vq_wav2vec() -> dict[str, Any]:
 
 
 def lighthubert() -> dict[str, Any]:
-    """Its sizes are written in s3prl's code: this is the smaller of its two, 20 M parameters."""
+    """The smaller of two sizes that are fixed in s3prl's code, 20 M parameters."""
     module = of_s3prl("lighthubert.lighthubert")
     settings = {
         "_name": "hubert_pruner",
@@ -279,7 +279,7 @@ def decoar2() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def smaller_decoar() -> Iterator[None]:
-    """Their sizes are written in s3prl's code: layers of width 1024 have 16 here, 768 have 24."""
+    """Their sizes are fixed in s3prl's code: reduce widths of 1024 to 16, of 768 to 24."""
 
     def narrower(layer: Callable[..., Any]) -> Callable[..., Any]:
         def _layer(*sizes: int, **named: Any) -> Any:
@@ -327,7 +327,7 @@ MAKERS: dict[str, Callable[[], dict[str, Any]]] = {
     "decoar_layers_local": decoar,
     "decoar2_local": decoar2,
 }
-"""What makes a checkpoint for each of these names of the zoo."""
+"""A function that creates the checkpoint, by the name in the zoo."""
 
 DOWNLOADED: dict[str, Callable[[], dict[str, Any]]] = {
     "wavlm_base_plus": wavlm,
@@ -340,11 +340,11 @@ DOWNLOADED: dict[str, Callable[[], dict[str, Any]]] = {
     "byol_a_512": byol_a,
     "byol_s_default": byol_s,
 }
-"""The same for names with a URL of their own: what lies there."""
+"""The same for names with their own URL: the file there."""
 
 
 def make_checkpoint(name: str, path: Path) -> Path:
-    """Write a checkpoint for an upstream of the zoo, the same each time."""
+    """Write a checkpoint for an upstream of the zoo, reproducibly."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         torch.save({**MAKERS, **DOWNLOADED}[name](), path)

@@ -1,4 +1,4 @@
-"""Architecture of a HuBERT encoder, as a fairseq checkpoint states it."""
+"""Settings of a HuBERT encoder, read from a fairseq checkpoint."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class HubertConfig:
     """Settings of a HuBERT encoder; names and defaults are fairseq's (``HubertConfig`` there).
 
     ``conv_feature_layers`` holds (width, kernel, stride) of each convolution. ``normalize`` comes
-    from the task: each waveform is brought to mean 0, variance 1. ``final_proj_dim`` and
-    ``label_embeddings`` (rows, width) are the parameters used in pre-training only, 0 if the
-    checkpoint has none; the encoder keeps them so that it can be written back.
+    from the task: waveforms are normalised to mean 0, variance 1. ``final_proj_dim`` and
+    ``label_embeddings`` (rows, width) are the sizes of parameters for pre-training, 0 if the
+    checkpoint has none; the encoder keeps these parameters so that it can be written back.
 
     Raises:
-        UserError: values that do not make an encoder.
+        UserError: invalid values.
     """
 
     extractor_mode: str = "default"
@@ -83,7 +83,7 @@ class HubertConfig:
 
     @property
     def receptive_field(self) -> int:
-        """Samples that one frame sees, the least that an utterance needs (400)."""
+        """Samples that one frame depends on, the minimum length of an utterance (400)."""
         samples = 1
         for _, kernel, stride in reversed(self.conv_feature_layers):
             samples = (samples - 1) * stride + kernel
@@ -120,8 +120,9 @@ class HubertConfig:
             if name not in known:
                 raise UserError(
                     f"HuBERT has no setting {name!r}.",
-                    where="settings of the encoder in the checkpoint",
+                    where=f"{name} in the settings of the encoder in the checkpoint",
                     fix=nearest(name, known),
+                    code="unknown-key",
                 )
         layers = tuple(tuple(layer) for layer in values["conv_feature_layers"])
         rows, width = values["label_embeddings"]
@@ -143,11 +144,11 @@ class HubertConfig:
         """Read ``cfg["model"]`` and ``cfg["task"]`` of a fairseq checkpoint.
 
         Args:
-            model: settings of the architecture; a missing one has fairseq's default.
-            task: settings of the pre-training task, of which ``normalize`` matters.
+            model: settings of the architecture; missing ones have fairseq's defaults.
+            task: settings of the pre-training task; only ``normalize`` is used.
             final_proj_dim: output width of ``final_proj``, 0 if there is none.
             label_embeddings: shape of ``label_embs_concat``, (0, 0) if there is none.
-            where: the file, for messages.
+            where: the file, for errors.
 
         Raises:
             UserError: a value of the wrong type, or an architecture that is not HuBERT's.
@@ -172,8 +173,8 @@ class HubertConfig:
 def parse_conv_layers(text: object, *, where: str) -> ConvLayers:
     """Read fairseq's ``conv_feature_layers``, such as ``[(512,10,5)] + [(512,3,2)] * 4``.
 
-    The text is parsed, never evaluated: whole numbers, lists, tuples, ``+`` and ``*`` are all that
-    it may hold.
+    The text is parsed, never evaluated. It may contain whole numbers, lists, tuples, ``+`` and
+    ``*``.
 
     Returns:
         (width, kernel, stride) of each convolution.
@@ -201,6 +202,7 @@ def parse_conv_layers(text: object, *, where: str) -> ConvLayers:
             f"The convolutions of the encoder cannot be read from {str(text)[:200]!r}: {error}.",
             where=f"cfg.model.conv_feature_layers of {where}",
             fix=f"A list of (width, kernel, stride) such as {BASE_CONV_LAYERS!r} is expected.",
+            code="invalid-settings",
         ) from None
     return tuple(result)
 
@@ -223,7 +225,7 @@ def _literal(node: ast.expr) -> Any:
             if isinstance(left, int):
                 left, right = right, left
             if isinstance(left, list | tuple) and isinstance(right, int):
-                # Bounded before it is built: a few characters could ask for terabytes.
+                # Checked before it is built: a few characters could ask for terabytes.
                 if len(left) * right > MAX_CONV_LAYERS:
                     raise ValueError(f"more than {MAX_CONV_LAYERS} layers")
                 return left * right
@@ -231,7 +233,7 @@ def _literal(node: ast.expr) -> Any:
 
 
 def _refuse_variants(model: Mapping[str, Any], where: str) -> None:
-    """Settings of fairseq's HuBERT class that make another architecture."""
+    """Refuse settings of fairseq's HuBERT class that select another architecture."""
     refused = {
         "layer_type": ("transformer", "only transformer layers are supported"),
         "pos_conv_depth": (1, "only one positional convolution is supported"),
@@ -243,7 +245,8 @@ def _refuse_variants(model: Mapping[str, Any], where: str) -> None:
             raise UserError(
                 f"This HuBERT has {name}={value!r}, but {reason}.",
                 where=f"cfg.model.{name} of {where}",
-                fix=f"A checkpoint with {name}={wanted!r} is expected.",
+                fix=f"Use a checkpoint with {name}={wanted!r}.",
+                code="not-supported",
             )
 
 
@@ -255,16 +258,20 @@ def _typed(name: str, value: object, wanted: type, where: str) -> Any:
     if type(value) is wanted:
         return value
     raise UserError(
-        f"{name} is {value!r}, which is no {wanted.__name__}.",
-        where=f"cfg of {where}",
-        fix="The checkpoint's settings were changed or damaged; take the original file.",
+        f"{name} is {value!r} instead of a value of type {wanted.__name__}.",
+        where=f"{name} in cfg of {where}",
+        fix="The checkpoint's settings were changed or damaged; use the original file.",
+        code="wrong-type",
     )
 
 
 def _check(name: str, valid: bool, value: object, wanted: str) -> None:
     if not valid:
         raise UserError(
-            f"{name} is {value!r}.", where="settings of the HuBERT encoder", fix=f"Use {wanted}."
+            f"{name} is {value!r}.",
+            where=f"{name} in the settings of the HuBERT encoder",
+            fix=f"Use {wanted}.",
+            code="invalid-settings",
         )
 
 
@@ -272,6 +279,7 @@ def _check_choice(name: str, value: str, known: list[str]) -> None:
     if value not in known:
         raise UserError(
             f"{name} is {value!r}.",
-            where="settings of the HuBERT encoder",
+            where=f"{name} in the settings of the HuBERT encoder",
             fix=nearest(value, known),
+            code="invalid-settings",
         )

@@ -115,6 +115,7 @@ class Hubert(Upstream):
                     "frame of HuBERT.",
                     where=f"waveform {index} of the {len(wavs)} given to the encoder",
                     fix=f"Leave out utterances under {least} samples ({least / 16:g} ms).",
+                    code="audio-too-short",
                 )
 
 
@@ -162,6 +163,7 @@ def build_hubert(
             f"The parameters do not fit the HuBERT that the settings describe: {shown}.",
             where=where,
             fix="Take a complete HuBERT checkpoint from pre-training.",
+            code="checkpoint-mismatch",
         )
     model.to_empty(device="cpu")
     model.load_state_dict(state_dict)

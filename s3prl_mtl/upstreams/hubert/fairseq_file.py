@@ -1,4 +1,4 @@
-"""fairseq HuBERT checkpoints, read and written without fairseq."""
+"""Read and write HuBERT checkpoints of fairseq without fairseq."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from s3prl_mtl.upstreams.hubert.encoder import Hubert, build_hubert
 
 KIND = "fairseq HuBERT checkpoint"
 SPECIAL_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>"]
-# The optimizer's state is two thirds of a published file and of no use to an encoder.
-NOT_KEPT = ("model", "last_optimizer_state")
+# The optimizer's state is two thirds of a published file and is not needed.
+NOT_IN_HEADER = ("model", "last_optimizer_state")
 
 
 @dataclass(frozen=True)
 class FairseqCheckpoint:
-    """What a fairseq file holds.
+    """The contents of a fairseq file.
 
     Args:
         config: the architecture.
-        state_dict: the parameters under fairseq's names; mapped from the file, so copy them.
-        header: all else but the optimizer's state, as plain values.
+        state_dict: the parameters under fairseq's names; memory-mapped, so copy them.
+        header: everything else except the optimizer's state, as plain values.
     """
 
     config: HubertConfig
@@ -46,10 +46,10 @@ class FairseqCheckpoint:
 
 
 def read_fairseq_checkpoint(path: str | os.PathLike[str]) -> FairseqCheckpoint:
-    """Read a fairseq HuBERT checkpoint (``.pt``) without fairseq and without running its pickle.
+    """Read a fairseq HuBERT checkpoint (``.pt``) without fairseq and without executing its pickle.
 
     Raises:
-        UserError: no checkpoint, truncated, of another model, or naming a foreign class.
+        UserError: not a checkpoint, truncated, of another model, or with objects of other classes.
     """
     path = Path(path)
     loaded = load_inert(path, kind=KIND)
@@ -58,19 +58,21 @@ def read_fairseq_checkpoint(path: str | os.PathLike[str]) -> FairseqCheckpoint:
     if not isinstance(state_dict, Mapping) or not any(map(loaded.get, ("cfg", "args"))):
         held = ", ".join(map(str, list(loaded)[:6])) if isinstance(loaded, Mapping) else "no dict"
         raise UserError(
-            "This is a file of torch.save, but no fairseq checkpoint: it has no 'model' with a "
-            f"'cfg' or 'args' beside it (found: {held}).",
+            "This PyTorch file is not a fairseq checkpoint: it lacks 'model' together with 'cfg' "
+            f"or 'args' (found: {held}).",
             where=where,
             fix="Give a checkpoint written by fairseq.",
+            code="checkpoint-format",
         )
     for name, value in state_dict.items():
         if not isinstance(value, Tensor):
             raise UserError(
-                f"The parameter {name} is no tensor but {type(value).__name__}.",
+                f"The parameter {name} is a {type(value).__name__} instead of a tensor.",
                 where=where,
                 fix="Download the checkpoint again.",
+                code="checkpoint-format",
             )
-    header = {key: to_plain(value) for key, value in loaded.items() if key not in NOT_KEPT}
+    header = {key: to_plain(value) for key, value in loaded.items() if key not in NOT_IN_HEADER}
     model_settings, task_settings = _settings(header, where)
     final_proj = state_dict.get("final_proj.weight")
     embeddings = state_dict.get("label_embs_concat")
@@ -94,12 +96,12 @@ def load_hubert(
 
     Args:
         path: the ``.pt`` file.
-        layerdrop: chance to leave out a layer in training; replaces the checkpoint's.
+        layerdrop: probability of skipping a layer in training; overrides the checkpoint's.
         feature_grad_mult: scale of the gradient into the convolutions, 0 freezes them; None
             keeps the checkpoint's.
 
     Raises:
-        UserError: see :func:`read_fairseq_checkpoint`; and parameters that do not fit.
+        UserError: see :func:`read_fairseq_checkpoint`; or the parameters do not fit the settings.
     """
     checkpoint = read_fairseq_checkpoint(path)
     config = replace(checkpoint.config, encoder_layerdrop=layerdrop)
@@ -111,8 +113,8 @@ def load_hubert(
 def write_fairseq_checkpoint(path: str | os.PathLike[str], model: Hubert) -> None:
     """Write an encoder so that fairseq 0.12.2's ``load_model_ensemble_and_task`` loads it strictly.
 
-    Settings, dictionaries and history come from the file that the encoder was read from, or are
-    made up for one built here. The file appears whole or not at all.
+    Settings, dictionaries and history come from the file that the encoder was read from, else from
+    :func:`make_header`. The write is atomic.
 
     Raises:
         OSError: the file cannot be written.
@@ -132,7 +134,7 @@ def write_fairseq_checkpoint(path: str | os.PathLike[str], model: Hubert) -> Non
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        # Given a name, torch.save would write that into the file; equal content, equal bytes.
+        # Given a path, torch.save would store its name; equal contents should be equal bytes.
         with open(temporary, "wb") as file:
             torch.save(content, file, pickle_module=NamingPickle)
         umask = os.umask(0)
@@ -145,7 +147,7 @@ def write_fairseq_checkpoint(path: str | os.PathLike[str], model: Hubert) -> Non
 
 
 def make_header(config: HubertConfig) -> dict[str, Any]:
-    """What fairseq expects beside the parameters, for an encoder that no file describes."""
+    """The entries that fairseq requires beside the parameters, for an encoder built here."""
     symbols = SPECIAL_SYMBOLS + [
         str(label) for label in range(config.label_embeddings[0] - len(SPECIAL_SYMBOLS))
     ]
@@ -206,7 +208,7 @@ def make_header(config: HubertConfig) -> dict[str, Any]:
 
 
 def _settings(header: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """``cfg["model"]`` and ``cfg["task"]``, or an older file's ``args`` for both."""
+    """``cfg["model"]`` and ``cfg["task"]``; both are ``args`` in older files."""
     if header.get("cfg"):
         cfg = header["cfg"]
         model, task = (
@@ -214,9 +216,10 @@ def _settings(header: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any],
         )
         if not isinstance(model, Mapping) or not isinstance(task, Mapping):
             raise UserError(
-                "The settings of the checkpoint have no 'model' and 'task'.",
+                "The settings of the checkpoint lack 'model' or 'task'.",
                 where=f"cfg of {where}",
                 fix="Give a checkpoint written by fairseq.",
+                code="checkpoint-format",
             )
         name, key = model.get("_name"), "cfg.model._name"
     else:
@@ -224,10 +227,11 @@ def _settings(header: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any],
         name, key = model.get("arch"), "args.arch"
     if name != "hubert":
         raise UserError(
-            f"This is a fairseq checkpoint of another model, {name!r}; only pre-trained HuBERT "
-            "('hubert') is read here.",
-            where=f"{key} of {where}",
+            f"This is a fairseq checkpoint of {name!r}; only pre-trained HuBERT ('hubert') is "
+            "supported.",
+            where=f"{key}={name!r} in {where}",
             fix="Give a HuBERT checkpoint, such as hubert_base_ls960.pt.",
+            code="checkpoint-format",
         )
     return model, task
 
@@ -238,5 +242,6 @@ def _matrix_shape(tensor: Tensor, where: str) -> tuple[int, int]:
             f"label_embs_concat has {tensor.dim()} dimensions instead of 2.",
             where=where,
             fix="Download the checkpoint again.",
+            code="checkpoint-format",
         )
     return tensor.shape[0], tensor.shape[1]

@@ -1,8 +1,8 @@
 """``hubert_tiny``: a HuBERT of 0.35 M parameters, small enough to train on two CPU cores.
 
-Its layout is Base's (GroupNorm, post-norm). Its weights are random but for the front end, which
-starts as a filter bank: a random first convolution of ten taps says next to nothing about the
-spectrum, and a few minutes of training do not mend that.
+The layout is that of Base (GroupNorm, post-norm). The weights are random except in the front end,
+which starts as a filter bank: a random first convolution of ten taps extracts almost nothing of
+the spectrum, and a few minutes of training do not change that.
 
     python -m s3prl_mtl.upstreams.hubert.tiny [OUT]
 """
@@ -41,7 +41,7 @@ CONFIG = HubertConfig(
 
 
 def make_tiny(seed: int = 0) -> Hubert:
-    """The encoder with its initial weights; the same seed gives the same weights."""
+    """Build the encoder with its initial weights, reproducible from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Hubert(CONFIG)
@@ -52,14 +52,14 @@ def make_tiny(seed: int = 0) -> Hubert:
 
 @torch.no_grad()
 def _init_convolutions(model: Hubert) -> None:
-    """A filter bank: windowed tones in four phases, then their rectified sum in each band.
+    """Initialise a filter bank: windowed tones in four phases, rectified and summed per band.
 
-    GELU(x) + GELU(-x) is about x^2 for small and |x| for large x, so that the sum over the phases
-    0, 90, 180 and 270 degrees follows the magnitude in the band, whatever the phase.
+    GELU(x) + GELU(-x) is about x^2 for small and |x| for large x, so the sum over the phases 0, 90,
+    180 and 270 degrees approximates the magnitude in the band, independent of the phase.
     """
     parameters = dict(model.feature_extractor.named_parameters())
     parameters["conv_layers.0.0.weight"].copy_(_filter_bank()[:, None])
-    # Well above 1, so that most of the signal lies where GELU rectifies.
+    # Well above 1, so that most of the signal is in the range where GELU rectifies.
     parameters["conv_layers.0.2.weight"].fill_(2.0)
     pooling = parameters["conv_layers.1.0.weight"]
     pooling.mul_(0.3)
@@ -76,7 +76,8 @@ def _filter_bank() -> Tensor:
     hertz = 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
     spacing = torch.gradient(hertz)[0]
     time = (torch.arange(WINDOW, dtype=torch.float64) - (WINDOW - 1) / 2) / 16_000
-    # A Hann window of length w passes about 2 / w to each side: shorter ones for wider bands.
+    # A Hann window of length w has a bandwidth of about 2 / w to each side: wide bands need short
+    # windows.
     seconds = (2.0 / spacing).clamp(0.003, WINDOW / 16_000)
     inside = time.abs()[None] < seconds[:, None] / 2
     window = inside * (1 + torch.cos(2 * math.pi * time[None] / seconds[:, None])) / 2
@@ -92,7 +93,7 @@ def _to_mel(hertz: float) -> float:
 
 
 def _init_encoder(model: Hubert) -> None:
-    """Keep the variance through the layers, with residual branches weaker than their inputs."""
+    """Preserve the variance through the layers, with residual branches weaker than their inputs."""
     for name, parameter in model.encoder.layers.named_parameters():
         if name.endswith(("out_proj.weight", "fc2.weight")):
             nn.init.xavier_uniform_(parameter, gain=0.5)

@@ -1,1 +1,1 @@
-"""Encoders of s3prl's zoo and of Hugging Face."""
+"""Encoders of other packages: s3prl's zoo and Hugging Face's transformers."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,38 +11,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s3prl_mtl.errors import UserError
+from s3prl_mtl.data import SAMPLE_RATE
+from s3prl_mtl.errors import UserError, error_summary
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import import_transformers
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream, check_waveforms
-from s3prl_mtl.upstreams.unpadded import encode_by_length, probe
-from s3prl_mtl.upstreams.zoo.renaming import rename_state
-
-logger = logging.getLogger(__name__)
+from s3prl_mtl.upstreams.zoo.state_names import strip_state_prefixes
+from s3prl_mtl.upstreams.zoo.unpadded import encode_by_length, probe
 
 HUGGING_FACE = "hf:"
-SAMPLE_RATE = 16_000
 UNUSED = ("masked_spec_embed",)
-"""Parameters for masking in pre-training: some checkpoints lack them, and nothing here uses them.
-"""
+"""Parameters that only pre-training uses; some checkpoints lack them."""
 
 
 class TransformersUpstream(Upstream):
-    """An encoder of transformers behind our interface.
+    """An encoder of transformers.
 
-    Only waveforms of the same length go through the model together, so that there is no padding:
-    features are those of each utterance alone. Masking inside the model and LayerDrop are off, as
-    in s3prl's multi-task branch.
+    Only waveforms of equal length are encoded together, so that nothing is padded: features are
+    those of each utterance alone. Masking inside the model and LayerDrop are off, as in s3prl's
+    multi-task branch.
 
-    ``hidden_states[0]`` is the input of the first layer, then comes each layer's output. The last
-    is the model's ``last_hidden_state``: for pre-norm encoders after the final normalisation,
-    which transformers itself leaves out of its ``hidden_states``.
+    ``hidden_states[0]`` is the input of the first layer, followed by the output of each layer. The
+    last one is the model's ``last_hidden_state``: in pre-norm encoders it is taken after the final
+    normalisation, which transformers does not apply in its ``hidden_states``.
 
     In checkpoints the parameters have the names that transformers gives them.
 
     Args:
-        name: the path or the name that it was loaded by.
+        name: path or name from which it was loaded.
         model: the encoder.
-        settings: its config, as plain values.
+        settings: the config of the model, as plain values.
         preprocessing: the settings of its feature extractor, as plain values.
     """
 
@@ -63,15 +59,16 @@ class TransformersUpstream(Upstream):
         self._takes_waveforms = kind == "Wav2Vec2FeatureExtractor"
         if not self._takes_waveforms:
             self._extractor = _extractor_from(preprocessing, name)
-        self._whole_seconds = kind == "WhisperFeatureExtractor"
-        where = f"-u {HUGGING_FACE}{name}"
-        rename_state(self, ["model."])
-        width, states, rate = probe(self._encode, name, where)
-        self.hidden_size, self.num_hidden_states, self.downsample_rate = width, states, rate
+        self._fixed_window = kind == "WhisperFeatureExtractor"
+        strip_state_prefixes(self, ["model."])
+        shape = probe(self._encode, name, f"-u {HUGGING_FACE}{name}")
+        self.hidden_size = shape.hidden_size
+        self.num_hidden_states = shape.num_hidden_states
+        self.downsample_rate = shape.downsample_rate
 
     @property
     def checkpoint_info(self) -> dict[str, Any]:
-        """Plain values from which :func:`rebuild_transformers` makes the encoder again."""
+        """Plain values from which :func:`rebuild_transformers` builds the encoder again."""
         return {
             "kind": "transformers",
             "name": self.name,
@@ -97,7 +94,7 @@ class TransformersUpstream(Upstream):
         return states if frames is None else [state[:, :frames] for state in states]
 
     def _inputs(self, wavs: list[Tensor]) -> tuple[dict[str, Tensor], int | None]:
-        """The model's arguments for waveforms of one length, and how many frames to keep."""
+        """The model's arguments for waveforms of one length; the frames to keep, None for all."""
         parameter = next(self.model.parameters())
         if self._takes_waveforms:
             waves = torch.stack(wavs).to(parameter)
@@ -107,8 +104,8 @@ class TransformersUpstream(Upstream):
                 waves = (waves - mean) / torch.sqrt(variance + 1e-7)
             return {"input_values": waves}, None
         frames = None
-        if self._whole_seconds:
-            # Whisper hears 30 s always, the rest of them silent.
+        if self._fixed_window:
+            # Whisper encodes 30 s; the frames after the end of the utterance are dropped.
             window = int(self.preprocessing["chunk_length"]) * SAMPLE_RATE
             frames = self._frames_of_window(len(wavs[0]), window)
         extracted = self._extractor(
@@ -125,10 +122,11 @@ class TransformersUpstream(Upstream):
     def _frames_of_window(self, samples: int, window: int) -> int:
         if samples > window:
             raise UserError(
-                f"An utterance has {samples / SAMPLE_RATE:.1f} s, and {self.name} hears "
-                f"{window // SAMPLE_RATE} s at most.",
+                f"An utterance is {samples / SAMPLE_RATE:.1f} s long; {self.name} encodes at most "
+                f"{window // SAMPLE_RATE} s.",
                 where=f"-u {HUGGING_FACE}{self.name}",
-                fix="Leave out longer utterances, or choose an encoder without such a window.",
+                fix="Leave out longer utterances, or choose an encoder without a fixed window.",
+                code="audio-too-long",
             )
         stride = window // int(self.settings["max_source_positions"])
         return -(-samples // stride)
@@ -143,23 +141,29 @@ def load_transformers(
     """Load an encoder of transformers.
 
     Args:
-        name: a folder that `save_pretrained` wrote, or a name of huggingface.co.
-        ckpt: must be None: the name says where the weights are.
-        cache_dir: where downloads are kept; None for transformers' own choice.
+        name: a folder that `save_pretrained` wrote, or a name on huggingface.co.
+        ckpt: must be None: the name locates the weights.
+        cache_dir: where downloads are kept; None for transformers' own folder.
 
     Raises:
         UserError: transformers is not installed, there is no such model, it lacks weights or a
-            preprocessor config, or its hidden states are no sequence of frames.
+            preprocessor config, or its hidden states are not frames at a fixed rate.
     """
     where = f"-u {HUGGING_FACE}{name}"
     if ckpt is not None:
         raise UserError(
-            "An encoder of Hugging Face takes no checkpoint beside it.",
+            "An encoder of Hugging Face takes no separate checkpoint.",
             where="-k",
-            fix=f"Leave out -k, or name the folder: -u {HUGGING_FACE}FOLDER.",
+            fix=f"Leave out -k, or give the folder: -u {HUGGING_FACE}FOLDER.",
+            code="conflicting-options",
         )
     if not name:
-        raise UserError("No model is named.", where=where, fix="-u hf:facebook/wav2vec2-base")
+        raise UserError(
+            "The name of the model is missing.",
+            where=where,
+            fix=f"For example -u {HUGGING_FACE}facebook/wav2vec2-base.",
+            code="missing-option",
+        )
     transformers = import_transformers(where)
     expanded = os.path.expanduser(name)
     source = os.path.abspath(expanded) if os.path.isdir(expanded) else name
@@ -167,7 +171,7 @@ def load_transformers(
     preprocessing = _read_preprocessing(transformers, source, arguments, where)
     try:
         config = transformers.AutoConfig.from_pretrained(source, **arguments)
-        switch_off(config)
+        disable_masking(config)
         model, report = transformers.AutoModel.from_pretrained(
             source,
             config=config,
@@ -176,32 +180,33 @@ def load_transformers(
             **arguments,
         )
     except Exception as error:
-        # Anything may go wrong in a stranger's files: no network, a name that is none, bad weights.
+        # No network, an unknown name, damaged weights: any error may be raised here.
         raise _cannot_load(name, error, where) from error
     missing = [key for key in report["missing_keys"] if not key.endswith(UNUSED)]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(
-            f"The checkpoint of {name} lacks weights of its encoder: "
+            f"The checkpoint of {name} lacks weights of the encoder: "
             f"{', '.join(sorted(missing)[:3])}{more}.",
             where=where,
-            fix="Take a complete checkpoint.",
+            fix="Give a complete checkpoint.",
+            code="checkpoint-incomplete",
         )
     return TransformersUpstream(source, _encoder_of(model), config.to_dict(), preprocessing)
 
 
 def rebuild_transformers(info: Mapping[str, Any]) -> TransformersUpstream:
-    """An encoder from its ``checkpoint_info``; its parameters are yet to be loaded.
+    """An encoder from its ``checkpoint_info``; load its parameters afterwards.
 
     Raises:
-        UserError: transformers is not installed, or does not know this kind of model.
+        UserError: transformers is not installed, or has no such model class.
     """
     where = "the encoder in the checkpoint"
     transformers = import_transformers(where)
     settings = dict(info["config"])
     try:
         config = transformers.AutoConfig.for_model(**settings)
-        switch_off(config)
+        disable_masking(config)
         with torch.random.fork_rng():
             model = transformers.AutoModel.from_config(config)
     except Exception as error:
@@ -214,26 +219,26 @@ def rebuild_transformers(info: Mapping[str, Any]) -> TransformersUpstream:
 def _read_preprocessing(
     transformers: Any, source: str, arguments: Mapping[str, str], where: str
 ) -> dict[str, Any]:
-    """What is done to a waveform before the model; never guessed."""
+    """The settings of the feature extractor; never guessed."""
     try:
         extractor = transformers.AutoFeatureExtractor.from_pretrained(source, **arguments)
     except Exception as error:
         raise UserError(
-            f"What {source} expects of a waveform cannot be read "
-            f"({type(error).__name__}: {_first_line(error)}).",
+            f"The preprocessing settings of {source} cannot be read ({error_summary(error)}).",
             where=where,
             fix="Check the name. A folder needs a preprocessor_config.json, such as "
             '{"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": true, '
             '"sampling_rate": 16000}.',
+            code="upstream-failed",
         ) from error
     settings: dict[str, Any] = json.loads(extractor.to_json_string())
     rate = settings.get("sampling_rate", SAMPLE_RATE)
     if rate != SAMPLE_RATE:
         raise UserError(
-            f"{source} takes waveforms at {rate} Hz, and every corpus here is read at "
-            f"{SAMPLE_RATE} Hz.",
+            f"{source} encodes waveforms at {rate} Hz; corpora are read at {SAMPLE_RATE} Hz.",
             where=where,
-            fix=f"Choose an encoder of {SAMPLE_RATE} Hz.",
+            fix=f"Choose an encoder for {SAMPLE_RATE} Hz.",
+            code="audio-rate",
         )
     return settings
 
@@ -246,24 +251,25 @@ def _extractor_from(preprocessing: Mapping[str, Any], name: str) -> Any:
         raise UserError(
             f"transformers {transformers.__version__} has no {kind}, which {name} needs.",
             where=f"-u {HUGGING_FACE}{name}",
-            fix="Install the version of transformers that the model was made with.",
+            fix="Install the version of transformers that the model was saved with.",
+            code="upstream-failed",
         )
     settings = {key: value for key, value in preprocessing.items() if not key.endswith("_type")}
     return known(**settings)
 
 
-def switch_off(config: Any) -> None:
-    """No LayerDrop and no masking inside the model: the hidden states of a step are all there."""
+def disable_masking(config: Any) -> None:
+    """Turn off LayerDrop and masking inside a model, in its config."""
     for key in ("layerdrop", "encoder_layerdrop"):
         if hasattr(config, key):
             setattr(config, key, 0.0)
     if hasattr(config, "mask_time_prob") or hasattr(config, "apply_spec_augment"):
-        # data2vec's config lacks it, and its model takes that for a yes.
+        # data2vec's config lacks it, and its model defaults to masking.
         config.apply_spec_augment = False
 
 
 def _encoder_of(model: Any) -> nn.Module:
-    """The encoder alone, where the model has a decoder too (Whisper)."""
+    """The encoder of a model that also has a decoder (Whisper), else the model itself."""
     if getattr(model.config, "is_encoder_decoder", False):
         encoder: nn.Module = model.get_encoder()
         return encoder
@@ -274,14 +280,10 @@ def _encoder_of(model: Any) -> nn.Module:
 def _cannot_load(name: str, error: Exception, where: str) -> UserError:
     local = Path(os.path.expanduser(name)).is_dir()
     return UserError(
-        f"{name} could not be loaded with transformers ({type(error).__name__}: "
-        f"{_first_line(error)}).",
+        f"{name} could not be loaded with transformers ({error_summary(error)}).",
         where=where,
-        fix="Save it with `save_pretrained` once more."
+        fix="Save it again with `save_pretrained`."
         if local
-        else "Check the name, and that there is a network; or give the path of a folder.",
+        else "Check the name and the network, or give the path of a folder.",
+        code="upstream-failed",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), "no message")[:300]

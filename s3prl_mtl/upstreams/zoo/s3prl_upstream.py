@@ -1,4 +1,4 @@
-"""Upstreams of s3prl's own zoo, one module at a time."""
+"""Upstreams of s3prl's own zoo."""
 
 from __future__ import annotations
 
@@ -11,43 +11,47 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.errors import UserError, error_summary, nearest
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream, check_waveforms
-from s3prl_mtl.upstreams.unpadded import encode_by_length, probe, sees_batch
-from s3prl_mtl.upstreams.zoo.files import downloads, keep_files, keep_transformers, write_kept
-from s3prl_mtl.upstreams.zoo.hub import (
+from s3prl_mtl.upstreams.zoo.huggingface import disable_masking
+from s3prl_mtl.upstreams.zoo.s3prl_hub import (
     build,
-    cannot_encode,
     check_transformers,
     wraps_transformers,
     zoo_names,
 )
-from s3prl_mtl.upstreams.zoo.huggingface import switch_off
-from s3prl_mtl.upstreams.zoo.renaming import rename_state
+from s3prl_mtl.upstreams.zoo.state_names import strip_state_prefixes
+from s3prl_mtl.upstreams.zoo.stored_files import (
+    s3prl_downloads,
+    store_files,
+    store_transformers_folder,
+    write_stored,
+)
+from s3prl_mtl.upstreams.zoo.unpadded import depends_on_batch, encode_by_length, probe
 
-__all__ = ["ZooUpstream", "load_from_zoo", "rebuild_from_zoo", "zoo_names"]
+__all__ = ["S3prlUpstream", "load_s3prl", "rebuild_s3prl", "zoo_names"]
 
 
-class ZooUpstream(Upstream):
-    """An upstream of s3prl behind our interface.
+class S3prlUpstream(Upstream):
+    """An upstream of s3prl's zoo.
 
-    s3prl pads a batch, and many models of the zoo let an utterance see the padding. Here only
-    waveforms of the same length go through a model together, so that there is none, and one at a
-    time where they see each other all the same: features are those that s3prl gives each utterance
-    alone. For the same reason batch normalisation keeps its statistics in training. LayerDrop and
-    masking are off, as in s3prl's multi-task branch.
+    s3prl pads a batch, and in many models an utterance depends on the padding. Here only waveforms
+    of equal length are encoded together, and one at a time where even these depend on each other:
+    features are those that s3prl gives each utterance alone. For the same reason batch
+    normalisation keeps its statistics in training. LayerDrop and masking are off, as in s3prl's
+    multi-task branch.
 
     In checkpoints the parameters have the names that s3prl's expert gives them.
 
     Args:
-        name: the name in the zoo, such as ``fbank``.
-        expert: the object that s3prl's hub function returned.
-        ckpt: the checkpoint that it was made from, if one was given.
-        model_config: the settings that it was made from, if any.
-        files: what it was made from, without weights, by path or URL; see
-            :func:`~s3prl_mtl.upstreams.zoo.files.keep_files`.
-        one_by_one: utterances of one length see each other in this model; None to find it out,
-            for which it needs its weights.
+        name: in the zoo, such as ``fbank``.
+        expert: the module that s3prl's hub function returned.
+        ckpt: the checkpoint that it was built from, if one was given.
+        model_config: the settings that it was built from, if any.
+        files: the files that it was built from, without weights, by path or URL; see
+            :func:`~s3prl_mtl.upstreams.zoo.stored_files.store_files`.
+        one_by_one: utterances of equal length depend on each other; None to find out, which
+            requires the weights.
     """
 
     def __init__(
@@ -69,17 +73,19 @@ class ZooUpstream(Upstream):
             if isinstance(getattr(module, "layerdrop", None), float):
                 module.layerdrop = 0.0  # type: ignore[assignment]
             if hasattr(getattr(module, "config", None), "apply_spec_augment"):
-                switch_off(module.config)
-        rename_state(self, ["expert.model.", "expert."])
-        stated = getattr(expert, "get_downsample_rates", None)
-        stated_rate = int(stated("hidden_states")) if callable(stated) else None
-        width, states, rate = probe(self._encode, name, f"-u {name}", stated_rate)
-        self.hidden_size, self.num_hidden_states, self.downsample_rate = width, states, rate
-        self.one_by_one = sees_batch(self._encode) if one_by_one is None else one_by_one
+                disable_masking(module.config)
+        strip_state_prefixes(self, ["expert.model.", "expert."])
+        get_rate = getattr(expert, "get_downsample_rates", None)
+        stated_rate = int(get_rate("hidden_states")) if callable(get_rate) else None
+        shape = probe(self._encode, name, f"-u {name}", stated_rate)
+        self.hidden_size = shape.hidden_size
+        self.num_hidden_states = shape.num_hidden_states
+        self.downsample_rate = shape.downsample_rate
+        self.one_by_one = depends_on_batch(self._encode) if one_by_one is None else one_by_one
 
     @property
     def checkpoint_info(self) -> dict[str, Any]:
-        """Plain values from which :func:`rebuild_from_zoo` makes the upstream again."""
+        """Plain values from which :func:`rebuild_s3prl` builds the upstream again."""
         return {
             "kind": "zoo",
             "name": self.name,
@@ -90,11 +96,11 @@ class ZooUpstream(Upstream):
         }
 
     def s3prl_state_dict(self) -> dict[str, Tensor]:
-        """The expert's own state dict; that of `tera` for one begins with `transformer.`."""
+        """The expert's own state dict; its prefixes differ, such as `transformer.` for `tera`."""
         return dict(self.expert.state_dict())
 
-    def train(self, mode: bool = True) -> ZooUpstream:
-        """Dropout on or off; batch normalisation uses the statistics it came with either way."""
+    def train(self, mode: bool = True) -> S3prlUpstream:
+        """Switch dropout; batch normalisation always uses its stored statistics."""
         super().train(mode)
         for module in self.expert.modules():
             if isinstance(module, _BatchNorm):
@@ -112,20 +118,20 @@ class ZooUpstream(Upstream):
         return list(states) if states is not None else [result["last_hidden_state"]]
 
 
-def load_from_zoo(
+def load_s3prl(
     name: str,
     ckpt: str | os.PathLike[str] | None = None,
     *,
     cache_dir: str | os.PathLike[str] | None = None,
     model_config: Mapping[str, Any] | None = None,
-) -> ZooUpstream:
+) -> S3prlUpstream:
     """Load an upstream of s3prl by its name there.
 
     Args:
         name: such as ``fbank``, ``mfcc`` or ``wavlm_base``.
-        ckpt: a local checkpoint, for those of the zoo that take one (``wavlm_local``), or its URL.
-        cache_dir: where s3prl keeps what it downloads; None for its own choice.
-        model_config: settings for those of the zoo that take a config file (``baseline_local``).
+        ckpt: a local checkpoint or its URL, for upstreams that take one (``wavlm_local``).
+        cache_dir: where s3prl keeps downloads; None for its own folder.
+        model_config: settings, for upstreams that take a config file (``baseline_local``).
 
     Raises:
         UserError: s3prl is not installed, has no such upstream, or could not load it.
@@ -136,61 +142,73 @@ def load_from_zoo(
         local = os.path.abspath(os.path.expanduser(local))
     elif local is not None and "://" not in local and not wraps_transformers(module):
         raise UserError(
-            f"The checkpoint {local} does not exist.", where="-k", fix="Give the path of a file."
+            f"The checkpoint {local} does not exist.",
+            where=f"-k {local}",
+            fix="Give the path of a file.",
+            code="checkpoint-missing",
         )
     if local is not None and wraps_transformers(module):
         check_transformers(local)
     with (
         tempfile.TemporaryDirectory() as folder,
-        downloads(None if cache_dir is None else Path(cache_dir)) as downloaded,
+        s3prl_downloads(None if cache_dir is None else Path(cache_dir)) as downloaded,
     ):
         expert = build(name, module, local, model_config, Path(folder))
     given = {} if local is None or not os.path.isfile(local) else {local: Path(local)}
-    files = keep_files({**downloaded, **given})
+    files = store_files({**downloaded, **given})
     if local is not None and wraps_transformers(module):
-        files[local] = keep_transformers(expert)
+        files[local] = store_transformers_folder(expert)
     try:
-        return ZooUpstream(name, expert, local, model_config, files)
+        return S3prlUpstream(name, expert, local, model_config, files)
     except UserError:
         raise
     except Exception as error:
-        raise cannot_encode(name, module, error) from error
+        raise UserError(
+            f"s3prl's upstream {name!r} was loaded but cannot encode a waveform "
+            f"({error_summary(error)}).",
+            where=f"module s3prl.upstream.{module}",
+            fix="Install the packages it needs, or choose another upstream.",
+            code="upstream-failed",
+        ) from error
 
 
-def rebuild_from_zoo(info: Mapping[str, Any]) -> ZooUpstream:
-    """An upstream of the zoo from its ``checkpoint_info``; its parameters are yet to be loaded.
+def rebuild_s3prl(info: Mapping[str, Any]) -> S3prlUpstream:
+    """An upstream from its ``checkpoint_info``; load its parameters afterwards.
 
-    The files that it was made from are not looked for: what was kept of them takes their place.
+    The original files are not needed: their stored contents take their place.
 
     Raises:
         UserError: s3prl is not installed, or cannot build it.
     """
     name, ckpt, model_config = info["name"], info["ckpt"], info["model_config"]
     files = dict(info.get("files") or {})
-    if info.get("skeleton") is not None:  # Checkpoints of 0.1 have that of a local file alone.
+    if info.get("skeleton") is not None:  # Format of 0.1: only the file given with -k.
         files[ckpt] = {"skeleton": info["skeleton"]}
     module = _module_of(name)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
         path = ckpt
         if ckpt in files and "://" not in ckpt:
             path = str(Path(folder) / Path(ckpt).name)
-            write_kept(files[ckpt], Path(path))
-        with downloads(Path(cache), files):
+            write_stored(files[ckpt], Path(path))
+        with s3prl_downloads(Path(cache), files):
             expert = build(name, module, path, model_config, Path(folder))
-    return ZooUpstream(name, expert, ckpt, model_config, files, info.get("one_by_one", False))
+    return S3prlUpstream(name, expert, ckpt, model_config, files, info.get("one_by_one", False))
 
 
 def _module_of(name: str) -> str:
     names = zoo_names()
     if not names:
         raise UserError(
-            f"The upstream {name!r} is no plugin, and s3prl, whose zoo might have it, is not "
-            "installed.",
+            f"No plugin has the upstream {name!r}, and s3prl, which may have it, is not installed.",
             where=f"-u {name}",
             fix="Install it with `pip install 's3prl-mtl[s3prl]'`.",
+            code="missing-package",
         )
     if name not in names:
         raise UserError(
-            f"s3prl has no upstream {name!r}.", where=f"-u {name}", fix=nearest(name, list(names))
+            f"s3prl has no upstream {name!r}.",
+            where=f"-u {name}",
+            fix=nearest(name, list(names)),
+            code="unknown-name",
         )
     return names[name]

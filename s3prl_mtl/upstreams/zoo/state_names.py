@@ -1,4 +1,4 @@
-"""State dicts under other names than the modules have."""
+"""Names of parameters in state dicts that differ from those of the modules."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 from torch import nn
 
 
-def rename_state(module: nn.Module, prefixes: Sequence[str]) -> None:
-    """Leave the first of these prefixes that a parameter's name has out of the state dict.
+def strip_state_prefixes(module: nn.Module, prefixes: Sequence[str]) -> None:
+    """Strip prefixes from the names in the state dict of a module.
 
-    Checkpoints then hold the names that the wrapped model gives its parameters. Loading takes
-    both, the short names and the full ones.
+    The state dict then has the names that the wrapped model gives its parameters;
+    `load_state_dict` accepts these and the full names.
 
     Args:
-        module: whose ``state_dict`` and ``load_state_dict`` change; its parameters are there.
-        prefixes: such as ``expert.model.`` and ``expert.``, tried in this order.
+        module: changed in place; it has its parameters already.
+        prefixes: such as ``expert.model.`` and ``expert.``; the first that fits is stripped.
     """
     full_names = list(module.state_dict())
-    short_names = {name: _shorten(name, prefixes) for name in full_names}
+    short_names = {name: _strip(name, prefixes) for name in full_names}
     if len(set(short_names.values())) < len(full_names):
-        # Two would become one: the longest prefix stays where it is.
-        short_names = {name: _shorten(name, prefixes[1:]) for name in full_names}
+        # Two names became one: do not strip the first prefix.
+        short_names = {name: _strip(name, prefixes[1:]) for name in full_names}
 
     def shorten(_module: nn.Module, state: Any, prefix: str, _metadata: Any) -> None:
         for full, short in short_names.items():
@@ -38,7 +38,7 @@ def rename_state(module: nn.Module, prefixes: Sequence[str]) -> None:
     module.register_load_state_dict_pre_hook(lengthen)
 
 
-def _shorten(name: str, prefixes: Sequence[str]) -> str:
+def _strip(name: str, prefixes: Sequence[str]) -> str:
     for prefix in prefixes:
         if name.startswith(prefix):
             return name.removeprefix(prefix)

@@ -1,0 +1,160 @@
+"""A balancer makes the same update on one process, on two ranks and in micro-batches."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from s3prl_mtl.balancing import Balancer, Sum
+from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.distributed.world import World
+from s3prl_mtl.tracking.tracker import read_metrics
+from s3prl_mtl.training.runner import MultiTaskRunner
+from tests.balancing.balancers import FixedWeights, LearnedWeights, PCGrad
+from tests.comparison import assert_same
+from tests.distributed.ranks import run_ranks
+from tests.distributed.test_updates import (
+    assert_same_update,
+    give_batches,
+    make_config,
+    weights_of,
+    without_chance,
+)
+
+TASKS = "asr,ks,er"
+
+
+Outcome = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, float]]
+"""Weights before and after a step, and its losses."""
+
+
+def step_of(runner: MultiTaskRunner) -> Outcome:
+    before = weights_of(runner)
+    report = runner.train_step()
+    return before, weights_of(runner), report.losses
+
+
+def balanced_steps(
+    world: World, config: dict[str, Any], folder: Path, cases: list[tuple[type[Balancer], int]]
+) -> list[Outcome]:
+    """For each balancer and number of micro-batches, a step from the same weights and batches."""
+    outcomes = []
+    for kind, parts in cases:
+        balancer = kind(config["downstream"])
+        runner = MultiTaskRunner(config, folder, world=world, balancer=balancer)
+        without_chance(runner)
+        if not config["distributed"]["placement"]:
+            give_batches(runner, range(world.rank, 4, world.size), as_one=world.size == 1)
+        runner.training_step.micro_batcher.parts = parts
+        outcomes.append(step_of(runner))
+    return outcomes
+
+
+@pytest.fixture
+def config(tiny_corpus: Path, manifest_cache: Path) -> dict[str, Any]:
+    # Plain gradient descent with a rate of 1: the update is the clipped gradient itself.
+    return make_config(tiny_corpus, manifest_cache, TASKS, optimizer={"name": "SGD", "lr": 1.0})
+
+
+KINDS = [FixedWeights, PCGrad]
+
+
+def test_the_update_is_that_of_one_process_on_whole_batches(config: dict[str, Any], tmp_path: Path):
+    cases = [(kind, parts) for kind in KINDS for parts in (1, 2)]
+    (alone,) = run_ranks(1, balanced_steps, config, tmp_path / "one", [*cases, (Sum, 1)])
+    on_two = run_ranks(2, balanced_steps, config, tmp_path / "two", cases)
+    summed = alone.pop()
+    for first, kind in zip((0, 2), KINDS, strict=True):
+        whole = alone[first]
+        with pytest.raises(AssertionError):
+            assert_same_update(summed, whole)
+        outcomes = [alone[first + 1], *(rank[first + i] for rank in on_two for i in (0, 1))]
+        for outcome in outcomes:
+            assert_same_update(whole, outcome)
+            assert outcome[2] == pytest.approx(whole[2], rel=1e-5), kind
+    for one, other in zip(*on_two, strict=True):
+        for name, value in one[1].items():
+            assert torch.equal(value, other[1][name]), "the ranks have drifted apart"
+
+
+def test_task_parallel_ranks_make_the_update_of_data_parallel_ones(
+    config: dict[str, Any], tmp_path: Path
+):
+    for task in config["downstream"]:
+        config[task]["downstream_expert"]["datarc"]["train_batch_size"] = 1
+    cases = [(kind, 1) for kind in KINDS]
+    config["distributed"] = {"parallel": "task", "placement": "0:asr,ks,er;1:asr,ks,er"}
+    by_data, _ = run_ranks(2, balanced_steps, config, tmp_path / "data", cases)
+    config["distributed"] = {"parallel": "task", "placement": "0:asr;1:ks,er"}
+    for rank in run_ranks(2, balanced_steps, config, tmp_path / "task", cases):
+        for expected, outcome in zip(by_data, rank, strict=True):
+            assert_same_update(expected, outcome, names=outcome[0])
+
+
+def step_with_a_late_drop(
+    world: World, config: dict[str, Any], folder: Path
+) -> tuple[Outcome, Outcome]:
+    """A step in which the second loss of er on the last rank is not finite; one without er."""
+    outcomes = []
+    for tasks in (["asr", "ks", "er"], ["asr", "ks"]):
+        settings = {**config, "downstream": tasks}
+        runner = MultiTaskRunner(settings, folder, world=world, balancer=PCGrad(tasks))
+        without_chance(runner)
+        if "er" in runner.tasks and world.rank == world.size - 1:
+            expert = runner.tasks["er"].expert
+            forward, calls = expert.forward, iter([1.0])
+
+            def broken(*args: Any, forward=forward, calls=calls, **kwargs: Any) -> torch.Tensor:
+                return forward(*args, **kwargs) * next(calls, math.nan)
+
+            expert.forward = broken
+        outcomes.append(step_of(runner))
+    return outcomes[0], outcomes[1]
+
+
+def test_a_task_that_is_dropped_late_has_no_part_in_the_combined_gradient(
+    config: dict[str, Any], tmp_path: Path
+):
+    config["runner"]["gradient_accumulate_steps"] = 2
+    for outcome, without in run_ranks(2, step_with_a_late_drop, config, tmp_path):
+        assert math.isnan(outcome[2]["er"]) and math.isfinite(outcome[2]["ks"])
+        assert_same_update(without, outcome, names=list(without[0]))
+
+
+def train(world: World, config: dict[str, Any], folder: Path, resume: Path | None) -> None:
+    saved = checkpoints.load(resume) if resume is not None else None
+    torch.rand(17 + world.rank)
+    balancer = LearnedWeights(config["downstream"])
+    MultiTaskRunner(config, folder, resume=saved, world=world, balancer=balancer).train()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_learned_weights_are_trained_logged_saved_and_resumed_bit_for_bit(
+    ranks: int, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    config = make_config(
+        tiny_corpus,
+        manifest_cache,
+        "ks,er",
+        optimizer={"name": "AdamW", "lr": 1e-2},
+        runner__total_steps=4,
+        runner__save_step=2,
+        runner__log_step=1,
+        runner__test_last=False,
+        runner__max_keep=9,
+    )
+    run_ranks(ranks, train, config, tmp_path / "whole", None)
+    half, end = (tmp_path / "whole" / f"states-{step}.ckpt" for step in (2, 4))
+    run_ranks(ranks, train, config, tmp_path / "resumed", half)
+    whole = checkpoints.load(end)
+    assert_same(whole, checkpoints.load(tmp_path / "resumed" / "states-4.ckpt"))
+    learned = whole["Balancer"]["log_variances"]
+    assert learned.count_nonzero() == 2
+    assert not torch.equal(learned, checkpoints.load(half)["Balancer"]["log_variances"])
+    logged = {e["metric"]: e["value"] for e in read_metrics(tmp_path / "whole")}
+    expected = (-learned).exp().tolist()
+    assert [logged["weight_ks"], logged["weight_er"]] == pytest.approx(expected)
