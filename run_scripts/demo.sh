@@ -7,8 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source run_scripts/setup.sh demo
 
-# Whatever the environment says: the products of the demo are too small for two threads, which
-# would spend half of a step waiting for each other, and more beside another program.
+# Overrides the environment: the matrix products of the demo are too small for two threads, which
+# wait for each other during half of a step, and longer beside another program.
 export OMP_NUM_THREADS=1
 
 folder=${1:-.demo}

@@ -1,4 +1,4 @@
-"""An LSTM layer over padded utterances of different lengths, for CPUs."""
+"""LSTM layer over padded utterances of different lengths, for CPUs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 from s3prl_mtl.nn.padding import frame_mask
 
 FRAME_MULTIPLE = 16
-"""Padded lengths are multiples of this: oneDNN prepares, and keeps, a kernel for each length."""
+"""Padded lengths are multiples of this: oneDNN builds and caches one kernel per length."""
 
 
 def lstm_over_padded(layer: nn.LSTM, features: Tensor, lengths: Tensor) -> Tensor:
-    """Run an LSTM over each utterance's own frames, as on a packed sequence.
+    """LSTM over the frames of each utterance, equal to the LSTM of a packed sequence.
 
-    On a CPU torch has a fused kernel for padded sequences; packed ones it computes time step by
-    time step, and the backward pass takes time that grows with the square of the length (4.5
-    times as long in all, for 8 utterances of 1 to 2 s and 96 units in both directions). The
-    backward direction reads the utterances reversed, so that their padding comes last in it too.
+    On a CPU, torch has a fused kernel for padded sequences. Packed sequences run step by step,
+    and their backward pass is quadratic in the length (4.5 times as long in total for 8 utterances
+    of 1 to 2 s and 96 units in both directions). The backward direction reads the utterances
+    reversed, so padding comes last in both directions.
 
     Args:
-        layer: an LSTM of one layer, batch first.
+        layer: a one-layer, batch-first LSTM.
         features: (B, T, input_dim), T the longest length.
         lengths: frames of each utterance (B,), on the CPU.
 
@@ -52,7 +52,7 @@ def lstm_over_padded(layer: nn.LSTM, features: Tensor, lengths: Tensor) -> Tenso
 
 
 def _reversed(features: Tensor, lengths: Tensor) -> Tensor:
-    """The frames of each utterance (B, T, D) in reverse, padding where it was."""
+    """Reverse the frames of each utterance (B, T, D); padding stays in place."""
     batch, frames, width = features.shape
     time = torch.arange(frames).expand(batch, -1)
     source = torch.where(frame_mask(lengths, frames), lengths.unsqueeze(1) - 1 - time, time)

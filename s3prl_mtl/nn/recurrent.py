@@ -54,7 +54,7 @@ class RNNLayer(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         on_cpu = features.device.type == "cpu"
-        # Only in training: an evaluation gives what it always gave, to the last bit.
+        # In training only, so that evaluation stays bit-identical to packed sequences.
         if isinstance(self.layer, nn.LSTM) and on_cpu and self.training:
             hidden = lstm_over_padded(self.layer, features, lengths)
         else:

@@ -36,7 +36,7 @@ class TDNN(nn.Module):
         """(B, T, input_dim) to (B, T - (context_size - 1) * dilation, output_dim)."""
         frames = features.shape[1] - (self.context_size - 1) * self.dilation
         stacked = [features[:, i * self.dilation :][:, :frames] for i in range(self.context_size)]
-        # A matrix product and no convolution, for which torch compiles a kernel for every length.
+        # A matrix product: torch compiles a convolution anew for every length.
         hidden = self.kernel(stacked[0] if len(stacked) == 1 else torch.cat(stacked, dim=-1))
         hidden = self.drop(F.relu(hidden))
         if self.bn is not None:

@@ -1,7 +1,7 @@
 """HuBERT's convolutional front end, over one packed signal instead of padded waveforms.
 
-Frames are rows and channels are columns, so that a convolution is a matrix product on a view of
-the rows: no operation plans or compiles kernels for the length of an utterance. Every utterance
+Frames are rows, channels are columns. A convolution is a matrix product on a view of the rows, so
+no operation plans or compiles a kernel for the length of an utterance. Every utterance
 starts at a multiple of the total stride, so that each convolution meets it in the same phase as
 alone. Outputs that straddle two utterances are computed and dropped:
 
@@ -76,8 +76,8 @@ class ConvolutionalFrontEnd(nn.Module):
         pieces: list[Tensor] = []
         slots = []
         for wav in wavs:
-            # The first block runs on each utterance alone because its GroupNorm averages over
-            # time, and because what it works on then stays in the processor's cache.
+            # The first block runs on one utterance at a time: its GroupNorm averages over time,
+            # and one utterance fits into the processor's cache.
             x = F.linear(wav.unfold(0, kernel, stride), weight, conv.bias)
             pieces.append(x if norm is None else norm.over_rows(x))
             slots.append(math.ceil(len(wav) / total_stride))
@@ -97,7 +97,7 @@ class ConvolutionalFrontEnd(nn.Module):
         return result
 
     def _parts(self, index: int) -> tuple[nn.Conv1d, TimeNorm | ChannelNorm | None, nn.GELU]:
-        """Convolution, norm (None: there is none) and activation of a block."""
+        """Convolution, norm (or None) and activation of a block."""
         modules: list[Any] = list(self.conv_layers[index].modules())
         norms = [module for module in modules if isinstance(module, TimeNorm | ChannelNorm)]
         conv = next(module for module in modules if isinstance(module, nn.Conv1d))
@@ -105,7 +105,7 @@ class ConvolutionalFrontEnd(nn.Module):
 
 
 def strided_convolution(rows: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """Convolve rows over their first dimension: a product for every ``stride`` kernel positions.
+    """Convolution over the first dimension, one product per ``stride`` kernel positions.
 
     With kernel 3 and stride 2, output j is ``[row 2j, row 2j + 1] @ W01 + row 2j+2 @ W2``.
 
@@ -120,7 +120,7 @@ def strided_convolution(rows: Tensor, weight: Tensor, bias: Tensor | None, strid
     """
     channels = weight.shape[1]
     blocks = rows.reshape(-1, stride * channels)
-    # The kernel's positions side by side, as the rows of a block are.
+    # Kernel positions side by side, like the rows of a block.
     by_block = weight.transpose(1, 2).flatten(1).split(stride * channels, dim=1)
     out = F.linear(blocks[:, : by_block[0].shape[1]], by_block[0], bias)
     for behind, part in enumerate(by_block[1:], 1):
@@ -133,9 +133,9 @@ class TimeNorm(nn.GroupNorm):
     """GroupNorm with one group a channel: each channel is normalised over the time."""
 
     def over_rows(self, x: Tensor) -> Tensor:
-        """``(T, C)`` of one utterance, computed in float32 at least, given back in its type."""
+        """Normalise ``(T, C)`` of one utterance in at least float32; the dtype is kept."""
         wide = _at_least_float32(x)
-        # A batch norm of a single image, which reads rows as they lie. Group norm would copy.
+        # Batch norm of a single image reads rows in place; group norm would copy them.
         image = wide[None, None].permute(0, 3, 1, 2)
         y = F.batch_norm(
             image,
@@ -150,7 +150,7 @@ class TimeNorm(nn.GroupNorm):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over channels, computed in float32 at least, given back in its type."""
+    """LayerNorm over channels, computed in at least float32; the dtype is kept."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(1, C, T)``."""

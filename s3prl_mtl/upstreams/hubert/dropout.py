@@ -1,4 +1,4 @@
-"""Dropout that draws sixteen bits a value."""
+"""Dropout from 16 random bits per value."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ LEVELS = 2**16
 
 
 def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
-    """Zero each value with a probability, and scale the others so that the mean stays.
+    """Zero each value with the given probability and scale the others to keep the mean.
 
-    On a CPU torch draws a number for every value, which takes longer than many of the products
-    between which dropout stands. Here four values share the 64 bits of one draw (0.3 of the time,
-    forward), so that the probability is rounded to a multiple of 1 / 65536.
+    On a CPU, torch draws one random number per value. Here four values share one 64-bit draw (0.3
+    of the time of a forward pass), so the probability is rounded to a multiple of 1 / 65536.
 
     Args:
         x: (..., D).
-        probability: of a zero, in [0, 1).
-        training: False returns `x` itself.
+        probability: probability of a zero, in [0, 1).
+        training: if False, return `x` itself.
+
+    Returns:
+        (..., D).
     """
     if not training or probability == 0 or x.device.type != "cpu":
         return F.dropout(x, probability, training)

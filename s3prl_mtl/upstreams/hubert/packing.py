@@ -55,7 +55,7 @@ class LengthGroup:
 def split_by_group(packed: Tensor, groups: list[LengthGroup]) -> Sequence[Tensor]:
     """``(sum T, D)`` of the whole batch -> ``(frames, D)`` of each group.
 
-    One split: the gradient of a slice each would be as large as the whole batch.
+    A single split: the gradient of one slice per group is as large as the whole batch.
     """
     return [packed] if len(groups) == 1 else packed.split([group.frames for group in groups])
 

@@ -13,9 +13,9 @@ from s3prl_mtl.upstreams.hubert.config import HubertConfig
 from s3prl_mtl.upstreams.hubert.dropout import dropout
 from s3prl_mtl.upstreams.hubert.packing import LengthGroup, split_by_group
 
-# On a CPU torch's grouped convolution is slow on few channels a group and compiles kernels for
-# every length. With hubert_tiny's 12, on 53 utterances of 100 s in all, products of blocks take
-# a third of its time; with Base's 48 about as long.
+# On a CPU, torch's grouped convolution is slow with few channels per group and compiles a kernel
+# for every length. On 53 utterances (100 s in total) products of blocks take a third of its time
+# with hubert_tiny's 12 channels, and about as long with Base's 48.
 MIN_CHANNELS = 16
 BLOCK_FRAMES = 8
 
@@ -95,10 +95,10 @@ class PositionalConvolution(nn.Module):
 
 
 def _convolve_in_blocks(x: Tensor, lengths: list[int], weight: Tensor, groups: int) -> Tensor:
-    """Convolve each utterance over time, as products of blocks of frames.
+    """Convolution of each utterance over time as products of blocks of frames.
 
-    The utterances lie in one signal with half a kernel of zeros before each. A block of
-    ``BLOCK_FRAMES`` outputs is the sum of products of the blocks of inputs that it sees:
+    The utterances form one signal with half a kernel of zeros before each. A block of
+    ``BLOCK_FRAMES`` outputs is a sum of products, one per block of inputs in its window:
 
         inputs    |0 0 a a|a a a 0|0 b b b|b 0 0 0|
         outputs   |a a a a|a . . b|b b b .|             out[j] = sum over i of in[j + i] @ W[i]
