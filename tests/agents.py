@@ -185,12 +185,9 @@ def steps_logged(folder: Path) -> list[int]:
 def same_weights(one: Path, two: Path) -> bool:
     """Whether the encoder and the heads of two checkpoints are equal to the last bit."""
     first, second = checkpoints.load(one), checkpoints.load(two)
-    pairs = [(first["Upstream"], second["Upstream"]), (first["Featurizer"], second["Featurizer"])]
-    pairs += [
-        (entry["Downstream"], second["Tasks"][task]["Downstream"])
-        for task, entry in first["Tasks"].items()
-    ]
-    return first["Step"] == second["Step"] and all(
+    pairs = [(first.upstream, second.upstream), (first.featurizer, second.featurizer)]
+    pairs += [(entry.head, second.tasks[task].head) for task, entry in first.tasks.items()]
+    return first.step == second.step and all(
         left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
         for left, right in pairs
     )

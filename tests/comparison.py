@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
+
 import torch
 
 
 def assert_same(first: object, second: object, where: str = "") -> None:
     """Compare tensors, mappings, sequences and plain values; `where` is for the message."""
-    if isinstance(first, torch.Tensor):
+    if is_dataclass(first):
+        for part in fields(first):
+            assert_same(getattr(first, part.name), getattr(second, part.name), part.name)
+    elif isinstance(first, torch.Tensor):
         assert torch.equal(first, second), where
     elif isinstance(first, dict):
         assert first.keys() == second.keys(), where

@@ -53,6 +53,7 @@ class SpeakerDiarization(TaskExpert):
             raise UserError(
                 f"`speakers_per_recording` is a whole number above 0, not {speakers!r}.",
                 where="the label space of sd",
+                code="invalid-value",
             )
         self.speakers = speakers
         if self.datarc.get("num_speakers", speakers) != speakers:
@@ -61,12 +62,14 @@ class SpeakerDiarization(TaskExpert):
                 f"{self.datarc['num_speakers']}.",
                 where=self.key_path("datarc", "num_speakers"),
                 fix=f"Set it to {speakers}.",
+                code="checkpoint-mismatch",
             )
         layers = self.setting("modelrc", "rnn_layers")
         if isinstance(layers, bool) or not isinstance(layers, int) or layers < 0:
             raise UserError(
                 f"A number of layers is a whole number, 0 or above, not {layers!r}.",
                 where=self.key_path("modelrc", "rnn_layers"),
+                code="invalid-value",
             )
         hidden_size = self.size_setting("modelrc", "hidden_size")
         self.frame_shift = self.size_setting("datarc", "frame_shift")

@@ -48,7 +48,7 @@ def builds_from_labels(subject: Subject) -> str:
 
 
 def refuses_misspelt_settings(subject: Subject) -> str:
-    settings = subject.config[subject.name]["downstream_expert"]
+    settings = subject.config.tasks[subject.name].downstream_expert
     places = list(_mappings(settings, f"{subject.name}.downstream_expert"))
     # An empty mapping says that whoever reads it knows its keys: as for a head not selected.
     closed = [place for place, holds_any in places if holds_any] or [places[0][0]]

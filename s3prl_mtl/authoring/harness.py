@@ -16,7 +16,7 @@ from torch import Tensor
 
 from s3prl_mtl.authoring.fake_upstream import FRAME_SAMPLES, WIDTH, pseudo_encoding
 from s3prl_mtl.authoring.processes import Answer
-from s3prl_mtl.config import Config, build_config, parse_tasks, resolve
+from s3prl_mtl.config import Config, RunConfig, build_config, parse_tasks, resolve
 from s3prl_mtl.data.epoch_reader import Batch, EpochReader
 from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.distributed.placement import data_parallel
@@ -86,10 +86,8 @@ class Subject:
         )
         """Whether the corpus is there, as far as the settings say."""
         self.config = resolve(unresolved)
-        block = self.config[self.name]
-        self.expert_class: Any = load_task(
-            self.name, block.get("package"), folder=block.get("folder")
-        )
+        block = self.config.tasks[self.name]
+        self.expert_class: Any = load_task(self.name, block.package, folder=block.folder)
         if self.has_data:
             problems = corpus_problems(self.config, {self.name: self.expert_class})
             raise_together(problems.get(self.name, []))
@@ -108,15 +106,15 @@ class Subject:
 
     # ------------------------------------------------------------------------- building
 
-    def configured(self, overrides: str) -> Config:
+    def configured(self, overrides: str) -> RunConfig:
         """The task's config with further settings, as after `-o`.
 
         Raises:
             UserError: the config refuses them.
         """
-        return resolve(self._unresolved(self.config["data"], overrides, Remarks()))
+        return resolve(self._unresolved(str(self.config.data), overrides, Remarks()))
 
-    def without_corpus(self) -> Config:
+    def without_corpus(self) -> RunConfig:
         """The task's config where there are no corpora."""
         return resolve(self._unresolved(str(self._nowhere), remarks=Remarks()))
 
@@ -137,7 +135,7 @@ class Subject:
         overrides = ",,".join(part for part in (self.overrides, more) if part)
         return build_config(self.files, flags, overrides, base, remarks)
 
-    def build(self, config: Config | None = None, labels: Any = None, seed: int = 1) -> Any:
+    def build(self, config: RunConfig | None = None, labels: Any = None, seed: int = 1) -> Any:
         """A new expert, built as the runner builds it.
 
         Args:
@@ -154,15 +152,15 @@ class Subject:
         arguments: dict[str, Any] = {
             "upstream_dim": WIDTH,
             "upstream_rate": FRAME_SAMPLES,
-            "downstream_expert": config[self.name]["downstream_expert"],
+            "downstream_expert": config.tasks[self.name].downstream_expert,
             "expdir": str(folder),
-            "cache_dir": config["cache_dir"],
-            "seed": config["seed"],
+            "cache_dir": config.cache_dir and str(config.cache_dir),
+            "seed": config.seed,
         }
         if labels is not None:
             arguments["labels"] = labels
         try:
-            with RandomStream(seed).in_place():
+            with RandomStream(seed).active():
                 return self.expert_class(**arguments)
         except Exception as error:
             if self.has_data or labels is not None:
@@ -173,7 +171,7 @@ class Subject:
 
     def task(self, expert: Any) -> Task:
         """The place of an expert in a run: its splits."""
-        return Task.from_settings(self.name, expert, self.config[self.name], seed=self.seed)
+        return Task.from_settings(self.name, expert, self.config.tasks[self.name], seed=self.seed)
 
     def splits(self, expert: Any) -> list[tuple[str, bool]]:
         """The splits of the task, and whether each is trained on; the training split is first."""
@@ -184,7 +182,7 @@ class Subject:
 
     @property
     def seed(self) -> int:
-        return int(self.config["seed"])
+        return self.config.seed
 
     # -------------------------------------------------------------------------- reading
 

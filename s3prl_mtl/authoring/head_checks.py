@@ -11,7 +11,7 @@ from torch import Tensor
 from s3prl_mtl.authoring.harness import Subject
 from s3prl_mtl.authoring.verdicts import Broken, Check, NotApplicable
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.inference.predictions import accepted, named
+from s3prl_mtl.inference.predictions import check_answers, task_label
 from s3prl_mtl.training.microbatch import halves
 
 
@@ -110,7 +110,7 @@ def answers(subject: Subject) -> str:
         except UserError as refusal:
             raise NotApplicable(f"it gives none: {refusal.what}") from refusal
     try:
-        given = accepted(said, len(wavs), named(subject.name, None))
+        given = check_answers(said, len(wavs), task_label(subject.name, None))
     except UserError as refusal:
         raise Broken(refusal.what) from refusal
     return f"answers: {', '.join(given[0])}."

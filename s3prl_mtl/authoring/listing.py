@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import os
 from collections.abc import Mapping
@@ -31,13 +30,13 @@ EXPERTS_PAGE = "docs/s3prl-experts.md"
 ZOO_PAGE = "docs/upstreams.md"
 
 
-def list_tasks(arguments: argparse.Namespace) -> None:
-    """`tasks`: every installed task, whether its data is there, and what is broken."""
+def list_tasks(data: str | None) -> None:
+    """Print every installed task, whether its data is there, and what is broken."""
     # Names are to be typed and searched for: other columns give way first.
     names = [Column(title, no_wrap=True) for title in ("task", "package")]
     table = Table(*names, "metric", "corpus", "data", "state")
     paragraphs: dict[str, str] = {}
-    data = arguments.data or os.environ.get("SUPERB_DATA")
+    data = data or os.environ.get("SUPERB_DATA")
     tasks = discover_tasks()
     for name, plugin in tasks.items():
         try:
@@ -109,8 +108,8 @@ def _data_state(name: str, expert: Any, data: str | None) -> tuple[str, list[str
         flags["data"] = data
     try:
         config = resolve(build_config(flags=flags))
-        (block,) = (config[task] for task in config["downstream"])
-        problems = check(block["downstream_expert"])
+        (block,) = config.tasks.values()
+        problems = check(block.downstream_expert)
     except UserError as mistake:
         return ("?", []) if not data else ("?", [str(mistake)])
     except Exception as error:
@@ -118,8 +117,8 @@ def _data_state(name: str, expert: Any, data: str | None) -> tuple[str, list[str
     return ("missing", problems) if problems else ("there", [])
 
 
-def list_upstreams(arguments: argparse.Namespace) -> None:
-    """`upstreams`: every installed upstream, and what is broken."""
+def list_upstreams() -> None:
+    """Print every installed upstream, and what is broken."""
     names = [Column(title, no_wrap=True) for title in ("upstream", "package")]
     table = Table(*names, "what it is", "state")
     broken = []

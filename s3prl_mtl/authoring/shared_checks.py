@@ -179,7 +179,7 @@ def _step(world: World, subject: Subject, expert: Any) -> Step:
         for batch in reader.next_round() or []:
             # What a head draws at random would differ from one process to the other.
             seed = derived_seed("step", subject.seed, batch.number)
-            with RandomStream(seed).in_place():
+            with RandomStream(seed).active():
                 loss = subject.loss(expert, split, batch)
             found.append((batch.utterances, loss))
         return found

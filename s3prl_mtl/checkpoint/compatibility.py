@@ -1,56 +1,128 @@
-"""Whether weights have the size of what they are for, in words that a person would use."""
+"""Checks that a checkpoint fits a run: encoder, featurizer, heads, and settings on resuming."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
+from s3prl_mtl.config import resolve_plain
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.registry.task_names import TaskPackageMissing
 from s3prl_mtl.upstreams import Featurizer, Upstream
 
+ENCODER_SETTINGS = ("upstream.name", "upstream.ckpt", "upstream.feature_selection")
+"""Settings that decide which weights there are."""
+TRAINING_SETTINGS = (
+    "upstream.freeze",
+    "optimizer",
+    "scheduler",
+    "init_ckpt",
+    "init_upstream_ckpt",
+)
+"""Settings that the state of the optimizer or the schedule, or the first weights, depend on."""
 FIRST_LAYERS = ("projector.weight", "connector.weight", "model.rnn.weight_ih_l0")
-"""Of the nine tasks' heads: the layers that read the features."""
+"""Layers of the nine tasks' heads that read the features."""
 
 _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
 _WIDTH = re.compile(r"(?:^|\.)layers?\.0\.(?:.*\.)?(?:layer_norm|LayerNorm|.*_layer_norm)\.weight$")
-
 
 _FIX_ENCODER = (
     "Name the upstream that the checkpoint was trained from (-u, -k), or another checkpoint."
 )
 
 
-def check_encoder(weights: Mapping[str, Any], upstream: Upstream, where: str) -> None:
-    """Refuse the weights of an encoder with other layers, or of another kind.
-
-    Args:
-        weights: by name.
-        upstream: what they are for.
-        where: what gave them, for errors.
+def check_resume(saved: RunCheckpoint, config: Mapping[str, Any], past: Path | None) -> None:
+    """Refuse to resume training with settings that the state of a checkpoint does not fit.
 
     Raises:
-        UserError: another number of layers, layers of another width, or none of its parameters.
+        UserError: names the setting with its old and its new value.
+    """
+    if saved.training is None:
+        what = "a best checkpoint" if saved.origin is None else f"one of {saved.origin}"
+        raise UserError(
+            f"The checkpoint is {what} and holds weights only: training cannot resume from it.",
+            where=f"-e {past}",
+            fix=f"Start a new run from these weights with -i {past} instead of -e, or resume from "
+            "a states-*.ckpt of this package.",
+            code="checkpoint-incomplete",
+        )
+    tasks = list(saved.tasks)
+    if set(tasks) != set(config["downstream"]):
+        raise UserError(
+            f"The run trains {','.join(tasks)} and cannot resume with "
+            f"{','.join(config['downstream'])}.",
+            where="-d",
+            fix=f"Leave out -d ({','.join(tasks)}), or start a new run from these weights with -i.",
+            code="resume-conflict",
+        )
+    check_evaluate(saved, config)
+    keys = [*TRAINING_SETTINGS]
+    schedule = config["scheduler"]
+    if schedule is not None and schedule["name"] != "linear_schedule_with_warmup":
+        # torch's own schedules keep their length in their state.
+        keys.append("runner.total_steps")
+    _check_unchanged(saved.config, config, keys)
+
+
+def check_evaluate(saved: RunCheckpoint, config: Mapping[str, Any]) -> None:
+    """Refuse settings of another encoder. (Heads that do not fit are refused on loading.)
+
+    Raises:
+        UserError: names the setting with its old and its new value.
+    """
+    # An encoder without a description is built from its file, which may have been moved.
+    movable = () if saved.upstream_info is not None else ("upstream.ckpt",)
+    _check_unchanged(saved.config, config, [key for key in ENCODER_SETTINGS if key not in movable])
+
+
+@contextmanager
+def requiring_all_tasks() -> Iterator[None]:
+    """Replace the advice of `TaskPackageMissing`: training resumes with all tasks of a run.
+
+    Raises:
+        TaskPackageMissing: as raised inside, without the advice to leave the task out.
+    """
+    try:
+        yield
+    except TaskPackageMissing as error:
+        advice = f"Install {error.package} again: training resumes with all tasks of a run."
+        raise TaskPackageMissing(error.task, error.package, advice) from error
+
+
+def check_encoder(weights: Mapping[str, Any], upstream: Upstream, where: str) -> None:
+    """Refuse the weights of an encoder of another size or architecture.
+
+    Args:
+        weights: state dict of an encoder.
+        upstream: the encoder that takes them.
+        where: what gave the weights, for errors.
+
+    Raises:
+        UserError: another number of layers, layers of another width, or no parameter in common.
     """
     state = upstream.state_dict()
-    found, own = _size(weights), _size(state)
-    if own is not None:
-        check_size(weights, *own, where)
-    if weights and not _own_names(weights) & _own_names(state):
-        size = f" of {_say(*found)}" if found is not None else ""
-        parameters = "none of these parameters" if state else "no parameters"
+    found, expected = _size(weights), _size(state)
+    if expected is not None:
+        check_size(weights, *expected, where)
+    if weights and not _bare_names(weights) & _bare_names(state):
+        size = f" of {_show_size(*found)}" if found is not None else ""
         raise UserError(
-            f"The checkpoint holds an encoder{size}, and that of this run is of another kind: it "
-            f"has {parameters}.",
+            f"The checkpoint holds an encoder{size} of another architecture than this run's: they "
+            "have no parameter in common.",
             where=where,
             fix=_FIX_ENCODER,
+            code="checkpoint-mismatch",
         )
 
 
 def check_size(weights: Mapping[str, Any], layers: int, width: int, where: str) -> None:
-    """Refuse the weights of an encoder with other layers than these.
+    """Refuse the weights of an encoder of another depth or width.
 
     Raises:
         UserError: another number of layers, or layers of another width.
@@ -58,24 +130,25 @@ def check_size(weights: Mapping[str, Any], layers: int, width: int, where: str) 
     found = _size(weights)
     if found is not None and found != (layers, width):
         raise UserError(
-            f"The checkpoint holds an encoder of {_say(*found)}, and that of this run has "
-            f"{_say(layers, width)}.",
+            f"The checkpoint holds an encoder of {_show_size(*found)}; this run's has "
+            f"{_show_size(layers, width)}.",
             where=where,
             fix=_FIX_ENCODER,
+            code="checkpoint-mismatch",
         )
 
 
 def check_selection(
     weights: Mapping[str, Any], upstream: Upstream, featurizer: Featurizer, where: str
 ) -> None:
-    """Refuse a featurizer's weights for another number of hidden states.
+    """Refuse the state dict of a featurizer of another number of layers.
 
     Raises:
-        UserError: says which `-s` has as many.
+        UserError: names the `-s` that has as many.
     """
     saved = len(weights["weights"]) if "weights" in weights else 0
-    own = len(featurizer.weights) if featurizer.weights is not None else 0
-    if saved == own:
+    expected = len(featurizer.weights) if featurizer.weights is not None else 0
+    if saved == expected:
         return
     by_count = {
         0: "last_hidden_state",
@@ -83,44 +156,70 @@ def check_selection(
         upstream.num_hidden_states: "hidden_states",
     }
     raise UserError(
-        f"The checkpoint weighs {saved} hidden states, and this run {own}.",
+        f"The checkpoint has {saved} layer weights; this run has {expected}.",
         where=where,
         fix=f"Take -s {by_count[saved]}."
         if saved in by_count
         else "Name the upstream that the checkpoint was trained with.",
+        code="checkpoint-mismatch",
     )
 
 
 def check_head(task: str, weights: Mapping[str, Any], expert: nn.Module, where: str) -> None:
-    """Refuse a head that reads features of another width.
+    """Refuse a head for features of another width.
 
     Raises:
         UserError: names both widths.
     """
-    own = expert.state_dict()
+    state = expert.state_dict()
     for layer in FIRST_LAYERS:
-        if layer in own and layer in weights and own[layer].dim() == weights[layer].dim() == 2:
-            wanted, found = own[layer].shape[1], weights[layer].shape[1]
-            if wanted != found:
+        if layer in state and layer in weights and state[layer].dim() == weights[layer].dim() == 2:
+            expected, found = state[layer].shape[1], weights[layer].shape[1]
+            if expected != found:
                 raise UserError(
-                    f"The head of {task} reads features of width {found}, and the upstream gives "
-                    f"features of width {wanted}.",
+                    f"The head of {task} takes features of width {found}; the upstream gives "
+                    f"features of width {expected}.",
                     where=where,
                     fix="Name the upstream that the head was trained with, or another head.",
+                    code="checkpoint-mismatch",
                 )
 
 
-def _own_names(weights: Mapping[str, Any]) -> set[str]:
-    """Names without what programs put before those of the model that they wrap."""
+def _check_unchanged(
+    before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]
+) -> None:
+    old, new = resolve_plain(before), resolve_plain(now)
+    for key in keys:
+        was, is_now = _value(old, key), _value(new, key)
+        if isinstance(was, Mapping) and isinstance(is_now, Mapping):
+            _check_unchanged(old, new, [f"{key}.{name}" for name in {**was, **is_now}])
+        elif was != is_now:
+            raise UserError(
+                f"{key} was {was!r} when the checkpoint was saved and is {is_now!r} now.",
+                where=f"{key} in the config, or its flag",
+                fix=f"Leave it at {was!r}, or start a new run.",
+                code="resume-conflict",
+            )
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _bare_names(weights: Mapping[str, Any]) -> set[str]:
+    """Names without the prefixes of modules that wrap an encoder."""
     return {name.removeprefix("expert.").removeprefix("model.") for name in weights}
 
 
-def _say(layers: int, width: int) -> str:
+def _show_size(layers: int, width: int) -> str:
     return f"{layers} layers of width {width}"
 
 
 def _size(weights: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Layers and their width; None for an encoder without layers that are named so."""
+    """Number and width of the layers; None where no parameter is named as that of a layer."""
     numbers = [int(match.group(1)) for name in weights if (match := _LAYER.search(name))]
     widths = [
         value.shape[0]

@@ -1,174 +1,282 @@
-"""What of a run a checkpoint holds, and how the run takes it over again."""
+"""Contents of a checkpoint: typed, built from a run's modules, restored into them.
+
+A file holds them as nested dictionaries of tensors and plain values, keyed as in `to_dict`:
+
+    Format 2 · Step · Tallies · Config · Upstream · UpstreamInfo · Featurizer ·
+    Tasks {task: Downstream · Labels · Decision · Stream}
+
+and `states-<step>.ckpt` also the keys of `TrainingState`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from s3prl_mtl.checkpoint.compatibility import check_encoder
-from s3prl_mtl.checkpoint.files import Checkpoint
-from s3prl_mtl.config import Config
+from s3prl_mtl.distributed.placement import Placement
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.training.task import Task
-from s3prl_mtl.upstreams import Featurizer, Upstream
+from s3prl_mtl.upstreams import Upstream
 
-_PREFIX = "model."
-_SHOWN = 3
-"""As many names of each kind are shown of weights that do not fit."""
+FORMAT = 2
 
 
-def weights(
-    config: Config,
-    step: int,
-    skips: Mapping[str, Any],
-    upstream: Upstream,
-    featurizer: Featurizer,
-    heads: Mapping[str, dict[str, Any]],
-) -> Checkpoint:
-    """The weights of the encoder, the featurizer and the heads, and what rebuilds them.
+@dataclass(frozen=True, eq=False)
+class TaskCheckpoint:
+    """One task of a checkpoint.
 
-    Args:
-        heads: the `head_entry` of every task.
+    Attributes:
+        head: state dict of the expert.
+        labels: label space; None where the file has none (s3prl's experts, the branch).
+        decision: values chosen on the dev split, such as a threshold; plain.
     """
-    return {
-        "Format": 2,
-        "Step": step,
-        "Tallies": dict(skips),
-        "Config": config,
-        "Upstream": upstream.s3prl_state_dict(),
-        "UpstreamInfo": upstream.checkpoint_info,
-        "Featurizer": featurizer.state_dict(),
-        "Tasks": dict(heads),
-    }
+
+    head: dict[str, Any]
+    labels: dict[str, Any] | None
+    decision: dict[str, Any]
+
+    @classmethod
+    def capture(cls, expert: Any) -> TaskCheckpoint:
+        """The state of an expert, on the CPU."""
+        head = on_cpu(expert.state_dict())
+        return cls(head, getattr(expert, "labels", None), getattr(expert, "decision", {}))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], where: str) -> TaskCheckpoint:
+        _require(content, ("Downstream", "Labels", "Decision"), where)
+        return cls(content["Downstream"], content["Labels"], content["Decision"])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"Downstream": self.head, "Labels": self.labels, "Decision": self.decision}
 
 
-def head_entry(task: Task) -> dict[str, Any]:
-    """What a checkpoint holds of a task to evaluate and use it."""
-    return {
-        "Downstream": on_cpu(task.expert.state_dict()),
-        "Labels": getattr(task.expert, "labels", None),
-        "Decision": getattr(task.expert, "decision", {}),
-    }
+@dataclass(frozen=True, eq=False)
+class OptimizerState:
+    """State of an optimizer by the names of its parameters, whichever rank holds them.
 
-
-def restore_weights(
-    saved: Checkpoint, upstream: Upstream, featurizer: nn.Module, tasks: Iterable[Task]
-) -> None:
-    """Give modules the weights of a checkpoint, strictly.
-
-    Raises:
-        UserError: they do not fit.
+    Attributes:
+        settings: of its one parameter group, such as `lr` and `betas`.
+        state: {parameter: {"step": ..., "exp_avg": ..., ...}}.
     """
-    where = "the checkpoint"
-    if saved["Upstream"]:  # s3prl's branch leaves out an encoder that it did not train.
-        encoder = encoder_weights(saved)
-        check_encoder(encoder, upstream, where)
-        load_strictly(upstream, encoder, "the encoder", where)
-    load_strictly(featurizer, saved["Featurizer"], "the featurizer", where)
-    for task in tasks:
-        if not getattr(task.expert, "is_trained", True):
-            continue
-        head = saved["Tasks"][task.name]["Downstream"]
-        load_strictly(task.expert, head, f"the head of {task.name}", where)
-        if hasattr(task.expert, "decision"):
-            task.expert.decision = dict(saved["Tasks"][task.name]["Decision"])
+
+    settings: dict[str, Any]
+    state: dict[str, dict[str, Any]]
+
+    @classmethod
+    def capture(cls, optimizer: Optimizer, names: Iterable[str]) -> OptimizerState:
+        """The state of an optimizer, on the CPU.
+
+        Args:
+            optimizer: it has one parameter group.
+            names: of its parameters, in its order.
+        """
+        whole = optimizer.state_dict()
+        (group,) = whole["param_groups"]
+        settings = {key: value for key, value in group.items() if key != "params"}
+        state = {name: whole["state"][i] for i, name in enumerate(names) if i in whole["state"]}
+        return cls(settings, on_cpu(state))
+
+    def restore(self, optimizer: Optimizer, names: Iterable[str]) -> None:
+        """Restore the state of those parameters that this optimizer has.
+
+        Args:
+            optimizer: it has one parameter group.
+            names: of its parameters, in its order.
+        """
+        listed = list(names)
+        state = {i: self.state[name] for i, name in enumerate(listed) if name in self.state}
+        group = {**self.settings, "params": list(range(len(listed)))}
+        optimizer.load_state_dict({"state": state, "param_groups": [group]})
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], where: str) -> OptimizerState:
+        _require(content, ("Settings", "State"), where)
+        return cls(content["Settings"], content["State"])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"Settings": self.settings, "State": self.state}
 
 
-def encoder_weights(saved: Checkpoint) -> dict[str, Any]:
-    """The encoder's parameters by their own names, without the prefix that s3prl may have."""
-    named = dict(saved["Upstream"])
-    bare = {name.removeprefix(_PREFIX): value for name, value in named.items()}
-    # An expert may have parameters of the same name within its `model` and beside it.
-    return bare if len(bare) == len(named) else named
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """State that resuming needs beside the weights.
 
-
-def load_strictly(module: nn.Module, weights: Mapping[str, Any], what: str, where: str) -> None:
-    """Load weights whose names and shapes must all fit.
-
-    Args:
-        what: the module, in words for the error.
-        where: what gave the weights.
-
-    Raises:
-        UserError: names what does not fit.
+    Attributes:
+        evaluated_step: last step after which the dev splits were evaluated.
+        optimizer: of all parameters.
+        scheduler: state dict of the learning rate schedule, if there is one.
+        placement: the shares of the tasks on each rank.
+        streams: position of each task in its training data.
+        unused: names of parameters without a gradient; None while not known.
+        random: states of the random generators of each rank.
+        balancer: state dict of the balancer; None in files of earlier versions, as the next.
+        micro_batches: division of a step into micro-batches.
     """
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as cause:
-        reason = _faults(module.state_dict(), weights) or str(cause).splitlines()[0]
+
+    evaluated_step: int
+    optimizer: OptimizerState
+    scheduler: dict[str, Any] | None
+    placement: Placement
+    streams: dict[str, dict[str, Any]]
+    unused: list[str] | None
+    random: list[dict[str, Any]]
+    balancer: dict[str, Any] | None = None
+    micro_batches: dict[str, Any] | None = None
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], where: str) -> TrainingState:
+        keys = ("EvaluatedStep", "Optimizer", "Scheduler", "Placement", "Unused", "Random")
+        _require(content, keys, where)
+        for name, task in content["Tasks"].items():
+            _require(task, ("Stream",), f"task {name} in {where}")
+        return cls(
+            content["EvaluatedStep"],
+            OptimizerState.from_dict(content["Optimizer"], f"Optimizer in {where}"),
+            content["Scheduler"],
+            Placement.from_plain(content["Placement"]),
+            {name: task["Stream"] for name, task in content["Tasks"].items()},
+            content["Unused"],
+            content["Random"],
+            content.get("Balancer"),
+            content.get("MicroBatches"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but `streams`, which a file has in its tasks."""
+        return {
+            "EvaluatedStep": self.evaluated_step,
+            "Optimizer": self.optimizer.to_dict(),
+            "Scheduler": self.scheduler,
+            **({} if self.balancer is None else {"Balancer": self.balancer}),
+            **({} if self.micro_batches is None else {"MicroBatches": self.micro_batches}),
+            "Placement": self.placement.to_plain(),
+            "Unused": self.unused,
+            "Random": self.random,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class RunCheckpoint(Mapping[str, Any]):
+    """A checkpoint of a run: `states-<step>.ckpt` or a `*-best.ckpt`.
+
+    Attributes:
+        step: updates taken.
+        skips: counts of skipped and dropped steps.
+        config: settings of the run, references kept; of the branch, a layer over the defaults.
+        upstream: state dict of the encoder, fairseq's names under `model.` as s3prl has them.
+            Empty in checkpoints of the branch with a frozen encoder.
+        upstream_info: what rebuilds the encoder without its original file; None where only its
+            plugin can.
+        featurizer: state dict.
+        tasks: by name; one task in a best checkpoint.
+        training: None in best checkpoints and those of other programs.
+        origin: the program that wrote it, if it is not this one.
+    """
+
+    step: int
+    skips: dict[str, Any]
+    config: dict[str, Any]
+    upstream: dict[str, Any]
+    upstream_info: dict[str, Any] | None
+    featurizer: dict[str, Any]
+    tasks: dict[str, TaskCheckpoint]
+    training: TrainingState | None = None
+    origin: str | None = None
+
+    @classmethod
+    def capture(
+        cls,
+        config: dict[str, Any],
+        step: int,
+        skips: dict[str, Any],
+        upstream: Upstream,
+        featurizer: nn.Module,
+        tasks: Mapping[str, TaskCheckpoint],
+        training: TrainingState | None = None,
+    ) -> RunCheckpoint:
+        """A checkpoint of modules with their weights as they are."""
+        return cls(
+            step,
+            skips,
+            config,
+            upstream.s3prl_state_dict(),
+            upstream.checkpoint_info,
+            featurizer.state_dict(),
+            dict(tasks),
+            training,
+        )
+
+    # Until all readers use the attributes.
+    def __getitem__(self, key: str) -> Any:
+        return self.to_dict()[key]
+
+    def __iter__(self) -> Any:
+        return iter(self.to_dict())
+
+    def __len__(self) -> int:
+        return len(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], where: str) -> RunCheckpoint:
+        """Read the dictionary of a file.
+
+        Raises:
+            UserError: a part is missing.
+        """
+        keys = ("Step", "Tallies", "Config", "Upstream", "UpstreamInfo", "Featurizer", "Tasks")
+        _require(content, keys, where)
+        return cls(
+            content["Step"],
+            content["Tallies"],
+            content["Config"],
+            content["Upstream"],
+            content["UpstreamInfo"],
+            content["Featurizer"],
+            {
+                name: TaskCheckpoint.from_dict(task, f"task {name} in {where}")
+                for name, task in content["Tasks"].items()
+            },
+            TrainingState.from_dict(content, where) if "Optimizer" in content else None,
+            content.get("Origin"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The dictionary that a file holds: tensors and plain values."""
+        tasks = {name: task.to_dict() for name, task in self.tasks.items()}
+        if self.training is not None:
+            for name, stream in self.training.streams.items():
+                tasks[name]["Stream"] = stream
+        return {
+            "Format": FORMAT,
+            **({} if self.origin is None else {"Origin": self.origin}),
+            "Step": self.step,
+            "Tallies": self.skips,
+            "Config": self.config,
+            "Upstream": self.upstream,
+            "UpstreamInfo": self.upstream_info,
+            "Featurizer": self.featurizer,
+            "Tasks": tasks,
+            **({} if self.training is None else self.training.to_dict()),
+        }
+
+
+def _require(content: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
+    missing = [key for key in keys if key not in content]
+    if missing:
         raise UserError(
-            f"The weights do not fit {what}: {reason}.",
-            where=where,
-            fix="The upstream, its size and the task's settings must be as when they were saved.",
-        ) from cause
-
-
-def _faults(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """What is missing, left over or of another shape; the first names of each, and how many."""
-    shapes = {name: _shape(value) for name, value in wanted.items()}
-    missing = [name for name in shapes if name not in found]
-    left_over = [name for name in found if name not in shapes]
-    others = [
-        f"{name} of shape {_shape(found[name])} instead of {shape}"
-        for name, shape in shapes.items()
-        if name in found and _shape(found[name]) != shape
-    ]
-    kinds = {"missing": missing, "left over": left_over, "of another shape": others}
-    return "; ".join(f"{kind}: {_first(names)}" for kind, names in kinds.items() if names)
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
-def _shape(value: Any) -> Any:
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-
-
-def parameter_names(
-    upstream: Upstream, featurizer: nn.Module, tasks: Iterable[Task]
-) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, by a name that is the same whoever holds them."""
-    modules: dict[str, nn.Module] = {"Upstream": upstream, "Featurizer": featurizer}
-    modules |= {f"Tasks/{task.name}": task.expert for task in tasks}
-    return {
-        f"{prefix}/{name}": parameter
-        for prefix, module in modules.items()
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-def optimizer_state(optimizer: Optimizer, names: Iterable[str]) -> dict[str, Any]:
-    """An optimizer's settings, and its state of each parameter by name.
-
-    Args:
-        names: of the optimizer's parameters, in its order.
-    """
-    whole = optimizer.state_dict()
-    (group,) = whole["param_groups"]
-    settings = {key: value for key, value in group.items() if key != "params"}
-    state = {name: whole["state"][i] for i, name in enumerate(names) if i in whole["state"]}
-    return {"Settings": settings, "State": on_cpu(state)}
-
-
-def load_optimizer_state(
-    optimizer: Optimizer, names: Iterable[str], saved: Mapping[str, Any]
-) -> None:
-    """Take over what `optimizer_state` gave, as far as this optimizer has the parameters."""
-    listed = list(names)
-    state = {i: saved["State"][name] for i, name in enumerate(listed) if name in saved["State"]}
-    group = {**saved["Settings"], "params": list(range(len(listed)))}
-    optimizer.load_state_dict({"state": state, "param_groups": [group]})
+            "The checkpoint is incomplete.",
+            where=f"{', '.join(missing)} of {where}",
+            fix="Give another checkpoint.",
+            code="checkpoint-incomplete",
+        )
 
 
 def on_cpu(value: Any) -> Any:
-    """The same nested value with its tensors on the CPU."""
+    """A copy of nested mappings and lists with all tensors on the CPU."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     if isinstance(value, Mapping):

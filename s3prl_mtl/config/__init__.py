@@ -7,7 +7,9 @@ from s3prl_mtl.config.build import (
     build_config,
     parse_tasks,
     resolve,
+    resolve_plain,
 )
+from s3prl_mtl.config.schema import RunConfig, TaskConfig
 from s3prl_mtl.registry.task_names import BUILT_IN_TASKS
 
 __all__ = [
@@ -15,7 +17,10 @@ __all__ = [
     "DEFAULT_PATH",
     "TASK_SETTINGS",
     "Config",
+    "RunConfig",
+    "TaskConfig",
     "build_config",
     "parse_tasks",
     "resolve",
+    "resolve_plain",
 ]

@@ -1,28 +1,33 @@
 """From defaults, config files and overrides to one checked config.
 
 The layers, each over the one before: `default.yaml`, the `config.yaml` of every task, the files
-of `-c`, the flags of the command line, `-o`. A key that no default has, or a value of another
-type than the default's, is an error.
+of `-c`, the flags of the command line, `-o`. `schema.py` has the names and types of all settings,
+the `config.yaml` of a task those of its block.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence, Set
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from s3prl_mtl.config.keys import OPEN_SECTIONS, PATH_KEYS, check_keys, check_section
+from s3prl_mtl.config.keys import check_block
 from s3prl_mtl.config.layers import nested, parse_overrides, words_of
-from s3prl_mtl.config.values import check_values
-from s3prl_mtl.errors import UserError
+from s3prl_mtl.config.schema import RunConfig, Settings, TaskConfig
+from s3prl_mtl.config.values import check_task_values, check_values
+from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.fileio.deferred_log import Remarks
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.mtl_branch.config import translate
 from s3prl_mtl.mtl_branch.corpora import look_in
+from s3prl_mtl.optim.factory import optimizer_settings, scheduler_settings
 from s3prl_mtl.registry.plugins import discover_tasks, task_defaults
 from s3prl_mtl.registry.task_names import (
     BUILT_IN_TASKS,
@@ -37,12 +42,18 @@ from s3prl_mtl.s3prl_compat.settings import block_defaults, check_blocks, parse_
 from s3prl_mtl.s3prl_compat.task_spec import is_s3prl_task
 
 Config = dict[str, Any]
-"""A merged, checked and resolved config: plain mappings, lists and scalars."""
+"""A config as files and checkpoints hold it: plain values, references such as `${data}` in it."""
 
 Layer = tuple[Config, str]
 """A layer, and what it is from."""
 
 DEFAULT_PATH = Path(__file__).with_name("default.yaml")
+
+PATHS = ("data", "cache_dir", "upstream.ckpt", "upstream.config", "init_ckpt", "init_upstream_ckpt")
+"""Settings that are made absolute."""
+
+CLASS_SETTINGS = {"optimizer": optimizer_settings, "scheduler": scheduler_settings}
+"""Sections whose keys are the arguments of the class that they name, and who lists these."""
 
 TASK_SETTINGS: Config = {
     "package": None,
@@ -115,7 +126,12 @@ def build_config(
     for layer, origin in reversed(layers):
         words = words or words_of(layer, origin)
     if not words:
-        raise UserError("No task is named.", where="-d", fix="For example: -d asr,ks or -d all.")
+        raise UserError(
+            "No task is named.",
+            where="-d",
+            fix="For example: -d asr,ks or -d all.",
+            code="missing-option",
+        )
     held = task_packages(base, base.get("downstream") or ()) if base is not None else {}
     packages = choose_tasks(words, held, stated_packages(layers))
     layers = rename_blocks(layers, packages)
@@ -125,48 +141,156 @@ def build_config(
     if blocks:
         layers.append((dict(blocks), "-d"))
 
-    defaults = read_yaml(DEFAULT_PATH, "defaults")
-    settings = set(defaults)
-    for task in chosen:
-        defaults[task] = _defaults_of(task, layers, base, packages, remarks)
+    blocks_of = {task: _defaults_of(task, layers, base, packages, remarks) for task in chosen}
     check_blocks(told, chosen)
-    layers, others = _blocks_left_out(layers, base, {*chosen, *settings}, remarks)
-    defaults |= others
-    merged = _merge(defaults, layers)
+    known = {*chosen, *(entry.name for entry in fields(Settings))}
+    layers, others = _blocks_left_out(layers, base, known, remarks)
+    merged = _merge({**blocks_of, **others}, layers)
     for task in others:
         del merged[task]
     for task in chosen:
         if is_s3prl_task(task):
             # As the word or the layers said, the path now absolute.
             for key in ("folder", "config"):
-                merged[task][key] = defaults[task][key]
+                merged[task][key] = blocks_of[task][key]
         else:
             merged[task]["package"] = packages[task]
     merged["downstream"] = chosen
-    _fix_paths(merged)
+    _make_absolute(merged)
     _require_data_folder(merged, chosen)
-    config = OmegaConf.to_container(merged)
-    assert isinstance(config, dict)
-    plain: Config = {str(key): value for key, value in config.items()}
-    check_values(resolve(plain))
-    return plain
-
-
-def _merge(defaults: Config, layers: Sequence[Layer]) -> Any:
-    """The layers over the defaults, each checked against them."""
-    merged: Any = OmegaConf.create(defaults)
-    for layer, origin in layers:
-        for section, settings_of in OPEN_SECTIONS.items():
-            if merged[section] is None and isinstance(layer.get(section), dict):
-                # Switched off by a layer before this one, and on again: from its defaults.
-                merged[section] = defaults[section]
-            merged = _rename(merged, layer, section)
-            if isinstance(layer.get(section), dict):
-                name = str(layer[section].get("name", (merged[section] or {}).get("name")))
-                check_section(layer[section], section, name, settings_of(name), origin)
-        check_keys(layer, defaults, "", origin)
-        merged = OmegaConf.merge(merged, layer)
     return merged
+
+
+def _merge(blocks: Config, layers: Sequence[Layer]) -> Config:
+    """The layers over the defaults, each checked; unresolved and plain.
+
+    Args:
+        blocks: the default block of every task.
+        layers: without blocks of other tasks.
+    """
+    defaults = read_yaml(DEFAULT_PATH, "defaults")
+    settings: Any = OmegaConf.merge(OmegaConf.structured(Settings), defaults)
+    tasks: Any = OmegaConf.create(blocks)
+    for layer, origin in layers:
+        own = {key: value for key, value in layer.items() if key not in blocks}
+        for section, settings_of in CLASS_SETTINGS.items():
+            own = _class_section(own, section, settings, defaults, settings_of, origin)
+        if settings.specaug is None and isinstance(own.get("specaug"), dict):
+            own["specaug"] = {**defaults["specaug"], **own["specaug"]}
+        try:
+            settings = OmegaConf.merge(settings, own)
+        except (ConfigKeyError, ValidationError) as cause:
+            raise _refusal(cause, own, origin, list(blocks)) from cause
+        check_values(_plain(settings), origin)
+        for task in blocks.keys() & layer.keys():
+            check_block({task: layer[task]}, {task: blocks[task]}, "", origin)
+            tasks = OmegaConf.merge(tasks, {task: layer[task]})
+            check_task_values(task, _plain(tasks[task]), origin)
+    return {**_plain(settings), **_plain(tasks)}
+
+
+def _plain(node: Any) -> Config:
+    """A config node as plain values, references unresolved."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [plain(entry) for entry in value]
+        return str(value) if isinstance(value, Path) else value
+
+    whole = plain(OmegaConf.to_container(node))
+    assert isinstance(whole, dict)
+    return whole
+
+
+def _refusal(
+    cause: OmegaConfBaseException, layer: Mapping[str, Any], origin: str, tasks: Sequence[str]
+) -> UserError:
+    """OmegaConf's error in our words: key, origin, and the nearest key or the right type."""
+    key = str(cause.full_key or "")
+    if not key:  # a scalar in place of a section: OmegaConf does not say which
+        key = next(
+            name
+            for name, value in layer.items()
+            if is_dataclass(get_type_hints(Settings).get(name)) and not isinstance(value, dict)
+        )
+    if isinstance(cause, ConfigKeyError):
+        owner = cause.object_type if is_dataclass(cause.object_type) else Settings
+        known = [entry.name for entry in fields(owner)]
+        hint = nearest(str(cause.key), known if "." in key else [*known, *tasks])
+        if "." not in key:
+            hint += " (The blocks of tasks are at the top level, by task name.)"
+        return UserError(
+            f"Unknown key {key!r}.", where=f"{key} in {origin}", fix=hint, code="unknown-key"
+        )
+    value: Any = layer
+    for part in re.split(r"[.\[]", key):
+        value = value[int(part.rstrip("]"))] if isinstance(value, list) else value.get(part)
+        if not isinstance(value, dict | list):
+            break
+    return UserError(
+        f"{key} must be {_type_name(key)}, not {value!r}.",
+        where=f"{key} in {origin}",
+        code="wrong-type",
+    )
+
+
+def _type_name(key: str) -> str:
+    """The type of a setting, in words."""
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+    names |= {Path: "a path", list: "a list", dict: "a mapping"}
+    kind: Any = Settings
+    for part in re.split(r"[.\[]", key):
+        if get_origin(kind) is list:
+            kind = get_args(kind)[0]
+            continue
+        kind = get_type_hints(kind)[part]
+        kind = next((entry for entry in get_args(kind) if isinstance(kind, UnionType)), kind)
+    return names.get(get_origin(kind) or kind, "a mapping")
+
+
+def _class_section(
+    layer: Config,
+    section: str,
+    settings: Any,
+    defaults: Config,
+    settings_of: Callable[[str], list[str]],
+    origin: str,
+) -> Config:
+    """Check and complete a layer's section of a class with arguments, such as an optimizer.
+
+    A class of another name starts from the rate alone: its arguments are others. A section that an
+    earlier layer switched off starts from the defaults.
+
+    Raises:
+        UserError: the class does not exist, or does not take an argument.
+    """
+    values = layer.get(section)
+    if not isinstance(values, dict):
+        return layer
+    current = defaults[section] if settings[section] is None else _plain(settings[section])
+    name = str(values.get("name", current.get("name")))
+    allowed = settings_of(name)
+    for key, value in values.items():
+        if key not in ("name", *allowed):
+            raise UserError(
+                f"{name} has no setting {key!r}.",
+                where=f"{section}.{key} in {origin}",
+                fix=nearest(str(key), allowed),
+                code="unknown-key",
+            )
+        if key == "lr" and not isinstance(value, int | float):
+            raise UserError(
+                f"{section}.lr must be a number, not {value!r}.",
+                where=f"{section}.lr in {origin}",
+                code="wrong-type",
+            )
+    if name != current.get("name"):
+        current = {key: value for key, value in current.items() if key == "lr"}
+    OmegaConf.set_readonly(settings, False)
+    settings[section] = {}
+    return {**layer, section: {**current, **values}}
 
 
 def _blocks_left_out(
@@ -224,45 +348,59 @@ def _tasks_left_out(layers: Sequence[Layer], stated: Iterable[str]) -> set[str]:
     return known & {key for layer, _ in layers for key in layer}
 
 
-def resolve(config: Mapping[str, Any]) -> Config:
-    """The config with its references filled in; one without any comes back as it is.
+def resolve_plain(config: Mapping[str, Any]) -> Config:
+    """The config with its references filled in, also where it is not complete.
 
     Raises:
         UserError: a reference names nothing.
     """
     try:
-        resolved = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
+        whole = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
     except OmegaConfBaseException as cause:
         reason = " ".join(str(cause).split())
-        raise UserError(f"The config does not resolve: {reason}.", where="config") from cause
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
+        raise UserError(
+            f"The config does not resolve: {reason}.", where="config", code="invalid-value"
+        ) from cause
+    assert isinstance(whole, dict)
+    return {str(key): value for key, value in whole.items()}
 
 
-def _fix_paths(merged: Any) -> None:
+def resolve(config: Mapping[str, Any]) -> RunConfig:
+    """The typed config, references filled in.
+
+    Args:
+        config: complete and plain, as :func:`build_config`, files and checkpoints have it.
+
+    Raises:
+        UserError: a reference names nothing, or a value is not of its type.
+    """
+    whole = resolve_plain(config)
+    names = [entry.name for entry in fields(Settings)]
+    own = {name: whole[name] for name in names if name in whole}
+    try:
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), own))
+    except ValidationError as cause:
+        raise _refusal(cause, own, "the config", []) from cause
+    values = {name: getattr(settings, name) for name in names}
+    tasks = {name: TaskConfig.from_plain(whole[name]) for name in values["downstream"]}
+    return RunConfig(**values, tasks=tasks)
+
+
+def _make_absolute(config: Config) -> None:
     """Make paths absolute: a run may be resumed or evaluated from another folder."""
-    for key in PATH_KEYS:
+    whole: Any = OmegaConf.create(config)
+    for key in PATHS:
         try:
-            path = OmegaConf.select(merged, key)
+            path = OmegaConf.select(whole, key)
         except OmegaConfBaseException as cause:
             reason = " ".join(str(cause).split())
-            raise UserError(f"{key} does not resolve: {reason}.", where="config") from cause
+            raise UserError(
+                f"{key} does not resolve: {reason}.", where=key, code="invalid-value"
+            ) from cause
         if path:
-            OmegaConf.update(merged, key, os.path.abspath(os.path.expanduser(path)))
-
-
-def _rename(merged: Any, layer: Config, section: str) -> Any:
-    """Empty a section whose `name` the layer changes, but for its rate.
-
-    Another optimizer or scheduler takes other settings than the one before it.
-    """
-    values = layer.get(section)
-    if not isinstance(values, dict) or "name" not in values:
-        return merged
-    current = merged.get(section) or {}
-    if values["name"] != current.get("name"):
-        merged[section] = {"lr": current["lr"]} if "lr" in current else {}
-    return merged
+            *sections, name = key.split(".")
+            owner = config[sections[0]] if sections else config
+            owner[name] = os.path.abspath(os.path.expanduser(path))
 
 
 def _data_folder(layers: Sequence[Mapping[str, Any]]) -> str | None:
@@ -272,15 +410,17 @@ def _data_folder(layers: Sequence[Mapping[str, Any]]) -> str | None:
     return None if folder is None else str(folder)
 
 
-def _require_data_folder(merged: Any, tasks: Sequence[str]) -> None:
-    if merged.get("data"):
+def _require_data_folder(config: Config, tasks: Sequence[str]) -> None:
+    if OmegaConf.select(OmegaConf.create(config), "data"):
         return
-    needing = [task for task in tasks if _mentions_data(OmegaConf.to_container(merged[task]))]
+    needing = [task for task in tasks if _mentions_data(config[task])]
     if needing:
         raise UserError(
             f"No data folder is set, and the corpora of {', '.join(needing)} are looked for there.",
             fix="Pass --data DIR or set SUPERB_DATA, or give each task its path "
             "(`downstream_expert.datarc` in its block of the config).",
+            where="--data",
+            code="corpus-unset",
         )
 
 

@@ -43,7 +43,7 @@ def words_of(layer: Mapping[str, Any], origin: str) -> list[str]:
     if isinstance(tasks, str):
         return split_specs(tasks)
     if not isinstance(tasks, list):
-        raise UserError("`downstream` is a list of tasks.", where=origin)
+        raise UserError("`downstream` must be a list of tasks.", where=origin, code="wrong-type")
     return split_specs(",".join(str(task) for task in tasks)) if tasks else []
 
 
@@ -63,14 +63,16 @@ def parse_overrides(text: str | None) -> list[tuple[dict[str, Any], str]]:
                 f"{pair!r} is not of the form key=value.",
                 where="-o",
                 fix='For example: -o "config.optimizer.lr=1e-4,,args.seed=1".',
+                code="invalid-value",
             )
         if key.startswith("args."):
             argument = key.removeprefix("args.")
             if argument not in ARGUMENT_KEYS:
                 raise UserError(
-                    f"There is no argument {argument!r}.",
+                    f"Unknown argument {argument!r}.",
                     where=f"-o {pair}",
                     fix=nearest(argument, list(ARGUMENT_KEYS)),
+                    code="unknown-key",
                 )
             key = ARGUMENT_KEYS[argument]
         try:
@@ -78,7 +80,9 @@ def parse_overrides(text: str | None) -> list[tuple[dict[str, Any], str]]:
                 OmegaConf.from_dotlist([f"{key.removeprefix('config.')}={value}"])
             )
         except (yaml.YAMLError, OmegaConfBaseException) as cause:
-            raise UserError(f"{pair!r} cannot be read: {cause}.", where="-o") from cause
+            raise UserError(
+                f"{pair!r} cannot be read: {cause}.", where="-o", code="invalid-value"
+            ) from cause
         assert isinstance(parsed, dict)
         layers.append(({str(name): entry for name, entry in parsed.items()}, f"-o {pair}"))
     return layers

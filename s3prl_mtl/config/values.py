@@ -1,68 +1,75 @@
-"""What the values of a config must be, beyond their types."""
+"""Ranges and choices of settings, as the fields of the schema state them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
 
+from s3prl_mtl.config.schema import Settings
 from s3prl_mtl.errors import UserError
 
-AT_LEAST: Mapping[str, int] = {
-    "seed": 0,
-    "runner.total_steps": 1,
-    "runner.log_step": 1,
-    "runner.eval_step": 1,
-    "runner.save_step": 1,
-    "runner.max_keep": 1,
-    "runner.gradient_accumulate_steps": 1,
-}
-TASK_AT_LEAST: Mapping[str, int] = {
-    "num_workers": 0,
-    "train_batch_size": 1,
-    "eval_batch_size": 1,
-}
-LARGEST_SEED = 2**63 - 1
+DATARC_AT_LEAST = {"num_workers": 0, "train_batch_size": 1, "eval_batch_size": 1}
+"""Settings that most experts have in `downstream_expert.datarc`."""
 
 
-def check_values(config: Mapping[str, Any]) -> None:
-    """Refuse values that no run can be made of.
+def check_values(settings: Mapping[str, Any], origin: str) -> None:
+    """Check the ranges and choices of a merged config.
 
     Args:
-        config: merged and resolved.
+        settings: all sections; a value that is a reference (``${...}``) is not checked.
+        origin: the layer that was merged last, for the error.
 
     Raises:
-        UserError: names the key and what it may be.
+        UserError: names the key and the allowed values.
     """
-    if config["precision"] not in ("fp32", "bf16"):
-        raise UserError(
-            f"precision is fp32 or bf16, not {config['precision']!r}.", where="--precision"
-        )
-    if config["distributed"]["parallel"] not in ("data", "task"):
-        raise UserError(
-            "Processes share the work by data or by task, not by "
-            f"{config['distributed']['parallel']!r}.",
-            where="--parallel",
-        )
-    for key, least in AT_LEAST.items():
-        value: Any = config
-        for part in key.split("."):
-            value = value[part]
-        _at_least(key, value, least)
-    if config["seed"] > LARGEST_SEED:
-        raise UserError(f"seed must be below 2^63, not {config['seed']}.", where="--seed")
-    if config["runner"]["gradient_clipping"] <= 0:
-        raise UserError(
-            "runner.gradient_clipping must be above 0.",
-            where="config",
-            fix="A large number, such as 1e9, never clips.",
-        )
-    for task in config["downstream"]:
-        datarc = config[task]["downstream_expert"].get("datarc") or {}
-        for key, least in TASK_AT_LEAST.items():
-            if isinstance(datarc.get(key), int):
-                _at_least(f"{task}.downstream_expert.datarc.{key}", datarc[key], least)
+    for key, value, rules in _rules(settings, Settings, ""):
+        _check(key, value, rules, origin)
 
 
-def _at_least(key: str, value: int, least: int) -> None:
-    if value < least:
-        raise UserError(f"{key} must be at least {least}, not {value}.", where="config")
+def check_task_values(task: str, block: Mapping[str, Any], origin: str) -> None:
+    """Check the numbers of a task's `datarc` that are common to all experts.
+
+    Raises:
+        UserError: names the key and the lowest value.
+    """
+    datarc = (block.get("downstream_expert") or {}).get("datarc") or {}
+    for key, least in DATARC_AT_LEAST.items():
+        _check(
+            f"{task}.downstream_expert.datarc.{key}", datarc.get(key), {"at_least": least}, origin
+        )
+
+
+def _rules(
+    values: Mapping[str, Any], schema: type, path: str
+) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """Key, value and metadata of every field that is set."""
+    types = get_type_hints(schema)
+    for entry in fields(schema):
+        value, key = values.get(entry.name), f"{path}{entry.name}"
+        if isinstance(value, Mapping) and is_dataclass(types[entry.name]):
+            yield from _rules(value, types[entry.name], f"{key}.")
+        else:
+            yield key, value, entry.metadata
+
+
+def _check(key: str, value: Any, rules: Mapping[str, Any], origin: str) -> None:
+    where = f"{key} in {origin}"
+    choices = rules.get("one_of")
+    if choices and isinstance(value, str) and not value.startswith("${") and value not in choices:
+        raise UserError(
+            f"{key} is {' or '.join(choices)}, not {value!r}.", where=where, code="invalid-value"
+        )
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    for rule, wrong in (
+        ("at_least", lambda limit: value < limit),
+        ("at_most", lambda limit: value > limit),
+        ("above", lambda limit: value <= limit),
+    ):
+        if rule in rules and wrong(rules[rule]):
+            raise UserError(
+                f"{key} must be {rule.replace('_', ' ')} {rules[rule]}, not {value}.",
+                where=where,
+                code="invalid-value",
+            )

@@ -1,1 +1,1 @@
-"""Several processes train one encoder: who they are, what each reads, how they agree."""
+"""Several processes that train one encoder: their communication, data placement and health."""

@@ -1,4 +1,4 @@
-"""Every rank beats through the rendezvous store, so that one that stalls or dies has a name."""
+"""Heartbeats of the ranks through the rendezvous store, to name a rank that stalls or dies."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from typing import NamedTuple
 
 from torch.distributed import Store
 
-from s3prl_mtl.distributed.peer_status import Heartbeat, PeerStatus, spoken
+from s3prl_mtl.distributed.peer_status import Fault, Heartbeat, PeerStatus, format_seconds
 
 logger = logging.getLogger(__name__)
 
 SILENT_BEATS = 3
-"""A rank that misses so many beats is silent: killed, frozen, or cut off."""
+"""Missed heartbeats after which a rank is silent: killed, frozen or disconnected."""
 
 ANSWER_SECONDS = 5.0
-"""How long the store may take; it is one small message over one connection."""
+"""Timeout of the store for one small message over one connection."""
 
 RETRY_SECONDS = 60.0
-"""Pause before a lost store is tried again, doubled each time: torch prints a page per try."""
+"""Pause before a lost store is tried again, doubled each time: torch prints a page per attempt."""
 
 
 class Activity(NamedTuple):
-    """What this rank is busy with, and since when by its own monotonic clock."""
+    """The activity of this rank, with its start by the monotonic clock."""
 
     what: str
     waiting: bool
@@ -38,20 +38,20 @@ class Activity(NamedTuple):
 
 
 class Watch:
-    """A thread that tells the other ranks what this one does, and finds out the same of them.
+    """A thread that sends the activity of this rank to the others, and reads theirs.
 
     Args:
         store: of the rendezvous, the same for all ranks. The watch makes a connection of its own
-            to it. Its keys must be fresh for each start of the ranks: torchrun's store outlives
-            a restart, with all that the ranks before have left there; so give it a prefix.
+            to it. Its keys must be new for each start of the ranks, since torchrun's store outlives
+            a restart: give it a prefix.
         rank: this one.
         world_size: how many ranks there are, at least 2.
-        beat_seconds: between two signs of life.
-        stall_seconds: how long this rank waits for others before it logs who they are, and again
-            each time that so much has passed.
+        beat_seconds: between two heartbeats.
+        stall_seconds: how long this rank waits for others before it logs which ones, and again
+            after each further interval of this length.
 
-    The thread alone touches the store: a machine that vanishes without closing its connections
-    would block whoever reads from it for good, and that must not be the training.
+    Only the thread uses the store: a machine that vanishes without closing its connections blocks
+    every reader forever, and that must not be the training.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Watch:
         stall_seconds: float = 60.0,
     ) -> None:
         self.step = 0
-        """The step that training is at; the runner sets it."""
+        """The current step of the training; the runner sets it."""
         self.rank = rank
         self._store = store
         self._others = [other for other in range(world_size) if other != rank]
@@ -78,10 +78,10 @@ class Watch:
         self._own_stop: str | None = None
         self._others_stop: str | None = None
         self._stop_told = False
-        self._sightings: dict[int, PeerStatus] = {}
-        self._blaming = False
+        self._peers: dict[int, PeerStatus] = {}
+        self._finding_fault = False
         self._alive: set[int] = set()
-        self._mute: set[int] = set()
+        self._unresponsive: set[int] = set()
         self._warned: tuple[Activity | None, int] = (None, 0)
         self._lost: str | None = None
         self._retry_at = 0.0
@@ -94,7 +94,7 @@ class Watch:
         self._done = 0
 
     def start(self) -> None:
-        """Connect to the store and begin to beat."""
+        """Connect to the store and start to send heartbeats."""
         self._store = self._connect()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
@@ -102,7 +102,7 @@ class Watch:
         atexit.register(self.close)
 
     def close(self) -> None:
-        """Tell the others that this rank leaves, and end the thread. Closing twice is harmless."""
+        """Tell the others that this rank leaves, and end the thread. Idempotent."""
         self._closing = True
         self._wake.set()
         if self._thread is not None:
@@ -111,12 +111,12 @@ class Watch:
 
     @contextmanager
     def doing(self, what: str, waiting: bool = False) -> Iterator[None]:
-        """What this rank is busy with inside the context. Cheap; for the main thread only.
+        """Set the activity of this rank inside the context. Cheap; for the main thread only.
 
         Args:
-            what: goes on after "it has been": "reading a batch of asr", "in the backward pass".
-            waiting: it waits for the other ranks. If this takes long, a warning names those who
-                do not wait as well.
+            what: completes "it has been": "reading a batch of asr", "in the backward pass".
+            waiting: this rank waits for the others. If this takes long, a warning names the ranks
+                that do not wait too.
         """
         before = self._activity
         self._activity = Activity(what, waiting, time.monotonic())
@@ -126,66 +126,66 @@ class Watch:
             self._activity = before
 
     def ask_to_stop(self, reason: str) -> None:
-        """Ask every rank to stop, with the next beat. Safe inside a signal handler."""
+        """Ask every rank to stop, with the next heartbeat. Safe inside a signal handler."""
         if self._own_stop is None:
             self._own_stop = reason
 
     @property
     def stop_asked(self) -> str | None:
-        """The reason for which this rank or, as of about a beat ago, another asked to stop."""
+        """The reason of a request to stop, by this rank or, a heartbeat later, by another."""
         return self._own_stop or self._others_stop
 
     def fail(self, reason: str) -> None:
-        """Tell the others that this rank ends, and why; returns when the store has it.
+        """Tell the others the error for which this rank ends; returns when the store has it.
 
-        After `blame` it changes nothing: this rank then fails because of another.
+        After `find_fault` this has no effect: this rank then fails because of another.
         """
         if self._failed is None:
             self._failed = reason
             self._origin = True
         self._await_beat(at_once=True)
 
-    def blame(self, error: BaseException) -> str:
-        """Find who made a collective fail; takes about three beats.
+    def find_fault(self, error: BaseException) -> Fault:
+        """Find the ranks that made a collective operation fail; takes about three heartbeats.
 
         Args:
-            error: what the collective raised.
+            error: of the operation.
 
         Returns:
-            A sentence for each culprit: the ranks that failed for a reason of their own; if there
-            are none, those that fell silent; if none did, those that do not wait for the others.
+            the ranks that failed with an error of their own; without any those that are silent;
+            without any those that do not wait for the others.
         """
         if self._failed is None:
-            # Now, and not at the end: the others must not take this rank for the culprit.
+            # Now, not at the end: the others must not find this rank at fault.
             self._failed = "another rank failed"
         self._alive = set()
-        self._mute = set()
-        self._blaming = True
+        self._unresponsive = set()
+        self._finding_fault = True
         try:
-            return self._find_culprits(error)
+            return self._ranks_at_fault(error)
         finally:
-            self._blaming = False
+            self._finding_fault = False
 
     @property
     def speaker(self) -> int:
-        """After :meth:`blame`: the lowest rank that can tell the user, neither gone nor stalled."""
-        return min(({self.rank} | self._alive) - self._mute)
+        """After :meth:`find_fault`: the lowest rank that is able to show the error."""
+        return min(({self.rank} | self._alive) - self._unresponsive)
 
-    def _find_culprits(self, error: BaseException) -> str:
+    def _ranks_at_fault(self, error: BaseException) -> Fault:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        unknown = f"One of the others failed: {line.rstrip('.')}."
+        unknown = Fault(f"Another rank failed: {line.rstrip('.')}.", {})
         if self._closing or self._thread is None:
             return unknown
         began = time.monotonic()
         if not self._await_beat(at_once=True):
-            return self._rendezvous_is_gone()
-        first = {rank: seen.counter for rank, seen in self._sightings.items()}
+            return self._store_is_lost()
+        first = {rank: seen.counter for rank, seen in self._peers.items()}
         rounds = 0
         while rounds < SILENT_BEATS or time.monotonic() - began < SILENT_BEATS * self._beat_seconds:
             if not self._await_beat():
-                return self._rendezvous_is_gone()
+                return self._store_is_lost()
             rounds += 1
-            others = dict(self._sightings)
+            others = dict(self._peers)
             origins = [seen for seen in others.values() if seen.is_origin]
             self._alive = {
                 rank
@@ -196,19 +196,25 @@ class Watch:
                 break
         silent = [seen for rank, seen in others.items() if rank not in self._alive]
         busy = [seen for seen in others.values() if seen.is_busy]
-        culprits = origins or silent or busy
-        self._mute = {seen.rank for seen in ([] if origins else culprits)}
-        return " ".join(seen.culprit(seen in silent) for seen in culprits) or unknown
+        faulty = origins or silent or busy
+        self._unresponsive = {seen.rank for seen in ([] if origins else faulty)}
+        if not faulty:
+            return unknown
+        return Fault(
+            " ".join(f"R{seen.name[1:]} {seen.describe(seen in silent)}." for seen in faulty),
+            {seen.rank: seen.state(seen in silent) for seen in faulty},
+        )
 
-    def _rendezvous_is_gone(self) -> str:
+    def _store_is_lost(self) -> Fault:
         reason = self._lost or "its store does not answer"
-        return (
+        return Fault(
             "The machine that hosts the rendezvous is gone, or cannot be reached: "
-            f"{reason.rstrip('.')}."
+            f"{reason.rstrip('.')}.",
+            {},
         )
 
     def _await_beat(self, at_once: bool = False) -> bool:
-        """Wait for a whole beat from now on; whether it came, and reached the store."""
+        """Wait for a complete heartbeat; whether it came and reached the store."""
         if self._thread is None or not self._thread.is_alive():
             return False
         with self._beaten:
@@ -220,7 +226,7 @@ class Watch:
             )
         return came and self._lost is None
 
-    # What follows runs in the thread.
+    # The methods below run in the thread.
 
     def _run(self) -> None:
         while not self._closing:
@@ -239,13 +245,15 @@ class Watch:
                 self._store = self._connect()
                 self._exchange()
                 self._lost = None
-                logger.warning("Rank %d reaches the store of the rendezvous again.", self.rank)
+                logger.warning(
+                    "Rank %d is connected to the store of the rendezvous again.", self.rank
+                )
         except (RuntimeError, OSError, ValueError) as error:
             line = (str(error).splitlines() or [type(error).__name__])[0]
             if self._lost is None:
                 logger.warning(
-                    "Rank %d has lost the store of the rendezvous (%s): a rank that stalls "
-                    "cannot be named.",
+                    "Rank %d lost the store of the rendezvous (%s): a rank that stalls cannot be "
+                    "named.",
                     self.rank,
                     line,
                 )
@@ -259,7 +267,7 @@ class Watch:
                 self._beaten.notify_all()
 
     def _connect(self) -> Store:
-        """A connection of this watch's own: a client that waits for a key blocks all its users."""
+        """A separate connection: a client that waits for a key blocks all its users."""
         store: Store = self._store.clone()  # type: ignore[attr-defined]  # torch's stub lacks it
         store.set_timeout(timedelta(seconds=self._answer_seconds))
         return store
@@ -267,7 +275,7 @@ class Watch:
     def _exchange(self) -> None:
         self._tell()
         self._hear_of_stop()
-        if self._blaming:
+        if self._finding_fault:
             self._look()
         else:
             self._warn_of_a_long_wait()
@@ -297,27 +305,27 @@ class Watch:
             self._others_stop = self._store.get("stop").decode()
 
     def _look(self) -> None:
-        """Read the beats of the others."""
+        """Read the heartbeats of the others."""
         now = time.monotonic()
         for rank in self._others:
-            self._sightings.setdefault(rank, PeerStatus(rank, None, now))
-        # multi_get would wait for a key that is not there yet.
+            self._peers.setdefault(rank, PeerStatus(rank, None, now))
+        # multi_get would wait for a key that does not exist yet.
         present = [
             rank
             for rank in self._others
-            if self._sightings[rank].beat is not None or self._store.check([_key(rank)])
+            if self._peers[rank].beat is not None or self._store.check([_key(rank)])
         ]
         texts = self._store.multi_get([_key(rank) for rank in present]) if present else []
         now = time.monotonic()
         for rank, text in zip(present, texts, strict=True):
             beat = Heartbeat.from_json(text)
-            if beat.counter != self._sightings[rank].counter:
-                self._sightings[rank] = PeerStatus(rank, beat, now)
+            if beat.counter != self._peers[rank].counter:
+                self._peers[rank] = PeerStatus(rank, beat, now)
 
     def _warn_of_a_long_wait(self) -> None:
         activity = self._activity
         lasted = time.monotonic() - activity.since
-        # Before the warning is due: silence shows only in several looks.
+        # Before the warning is due: only several looks show that a rank is silent.
         looks_after = min(self._stall_seconds / 2, SILENT_BEATS * self._beat_seconds)
         if not activity.waiting or lasted < looks_after:
             return
@@ -327,21 +335,21 @@ class Watch:
         if times <= (warned if last is activity else 0):
             return
         self._warned = (activity, times)
-        sentences = []
-        for seen in self._sightings.values():
+        wait = format_seconds(lasted)
+        nobody = True
+        for seen in self._peers.values():
             is_silent = seen.silent_seconds > SILENT_BEATS * self._beat_seconds
             if is_silent or seen.beat is None or seen.has_failed or seen.is_busy:
-                sentences.append(seen.waited_for(spoken(lasted), is_silent))
-        if sentences:
-            logger.warning("%s", " ".join(sentences))
-            return
-        logger.warning(
-            "Rank %d has been %s for %s, and all the others wait as well: the network between "
-            "them fails, or they wait for different things.",
-            self.rank,
-            activity.what,
-            spoken(lasted),
-        )
+                nobody = False
+                logger.warning(
+                    "Waiting for %s for %s: it %s.", seen.name, wait, seen.describe(is_silent)
+                )
+        if nobody:
+            logger.warning(
+                "Rank %d has been %s for %s, and all other ranks wait too: the network between "
+                "them fails, or they wait for different operations.",
+                *(self.rank, activity.what, wait),
+            )
 
 
 def _key(rank: int) -> str:

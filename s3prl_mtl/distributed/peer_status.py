@@ -1,10 +1,15 @@
-"""What a rank knows of another one: its last beat, and for how long it has been silent."""
+"""The heartbeat of a rank, and its status as another rank sees it."""
 
 from __future__ import annotations
 
 import json
 import time
 from dataclasses import asdict, dataclass
+from typing import Literal
+
+PeerState = Literal["absent", "failed", "left", "silent", "stalled"]
+"""Why others wait for a rank: it has never sent a heartbeat; it reported an error; it closed its
+watch; it sends no heartbeats any more (killed, frozen or disconnected); it works or hangs."""
 
 
 @dataclass(frozen=True)
@@ -12,20 +17,20 @@ class Heartbeat:
     """What one rank tells the others, as JSON under one key of the store."""
 
     counter: int
-    """Grows with every beat. Clocks of machines differ: only its change shows life."""
+    """Grows with every heartbeat. Clocks of machines differ: only its change shows life."""
     step: int
     what: str
     since: float
-    """How long `what` has lasted, in seconds, by the clock of the beating rank."""
+    """Seconds that `what` has lasted, by the clock of the sender."""
     waiting: bool
     host: str
     pid: int
     failed: str | None = None
-    """Why this rank is about to end; None while all is well."""
+    """The error for which this rank is about to end."""
     origin: bool = False
-    """Whether it fails for a reason of its own, not because another one did."""
+    """The error is its own, not the consequence of another rank's."""
     left: bool = False
-    """Whether it closed its watch: it ends, and was not killed."""
+    """It closed its watch: it ends, and was not killed."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -37,11 +42,11 @@ class Heartbeat:
 
 @dataclass
 class PeerStatus:
-    """What is known of another rank, and the sentences that say so.
+    """Status of another rank.
 
     Args:
         rank: of the other one.
-        beat: its last; None if there never was one.
+        beat: its last heartbeat; None before the first.
         changed: when its counter was first seen as it is now, by this process's monotonic clock.
     """
 
@@ -63,66 +68,62 @@ class PeerStatus:
 
     @property
     def is_busy(self) -> bool:
-        """Whether it works or hangs, where the others wait for it."""
+        """It works or hangs, while others wait for it."""
         return self.beat is not None and not self.beat.waiting and not self.has_failed
 
     @property
     def silent_seconds(self) -> float:
-        """It has been silent for at least so long."""
+        """Seconds without a heartbeat, at least."""
         return time.monotonic() - self.changed
 
-    def culprit(self, is_silent: bool) -> str:
-        """One sentence: what this rank did to make the others fail."""
-        if self.beat is None:
-            return f"Rank {self._number} has never been heard of."
-        if self.has_failed:
-            return f"Rank {self._number} {self._failure}."
-        if not is_silent:
-            return f"Rank {self._number} is stalled: {self._business}."
-        if self.beat.left:
-            return f"Rank {self._number} has ended at step {self.beat.step}."
-        return f"Rank {self._number} was killed, is frozen or cut off: {self._silence}."
+    @property
+    def name(self) -> str:
+        where = "" if self.beat is None else f" (host {self.beat.host}, process {self.beat.pid})"
+        return f"rank {self.rank}{where}"
 
-    def waited_for(self, wait: str, is_silent: bool) -> str:
-        """One sentence: what this rank does while another waits for it.
+    def state(self, is_silent: bool) -> PeerState:
+        """Why others wait for it.
 
         Args:
-            wait: how long that has lasted, with its unit.
-            is_silent: whether it has missed its beats.
+            is_silent: it has missed heartbeats.
         """
-        if self.has_failed:
-            state = f"it {self._failure}"
-        else:
-            state = self._silence if is_silent or self.beat is None else self._business
-        return f"Waiting for rank {self._number} for {wait}: {state}."
-
-    @property
-    def _number(self) -> str:
-        where = "" if self.beat is None else f" (host {self.beat.host}, process {self.beat.pid})"
-        return f"{self.rank}{where}"
-
-    @property
-    def _failure(self) -> str:
-        assert self.beat is not None and self.beat.failed is not None
-        return f"failed at step {self.beat.step}: {self.beat.failed.rstrip('.')}"
-
-    @property
-    def _business(self) -> str:
-        assert self.beat is not None
-        return (
-            f"at step {self.beat.step} it has been {self.beat.what} for {spoken(self.beat.since)}"
-        )
-
-    @property
-    def _silence(self) -> str:
         if self.beat is None:
-            return "it has never been heard of"
-        return (
-            f"it has not been heard of for at least {spoken(self.silent_seconds)}; "
-            f"at step {self.beat.step} it was {self.beat.what}"
-        )
+            return "absent"
+        if self.has_failed:
+            return "failed"
+        if is_silent:
+            return "left" if self.beat.left else "silent"
+        return "stalled"
+
+    def describe(self, is_silent: bool) -> str:
+        """Why others wait for it, as the predicate of a sentence; arguments as for `state`."""
+        if self.beat is None:
+            return "has never sent a heartbeat"
+        step, what = self.beat.step, self.beat.what
+        texts: dict[PeerState, str] = {
+            "failed": f"failed at step {step}: {(self.beat.failed or '').rstrip('.')}",
+            "left": f"ended at step {step}",
+            "silent": "was killed, is frozen or is disconnected: no heartbeat for at least "
+            f"{format_seconds(self.silent_seconds)}, the last one at step {step} while {what}",
+            "stalled": f"is stalled: at step {step} it has been {what} for "
+            f"{format_seconds(self.beat.since)}",
+        }
+        return texts[self.state(is_silent)]
 
 
-def spoken(seconds: float) -> str:
-    """A duration with its unit, as precise as somebody who waits wants it."""
+@dataclass(frozen=True)
+class Fault:
+    """Why a collective operation failed.
+
+    Args:
+        text: a sentence for each rank at fault, or about the failure itself if there is none.
+        ranks: state of each rank at fault.
+    """
+
+    text: str
+    ranks: dict[int, PeerState]
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration with its unit; below ten seconds with one decimal."""
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"

@@ -1,22 +1,20 @@
-"""Which process reads which shares of which task."""
+"""Placement: the shares of every task that each rank reads."""
 
 from __future__ import annotations
 
 import heapq
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from s3prl_mtl.errors import UserError, nearest
-from s3prl_mtl.registry.task_names import find_in_run
+from s3prl_mtl.errors import UserError
 
 LARGEST_EXCESS = 0.15
-"""What a rank may have more than the mean load, as a part of it, so that tasks stay whole.
+"""Largest excess of a rank's load over the mean load, as a fraction of the mean.
 
-A head on a further rank costs memory, an update and a sum of its gradients there; and the batches
-of a task differ by more than this from step to step.
+An excess keeps tasks whole: a head on one more rank costs memory, an update and a sum of its
+gradients there, and the batches of a task differ by more than this from step to step.
 """
 
 
@@ -76,7 +74,7 @@ class Placement:
         return self.shares[task].get(rank, ())
 
     def to_plain(self) -> dict[str, Any]:
-        """What JSON and checkpoints hold; `from_plain` reads it."""
+        """As plain values for JSON and checkpoints."""
         tasks = {
             task: {str(rank): list(shares) for rank, shares in by_rank.items()}
             for task, by_rank in self.shares.items()
@@ -88,7 +86,7 @@ class Placement:
         """The inverse of `to_plain`.
 
         Raises:
-            UserError: it is no placement, or shares are missing or double.
+            UserError: the value is not a placement, or shares are missing or given twice.
         """
         try:
             world_size = _whole_number(plain["world_size"])
@@ -102,8 +100,8 @@ class Placement:
             return cls(world_size, shares)
         except (KeyError, TypeError, ValueError, AttributeError) as cause:
             raise UserError(
-                "The placement of tasks on ranks that was saved is not one "
-                f"({type(cause).__name__}: {cause})."
+                f"The saved placement is damaged ({type(cause).__name__}: {cause}).",
+                code="checkpoint-format",
             ) from None
 
 
@@ -114,23 +112,23 @@ def data_parallel(tasks: Sequence[str], world_size: int) -> Placement:
     )
 
 
-def by_cost(costs: Mapping[str, float], world_size: int) -> Placement:
+def balance_by_cost(costs: Mapping[str, float], world_size: int) -> Placement:
     """Balance the ranks, with each task on as few of them as that allows.
 
-    Longest processing time first (Graham 1969): the largest piece goes to the rank with the least
-    load. A rank may have 15 % more than its fair load. At first a task is one piece; one that is
-    more than this is the least number of pieces that are not. While a rank has more, one of its
-    tasks is cut into one piece more: the one that takes most from the highest loads. In the end
-    this is one piece for every share, of which every rank has the same.
+    Longest processing time first (Graham 1969): the largest part goes to the rank with the least
+    load. A rank may have up to 1.15 times the mean load. At first a task is one part, or the
+    least number of parts that are each below this limit. While a rank is above the limit, one of
+    its tasks is divided into one more part: the task that reduces the highest loads most. This
+    ends at the latest with one part for every share, the same load on every rank.
 
     Args:
-        costs: {task: seconds that one batch takes}, in the run's order. Ties go to the task that
-            is first there and to the lowest rank, so every process finds the same placement.
+        costs: {task: seconds that one batch takes}, in the run's order. Ties go to the first
+            task and to the lowest rank, so every process finds the same placement.
         world_size: the number of ranks.
 
     Returns:
-        pieces of a task that differ by one share at most, no two of them on one rank; no rank has
-        more than 1.15 times the sum of the costs.
+        a placement in which the parts of a task differ by one share at most, no two of them on one
+        rank, and no rank has more than 1.15 times the sum of the costs.
 
     Raises:
         ValueError: no task, or a cost that is not finite and above zero.
@@ -142,77 +140,43 @@ def by_cost(costs: Mapping[str, float], world_size: int) -> Placement:
     if not costs or not math.isfinite(fair * world_size):
         raise ValueError(f"no placement for a total cost of {fair}")
     most = (1 + LARGEST_EXCESS) * fair
-    # Rounding must not cut a task whose load is just the largest one that there may be.
-    pieces = {
+    # Rounding must not divide a task whose load is just the largest one that there may be.
+    parts = {
         task: min(world_size, max(1, math.ceil(world_size * cost / most - 1e-9)))
         for task, cost in costs.items()
     }
-    attempt = _longest_first(costs, pieces, world_size)
+    attempt = _longest_first(costs, parts, world_size)
     while attempt.highest > most or attempt.idle:
         busiest = attempt.loads.index(attempt.highest)
-        # There is one: were all its tasks cut into single shares, each rank would have as much.
+        # There is one: with all tasks divided into single shares the ranks have equal loads.
         candidates = [
-            task for task in costs if busiest in attempt.sizes[task] and pieces[task] < world_size
+            task for task in costs if busiest in attempt.sizes[task] and parts[task] < world_size
         ]
         attempts = [
-            (_longest_first(costs, {**pieces, task: pieces[task] + 1}, world_size), task)
+            (_longest_first(costs, {**parts, task: parts[task] + 1}, world_size), task)
             for task in candidates
         ]
-        attempt, cut = min(attempts, key=lambda tried: sorted(tried[0].loads, reverse=True))
-        pieces[cut] += 1
+        attempt, divided = min(attempts, key=lambda tried: sorted(tried[0].loads, reverse=True))
+        parts[divided] += 1
     return Placement(
         world_size, {task: _consecutive(sizes) for task, sizes in attempt.sizes.items()}
     )
 
 
-def by_hand(text: str, tasks: Sequence[str], world_size: int) -> Placement:
-    """The placement that a user wrote, as `0:asr;1:pr,ks`.
-
-    A task that several ranks name is divided evenly among them; where that does not come out
-    even, the lowest ranks read one share more.
+def place_evenly(ranks: Mapping[str, Sequence[int]], world_size: int) -> Placement:
+    """Divide each task evenly among some ranks; the lowest of them read one share more, if any.
 
     Args:
-        text: `rank:task,task;rank:task`. The names of tasks may have a colon themselves.
-        tasks: the tasks of the run, in its order.
+        ranks: of each task, in the run's order.
         world_size: the number of ranks.
-
-    Raises:
-        UserError: the text has another form; a rank or task is unknown, named twice or left out.
     """
-    ranks: dict[str, list[int]] = {task: [] for task in tasks}
-    named: set[int] = set()
-    for entry in text.split(";"):
-        rank, words = _parse_entry(entry, text)
-        if rank >= world_size:
-            numbers = "only rank 0" if world_size == 1 else f"ranks 0 to {world_size - 1}"
-            raise _misplaced(f"There is no rank {rank}: this run has {numbers}.")
-        if rank in named:
-            raise _misplaced(
-                f"Rank {rank} is named twice.", f"Say all its tasks at once: {rank}:task,task."
-            )
-        named.add(rank)
-        for word in words:
-            task = _task_of_run(word, tasks)
-            if rank in ranks[task]:
-                raise _misplaced(f"Rank {rank} has task {task!r} twice.")
-            ranks[task].append(rank)
-    homeless = [task for task in tasks if not ranks[task]]
-    if homeless:
-        raise _misplaced(
-            f"No rank has {_listed(homeless)}.",
-            "Each task of -d needs a rank; leave those out of -d that are not to be trained.",
-        )
-    idle = [str(rank) for rank in range(world_size) if rank not in named]
-    if idle:
-        raise _misplaced(
-            f"Rank {_listed(idle)} of {world_size} has no task.",
-            "Give it one, or one that another rank has as well; or start fewer processes.",
-        )
-    shares = {}
-    for task, homes in ranks.items():
-        sizes = _even(world_size, len(homes))
-        shares[task] = _consecutive(dict(zip(sorted(homes), sizes, strict=True)))
-    return Placement(world_size, shares)
+    return Placement(
+        world_size,
+        {
+            task: _consecutive(dict(zip(sorted(homes), _even(world_size, len(homes)), strict=True)))
+            for task, homes in ranks.items()
+        },
+    )
 
 
 def loads(placement: Placement, costs: Mapping[str, float]) -> list[float]:
@@ -245,15 +209,15 @@ class _Attempt:
 
 
 def _longest_first(
-    costs: Mapping[str, float], pieces: Mapping[str, int], world_size: int
+    costs: Mapping[str, float], parts: Mapping[str, int], world_size: int
 ) -> _Attempt:
-    """Place the pieces of all tasks, the one that takes longest first."""
+    """Place the parts of all tasks, the one that takes longest first."""
     ordered = [
         (cost * size, size, task)
         for task, cost in costs.items()
-        for size in _even(world_size, pieces[task])
+        for size in _even(world_size, parts[task])
     ]
-    ordered.sort(key=lambda piece: -piece[0])  # stable: ties stay in the order of the tasks
+    ordered.sort(key=lambda part: -part[0])  # stable: ties stay in the order of the tasks
     queue = [(0.0, rank) for rank in range(world_size)]
     sizes: dict[str, dict[int, int]] = {task: {} for task in costs}
     for seconds, size, task in ordered:
@@ -284,36 +248,7 @@ def _consecutive(sizes: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
     return shares
 
 
-def _parse_entry(entry: str, text: str) -> tuple[int, list[str]]:
-    number, colon, names = entry.partition(":")
-    words = [word.strip() for word in names.split(",")]
-    if not colon or not re.fullmatch(r"[0-9]{1,9}", number.strip()) or not all(words):
-        part = f" The part {entry.strip()!r} is not." if ";" in text else ""
-        raise _misplaced(
-            f"{text!r} is not of the form rank:task,task;rank:task.{part}",
-            "For example 0:asr;1:pr,ks puts asr on rank 0, and pr and ks on rank 1.",
-        )
-    return int(number), words
-
-
-def _task_of_run(word: str, tasks: Sequence[str]) -> str:
-    name = find_in_run(word, dict.fromkeys(tasks))  # the run has sv for asv
-    if name is None:
-        raise _misplaced(
-            f"The task {word!r} is not one of this run (-d).", nearest(word, list(tasks))
-        )
-    return name
-
-
-def _misplaced(what: str, fix: str | None = None) -> UserError:
-    return UserError(what, where="--placement", fix=fix)
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
 def _whole_number(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{value!r} is no whole number")
+        raise TypeError(f"{value!r} is not a whole number")
     return value

@@ -1,4 +1,4 @@
-"""Do all ranks have the same weights?"""
+"""Check that all ranks have the same weights, and restore this."""
 
 from __future__ import annotations
 
@@ -17,36 +17,43 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> int:
-    """A number that differs, all but surely, when any bit of the tensors does."""
+    """A number that changes, with near certainty, when any bit of the tensors does."""
     total = 0
     for tensor in tensors:
         bits = tensor.detach().contiguous().reshape(-1).view(_INTEGERS[tensor.element_size()])
-        # Weighed by position, so that two values that changed places are noticed.
+        # Weighted by position, to notice two values that are exchanged.
         places = torch.arange(1, len(bits) + 1, device=bits.device)
         total = (total * 1_000_003 + int((bits.to(torch.int64) * places).sum())) % 2**63
     return total
 
 
 def check_in_sync(group: Group, what: str, tensors: Iterable[Tensor]) -> None:
-    """Refuse to train from weights that differ between the ranks of a group.
+    """Check that all ranks of a group have the same tensors.
+
+    Args:
+        group: the ranks.
+        what: name of the module, for the error.
+        tensors: its parameters.
 
     Raises:
-        UserError: they do.
+        UserError: they differ.
     """
     prints = group.all_gather(fingerprint(tensors))
     if len(set(prints)) > 1:
         others = [r for r, p in zip(group.ranks, prints, strict=True) if p != prints[0]]
         raise SharedMistake(
-            f"The weights of {what} are not the same on all ranks: those of "
-            f"{', '.join(map(str, others))} differ from those of rank {group.ranks[0]}.",
-            fix="The checkpoint files must be the same on all machines.",
+            f"The weights of {what} differ between the ranks: those of "
+            f"{', '.join(map(str, others))} from those of rank {group.ranks[0]}.",
+            where=what,
+            fix="Use the same checkpoint files on all machines.",
+            code="ranks-differ",
         )
 
 
 def resync_parameters(group: Group, what: str, tensors: Iterable[Tensor]) -> None:
-    """Give all ranks of a group the weights of the first, should they have drifted apart.
+    """Copy the tensors of the first rank of a group to the others, if they have drifted apart.
 
-    They cannot on machines that are alike. Different GPUs may round one update differently.
+    This does not occur on equal machines. Different GPUs may round an update differently.
     """
     held = list(tensors)
     prints = group.all_gather(fingerprint(held))

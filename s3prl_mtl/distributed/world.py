@@ -1,4 +1,4 @@
-"""The processes of a run, and what they say to each other."""
+"""The processes of a run, and the collective operations between them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from s3prl_mtl.distributed.health import SILENT_BEATS, Watch
-from s3prl_mtl.distributed.rendezvous import meet
+from s3prl_mtl.distributed.rendezvous import rendezvous
 from s3prl_mtl.errors import SharedMistake, UserError
 
 logger = logging.getLogger(__name__)
@@ -30,11 +30,11 @@ MAXIMUM_STALL_SECONDS = 60.0
 
 
 class RankLost(RuntimeError):
-    """Another process of the run is gone or hangs, so this one cannot go on.
+    """Another process of the run is gone or hangs, so this one cannot continue.
 
     Args:
-        text: names it.
-        spoken_for: a rank that lives tells the user: this one need not.
+        text: names the other process.
+        spoken_for: another rank that is alive shows the error; this one need not.
     """
 
     def __init__(self, text: str, spoken_for: bool = False) -> None:
@@ -43,17 +43,17 @@ class RankLost(RuntimeError):
 
 
 class OtherRankFailed(RuntimeError):
-    """Another rank met a failure of the program, and all ranks know."""
+    """Another rank failed with an error of the program; raised on all other ranks."""
 
 
 class Group:
-    """Some of the ranks of a run, this one among them. A group of one says nothing to anybody.
+    """Some of the ranks of a run, this one among them. A group of one does not communicate.
 
     Args:
         ranks: ascending.
         rank: this process.
         handle: torch's group; None for a group of one.
-        watch: tells the other ranks what this one does; None in a world of one.
+        watch: tells the other ranks the activity of this one; None in a world of one.
 
     Every operation must be called by all ranks of the group, in the same order.
 
@@ -79,7 +79,7 @@ class Group:
 
     @property
     def index(self) -> int:
-        """The place of this process among the group's."""
+        """The position of this process within the group."""
         return self.ranks.index(self.rank)
 
     @property
@@ -95,7 +95,11 @@ class Group:
         return values
 
     def start_sum(self, values: Tensor) -> Callable[[], None]:
-        """Begin a sum in place; what is returned waits for its end."""
+        """Start a sum in place.
+
+        Returns:
+            a function that waits for the result.
+        """
         with self._waiting():
             work = dist.all_reduce(values, group=self.handle, async_op=True)
         assert work is not None
@@ -107,7 +111,7 @@ class Group:
         return wait
 
     def gather(self, value: T) -> list[T] | None:
-        """What each rank gave, in their order, on the lead; None on the others."""
+        """The values of all ranks, in their order, on the lead; None on the others."""
         if self.size == 1:
             return [value]
         gathered: list[Any] | None = [None] * self.size if self.is_lead else None
@@ -116,7 +120,7 @@ class Group:
         return gathered
 
     def all_gather(self, value: T) -> list[T]:
-        """What each rank gave, in their order, on all of them."""
+        """The values of all ranks, in their order, on every rank."""
         if self.size == 1:
             return [value]
         gathered: list[Any] = [None] * self.size
@@ -125,7 +129,7 @@ class Group:
         return gathered
 
     def broadcast(self, value: T) -> T:
-        """What the lead gave."""
+        """The value of the lead."""
         if self.size == 1:
             return value
         held: list[Any] = [value if self.is_lead else None]
@@ -134,7 +138,7 @@ class Group:
         return held[0]
 
     def doing(self, what: str) -> AbstractContextManager[None]:
-        """Let the other ranks know what this one is busy with, should they wait for it."""
+        """Name the activity of this rank, for the others in case they have to wait for it."""
         return self.watch.doing(what) if self.watch is not None else nullcontext()
 
     @contextmanager
@@ -144,10 +148,10 @@ class Group:
             try:
                 yield
             except RuntimeError as error:  # torch has no narrower class for gloo's errors
-                culprit = self.watch.blame(error)
+                fault = self.watch.find_fault(error)
                 raise RankLost(
-                    f"{culprit} Rank {self.rank} stops; `-a` goes on from the last checkpoint, and "
-                    "a longer --timeout waits longer.",
+                    f"{fault.text} Rank {self.rank} stops. Resume from the last checkpoint with "
+                    "-a; a larger --timeout waits longer.",
                     spoken_for=self.watch.speaker != self.rank,
                 ) from error
 
@@ -155,7 +159,7 @@ class Group:
 class World(Group):
     """All ranks of a run.
 
-    Use it as a context: when a rank leaves by an error, the others learn its reason.
+    Use it as a context manager: the reason of an error on one rank then reaches the others.
     """
 
     def __init__(
@@ -170,7 +174,7 @@ class World(Group):
         self.local_rank = local_rank
         """Which of the processes of this machine this is."""
         self.restarted = False
-        """Whether torchrun has started these processes again, after one of them had failed."""
+        """Whether torchrun restarted these processes after a failure."""
         self._timeout: timedelta | None = None
         self._groups: dict[tuple[int, ...], Group | None] = {self.ranks: self}
 
@@ -183,9 +187,10 @@ class World(Group):
         """
         if _number_from_environment("WORLD_SIZE", 1) > 1:
             raise UserError(
-                "torchrun started several processes, and each of them would train for itself.",
+                "torchrun started several processes, but the runner was given no world.",
                 where="MultiTaskRunner(...)",
-                fix="Let them meet: with World.join() as world: MultiTaskRunner(..., world=world).",
+                fix="Join them: with World.join() as world: MultiTaskRunner(..., world=world).",
+                code="launch-invalid",
             )
         return cls()
 
@@ -193,15 +198,15 @@ class World(Group):
     def join(
         cls, backend: str | None = None, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     ) -> World:
-        """Meet the other processes that torchrun started; a world of one where it started none.
+        """Join the processes that torchrun started; without torchrun a world of one.
 
         Args:
             backend: `gloo`, or `nccl` for tensors on a GPU; by default nccl where there is a GPU.
-                What lies on the CPU always goes through gloo.
+                CPU tensors always go through gloo.
             timeout_seconds: how long a rank waits for the others.
 
         Raises:
-            UserError: a backend that is not there, or an incomplete environment.
+            UserError: the backend is not available, or the environment of torchrun is incomplete.
         """
         size = _number_from_environment("WORLD_SIZE", 1)
         restarts = _number_from_environment("TORCHELASTIC_RESTART_COUNT", 0)
@@ -213,17 +218,18 @@ class World(Group):
         has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
         if backend == "nccl" and not has_nccl:
             raise UserError(
-                "nccl needs a GPU, and a torch that is built for it.",
+                "nccl is not available: it needs a GPU and a build of torch with nccl.",
                 where="--backend nccl",
-                fix="Leave it out, or take gloo.",
+                fix="Omit the flag, or use gloo.",
+                code="device-unavailable",
             )
         over_gpus = has_nccl and backend != "gloo"
         timeout = timedelta(seconds=timeout_seconds)
         found, _, _ = next(dist.rendezvous("env://", timeout=timeout))
         found.set_timeout(timeout)
-        store, again = meet(found, rank, size, timeout_seconds)
-        # A rank that stalls is named well before the others give up waiting for it. When they do,
-        # it takes them some beats to find out who it was: all of it within the timeout.
+        store, again = rendezvous(found, rank, size, timeout_seconds)
+        # A stalled rank is named well before the others stop waiting for it. Finding out which rank
+        # it was then takes some heartbeats: all of it within the timeout.
         stall_seconds = min(MAXIMUM_STALL_SECONDS, timeout_seconds / 3)
         beat_seconds = min(2.0, stall_seconds / 6)
         collectives = timedelta(seconds=timeout_seconds - 2 * SILENT_BEATS * beat_seconds)
@@ -244,29 +250,28 @@ class World(Group):
         watch.start()
         world = cls(rank, size, _number_from_environment("LOCAL_RANK", 0), watch)
         world._timeout = collectives
-        # An agent counts the restarts that its own workers caused; those that it only took part in
-        # show in the store alone.
+        # An agent counts only the restarts that its own workers caused; the store shows the others.
         world.restarted = again or max(world.all_gather(restarts)) > 0
         return world
 
     def group(self, ranks: Sequence[int]) -> Group | None:
-        """The group of some ranks; None if this one is not among them. All ranks must call it."""
+        """The group of some ranks; None if this one is not in it. All ranks must call it."""
         key = tuple(sorted(ranks))
         if len(key) == 1:
             return Group(key, self.rank, watch=self.watch) if key[0] == self.rank else None
         if key not in self._groups:
-            # torch wants every rank to take part in making a group, members or not.
+            # torch requires that all ranks create a group, members or not.
             handle = dist.new_group(list(key), timeout=self._timeout)
             member = self.rank in key
             self._groups[key] = Group(key, self.rank, handle, self.watch) if member else None
         return self._groups[key]
 
     def run_on_all_ranks(self, action: Callable[[], T]) -> T:
-        """Do something on every rank; an error that shows on one of them is raised on all.
+        """Run an action on every rank; an error of one rank is raised on all.
 
         Raises:
-            UserError: of any rank.
-            OtherRankFailed: any other error of another rank; that rank raises the error itself.
+            UserError: any rank raised it.
+            OtherRankFailed: another rank raised another error; that rank raises the error itself.
         """
         if self.size == 1:
             return action()
@@ -279,33 +284,36 @@ class World(Group):
         return result
 
     def raise_on_all_ranks(self, error: Exception | None) -> None:
-        """Raise on all ranks what happened on any of them; nothing if nothing did.
+        """Raise an error of any rank on all of them; return if there is none.
 
         Raises:
-            UserError, OtherRankFailed: as :meth:`together`.
+            UserError, OtherRankFailed: as :meth:`run_on_all_ranks`.
         """
         if self.size == 1:
             if error is not None:
                 raise error
             return
-        told = None if error is None else (isinstance(error, UserError), str(error))
-        said = self.all_gather(told)
-        distinct: dict[str, list[int]] = {}
-        for rank, entry in enumerate(said):
+        own = error.code if isinstance(error, UserError) else None
+        errors = self.all_gather(None if error is None else (own, str(error)))
+        mistakes: dict[tuple[str, str], list[int]] = {}
+        for rank, entry in enumerate(errors):
             if entry is None:
                 continue
-            is_mistake, text = entry
-            if not is_mistake:
+            code, text = entry
+            if code is None:
                 if error is not None:
                     raise error
                 raise OtherRankFailed(f"Rank {rank} failed: {text or 'see its log'}.")
-            distinct.setdefault(text, []).append(rank)
-        if len(distinct) == 1 and None not in said:
-            raise SharedMistake(next(iter(distinct))) from error
-        if distinct:
-            raise SharedMistake(
-                " ".join(f"On rank {_listed(ranks)}: {text}" for text, ranks in distinct.items())
-            ) from error
+            mistakes.setdefault((code, text), []).append(rank)
+        if not mistakes:
+            return
+        (code, text), *others = mistakes
+        if others or None in errors:
+            text = " ".join(
+                f"On rank {', '.join(map(str, ranks))}: {text}"
+                for (_, text), ranks in mistakes.items()
+            )
+        raise SharedMistake(text, code="several" if others else code) from error
 
     def __enter__(self) -> World:
         return self
@@ -324,8 +332,8 @@ class World(Group):
             self.watch.fail(text if known else f"{type(error).__name__}: {text}")
         self.watch.close()
         if error is None or isinstance(error, KeyboardInterrupt):
-            # Threads that torch still has at the end of the process may abort it, which would make
-            # a failure of an orderly end. After other errors the ranks may be gone, and torch would
+            # Threads of torch that still run at the end of the process may abort it, and a clean
+            # exit would become a failure. After other errors the ranks may be gone, and torch would
             # wait for them.
             dist.destroy_process_group()
 
@@ -335,11 +343,8 @@ def _number_from_environment(name: str, default: int | None) -> int:
     if text is None or not text.isdigit():
         raise UserError(
             f"${name} is {text!r} while $WORLD_SIZE is set.",
-            where="the environment",
+            where=f"the environment variable {name}",
             fix="Start with torchrun, which sets both, or unset WORLD_SIZE.",
+            code="launch-invalid",
         )
     return int(text)
-
-
-def _listed(ranks: Sequence[int]) -> str:
-    return ", ".join(str(rank) for rank in ranks)

@@ -1,9 +1,9 @@
-"""What a run's checkpoint holds that other programs can use."""
+"""A checkpoint opened for export: encoder, featurizer and heads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.compatibility import check_encoder, check_size
-from s3prl_mtl.checkpoint.contents import encoder_weights, load_strictly
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
+from s3prl_mtl.checkpoint.restore import encoder_weights
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.upstreams import (
     Featurizer,
@@ -22,6 +23,7 @@ from s3prl_mtl.upstreams import (
     rebuild_upstream,
 )
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
+from s3prl_mtl.upstreams.strict_loading import load_strictly
 
 
 @dataclass(frozen=True)
@@ -30,82 +32,87 @@ class SavedRun:
 
     Args:
         path: the file.
-        checkpoint: what it holds, see `s3prl_mtl.checkpoint.files.Checkpoint`.
+        checkpoint: its contents.
     """
 
     path: Path
-    checkpoint: checkpoints.Checkpoint
+    checkpoint: RunCheckpoint
 
     @classmethod
     def open(cls, run: Path) -> SavedRun:
-        """The newest whole `states-*.ckpt` of a run's folder, or the file that is named.
+        """Open the newest undamaged `states-*.ckpt` of a folder, or a file.
 
-        Nothing in the folder is changed, damaged files neither.
+        Files in the folder are not changed.
 
         Raises:
-            UserError: there is no such file, it is damaged, or it is no checkpoint of a run; or it
-                is one of the branch, which does not say how its encoder is built, and the file
-                that it was trained from is not there.
+            UserError: there is no such file, it is damaged, or not a checkpoint of a run; or it
+                is of the branch, without a description of its encoder, and the file that it was
+                trained from is missing.
         """
         checkpoint, path = checkpoints.load_newest(run, flag="RUN", set_aside=False)
-        if "Origin" in checkpoint and checkpoint["UpstreamInfo"] is None:
-            checkpoint |= _original_encoder(checkpoint, path)
+        if checkpoint.origin is not None and checkpoint.upstream_info is None:
+            checkpoint = _with_encoder(checkpoint, path)
         return cls(path, checkpoint)
 
     @property
     def step(self) -> int:
-        """Steps that were taken."""
-        return int(self.checkpoint["Step"])
+        """Training steps taken."""
+        return self.checkpoint.step
 
     @property
     def kind(self) -> str | None:
-        """`hubert`, `zoo`, `transformers`; None for an upstream that only its plugin can build."""
-        details = self.checkpoint["UpstreamInfo"]
+        """`hubert`, `zoo` or `transformers`; None if only its plugin can build the upstream."""
+        details = self.checkpoint.upstream_info
         return None if details is None else str(details["kind"])
 
     @property
     def upstream_name(self) -> str:
         """The name after `-u`."""
-        return str(self.checkpoint["Config"]["upstream"]["name"])
+        return str(self.checkpoint.config["upstream"]["name"])
 
     @property
     def feature_selection(self) -> str:
         """The word after `-s`."""
-        return str(self.checkpoint["Config"]["upstream"]["feature_selection"])
+        return str(self.checkpoint.config["upstream"]["feature_selection"])
 
     @property
     def heads(self) -> Mapping[str, Mapping[str, Any]]:
         """The state dict of each task's expert."""
-        return {name: task["Downstream"] for name, task in self.checkpoint["Tasks"].items()}
+        return {name: task.head for name, task in self.checkpoint.tasks.items()}
 
     @property
     def layer_weights(self) -> Tensor | None:
-        """``(layers,)`` before the softmax; None where features are the last hidden state."""
-        weights: Tensor | None = self.checkpoint["Featurizer"].get("weights")
+        """``(layers,)`` before the softmax; None if features are the last hidden state."""
+        weights: Tensor | None = self.checkpoint.featurizer.get("weights")
         return weights
 
+    @property
+    def _info(self) -> dict[str, Any]:
+        info = self.checkpoint.upstream_info
+        assert info is not None, "callers check `kind`"
+        return info
+
     def hubert(self) -> Hubert:
-        """The encoder, in evaluation mode. Its kind must be `hubert`.
+        """The encoder of kind `hubert`, in evaluation mode.
 
         Raises:
             UserError: its parameters do not fit its settings.
         """
-        weights = encoder_weights(self.checkpoint)
-        details = self.checkpoint["UpstreamInfo"]
-        settings = HubertConfig.from_dict(details["config"])
+        weights = encoder_weights(self.checkpoint.upstream)
+        settings = HubertConfig.from_dict(self._info["config"])
         layers, width = settings.encoder_layers, settings.encoder_embed_dim
         check_size(weights, layers, width, f"Upstream of {self.path}")
-        return hubert_from_state(details, weights).eval()
+        return hubert_from_state(self._info, weights).eval()
 
     def upstream(self) -> Upstream:
-        """The upstream of whatever kind, in evaluation mode. Its kind must not be None.
+        """The upstream of a kind that is not None, in evaluation mode.
 
         Raises:
             UserError: it cannot be built here, or its parameters do not fit.
         """
-        upstream = rebuild_upstream(self.checkpoint["UpstreamInfo"])
+        upstream = rebuild_upstream(self._info)
         where = f"Upstream of {self.path}"
-        weights = encoder_weights(self.checkpoint)
+        weights = encoder_weights(self.checkpoint.upstream)
         if weights:
             check_encoder(weights, upstream, where)
         load_strictly(upstream, weights, "the encoder", where)
@@ -115,29 +122,31 @@ class SavedRun:
         """The weighted sum over the layers.
 
         Raises:
-            UserError: the checkpoint's does not fit the upstream.
+            UserError: the weights do not fit the upstream.
         """
         featurizer = Featurizer(upstream, self.feature_selection)
         where = f"Featurizer of {self.path}"
-        load_strictly(featurizer, self.checkpoint["Featurizer"], "the featurizer", where)
+        load_strictly(featurizer, self.checkpoint.featurizer, "the featurizer", where)
         return featurizer.eval()
 
 
-def _original_encoder(checkpoint: checkpoints.Checkpoint, path: Path) -> dict[str, Any]:
-    """What the encoder of a branch's checkpoint is, from what it was trained from."""
-    settings = checkpoint["Config"]["upstream"]
+def _with_encoder(checkpoint: RunCheckpoint, path: Path) -> RunCheckpoint:
+    """A checkpoint of the branch with the description of the encoder that it was trained from."""
+    settings = checkpoint.config["upstream"]
     try:
         upstream = load_upstream(settings["name"], settings["ckpt"])
     except UserError as error:
         raise UserError(
-            f"The checkpoint is of {checkpoint['Origin']} and does not say how its encoder is "
-            f"built; what it was trained from cannot be had: {error}",
+            f"The checkpoint is from {checkpoint.origin} and has no description of its encoder; "
+            f"the file that it was trained from cannot be loaded: {error}",
             where=str(path),
-            fix="Put that file there again; or start a run from the checkpoint (-u, -k, -i) and "
-            "export that.",
+            fix="Restore that file; or start a run from the checkpoint (-u, -k, -i) and export "
+            "that.",
+            code="checkpoint-incomplete",
         ) from error
-    # Where the encoder was frozen the branch does not save it: it is the original.
-    return {
-        "UpstreamInfo": upstream.checkpoint_info,
-        "Upstream": checkpoint["Upstream"] or upstream.state_dict(),
-    }
+    return replace(
+        checkpoint,
+        upstream_info=upstream.checkpoint_info,
+        # The branch does not save a frozen encoder, which is the original.
+        upstream=checkpoint.upstream or upstream.state_dict(),
+    )

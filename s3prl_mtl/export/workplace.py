@@ -5,21 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
-import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from filelock import FileLock, Timeout
 
 _LOCK = ".export-lock"
 """Held while its process lives: a workplace that can be locked was left by one that was killed."""
-
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
@@ -68,31 +62,6 @@ def remove_stale(path: Path) -> None:
                     shutil.rmtree(workplace, ignore_errors=True)
             except (Timeout, OSError):
                 continue
-
-
-@contextmanager
-def ending_in_order() -> Iterator[None]:
-    """While it is entered, what ends a process from outside lets it tidy up first.
-
-    Python tidies up after an interrupt from the keyboard, but not after SIGTERM and SIGHUP.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        for other in _ENDING:
-            signal.signal(other, signal.SIG_IGN)
-        sys.exit(128 + number)
-
-    # A signal that the process was started to ignore, as by nohup, stays ignored.
-    heard = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, end) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""PyTorch files written by other programs, read without running what their pickles ask for.
+"""Read PyTorch files of other programs without executing their pickles.
 
-Such files name classes of those programs. Each class that we know is replaced by a stand-in that
-only holds attributes; a file that names any other is refused.
+Such files contain objects of the classes of those programs. Known classes are replaced by
+stand-ins that only hold attributes; a file with objects of other classes is refused.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ import torch
 from s3prl_mtl.errors import UserError
 
 ZIP_MAGIC = b"PK\x03\x04"
-# torch.save before 1.6 began with its magic number, pickled.
+# The pickled magic number at the beginning of files from torch before 1.6.
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-DOS_FOLDER = 0x10  # a bit of the attributes that a zip file's index gives each part
+DOS_FOLDER = 0x10  # a bit of the attributes of a part in the index of a zip file
 CLASS_KEY = "__class__"
 
 
 class DamagedFile(UserError):
-    """The file was written whole once and is not any more: cut short, or bytes of it changed."""
+    """The file is truncated, or bytes of it have changed since it was written."""
 
 
-class Inert:
-    """Holds the attributes of an object whose class we do not load."""
+class StandIn:
+    """Holds the attributes of an object instead of its class."""
 
     def __init__(self, *arguments: object) -> None:
         self.__dict__["_arguments"] = arguments
 
 
-class Dictionary(Inert):
+class Dictionary(StandIn):
     """``fairseq.data.dictionary.Dictionary``: the symbols of a pre-training target."""
 
 
-class Namespace(Inert):
+class Namespace(StandIn):
     """``argparse.Namespace``: the settings in older files."""
 
 
-class OmegaConfNode(Inert):
-    """A container or value of OmegaConf; ``_content`` or ``_val`` holds what matters."""
+class OmegaConfNode(StandIn):
+    """A container or value of OmegaConf; the contents are in ``_content`` or ``_val``."""
 
 
-class OmegaConfMetadata(Inert):
-    """What OmegaConf knows about the types of a node; of no use here."""
+class OmegaConfMetadata(StandIn):
+    """Type information of OmegaConf; not used."""
 
 
 _OMEGACONF_NODES = (
@@ -70,7 +70,7 @@ _STAND_INS: list[Any] = [
     *((OmegaConfNode, f"omegaconf.{name}") for name in _OMEGACONF_NODES),
     (OmegaConfMetadata, "omegaconf.base.Metadata"),
     (OmegaConfMetadata, "omegaconf.base.ContainerMetadata"),
-    # Named as types inside OmegaConf's metadata; calling them does no harm.
+    # Types in OmegaConf's metadata; calling them is harmless.
     (OmegaConfMetadata, "typing.Any"),
     (dict, "builtins.dict"),
     (list, "builtins.list"),
@@ -82,27 +82,32 @@ _STAND_INS: list[Any] = [
 ]
 
 
-def load_inert(path: Path, *, kind: str, verify: bool = False) -> Any:
-    """Load a file of ``torch.save`` without executing anything that it holds.
+def safe_load(path: Path, *, kind: str, verify: bool = False) -> Any:
+    """Load a file of ``torch.save`` without executing anything in it.
 
-    Tensors are mapped from the file, not read, where the format allows it.
+    Tensors are memory-mapped where the format allows it.
 
     Args:
         path: the file.
-        kind: what it should be, for messages ("fairseq checkpoint").
-        verify: read all of it first and compare its checksums, which torch does not.
+        kind: expected contents, for errors ("fairseq checkpoint").
+        verify: read the whole file first and compare its checksums, which torch does not do.
 
     Raises:
-        DamagedFile: the file is empty, truncated, or bytes of it changed.
-        UserError: no such file, it cannot be read, it is not a PyTorch file, or it names a class
-            or function other than those known; the message names it.
+        DamagedFile: the file is empty, truncated, or bytes of it have changed.
+        UserError: the file does not exist, cannot be read, is not a PyTorch file, or contains
+            objects of an unknown class or function, which is named.
     """
     where = str(path)
     another = f"Give the path of a whole {kind}: another copy, or an older one."
     try:
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
-            raise UserError(f"The {kind} {what}.", where=where, fix="Give the path of a file.")
+            raise UserError(
+                f"The {kind} {what}.",
+                where=where,
+                fix="Give the path of a file.",
+                code="checkpoint-missing",
+            )
         with path.open("rb") as file:
             beginning = file.read(len(LEGACY_MAGIC))
         is_zip = beginning.startswith(ZIP_MAGIC)
@@ -120,16 +125,18 @@ def load_inert(path: Path, *, kind: str, verify: bool = False) -> Any:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign:
             raise UserError(
-                f"The {kind} asks for {foreign.group(1)!r}, which is not part of such files. "
+                f"The {kind} contains {foreign.group(1)!r}, which is not part of such files. "
                 "It was refused, and nothing in it was executed.",
                 where=where,
                 fix="Take the file from its publisher.",
+                code="torch-file-refused",
             ) from None
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
         raise UserError(
             f"The {kind} was refused, and nothing in it was executed: {reason}",
             where=where,
             fix="Take the file from its publisher.",
+            code="torch-file-refused",
         ) from None
     except (
         RuntimeError,
@@ -144,36 +151,50 @@ def load_inert(path: Path, *, kind: str, verify: bool = False) -> Any:
         if isinstance(error, OSError) and _is_of_disk(error):
             raise _unreadable(error, kind, where) from None
         reason = f"{type(error).__name__}: " + str(error).split("\n")[0][:200]
-        # Where the checksums are right, only the archive's index can still be wrong, and of that
-        # torch speaks in these words. Anything else is how the file was written, or the system.
+        # If the checksums are correct, only the index of the archive can be wrong, which torch
+        # reports like this. Other errors are due to how the file was written, or to the system.
         of_index = re.match(r"RuntimeError: PytorchStreamReader(?!.*file \w+ failed)", reason)
         if verified and not of_index:
             raise UserError(
-                f"The {kind} cannot be loaded ({reason}).", where=where, fix=another
+                f"The {kind} cannot be loaded ({reason}).",
+                where=where,
+                fix=another,
+                code="file-unreadable",
             ) from None
         raise _damaged(reason, path, kind, another) from None
 
 
 def _unknown_beginning(beginning: bytes, path: Path, kind: str, another: str) -> UserError:
-    """What a file is that does not begin as those of torch.save: a damaged one, or no such file.
+    """The error for a file without the first bytes of a PyTorch file.
 
-    A power cut may leave a file of the right size that holds zeros only, or nothing.
+    After a power failure a file may be empty, or consist of zeros.
     """
     where = str(path)
     if not beginning:
-        return DamagedFile(f"The {kind} is empty.", where=where, fix=another)
+        return DamagedFile(
+            f"The {kind} is empty.", where=where, fix=another, code="torch-file-refused"
+        )
     cut_short = ZIP_MAGIC.startswith(beginning) or LEGACY_MAGIC.startswith(beginning)
     if cut_short or not any(beginning) or zipfile.is_zipfile(path):
         return _damaged("its first bytes are wrong", path, kind, another)
-    return UserError(f"The {kind} is not a file of torch.save.", where=where, fix=another)
+    return UserError(
+        f"The {kind} is not a file of torch.save.",
+        where=where,
+        fix=another,
+        code="checkpoint-format",
+    )
 
 
 def _unreadable(error: OSError, kind: str, where: str) -> UserError:
-    return UserError(f"The {kind} cannot be read: {error.strerror or error}.", where=where)
+    return UserError(
+        f"The {kind} cannot be read: {error.strerror or error}.",
+        where=where,
+        code="file-unreadable",
+    )
 
 
 def _is_of_disk(error: OSError) -> bool:
-    """Whether the file itself may be whole: a wrong offset in it is an invalid argument."""
+    """Whether an error comes from the disk; a wrong offset in the file gives EINVAL."""
     return error.errno not in (None, errno.EINVAL)
 
 
@@ -189,10 +210,10 @@ def _verify_checksums(path: Path, kind: str, another: str) -> None:
         EOFError,
         OSError,
         ValueError,
-        # A bit of the index may ask for a password or for a compression that nobody used.
+        # A changed bit of the index may require a password or another compression.
         RuntimeError,
     ) as error:
-        # `zipfile` hides an error of the disk behind its own where it looks for the index.
+        # `zipfile` raises its own error for a disk error while it searches the index.
         cause = error if isinstance(error, OSError) else error.__context__
         if isinstance(cause, OSError) and _is_of_disk(cause):
             raise _unreadable(cause, kind, str(path)) from None
@@ -202,24 +223,33 @@ def _verify_checksums(path: Path, kind: str, another: str) -> None:
             f"The {kind} is damaged: the checksum of its part {damaged} is wrong.",
             where=str(path),
             fix=another,
+            code="torch-file-refused",
         )
     for member in members:
-        # torch takes a part that is marked as a folder for read, and what was in memory for it.
+        # torch does not read a part that is marked as a folder, and uses uninitialised memory.
         if member.external_attr & DOS_FOLDER and not member.is_dir():
             reason = f"its part {member.filename} is marked as a folder"
             raise _damaged(reason, path, kind, another)
     if not any(member.filename.endswith("/data.pkl") for member in members):
-        raise UserError(f"The {kind} is not a file of torch.save.", where=str(path), fix=another)
+        raise UserError(
+            f"The {kind} is not a file of torch.save.",
+            where=str(path),
+            fix=another,
+            code="checkpoint-format",
+        )
 
 
 def _damaged(reason: str, path: Path, kind: str, another: str) -> DamagedFile:
     return DamagedFile(
-        f"The {kind} is truncated or damaged ({reason}).", where=str(path), fix=another
+        f"The {kind} is truncated or damaged ({reason}).",
+        where=str(path),
+        fix=another,
+        code="torch-file-refused",
     )
 
 
 def to_plain(value: Any) -> Any:
-    """Loaded objects as plain values and tensors, fit for ``torch.load(weights_only=True)``.
+    """Convert loaded objects to plain values and tensors for ``torch.load(weights_only=True)``.
 
     OmegaConf containers become dicts and lists. Dictionaries and namespaces become dicts with
     their class name under ``"__class__"``; :func:`from_plain` turns them back.
@@ -247,12 +277,13 @@ def to_plain(value: Any) -> Any:
 
 def from_plain(value: Any) -> Any:
     """The inverse of :func:`to_plain` for dictionaries and namespaces."""
-    stand_ins = {"Dictionary": Dictionary, "Namespace": Namespace}
+    classes = {"Dictionary": Dictionary, "Namespace": Namespace}
     if isinstance(value, Mapping):
         held = {key: from_plain(inner) for key, inner in value.items()}
         if CLASS_KEY not in held:
             return held
-        stand_in = stand_ins[held.pop(CLASS_KEY)].__new__(stand_ins[value[CLASS_KEY]])
+        stand_in_class = classes[held.pop(CLASS_KEY)]
+        stand_in = stand_in_class.__new__(stand_in_class)
         stand_in.__dict__.update(held)
         return stand_in
     if isinstance(value, tuple):
@@ -266,14 +297,14 @@ _ORIGINAL_NAMES = {
     Dictionary: ("fairseq.data.dictionary", "Dictionary"),
     Namespace: ("argparse", "Namespace"),
 }
-# The one in C cannot be taught names; this one is the same format, written in Python.
+# The pickler in C cannot be subclassed for this; this one writes the same format.
 _PythonPickler: Any = pickle._Pickler
 
 
 class _NamingPickler(_PythonPickler):
-    """Writes the stand-ins under the names of the classes they stand for.
+    """Writes the stand-ins under the names of the original ones.
 
-    An ordinary pickler imports a class to check its name, and fairseq need not be installed.
+    An ordinary pickler imports a class to check its name, which would require fairseq.
     """
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
@@ -288,7 +319,7 @@ class _NamingPickler(_PythonPickler):
 
 
 class NamingPickle:
-    """``pickle_module`` for ``torch.save`` that writes the stand-ins' original names."""
+    """``pickle_module`` for ``torch.save`` that writes original class names."""
 
     Pickler = _NamingPickler
     dumps = staticmethod(pickle.dumps)

@@ -19,7 +19,6 @@ from s3prl_mtl.fileio.safe_torch import to_plain
 from s3prl_mtl.mtl_branch.block import Block, Notes
 from s3prl_mtl.mtl_branch.config import translate
 from s3prl_mtl.mtl_branch.tasks import task_of
-from s3prl_mtl.training.skips import SkipCounts
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
 
 logger = logging.getLogger(__name__)
@@ -98,7 +97,7 @@ def from_branch(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "Format": 2,
         "Origin": ORIGIN,
         "Step": checkpoint["Step"],
-        "Tallies": SkipCounts(list(tasks)).state_dict(),
+        "Tallies": {},  # Absent counts are zero.
         "Config": {
             **_config(settings, path),
             "upstream": {

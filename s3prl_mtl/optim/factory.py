@@ -112,6 +112,7 @@ def _look_up(name: str, known: Mapping[str, Any], section: str) -> Any:
             f"There is no {section} named {name!r}.",
             where=f"{section}.name",
             fix=nearest(name, list(known)),
+            code="unknown-name",
         )
     return known[name]
 
@@ -126,5 +127,7 @@ def _call(kind: Any, section: str, settings: Mapping[str, Any], **supplied: Any)
         return kind(**supplied, **chosen)
     except (TypeError, ValueError) as cause:
         raise UserError(
-            f"{settings['name']} does not take these settings: {cause}.", where=section
+            f"{settings['name']} does not take these settings: {cause}.",
+            where=section,
+            code="invalid-value",
         ) from cause

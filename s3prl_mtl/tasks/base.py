@@ -294,6 +294,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
             "The expert does not say what its corpus is.",
             where=place_of(cls, "corpus_type"),
             fix="It is the class of the corpus: corpus_type = MyCorpus.",
+            code="expert-invalid",
         )
 
     @classmethod
@@ -308,11 +309,13 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
                 where=f"{where}, or {defaults}",
                 fix="A wheel holds it if pyproject.toml says so: [tool.setuptools.package-data] "
                 f'{package} = ["*.yaml"].',
+                code="corpus-unset",
             )
         return UserError(
             f"Where the corpus of {cls.name} lies is not set.",
             where=where,
             fix="Set the path there, or pass --data DIR.",
+            code="corpus-unset",
         )
 
     @classmethod

@@ -83,6 +83,7 @@ class ClassificationExpert(TaskExpert):
                     f"it is not among the {len(known)} that it was built for.",
                     where=f"the label space's {self.questions[label]!r}",
                     fix=nearest(str(labels[label]), list(known)),
+                    code="label-unknown",
                 )
             numbers.append(known[labels[label]])
         return numbers[0] if len(numbers) == 1 else torch.tensor(numbers)

@@ -44,6 +44,7 @@ def check_class(name: str, expert_class: type) -> None:
             where=f"{expert_class.__module__}.{expert_class.__qualname__}",
             fix="The contract is in docs/plugins.md; `python -m s3prl_mtl new-task` writes one "
             "that keeps it.",
+            code="expert-invalid",
         )
     if issubclass(expert_class, TaskExpert):
         check_declarations(expert_class)
@@ -53,6 +54,7 @@ def check_class(name: str, expert_class: type) -> None:
                 f"The class of the task {name!r} defines neither `target` nor `read`.",
                 where=f"{expert_class.__module__}.{expert_class.__qualname__}",
                 fix="`target(labels)` gives what the loss needs of an utterance's labels.",
+                code="expert-invalid",
             )
 
 
@@ -75,4 +77,5 @@ def check_installed(name: str, expert_class: type) -> None:
             f"the task {name!r} have no defaults.",
             where=str(path),
             fix="A wheel holds it if pyproject.toml says so, under [tool.setuptools.package-data].",
+            code="expert-invalid",
         )

@@ -88,7 +88,10 @@ def metrics_of(expert: Any) -> tuple[Metric, ...]:
         return ()
     if not isinstance(declared, list | tuple | str) or hasattr(declared, "_fields"):
         raise UserError(
-            f"`metrics` is {declared!r:.60}, and no tuple of metrics.", where=where, fix=fix
+            f"`metrics` is {declared!r:.60}, and no tuple of metrics.",
+            where=where,
+            fix=fix,
+            code="expert-invalid",
         )
     return tuple(_metric(entry, where, fix) for entry in declared)
 
@@ -98,10 +101,10 @@ def _metric(entry: Any, where: str, fix: str) -> Metric:
         metric = Metric.of(entry)
     except TypeError as cause:
         what = f"`metrics` holds {entry!r:.60}, which is no Metric."
-        raise UserError(what, where=where, fix=fix) from cause
+        raise UserError(what, where=where, fix=fix, code="expert-invalid") from cause
     if metric.better not in ("higher", "lower"):
         what = f"{metric.name}: better is {metric.better!r}, not 'higher' or 'lower'."
-        raise UserError(what, where=where, fix=fix)
+        raise UserError(what, where=where, fix=fix, code="expert-invalid")
     try:
         lowest, highest = map(float, metric.range)
     except (TypeError, ValueError):
@@ -112,6 +115,7 @@ def _metric(entry: Any, where: str, fix: str) -> Metric:
             "value that there can be.",
             where=where,
             fix="For example: range=(0.0, math.inf).",
+            code="expert-invalid",
         )
     return metric
 
@@ -128,6 +132,7 @@ def selecting_metric_of(expert_class: type) -> Metric:
             "The expert declares no metrics.",
             where=place_of(expert_class, "metrics"),
             fix='For example: metrics = (Metric("acc", "higher", "accuracy"),).',
+            code="expert-invalid",
         )
     wanted = getattr(expert_class, "selected_by", None)
     for metric in metrics:
@@ -137,6 +142,7 @@ def selecting_metric_of(expert_class: type) -> Metric:
         f"The best checkpoint is to be selected by {wanted!r}, which is none of the metrics.",
         where=place_of(expert_class, "selected_by"),
         fix=nearest(str(wanted), [metric.name for metric in metrics]),
+        code="expert-invalid",
     )
 
 
@@ -155,6 +161,7 @@ def first_score(expert_class: type) -> float:
             f"The score to begin with is {stated!r}, which is no number.",
             where=place_of(expert_class, "worst_score"),
             fix="Leave it out: the worst value of the metric is where a search begins.",
+            code="expert-invalid",
         )
     return float(stated)
 
@@ -172,6 +179,7 @@ def check_declarations(expert_class: type) -> None:
             f"The expert {what}.",
             where=place_of(expert_class, "name"),
             fix='It is the word after -d: name = "lid".',
+            code="expert-invalid",
         )
     first_score(expert_class)
 

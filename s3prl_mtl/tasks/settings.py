@@ -25,7 +25,9 @@ class CheckedSettings:
         for depth, key in enumerate(keys, 1):
             if not isinstance(value, Mapping) or value.get(key) is None:
                 raise UserError(
-                    f"A setting of {self.name} is missing.", where=self.key_path(*keys[:depth])
+                    f"A setting of {self.name} is missing.",
+                    where=self.key_path(*keys[:depth]),
+                    code="missing-option",
                 )
             value = value[key]
         return value
@@ -41,6 +43,7 @@ class CheckedSettings:
             raise UserError(
                 f"A size of {self.name} must be a whole number above 0, not {value!r}.",
                 where=self.key_path(*keys),
+                code="invalid-value",
             )
         return value
 
@@ -56,6 +59,7 @@ class CheckedSettings:
                 f"{self.name} cannot have {value!r} here.",
                 where=self.key_path(*keys),
                 fix=f"It is {' or '.join(choices)}.",
+                code="invalid-value",
             )
         return str(value)
 
@@ -75,5 +79,6 @@ class CheckedSettings:
                 f"The label space of {self.name} has no {key!r}.",
                 where="the checkpoint's labels, or the corpus they were read from",
                 fix=f"`{key}` is a list of strings that is not empty.",
+                code="label-unknown",
             )
         return list(names)

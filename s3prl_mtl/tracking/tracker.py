@@ -13,6 +13,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from s3prl_mtl.checkpoint.contents import TaskCheckpoint
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.atomic import replace_text
 
@@ -42,7 +43,7 @@ class Report:
     split: str
     scalars: list[tuple[str, float, int]] = field(default_factory=list)
     save_names: list[str] = field(default_factory=list)
-    head: dict[str, Any] | None = None
+    head: TaskCheckpoint | None = None
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
         metric = tag.rpartition("/")[2].removeprefix(f"{self.split}-")

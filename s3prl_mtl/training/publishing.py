@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from s3prl_mtl.checkpoint import files as checkpoints
-from s3prl_mtl.checkpoint.contents import head_entry
+from s3prl_mtl.checkpoint.contents import TaskCheckpoint
 from s3prl_mtl.tracking.tracker import Report, Tracker
 from s3prl_mtl.training.reporting import report_layer_weights, report_split
 from s3prl_mtl.training.state import RunState
@@ -87,7 +87,7 @@ class Publisher:
             # First what may not fit on the disk: a number that was written is not taken back.
             for report in reports if keep_best else []:
                 for file in report.save_names:
-                    head = report.head or head_entry(self.run.tasks[report.task])
+                    head = report.head or TaskCheckpoint.capture(self.run.tasks[report.task].expert)
                     best = self.state.weights({report.task: head})
                     checkpoints.save(best, self.folder / report.task / file)
             self._write_layer_weights(tracker)

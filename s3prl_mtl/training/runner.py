@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 from s3prl_mtl.balancing import Balancer, Sum
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.config import Config, resolve
 from s3prl_mtl.data.randomness import seed_all
 from s3prl_mtl.data.sampling import derived_seed
@@ -16,6 +18,7 @@ from s3prl_mtl.distributed.placement import Placement
 from s3prl_mtl.distributed.sync import check_in_sync, resync_parameters
 from s3prl_mtl.distributed.world import Group, RankLost, World
 from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.fileio.signals import Stopped, StopSignals
 from s3prl_mtl.fileio.yaml_files import write_yaml
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.optim.factory import make_optimizer, make_scheduler
@@ -24,16 +27,14 @@ from s3prl_mtl.tracking.tracker import Results, Tracker
 from s3prl_mtl.training.build import (
     build_experts,
     build_upstream,
-    load_initial_encoder,
-    load_initial_weights,
     pick_device,
 )
 from s3prl_mtl.training.evaluation import Evaluator, Interrupted, share_buffers
+from s3prl_mtl.training.initial_weights import load_initial_encoder, load_initial_weights
 from s3prl_mtl.training.placement import choose_placement, write_placement
 from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.publishing import Publisher
 from s3prl_mtl.training.run import Run
-from s3prl_mtl.training.signals import Stopped, StopSignals
 from s3prl_mtl.training.state import RunState, trained_parameters
 from s3prl_mtl.training.step import StepReport, TrainingStep
 from s3prl_mtl.training.task import Task
@@ -65,39 +66,37 @@ class MultiTaskRunner:
         self,
         config: Config,
         folder: str | Path,
-        resume: checkpoints.Checkpoint | None = None,
+        resume: RunCheckpoint | None = None,
         world: World | None = None,
         balancer: Balancer | None = None,
     ) -> None:
         self.source_config = config
         """With its references, as it is kept beside the weights."""
-        config = self.config = resolve(config)
+        settings = self.config = resolve(config)
         self.world = world = world if world is not None else World.alone()
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.device = world.run_on_all_ranks(
-            lambda: pick_device(config["device"], world.local_rank)
-        )
+        self.device = world.run_on_all_ranks(lambda: pick_device(settings.device, world.local_rank))
         self.evaluated_step = 0
         self._resumed = resume
         self._signals: StopSignals | None = None
-        seed_all(config["seed"])
+        seed_all(settings.seed)
 
         self.encoder = self._build_encoder()
         self.upstream, self.featurizer = self.encoder.upstream, self.encoder.featurizer
-        specaug = SpecAugment(**config["specaug"]) if config["specaug"] else None
+        specaug = SpecAugment(**asdict(settings.specaug)) if settings.specaug else None
         placement, self._costs = choose_placement(
-            config, world, resume, self.encoder, specaug, self.folder
+            settings, world, resume, self.encoder, specaug, self.folder
         )
         self.tasks, groups = self._build_tasks(placement)
         if resume is None:
             experts = {name: task.expert for name, task in self.tasks.items()}
             world.run_on_all_ranks(
-                lambda: load_initial_weights(config, self.upstream, self.featurizer, experts)
+                lambda: load_initial_weights(settings, self.upstream, self.featurizer, experts)
             )
         self.run = Run(
-            config["downstream"],
-            config["seed"],
+            settings.downstream,
+            settings.seed,
             world,
             placement,
             groups,
@@ -106,23 +105,23 @@ class MultiTaskRunner:
             specaug,
             self.stop_asked,
         )
-        balancer = (balancer or Sum(config["downstream"])).to(self.device)
+        balancer = (balancer or Sum(settings.downstream)).to(self.device)
         parameters = trained_parameters(self.run, balancer)
-        optimizer = make_optimizer(parameters.values(), config["optimizer"])
-        total_steps = config["runner"]["total_steps"]
+        optimizer = make_optimizer(parameters.values(), settings.optimizer)
+        total_steps = settings.runner.total_steps
         self.training_step = TrainingStep(
             self.run,
             balancer,
             optimizer,
-            make_scheduler(optimizer, config["scheduler"], total_steps),
-            clipping=config["runner"]["gradient_clipping"],
-            accumulate=config["runner"]["gradient_accumulate_steps"],
+            make_scheduler(optimizer, settings.scheduler, total_steps),
+            clipping=settings.runner.gradient_clipping,
+            accumulate=settings.runner.gradient_accumulate_steps,
         )
         self.run_state = RunState(self.source_config, self.run, self.training_step)
         if resume is not None:
-            self.run.step = resume["Step"]
-            if not resume["Upstream"]:
-                world.run_on_all_ranks(lambda: load_initial_encoder(config, self.upstream))
+            self.run.step = resume.step
+            if not resume.upstream:
+                world.run_on_all_ranks(lambda: load_initial_encoder(settings, self.upstream))
             world.run_on_all_ranks(lambda: self.run_state.restore_weights(resume))
         for name, group, held in self.run.parameters():
             check_in_sync(group, name, held)
@@ -130,18 +129,18 @@ class MultiTaskRunner:
         self.publisher = Publisher(self.folder, self.run_state)
         # Each rank has its own random seed; that of the first is the one of a single process.
         if world.rank > 0:
-            seed_all(derived_seed("rank", config["seed"], world.rank))
+            seed_all(derived_seed("rank", settings.seed, world.rank))
 
     def _build_encoder(self) -> SharedEncoder:
         config = self.config
         upstream = self.world.run_on_all_ranks(lambda: build_upstream(config, self._resumed))
         upstream = upstream.to(self.device)
-        freeze = bool(config["upstream"]["freeze"])
+        freeze = bool(config.upstream.freeze)
         if freeze:
             upstream.requires_grad_(False)
-        selection = config["upstream"]["feature_selection"]
+        selection = config.upstream.feature_selection
         featurizer = Featurizer(upstream, selection).to(self.device)
-        bf16 = config["precision"] == "bf16"
+        bf16 = config.precision == "bf16"
         return SharedEncoder(upstream, featurizer, self.device, freeze, bf16)
 
     def _build_tasks(self, placement: Placement) -> tuple[dict[str, Task], dict[str, Group]]:
@@ -152,13 +151,13 @@ class MultiTaskRunner:
             lambda: build_experts(config, own, self.featurizer, self.folder, self._resumed)
         )
         # All ranks take part in making every group, so all go through all tasks.
-        groups = {name: world.group(placement.ranks_of(name)) for name in config["downstream"]}
+        groups = {name: world.group(placement.ranks_of(name)) for name in config.downstream}
         tasks = {
             name: Task.from_settings(
                 name,
                 expert.to(self.device),
-                config[name],
-                seed=config["seed"],
+                config.tasks[name],
+                seed=config.seed,
                 shares=placement.shares_of(name, world.rank),
                 num_shares=world.size,
             )
@@ -185,9 +184,9 @@ class MultiTaskRunner:
         if world.is_lead:
             write_yaml(self.source_config, self.folder / "config.yaml")
             write_placement(self.run.placement, self._costs, self.config, self.folder)
-        if self._resumed is not None:
-            self.evaluated_step = self._resumed["EvaluatedStep"]
-            self.run_state.restore_training(self._resumed)
+        if self._resumed is not None and self._resumed.training is not None:
+            self.evaluated_step = self._resumed.training.evaluated_step
+            self.run_state.restore_training(self._resumed.training)
             self._resumed = None
         self._signals = signals
         reevaluate = self.splits("dev_splits") if self._evaluation_is_pending() else []
@@ -201,9 +200,9 @@ class MultiTaskRunner:
             return tracker.results if tracker is not None else {}
 
     def _train(self, tracker: Tracker | None) -> None:
-        runner = self.config["runner"]
-        total = runner["total_steps"]
-        if runner["test_first"] and self.step == 0:
+        runner = self.config.runner
+        total = runner.total_steps
+        if runner.test_first and self.step == 0:
             self._evaluate_or_stop("test_splits", tracker)
         if self._evaluation_is_pending():
             # It failed after this step; the cause may be repaired.
@@ -212,18 +211,18 @@ class MultiTaskRunner:
             while self.step < total:
                 report = self.train_step()
                 progress.advance(self.step, report.losses)
-                if self.step % runner["log_step"] == 0 or self.step == total:
+                if self.step % runner.log_step == 0 or self.step == total:
                     self.publisher.publish_training(tracker, report.losses)
                 if report.stop:
                     self._save_and_stop()
-                save_is_due = self.step % runner["save_step"] == 0 or self.step == total
+                save_is_due = self.step % runner.save_step == 0 or self.step == total
                 if self._evaluation_is_due():
                     if save_is_due:
                         self.save()  # before what may take hours, and after it what it found
                     self._evaluate_on_the_way(tracker)
                 if save_is_due:
                     self.save()
-        if runner["test_last"]:
+        if runner.test_last:
             self._evaluate_or_stop("test_splits", tracker)
 
     def train_step(self) -> StepReport:
@@ -250,9 +249,9 @@ class MultiTaskRunner:
         raise Stopped(f"The run was asked to stop and saved itself at step {self.step}.")
 
     def _evaluation_is_due(self) -> bool:
-        runner = self.config["runner"]
-        at_an_end = self.step == runner["total_steps"]
-        return self.step > 0 and (self.step % runner["eval_step"] == 0 or at_an_end)
+        runner = self.config.runner
+        at_an_end = self.step == runner.total_steps
+        return self.step > 0 and (self.step % runner.eval_step == 0 or at_an_end)
 
     def _evaluation_is_pending(self) -> bool:
         """The evaluation of the last step did not end, and the run was resumed there."""
@@ -305,11 +304,12 @@ class MultiTaskRunner:
         """
         wanted = list(splits)
         for name, _ in wanted:
-            if name not in self.config["downstream"]:
+            if name not in self.config.downstream:
                 raise UserError(
                     f"The run has no task {name!r}.",
                     where="-t",
-                    fix=nearest(name, self.config["downstream"]),
+                    fix=nearest(name, self.config.downstream),
+                    code="unknown-name",
                 )
         before = self.evaluator.memories()
         reports = self.evaluator.evaluate(wanted)
@@ -333,12 +333,12 @@ class MultiTaskRunner:
             self.world.run_on_all_ranks(lambda: self._write(state, path))
         return path
 
-    def _write(self, state: checkpoints.Checkpoint | None, path: Path) -> None:
+    def _write(self, state: RunCheckpoint | None, path: Path) -> None:
         if state is not None:
             checkpoints.save(state, path)
-            checkpoints.keep_newest(self.folder, self.config["runner"]["max_keep"])
+            checkpoints.keep_newest(self.folder, self.config.runner.max_keep)
 
-    def state(self) -> checkpoints.Checkpoint | None:
+    def state(self) -> RunCheckpoint | None:
         """All that the run needs to go on, on the first rank; None on the others."""
         return self.run_state.collect(self.evaluated_step)
 
@@ -349,4 +349,4 @@ class MultiTaskRunner:
         known: dict[str, list[str]] = {}
         for part in self.world.all_gather({n: getattr(t, kind) for n, t in self.tasks.items()}):
             known |= part
-        return [(name, split) for name in self.config["downstream"] for split in known[name]]
+        return [(name, split) for name in self.config.downstream for split in known[name]]

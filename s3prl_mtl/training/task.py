@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from s3prl_mtl.data.streams import TaskStream, accepts_argument
+from s3prl_mtl.config import TaskConfig
+from s3prl_mtl.data.epoch_reader import accepts_argument
+from s3prl_mtl.data.streams import TaskStream
 from s3prl_mtl.tasks.base import TaskExpert
 
 
@@ -41,7 +43,7 @@ class Task:
         cls,
         name: str,
         expert: Any,
-        settings: Mapping[str, Any],
+        settings: TaskConfig,
         seed: int = 0,
         shares: Sequence[int] = (0,),
         num_shares: int = 1,
@@ -57,8 +59,8 @@ class Task:
             seed: of the run.
             shares, num_shares: which of the equal shares of the training data are read here.
         """
-        train_split = settings["train_split"]
-        dev_splits = list(settings["dev_splits"] or [getattr(expert, "dev_split", "dev")])
+        train_split = settings.train_split
+        dev_splits = list(settings.dev_splits or [getattr(expert, "dev_split", "dev")])
         if isinstance(expert, TaskExpert):
             expert.train_split, expert.dev_split = train_split, dev_splits[0]
         return cls(
@@ -70,7 +72,7 @@ class Task:
             train_split=train_split,
             dev_splits=dev_splits,
             takes_batch_id=accepts_argument(expert.forward, "batch_id"),
-            test_splits=list(settings["test_splits"] or [getattr(expert, "test_split", "test")]),
+            test_splits=list(settings.test_splits or [getattr(expert, "test_split", "test")]),
         )
 
 

@@ -152,9 +152,9 @@ def test_learned_weights_are_trained_logged_saved_and_resumed_bit_for_bit(
     run_ranks(ranks, train, config, tmp_path / "resumed", half)
     whole = checkpoints.load(end)
     assert_same(whole, checkpoints.load(tmp_path / "resumed" / "states-4.ckpt"))
-    learned = whole["Balancer"]["log_variances"]
+    learned = whole.training.balancer["log_variances"]
     assert learned.count_nonzero() == 2
-    assert not torch.equal(learned, checkpoints.load(half)["Balancer"]["log_variances"])
+    assert not torch.equal(learned, checkpoints.load(half).training.balancer["log_variances"])
     logged = {e["metric"]: e["value"] for e in read_metrics(tmp_path / "whole")}
     expected = (-learned).exp().tolist()
     assert [logged["weight_ks"], logged["weight_er"]] == pytest.approx(expected)

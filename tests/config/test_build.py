@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
-from s3prl_mtl.config import build_config, parse_tasks, resolve
-from s3prl_mtl.errors import UserError
+from s3prl_mtl.config import DEFAULT_PATH, build_config, parse_tasks, resolve
+from s3prl_mtl.config.schema import Settings
 from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.yaml_files import read_yaml
+from tests.mistakes import user_error
 
 
 def config_of(tmp_path: Path, text: str, tasks: str = "ks", **arguments):
@@ -33,7 +37,7 @@ def test_each_layer_overrides_the_one_before(tmp_path: Path):
 
 def test_a_task_brings_its_defaults_and_the_data_folder_is_filled_in(tmp_path: Path):
     config = config_of(tmp_path, "ks: {downstream_expert: {datarc: {num_workers: 0}}}")
-    datarc = resolve(config)["ks"]["downstream_expert"]["datarc"]
+    datarc = resolve(config).tasks["ks"].downstream_expert["datarc"]
     assert datarc["num_workers"] == 0
     assert datarc["speech_commands_root"] == "/corpora/speech_commands_v0.01"
 
@@ -64,8 +68,7 @@ def test_what_is_said_of_a_config_waits_for_who_asks_and_is_said_once(tmp_path: 
             remarks.say()
         (said,) = caplog.records
         assert said.levelno == logging.INFO
-        assert said.getMessage().startswith("s3prl:tones: of ")
-        assert "optimizer and the counts of runner are for a run of that task" in said.getMessage()
+        assert "s3prl:tones" in said.getMessage() and str(folder) in said.getMessage()
         for number in (2, 3):
             build()
             assert caplog.messages == [said.getMessage()] * number
@@ -97,44 +100,90 @@ def test_all_is_the_nine_tasks():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "code", "where", "fix"),
     [
-        ("runer: {total_steps: 3}", "Unknown key 'runer'.*'runner'"),
-        ("runner: {total_step: 3}", r"Unknown key 'runner\.total_step'.*'total_steps'"),
-        ("optimizer: {learning_rate: 3}", "AdamW has no setting 'learning_rate'"),
-        ("optimizer: {name: Adan}", "no optimizer named 'Adan'.*'Adam'"),
-        ("runner: {total_steps: many}", "total_steps must be a whole number, not 'many'"),
-        ("runner: {total_steps: 1.5}", "total_steps must be a whole number"),
-        ("seed: true", "seed must be a whole number"),
-        ("precision: fp16", "fp32 or bf16"),
-        ("runner: 3", "runner must be a mapping"),
-        ("ks: {downstream_expert: {modelrc: {projector_dmi: 3}}}", "'projector_dim'"),
-        ("kws: {downstream_expert: {}}", "Unknown key 'kws'.*'ks'"),
-        ("runner: {log_step: 0}", "log_step must be at least 1"),
-        ("cache_dir: ${nothing_there}", "cache_dir does not resolve"),
-        ("cache_dir: 3", "cache_dir must be a path"),
-        ("seed: -1", "seed must be at least 0"),
-        ("ks: {downstream_expert: {datarc: {num_workers: -1}}}", r"num_workers must be at least 0"),
-        ("- a\n- b\n", "no mapping at its top level"),
-        ("a: [1,\n", "cannot be read as YAML"),
+        ("runer: {total_steps: 3}", "unknown-key", "^runer in .*run.yaml", "'runner'"),
+        ("runner: {total_step: 3}", "unknown-key", r"^runner\.total_step in", "'total_steps'"),
+        ("optimizer: {learning_rate: 3}", "unknown-key", r"^optimizer\.learning_rate in", "lr"),
+        ("optimizer: {name: Adan}", "unknown-name", "optimizer", "'Adam'"),
+        ("optimizer: {lr: fast}", "wrong-type", r"^optimizer\.lr in", None),
+        ("optimizer: AdamW", "wrong-type", "^optimizer in", None),
+        ("runner: {total_steps: many}", "wrong-type", r"^runner\.total_steps in", None),
+        ("runner: {total_steps: 1.5}", "wrong-type", r"^runner\.total_steps in", None),
+        ("runner: {total_steps: null}", "wrong-type", r"^runner\.total_steps in", None),
+        ("seed: true", "wrong-type", "^seed in", None),
+        ("cache_dir: 3", "wrong-type", "^cache_dir in", None),
+        ("runner: 3", "wrong-type", "^runner in", None),
+        ("specaug: {time_mask_width_range: [a, 1]}", "wrong-type", "time_mask_width_range", None),
+        ("precision: fp16", "invalid-value", "^precision in", None),
+        ("distributed: {parallel: both}", "invalid-value", r"^distributed\.parallel in", None),
+        ("runner: {log_step: 0}", "invalid-value", r"^runner\.log_step in .*run.yaml", None),
+        ("runner: {gradient_clipping: 0}", "invalid-value", "gradient_clipping in", None),
+        ("seed: -1", "invalid-value", "^seed in", None),
+        ("seed: 9223372036854775808", "invalid-value", "^seed in", None),
+        ("cache_dir: ${nothing_there}", "invalid-value", "cache_dir", None),
+        (
+            "ks: {downstream_expert: {modelrc: {projector_dmi: 3}}}",
+            "unknown-key",
+            r"^ks\.downstream_expert\.modelrc\.projector_dmi in",
+            "'projector_dim'",
+        ),
+        (
+            "ks: {downstream_expert: {datarc: {num_workers: -1}}}",
+            "invalid-value",
+            r"^ks\.downstream_expert\.datarc\.num_workers in .*run.yaml",
+            None,
+        ),
+        (
+            "ks: {downstream_expert: {datarc: {num_workers: two}}}",
+            "wrong-type",
+            r"^ks\.downstream_expert\.datarc\.num_workers in",
+            "2",
+        ),
+        ("ks: {train_split: 3}", "wrong-type", r"^ks\.train_split in", None),
+        ("kws: {downstream_expert: {}}", "unknown-key", "^kws in", "'ks'"),
+        ("- a\n- b\n", "file-malformed", "-c", None),
+        ("a: [1,\n", "file-malformed", "-c", None),
     ],
 )
-def test_mistakes_in_a_file_are_refused_with_a_way_out(tmp_path: Path, text: str, message: str):
-    with pytest.raises(UserError, match=message):
+def test_mistakes_in_a_file_name_key_and_file(
+    tmp_path: Path, text: str, code: str, where: str, fix: str | None
+):
+    with user_error(code, where, fix):
         config_of(tmp_path, text)
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "code", "where", "fix"),
     [
-        ("optimizer.lr", "not of the form key=value"),
-        ("args.sede=1", "no argument 'sede'.*'seed'"),
-        ("config.optimzer.lr=1", "Unknown key 'optimzer'.*'optimizer'"),
+        ("optimizer.lr", "invalid-value", "-o", "config.optimizer.lr=1e-4"),
+        ("args.sede=1", "unknown-key", "-o args.sede=1", "'seed'"),
+        ("config.optimzer.lr=1", "unknown-key", "-o config.optimzer.lr=1", "'optimizer'"),
+        ("runner.total_steps=x", "wrong-type", "-o runner.total_steps=x", None),
     ],
 )
-def test_mistakes_in_an_override_are_refused(tmp_path: Path, override: str, message: str):
-    with pytest.raises(UserError, match=message):
+def test_mistakes_in_an_override_name_it(
+    tmp_path: Path, override: str, code: str, where: str, fix: str | None
+):
+    with user_error(code, where, fix):
         config_of(tmp_path, "", overrides=override)
+
+
+def test_a_resolved_config_has_the_types_of_the_schema(tmp_path: Path):
+    text = "cache_dir: /cache\nrunner: {gradient_clipping: 2}\nspecaug: {num_time_mask: 1}\n"
+    config = resolve(config_of(tmp_path, text, tasks="ks,asr"))
+    assert config.cache_dir == Path("/cache") and config.data == Path("/corpora")
+    assert isinstance(config.runner.gradient_clipping, float)
+    assert config.specaug is not None and config.specaug.time_mask_width_range == [0, 40]
+    assert list(config.tasks) == config.downstream == ["ks", "asr"]
+    assert config.tasks["ks"].package == "s3prl-mtl"
+    with pytest.raises(FrozenInstanceError):
+        config.seed = 3  # type: ignore[misc]
+
+
+def test_the_defaults_have_a_value_for_every_setting():
+    schema = OmegaConf.merge(OmegaConf.structured(Settings), read_yaml(DEFAULT_PATH, "defaults"))
+    assert not OmegaConf.missing_keys(schema)
 
 
 def test_another_optimizer_does_not_inherit_the_settings_of_the_first(tmp_path: Path):
@@ -151,8 +200,9 @@ def test_a_schedule_and_specaugment_can_be_switched_off(tmp_path: Path):
 
 def test_a_missing_data_folder_names_the_tasks_that_need_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SUPERB_DATA", raising=False)
-    with pytest.raises(UserError, match=r"ks, asr.*--data DIR or set SUPERB_DATA"):
+    with user_error("corpus-unset", fix="--data DIR or set SUPERB_DATA") as caught:
         build_config(flags={"downstream": ["ks", "asr"]})
+    assert "ks, asr" in caught.value.what
 
 
 def test_the_data_folder_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
@@ -170,7 +220,7 @@ def test_a_file_may_hold_blocks_of_tasks_that_are_not_trained(tmp_path: Path):
 def test_a_config_keeps_its_references_so_that_moved_corpora_can_be_named(tmp_path: Path):
     first = config_of(tmp_path, "")
     moved = build_config(base=first, flags={"data": "/elsewhere"})
-    datarc = resolve(moved)["ks"]["downstream_expert"]["datarc"]
+    datarc = resolve(moved).tasks["ks"].downstream_expert["datarc"]
     assert datarc["speech_commands_root"] == "/elsewhere/speech_commands_v0.01"
 
 
@@ -192,5 +242,5 @@ def test_a_run_can_be_evaluated_without_a_strangers_task_that_it_had(tmp_path: P
 
 
 def test_no_task_at_all_is_refused():
-    with pytest.raises(UserError, match="No task is named"):
+    with user_error("missing-option", where="-d"):
         build_config(flags={"data": "/corpora"})

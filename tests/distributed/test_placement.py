@@ -13,12 +13,12 @@ import pytest
 from s3prl_mtl.distributed.placement import (
     LARGEST_EXCESS,
     Placement,
-    by_cost,
-    by_hand,
+    balance_by_cost,
     data_parallel,
     loads,
+    place_evenly,
 )
-from s3prl_mtl.errors import UserError
+from tests.mistakes import user_error
 
 SUPERB = ["pr", "asr", "sf", "ks", "ic", "sid", "er", "sv", "sd"]
 
@@ -56,7 +56,7 @@ def test_data_parallel_gives_each_rank_its_share_of_every_task():
 @pytest.mark.parametrize("seed", range(100))
 def test_any_costs_are_balanced_within_fifteen_percent(seed: int):
     costs, world_size = random_costs(seed)
-    placement = by_cost(costs, world_size)
+    placement = balance_by_cost(costs, world_size)
     check_complete(placement, list(costs), world_size)
     # The sum of the costs is the mean load, so nothing can have a smaller largest one.
     assert max(loads(placement, costs)) <= (1 + LARGEST_EXCESS) * sum(costs.values()) * (1 + 1e-12)
@@ -65,7 +65,7 @@ def test_any_costs_are_balanced_within_fifteen_percent(seed: int):
 @pytest.mark.parametrize("seed", range(100))
 def test_the_ranks_of_a_task_have_equally_many_of_its_shares(seed: int):
     costs, world_size = random_costs(seed)
-    placement = by_cost(costs, world_size)
+    placement = balance_by_cost(costs, world_size)
     for by_rank in placement.shares.values():
         sizes = [len(shares) for shares in by_rank.values()]
         assert max(sizes) - min(sizes) <= 1
@@ -99,7 +99,7 @@ def test_the_largest_load_is_within_the_bound_of_longest_first(
     optimum = min(
         largest_load(costs, counts) for counts in itertools.product(every, repeat=num_tasks)
     )
-    reached = max(loads(by_cost(costs, world_size), costs))
+    reached = max(loads(balance_by_cost(costs, world_size), costs))
     assert optimum * (1 - 1e-12) <= reached
     bound = 4 / 3 - 1 / (3 * world_size)  # Graham 1969
     assert reached <= bound * optimum * (1 + 1e-12)
@@ -112,7 +112,7 @@ def test_hardly_more_experts_are_built_than_the_balance_needs(world_size: int, n
     for seed in range(4):
         draw = random.Random(seed)
         costs = {f"t{i}": draw.uniform(0.1, 2.0) for i in range(num_tasks)}
-        placement = by_cost(costs, world_size)
+        placement = balance_by_cost(costs, world_size)
         built += sum(len(placement.ranks_of(task)) for task in costs)
         limit = (1 + LARGEST_EXCESS) * sum(costs.values())
         needed += min(
@@ -130,7 +130,7 @@ def test_with_nine_tasks_on_eight_ranks_few_are_divided_far():
     for seed in range(20):
         draw = random.Random(seed)
         costs = {task: draw.uniform(0.1, 3.0) for task in SUPERB}
-        placement = by_cost(costs, 8)
+        placement = balance_by_cost(costs, 8)
         built.append(sum(len(placement.ranks_of(task)) for task in SUPERB))
     assert sum(built) / len(built) <= 1.25 * 16
     assert max(built) <= 27
@@ -141,7 +141,7 @@ def test_with_nine_tasks_on_eight_ranks_few_are_divided_far():
 @pytest.mark.parametrize("world_size, experts", [(2, 9), (3, 9), (4, 10), (9, 9), (16, 24)])
 def test_nine_equal_tasks_are_balanced_with_few_experts(world_size: int, experts: int):
     costs = dict.fromkeys(SUPERB, 0.3)
-    placement = by_cost(costs, world_size)
+    placement = balance_by_cost(costs, world_size)
     check_complete(placement, SUPERB, world_size)
     assert max(loads(placement, costs)) <= 2.7 * (1 + LARGEST_EXCESS)
     assert sum(len(placement.ranks_of(task)) for task in SUPERB) == experts
@@ -150,7 +150,7 @@ def test_nine_equal_tasks_are_balanced_with_few_experts(world_size: int, experts
 def test_a_heavy_task_is_divided_and_the_light_ones_stay_whole():
     # A rank's fair load is 8 seconds; asr takes 16 of the 32, er 8, the others 4 each.
     costs = {"asr": 4.0, "ks": 1.0, "er": 2.0, "sd": 1.0}
-    assert by_cost(costs, 4).shares == {
+    assert balance_by_cost(costs, 4).shares == {
         "asr": {0: (0, 1), 1: (2, 3)},
         "ks": {3: (0, 1, 2, 3)},
         "er": {2: (0, 1, 2, 3)},
@@ -159,44 +159,50 @@ def test_a_heavy_task_is_divided_and_the_light_ones_stay_whole():
 
 
 def test_a_single_task_is_on_every_rank():
-    assert by_cost({"asr": 2.5}, 4) == data_parallel(["asr"], 4)
+    assert balance_by_cost({"asr": 2.5}, 4) == data_parallel(["asr"], 4)
 
 
 def test_fewer_tasks_than_ranks_leave_no_rank_idle():
     costs = {"asr": 1.0, "ks": 1e-6}
-    check_complete(by_cost(costs, 7), ["asr", "ks"], 7)
+    check_complete(balance_by_cost(costs, 7), ["asr", "ks"], 7)
 
 
 def test_a_single_rank_reads_everything():
-    placement = by_cost({"asr": 3.0, "ks": 1.0}, 1)
+    placement = balance_by_cost({"asr": 3.0, "ks": 1.0}, 1)
     assert placement == data_parallel(["asr", "ks"], 1)
 
 
 def test_many_ranks_leave_none_idle_where_the_tolerance_is_a_ranks_load():
     costs = {"asr": 1.0, "pr": 1.0, "ks": 0.01}
-    check_complete(by_cost(costs, 40), ["asr", "pr", "ks"], 40)
+    check_complete(balance_by_cost(costs, 40), ["asr", "pr", "ks"], 40)
 
 
 def test_ties_go_to_the_first_task_and_the_lowest_rank():
-    assert by_cost({"sd": 1.0, "asr": 1.0}, 2).shares == {"sd": {0: (0, 1)}, "asr": {1: (0, 1)}}
-    assert by_cost({"asr": 1.0, "sd": 1.0}, 2).shares == {"asr": {0: (0, 1)}, "sd": {1: (0, 1)}}
+    assert balance_by_cost({"sd": 1.0, "asr": 1.0}, 2).shares == {
+        "sd": {0: (0, 1)},
+        "asr": {1: (0, 1)},
+    }
+    assert balance_by_cost({"asr": 1.0, "sd": 1.0}, 2).shares == {
+        "asr": {0: (0, 1)},
+        "sd": {1: (0, 1)},
+    }
 
 
 def test_the_unit_of_the_costs_does_not_matter():
     costs, world_size = random_costs(3)
     halved = {task: cost / 2 for task, cost in costs.items()}
-    assert by_cost(costs, world_size) == by_cost(halved, world_size)
+    assert balance_by_cost(costs, world_size) == balance_by_cost(halved, world_size)
 
 
 @pytest.mark.parametrize("cost", [0.0, -1.0, math.inf, math.nan])
-def test_a_cost_that_is_none_is_refused(cost: float):
+def test_a_cost_that_is_not_positive_and_finite_is_refused(cost: float):
     with pytest.raises(ValueError, match="cost of ks"):
-        by_cost({"asr": 1.0, "ks": cost}, 2)
+        balance_by_cost({"asr": 1.0, "ks": cost}, 2)
 
 
 def test_no_tasks_are_refused():
     with pytest.raises(ValueError):
-        by_cost({}, 2)
+        balance_by_cost({}, 2)
 
 
 def test_loads_are_the_seconds_of_all_shares_of_a_rank():
@@ -204,14 +210,8 @@ def test_loads_are_the_seconds_of_all_shares_of_a_rank():
     assert loads(placement, {"asr": 2.0, "ks": 0.5}) == [4.0, 2.0, 1.5]
 
 
-def test_a_placement_by_hand():
-    placement = by_hand("0:asr;1:pr,ks", ["pr", "asr", "ks"], 2)
-    check_complete(placement, ["pr", "asr", "ks"], 2)
-    assert placement.shares == {"pr": {1: (0, 1)}, "asr": {0: (0, 1)}, "ks": {1: (0, 1)}}
-
-
-def test_a_task_at_several_ranks_is_divided_evenly():
-    placement = by_hand("2: asr ; 0: asr, ks; 4:pr;1:asr;3:pr", ["asr", "pr", "ks"], 5)
+def test_a_task_of_several_ranks_is_divided_evenly():
+    placement = place_evenly({"asr": [2, 0, 1], "pr": [4, 3], "ks": [0]}, 5)
     assert placement.shares == {
         "asr": {0: (0, 1), 1: (2, 3), 2: (4,)},
         "pr": {3: (0, 1, 2), 4: (3, 4)},
@@ -219,60 +219,12 @@ def test_a_task_at_several_ranks_is_divided_evenly():
     }
 
 
-def test_data_parallel_can_be_written_by_hand():
-    assert by_hand("0:asr,ks;1:asr,ks", ["asr", "ks"], 2) == data_parallel(["asr", "ks"], 2)
-
-
-def test_an_alias_is_the_task_that_it_stands_for():
-    assert by_hand("0:asv;1:ks", ["sv", "ks"], 2).shares["sv"] == {0: (0, 1)}
-
-
-def test_names_of_tasks_may_have_colons():
-    tasks = ["lab:tones", "ks"]
-    assert by_hand("0:ks;1:lab:tones", tasks, 2).ranks_of("lab:tones") == (1,)
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("0:asr;1:pr,ks;2:sv", r"no rank 2: this run has ranks 0 to 1"),
-        ("0:asr,sv;1:pr,kss", r"'kss' is not one of this run.*did you mean 'ks'"),
-        ("0:asr,sv;1:pr,sid", r"'sid' is not one of this run"),
-        ("0:asr;1:pr,ks", r"No rank has sv"),
-        ("0:asr;1:pr", r"No rank has ks and sv"),
-        ("0:asr,pr,ks,sv", r"Rank 1 of 2 has no task"),
-        ("0:asr;1:pr,ks;0:sv", r"Rank 0 is named twice"),
-        ("0:asr,asr;1:pr,ks,sv", r"Rank 0 has task 'asr' twice"),
-        ("0:asr,sv;1:pr,ks,asv,sv", r"Rank 1 has task 'sv' twice"),
-        ("", r"not of the form rank:task,task;rank:task"),
-        ("asr", r"not of the form"),
-        ("0:asr,pr,ks,sv;1", r"not of the form.*'1' is not"),
-        ("0:asr;1:", r"not of the form"),
-        ("0:asr,;1:pr,ks,sv", r"not of the form"),
-        ("0:asr;1:pr,ks,sv;", r"not of the form"),
-        ("-1:asr;1:pr,ks,sv", r"not of the form"),
-        ("asr:0;pr:1", r"not of the form"),
-        ("²:asr", r"not of the form"),
-        ("9999999999999999:asr", r"not of the form"),
-    ],
-)
-def test_a_mistake_in_a_placement_by_hand_is_explained(text: str, message: str):
-    with pytest.raises(UserError, match=message) as raised:
-        by_hand(text, ["asr", "pr", "ks", "sv"], 2)
-    assert raised.value.where == "--placement"
-
-
-def test_a_run_of_one_process_says_that_it_has_rank_0_only():
-    with pytest.raises(UserError, match="only rank 0"):
-        by_hand("1:asr", ["asr"], 1)
-
-
 @pytest.mark.parametrize(
     "placement",
     [
         data_parallel(SUPERB, 3),
-        by_cost({"sv": 3.0, "ks": 0.2, "asr": 5.0}, 12),
-        by_hand("0:asr;1:lab:tones", ["lab:tones", "asr"], 2),
+        balance_by_cost({"sv": 3.0, "ks": 0.2, "asr": 5.0}, 12),
+        place_evenly({"lab:tones": [1], "asr": [0]}, 2),
     ],
 )
 def test_a_placement_survives_json(placement: Placement):
@@ -306,8 +258,8 @@ PLAIN = {"world_size": 2, "tasks": {"asr": {"0": [0], "1": [1]}}}
         {**PLAIN, "tasks": {"asr": {"0": [0], "2": [1]}}},
     ],
 )
-def test_what_is_no_placement_is_refused(plain: object):
-    with pytest.raises(UserError, match="placement"):
+def test_a_damaged_placement_is_refused(plain: object):
+    with user_error("checkpoint-format"):
         Placement.from_plain(plain)
 
 
@@ -329,7 +281,7 @@ def test_shares_that_are_not_each_read_once_are_refused(shares: dict, message: s
         Placement(2, shares)
 
 
-def test_what_a_placement_was_made_of_may_change_afterwards():
+def test_a_placement_keeps_a_copy_of_its_shares():
     shares = {"asr": {1: (1,), 0: (0,)}}
     placement = Placement(2, shares)
     del shares["asr"][0]

@@ -10,9 +10,9 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from s3prl_mtl.distributed.rendezvous import meet
-from s3prl_mtl.errors import UserError
+from s3prl_mtl.distributed.rendezvous import rendezvous
 from tests.distributed.ranks import free_port
+from tests.mistakes import user_error
 
 
 @pytest.fixture
@@ -32,15 +32,16 @@ def stores():
 def met(
     stores: Sequence[dist.Store], size: int, order: Sequence[int], again: bool = False
 ) -> list[dist.Store]:
-    """What every rank has for the attempt; they come in this order.
+    """The store of each rank for one attempt.
 
     Args:
-        again: whether they must have noticed that ranks have met there before.
+        order: in which they come.
+        again: the rendezvous has to be known as a restart.
     """
     answers: dict[int, tuple[dist.Store, bool]] = {}
 
     def come(rank: int) -> None:
-        answers[rank] = meet(stores[rank], rank, size, timeout_seconds=20)
+        answers[rank] = rendezvous(stores[rank], rank, size, timeout_seconds=20)
 
     threads = []
     for rank in order:
@@ -48,7 +49,7 @@ def met(
         threads[-1].start()
     for thread in threads:
         thread.join(20)
-    assert len(answers) == size, "they have not met"
+    assert len(answers) == size, "a rank has no store"
     assert [answers[rank][1] for rank in range(size)] == [again] * size
     return [answers[rank][0] for rank in range(size)]
 
@@ -64,14 +65,14 @@ def test_every_attempt_has_a_part_of_the_store_for_itself(stores, order):
     assert second[2].get("address") == b"new"
 
 
-def test_an_attempt_that_never_became_complete_leaves_nothing_that_misleads(stores):
+def test_an_attempt_that_never_became_complete_does_not_mislead_the_next(stores):
     # Rank 1 of a dead attempt had come, and the plan of its rank 0 was never made final.
-    stores[1].set("meeting/hello/1", "a word of the dead")
+    stores[1].set("rendezvous/token/1", "a word of the dead")
     stores[0].set(
-        "meeting/plan", json.dumps({"name": "old", "hellos": ["x", "a word of the dead"]})
+        "rendezvous/plan", json.dumps({"name": "old", "tokens": ["x", "a word of the dead"]})
     )
-    stores[0].set("meeting/agreed/old/1", "yes")
-    stores[0].set("meeting/final/old", "yes")
+    stores[0].set("rendezvous/accepted/old/1", "yes")
+    stores[0].set("rendezvous/final/old", "yes")
     first, second = met(stores, 2, (0, 1), again=True)
     first.set("key", "value")
     assert second.get("key") == b"value"
@@ -85,8 +86,8 @@ def test_a_smaller_attempt_follows_a_larger_one(stores):
     assert second.get("key") == b"value"
 
 
-def test_who_has_not_come_is_named(stores):
-    with pytest.raises(UserError, match=r"3 ranks .* 0\.3 s: 1, 2 are missing"):
-        meet(stores[0], 0, 3, timeout_seconds=0.3)
-    with pytest.raises(UserError, match="Rank 0 has not come"):
-        meet(stores[1], 1, 3, timeout_seconds=0.3)
+def test_ranks_that_do_not_come_are_named(stores):
+    with user_error("launch-invalid", where=r"rank 1, 2$"):
+        rendezvous(stores[0], 0, 3, timeout_seconds=0.3)
+    with user_error("launch-invalid", where=r"rank 0$"):
+        rendezvous(stores[1], 1, 3, timeout_seconds=0.3)

@@ -15,8 +15,8 @@ import yaml
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from s3prl_mtl import ClassificationExpert
-from s3prl_mtl.cli import run as command_line
-from s3prl_mtl.cli.main import COMMANDS, run_parser
+from s3prl_mtl.cli.main import command_parser, run_parser
+from s3prl_mtl.cli.run_inputs import config_of, parse_splits
 from s3prl_mtl.config import build_config
 from s3prl_mtl.fileio.deferred_log import Remarks
 from tests.docs import not_run, workplace
@@ -70,7 +70,7 @@ def test_code_stands_in_fences(name: str):
 
 @pytest.mark.parametrize("block", ALL_BLOCKS, ids=str)
 def test_every_block_is_of_a_kind_that_is_tested(block: Block):
-    known = block.language in ("python", "yaml")
+    known = block.language in ("python", "yaml", "mermaid")
     if block.language == "json":
         # It is compared with what the last command before it printed.
         known = any("predict" in c.text for c in TYPED if c.block.page == block.page)
@@ -112,13 +112,13 @@ def test_the_settings_of_a_training_command_hold(
         assert launcher == ["python"]
     arguments = run_parser().parse_args(words)
     if arguments.mode == "evaluate":
-        splits = command_line._parse_splits(arguments.evaluate_split)
+        splits = parse_splits(arguments.evaluate_split)
         assert arguments.past_exp and (splits or arguments.downstream)
         return
     if arguments.downstream == "spoken_words":
         # Its package is made where the page is run.
         arguments.downstream = "ks"
-    config = command_line._config(arguments, None, Remarks())
+    config = config_of(arguments, None, Remarks())
     assert config["downstream"] and config["runner"]["total_steps"] == 2
 
 
@@ -126,7 +126,7 @@ def test_the_settings_of_a_training_command_hold(
 def test_every_other_command_of_ours_can_be_typed(command: Command):
     line = command.text.replace("fairseq|transformers|s3prl|onnx", "onnx")
     name, *words = shlex.split(line)[3:]
-    COMMANDS[name]().parse_args(words)
+    command_parser(name).parse_args(words)
 
 
 @pytest.mark.parametrize("command", OTHERS, ids=str)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.cli import run as command_line
 from s3prl_mtl.cli.main import run_parser
+from s3prl_mtl.cli.run_inputs import config_of, parse_splits
 from s3prl_mtl.fileio.deferred_log import Remarks
 from tests.docs.pages import PAGES, Block, Command
 from tests.docs.typed import training
@@ -44,6 +44,6 @@ def test_what_stands_in_the_table_can_be_typed(
     command = Command(Block(PAGE, 0, "", line), f"python {line}")
     arguments = run_parser().parse_args(training(command, tiny_corpus)[1])
     if arguments.mode == "evaluate":
-        assert command_line._parse_splits(arguments.evaluate_split)
+        assert parse_splits(arguments.evaluate_split)
     else:
-        assert command_line._config(arguments, None, Remarks())["runner"]["total_steps"] == 2
+        assert config_of(arguments, None, Remarks())["runner"]["total_steps"] == 2

@@ -15,7 +15,7 @@ import torch
 
 from s3prl_mtl import TaskExpert, load_task
 from s3prl_mtl.config import BUILT_IN_TASKS, build_config, resolve
-from s3prl_mtl.errors import UserError
+from tests.mistakes import user_error
 
 WIDTH = 24
 SMALL_HEADS = {
@@ -47,7 +47,7 @@ def build(tiny_corpus: Path, manifest_cache: Path, tmp_path: Path) -> Build:
                 }
             )
         )
-        settings = config[task]["downstream_expert"]
+        settings = config.tasks[task].downstream_expert
         assert load_task(task).problems(settings) == []
         arguments = {"seed": 5, "cache_dir": manifest_cache, **arguments}
         return load_task(task)(WIDTH, 320, settings, tmp_path, **arguments)
@@ -167,5 +167,5 @@ def test_the_label_space_rebuilds_the_same_head(task: str, build: Build) -> None
 
 
 def test_an_empty_label_space_is_refused(task: str, build: Build) -> None:
-    with pytest.raises(UserError, match=r"label space|speakers_per_recording"):
+    with user_error("label-unknown", where="label space"):
         build(task, labels={})

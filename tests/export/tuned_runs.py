@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s3prl_mtl.checkpoint import contents as snapshot
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.contents import RunCheckpoint, TaskCheckpoint
 from s3prl_mtl.upstreams import Featurizer, Hubert, Upstream
 from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
 
@@ -50,11 +50,8 @@ def save_run(
     if featurizer.weights is not None:
         featurizer.weights.data = layer_weights(len(featurizer.weights))
     config = {"upstream": {"name": name, "feature_selection": selection}}
-    entries = {
-        task: {"Downstream": head, "Labels": None, "Decision": {}}
-        for task, head in (heads or {}).items()
-    }
-    saved = snapshot.weights(config, step, {}, upstream, featurizer, entries)
+    tasks = {task: TaskCheckpoint(head, None, {}) for task, head in (heads or {}).items()}
+    saved = RunCheckpoint.capture(config, step, {}, upstream, featurizer, tasks)
     checkpoints.save(saved, folder / f"states-{step}.ckpt")
     return folder
 

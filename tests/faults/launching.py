@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.fileio.atomic import PARTIAL
 from s3prl_mtl.tracking.tracker import read_metrics
 from tests.comparison import assert_same
 
@@ -258,7 +259,7 @@ def assert_ended_alike(run: Path, whole: Path, steps: int) -> None:
     of every rank.
     """
     state = checkpoints.load(run / f"states-{steps}.ckpt")
-    assert state["Random"] and state["Step"] == steps
+    assert state.training.random and state.step == steps
     assert_same(state, checkpoints.load(whole / f"states-{steps}.ckpt"))
     noted = list(read_metrics(run))
     places = [(e["step"], e["task"], e["split"], e["metric"]) for e in noted]
@@ -270,7 +271,7 @@ def assert_ended_alike(run: Path, whole: Path, steps: int) -> None:
 def newest(folder: Path) -> int:
     """The step of the newest checkpoint, which must be whole; 0 without one."""
     files = checkpoints.states_files(folder)
-    return int(checkpoints.load(files[-1])["Step"]) if files else 0
+    return checkpoints.load(files[-1]).step if files else 0
 
 
 # ----------------------------------------------------------------------------- processes
@@ -342,7 +343,7 @@ def size(path: Path) -> int:
 def partial_files(folder: Path) -> list[tuple[Path, int]]:
     """Checkpoints that are not whole, each with the time of its last change in ns."""
     found = []
-    for path in folder.glob(".states-*.partial"):
+    for path in folder.glob(f"{PARTIAL}states-*.ckpt"):
         try:
             found.append((path, path.stat().st_mtime_ns))
         except FileNotFoundError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
@@ -48,20 +47,18 @@ def test_a_task_without_a_finite_loss_on_one_rank_is_left_out_on_all(
     for rank in range(ranks):
         assert all(f"The loss of tones in step {n}" in run.log(rank) for n in BROKEN_STEPS)
 
-    states: list[dict[str, Any]] = [
-        checkpoints.load(path) for path in checkpoints.states_files(run.folder)
-    ]
+    states = [checkpoints.load(path) for path in checkpoints.states_files(run.folder)]
     assert len(states) == steps
     for state in states:
-        weights = [state["Upstream"], state["Featurizer"]]
-        weights += [task["Downstream"] for task in state["Tasks"].values()]
+        weights = [state.upstream, state.featurizer]
+        weights += [task.head for task in state.tasks.values()]
         assert all(tensor.isfinite().all() for held in weights for tensor in held.values())
     for before, after in pairwise(states):
-        one, two = before["Tasks"], after["Tasks"]
-        left_out = after["Step"] in BROKEN_STEPS
-        assert is_same(one["tones"]["Downstream"], two["tones"]["Downstream"]) == left_out
-        assert not is_same(one["ks"]["Downstream"], two["ks"]["Downstream"])
-        assert not is_same(before["Upstream"], after["Upstream"])
+        one, two = before.tasks, after.tasks
+        left_out = after.step in BROKEN_STEPS
+        assert is_same(one["tones"].head, two["tones"].head) == left_out
+        assert not is_same(one["ks"].head, two["ks"].head)
+        assert not is_same(before.upstream, after.upstream)
 
     counts = {
         entry["step"]: entry["value"]
@@ -89,5 +86,5 @@ def test_after_fifty_such_steps_in_a_row_the_run_ends_with_the_name_of_the_task(
     assert f"error: {error}" in run.terminal and TRACE not in run.terminal
     assert "step 53" in run.terminal
     newest = checkpoints.load(checkpoints.states_files(run.folder)[-1])
-    assert newest["Step"] == 50
-    assert newest["Tallies"]["dropped_steps"] == {"tones": 47}
+    assert newest.step == 50
+    assert newest.skips["dropped_steps"] == {"tones": 47}

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.tracking.tracker import read_metrics
 from tests.faults.launching import TRACE, Launcher, words_of
 
@@ -59,10 +60,10 @@ STEPS = 4
 SETTINGS = {"optimizer__name": "SGD", "optimizer__lr": 0.1}
 
 
-def weights(states: dict) -> dict[str, torch.Tensor]:
-    held = {f"encoder/{name}": tensor for name, tensor in states["Upstream"].items()}
-    for task, entry in states["Tasks"].items():
-        held |= {f"{task}/{name}": tensor for name, tensor in entry["Downstream"].items()}
+def weights(states: RunCheckpoint) -> dict[str, torch.Tensor]:
+    held = {f"encoder/{name}": tensor for name, tensor in states.upstream.items()}
+    for task, entry in states.tasks.items():
+        held |= {f"{task}/{name}": tensor for name, tensor in entry.head.items()}
     return held
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-REAL = Path(__file__).parent / "fixtures" / "branch" / "multitask.yaml"
+REAL = Path(__file__).parents[1] / "fixtures" / "branch" / "multitask.yaml"
 NINE = ["pr", "ks", "ic", "sid", "er", "asr", "sf", "sv", "sd"]
 
 _WIDTHS = {"project_dim": 16, "projector_dim": 16, "hidden_size": 16, "agg_dim": 24}

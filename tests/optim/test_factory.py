@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from s3prl_mtl.errors import UserError
 from s3prl_mtl.optim.factory import (
     make_optimizer,
     make_scheduler,
     optimizer_settings,
     scheduler_settings,
 )
+from tests.mistakes import user_error
 
 
 def rates(settings: dict, total_steps: int) -> list[float]:
@@ -59,7 +59,7 @@ def test_the_settings_of_an_optimizer_are_its_own():
 
 
 def test_unusable_values_are_refused():
-    with pytest.raises(UserError, match="SGD does not take these settings"):
+    with user_error("invalid-value", where="optimizer"):
         make_optimizer([nn.Parameter(torch.ones(1))], {"name": "SGD", "lr": -1.0})
-    with pytest.raises(UserError, match="no scheduler named 'Cosine'"):
+    with user_error("unknown-name", where=r"scheduler\.name", fix="Cosine"):
         scheduler_settings("Cosine")

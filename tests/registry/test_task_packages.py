@@ -128,8 +128,8 @@ def without_package(run: Path) -> None:
     """Remove the packages of the tasks from the checkpoint of a run."""
     (path,) = checkpoints.states_files(run)
     saved = checkpoints.load(path)
-    for task in saved["Tasks"]:
-        del saved["Config"][task]["package"]
+    for task in saved.tasks:
+        del saved.config[task]["package"]
     checkpoints.save(saved, path)
 
 
@@ -338,8 +338,8 @@ def test_a_block_chooses_the_package_of_its_task(tmp_path: Path, rival):
 def test_a_block_with_a_plain_name_belongs_to_the_only_task_with_it(tmp_path: Path, rival):
     text = "ks: {downstream_expert: {datarc: {num_workers: 0, train_batch_size: 3}}}"
     config = configured(tmp_path, text, "s3prl-mtl:ks", "asr")
-    block = resolve(config)["s3prl-mtl:ks"]
-    assert block["downstream_expert"]["datarc"]["train_batch_size"] == 3
+    block = resolve(config).tasks["s3prl-mtl:ks"]
+    assert block.downstream_expert["datarc"]["train_batch_size"] == 3
     assert "ks" not in config
     other = configured(tmp_path, text.replace("{", "{package: rival-tasks, ", 1), "s3prl-mtl:ks")
     assert other["s3prl-mtl:ks"]["downstream_expert"]["datarc"]["train_batch_size"] != 3

@@ -195,7 +195,7 @@ def test_an_interrupted_run_is_requeued_once_and_ends_as_if_it_had_not_been(
         assert job.wait() == 0, job.text()
     assert len(cluster.requeued()) == 1, job.text()
     (saved,) = checkpoints.states_files(folder)
-    assert 3 <= checkpoints.load(saved)["Step"] < STEPS
+    assert 3 <= checkpoints.load(saved).step < STEPS
     assert "Resuming" in finish(cluster, folder, machines)
     name = f"states-{STEPS}.ckpt"
     assert same_weights(whole[0] / name, folder / name)

@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.safe_torch import DamagedFile
 from s3prl_mtl.upstreams.hubert.config import HubertConfig, parse_conv_layers
 from s3prl_mtl.upstreams.hubert.encoder import Hubert
 from s3prl_mtl.upstreams.hubert.fairseq_file import (
@@ -205,9 +203,8 @@ def test_pickle_that_runs_a_command_is_refused(tmp_path: Path, zipped: bool) -> 
     witness = tmp_path / "ran"
     payload = RunsACommand(f"touch {witness}")
     path = damaged(tmp_path, lambda c: c.update(extra_state=payload), zipped)
-    with pytest.raises(UserError) as caught:
+    with user_error("torch-file-refused", where=str(path)) as caught:
         read_fairseq_checkpoint(path)
-    assert caught.value.where == str(path)
     assert re.search(r"'(posix|nt|os)\.system'", caught.value.what)
     assert not witness.exists()
 
@@ -217,7 +214,7 @@ def test_pickle_that_runs_a_command_is_refused(tmp_path: Path, zipped: bool) -> 
 )
 def test_objects_of_other_classes_are_refused(tmp_path: Path, payload: object, name: str) -> None:
     path = damaged(tmp_path, lambda c: c.update(extra_state=payload), True)
-    with pytest.raises(UserError) as caught:
+    with user_error("torch-file-refused", where=str(path)) as caught:
         read_fairseq_checkpoint(path)
     assert re.search(rf"'[\w.]*{name}'", caught.value.what)
 
@@ -228,25 +225,23 @@ def test_truncated_file_is_refused(tmp_path: Path, case: str, share: float) -> N
     content = (FIXTURES / f"{case}.pt").read_bytes()
     path = tmp_path / "cut.pt"
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(UserError) as caught:
+    with user_error("torch-file-refused", where=str(path)):
         read_fairseq_checkpoint(path)
-    assert caught.value.where == str(path)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     text = tmp_path / "readme.pt"
     text.write_text("Not a checkpoint.")
-    with pytest.raises(UserError):
+    with user_error("checkpoint-format", where=str(text)):
         read_fairseq_checkpoint(text)
     archive = tmp_path / "archive.pt"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("hello.txt", "hello")
-    with pytest.raises(DamagedFile):
+    with user_error("torch-file-refused", where=str(archive)):
         read_fairseq_checkpoint(archive)
-    with pytest.raises(UserError):
-        read_fairseq_checkpoint(tmp_path / "missing.pt")
-    with pytest.raises(UserError):
-        read_fairseq_checkpoint(tmp_path)
+    for path in (tmp_path / "missing.pt", tmp_path):
+        with user_error("checkpoint-missing", where=f"^{path}$"):
+            read_fairseq_checkpoint(path)
     weights = tmp_path / "weights.pt"
     torch.save({"encoder.weight": torch.zeros(2)}, weights)
     with user_error("checkpoint-format", where=str(weights)) as caught:

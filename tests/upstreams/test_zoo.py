@@ -11,11 +11,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from s3prl_mtl.checkpoint import contents as snapshot
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
+from s3prl_mtl.checkpoint.restore import encoder_weights
 from s3prl_mtl.config import build_config
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams import Featurizer, load_upstream, rebuild_upstream
+from s3prl_mtl.upstreams.strict_loading import load_strictly
 from s3prl_mtl.upstreams.zoo import stored_files
 from s3prl_mtl.upstreams.zoo.s3prl_hub import zoo_names
 from tests.mistakes import user_error
@@ -210,12 +212,12 @@ def test_parameters_have_s3prls_names_in_checkpoints(name: str, checkpoint_of):
     with torch.no_grad():
         for parameter in upstream.parameters():
             parameter.add_(0.01)
-    saved = snapshot.weights({}, 1, {}, upstream, Featurizer(upstream), {})
+    saved = RunCheckpoint.capture({}, 1, {}, upstream, Featurizer(upstream), {})
     theirs.load_state_dict(saved["Upstream"], strict=True)
     earlier = {f"model.{key}": held for key, held in upstream.state_dict().items()}
     for names in (saved["Upstream"], earlier, theirs.state_dict()):
         again = load_upstream(name, path)
-        snapshot.load_strictly(again, snapshot.encoder_weights({"Upstream": names}), "it", "-i")
+        load_strictly(again, encoder_weights(names), "it", "-i")
         for key, held in upstream.expert.state_dict().items():
             assert torch.equal(again.expert.state_dict()[key], held), key
 

@@ -143,6 +143,7 @@ class QueryByExample(TaskExpert):
             raise UserError(
                 f"qbe: the encoder has no hidden state {layer}: it has {count}, from 0.",
                 where=self.key_path("search", "layer"),
+                code="invalid-value",
             )
         return [int(layer)]
 
@@ -209,6 +210,7 @@ class QueryByExample(TaskExpert):
                 f"qbe: no query of {split} is in any document.",
                 where=str(self.corpus.truth_folder(split)),
                 fix="Check that the lists and the ground truth are of the same corpus.",
+                code="undefined-metric",
             )
         values = {
             layer: maximum_term_weighted_value(score, targets, self.false_alarm_weight)
@@ -223,6 +225,7 @@ class QueryByExample(TaskExpert):
                 where="-t",
                 fix=f"Evaluate both: -t qbe:{self.dev_split},qbe:{split}; or set "
                 f"{self.key_path('search', 'layer')}.",
+                code="missing-option",
             )
         each = {f"mtwv_layer_{layer}": value for layer, value in values.items()}
         return {"mtwv": values[best]} | (each if len(layers) > 1 else {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,11 +13,12 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.atomic import atomic_path
 from s3prl_mtl.fileio.safe_torch import (
     CLASS_KEY,
     NamingPickle,
     from_plain,
-    load_inert,
+    safe_load,
     to_plain,
 )
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
@@ -52,7 +52,7 @@ def read_fairseq_checkpoint(path: str | os.PathLike[str]) -> FairseqCheckpoint:
         UserError: not a checkpoint, truncated, of another model, or with objects of other classes.
     """
     path = Path(path)
-    loaded = load_inert(path, kind=KIND)
+    loaded = safe_load(path, kind=KIND)
     where = str(path)
     state_dict = loaded.get("model") if isinstance(loaded, Mapping) else None
     if not isinstance(state_dict, Mapping) or not any(map(loaded.get, ("cfg", "args"))):
@@ -131,19 +131,9 @@ def write_fairseq_checkpoint(path: str | os.PathLike[str], model: Hubert) -> Non
         "model": state,
         "last_optimizer_state": None,
     }
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        # Given a path, torch.save would store its name; equal contents should be equal bytes.
-        with open(temporary, "wb") as file:
-            torch.save(content, file, pickle_module=NamingPickle)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only the owner reads.
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    # Given a path, torch.save would store its name; equal contents should be equal bytes.
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        torch.save(content, file, pickle_module=NamingPickle)
 
 
 def make_header(config: HubertConfig) -> dict[str, Any]:

@@ -1,0 +1,51 @@
+"""Load the weights of a checkpoint into the modules of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from s3prl_mtl.checkpoint.compatibility import check_encoder
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
+from s3prl_mtl.upstreams import Upstream
+from s3prl_mtl.upstreams.strict_loading import load_strictly
+
+_PREFIX = "model."
+
+
+def restore_weights(
+    saved: RunCheckpoint, upstream: Upstream, featurizer: nn.Module, experts: Mapping[str, Any]
+) -> None:
+    """Load the weights of a checkpoint into modules, strictly.
+
+    Args:
+        saved: the checkpoint.
+        upstream: left as it is where the checkpoint has no encoder.
+        featurizer: its weighted sum of layers.
+        experts: by task; those whose `is_trained` is False are left out.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    where = "the checkpoint"
+    if saved.upstream:
+        encoder = encoder_weights(saved.upstream)
+        check_encoder(encoder, upstream, where)
+        load_strictly(upstream, encoder, "the encoder", where)
+    load_strictly(featurizer, saved.featurizer, "the featurizer", where)
+    for name, expert in experts.items():
+        if not getattr(expert, "is_trained", True):
+            continue
+        load_strictly(expert, saved.tasks[name].head, f"the head of {name}", where)
+        if hasattr(expert, "decision"):
+            expert.decision = dict(saved.tasks[name].decision)
+
+
+def encoder_weights(upstream: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict of an encoder without the prefix `model.` that s3prl's upstreams have."""
+    named = dict(upstream)
+    bare = {name.removeprefix(_PREFIX): value for name, value in named.items()}
+    # An expert may have parameters of the same name within its `model` and beside it.
+    return bare if len(bare) == len(named) else named

@@ -1,0 +1,172 @@
+"""The settings of a run as types: one dataclass for each section of `config.yaml`.
+
+OmegaConf checks names and types of a config file against these classes, `values.py` the ranges
+that the metadata of a field states. Default values are in `default.yaml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+def _at_least(least: int) -> Any:
+    return field(metadata={"at_least": least})
+
+
+def _one_of(*choices: str) -> Any:
+    return field(metadata={"one_of": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpstreamConfig:
+    """The encoder.
+
+    Attributes:
+        name: of an upstream plugin, of s3prl's zoo, or ``hf:`` and a model of Hugging Face.
+        ckpt: a checkpoint file instead of the upstream's own.
+        config: the upstream's config file, for plugins that take one.
+        feature_selection: the hidden states that the features are a weighted sum of.
+        freeze: train the heads only.
+    """
+
+    name: str
+    ckpt: Path | None
+    config: Path | None
+    feature_selection: str
+    freeze: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """How ranks share the work.
+
+    Attributes:
+        parallel: ``data``: each rank has a share of every task; ``task``: all of a few tasks.
+        placement: such as ``"0:asr;1:pr,ks"``; None to place by measured cost.
+    """
+
+    parallel: str = _one_of("data", "task")
+    placement: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerConfig:
+    """The training loop. Everything that is counted in steps counts updates, from 1.
+
+    Attributes:
+        total_steps: steps to train.
+        gradient_accumulate_steps: batches of every task in one step.
+        gradient_clipping: the largest norm of the gradient; a large number never clips.
+        log_step: log every so many steps.
+        eval_step: evaluate the dev splits every so many steps.
+        save_step: save a checkpoint every so many steps.
+        max_keep: checkpoints to keep.
+        test_first: evaluate the test splits before the first step.
+        test_last: evaluate the test splits after the last step.
+    """
+
+    total_steps: int = _at_least(1)
+    gradient_accumulate_steps: int = _at_least(1)
+    gradient_clipping: float = field(metadata={"above": 0})
+    log_step: int = _at_least(1)
+    eval_step: int = _at_least(1)
+    save_step: int = _at_least(1)
+    max_keep: int = _at_least(1)
+    test_first: bool
+    test_last: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecAugmentConfig:
+    """Arguments of `s3prl_mtl.nn.SpecAugment`; widths in frames and in feature channels."""
+
+    apply_time_warp: bool
+    apply_time_mask: bool
+    apply_freq_mask: bool
+    time_warp_mode: str
+    time_warp_window: int
+    time_mask_width_range: list[int]
+    freq_mask_width_range: list[int]
+    num_freq_mask: int
+    num_time_mask: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All of a config but the blocks of its tasks.
+
+    Attributes:
+        upstream: the encoder.
+        downstream: names of the tasks, in the order of training.
+        data: the folder of the corpora.
+        cache_dir: downloads and manifests; None for the cache of the user.
+        seed: of every random choice.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
+        precision: of the encoder.
+        init_ckpt: weights to start from.
+        init_upstream_ckpt: weights of the encoder to start from.
+        distributed: how ranks share the work.
+        runner: the training loop.
+        optimizer: ``name`` of a class of `torch.optim`, and its arguments.
+        scheduler: ``name`` of a schedule, and its arguments; None for a constant rate.
+        specaug: masks on the features of every task; None for none.
+    """
+
+    upstream: UpstreamConfig
+    downstream: list[str]
+    data: Path | None
+    cache_dir: Path | None
+    seed: int = field(metadata={"at_least": 0, "at_most": 2**63 - 1})
+    device: str
+    precision: str = _one_of("fp32", "bf16")
+    init_ckpt: Path | None
+    init_upstream_ckpt: Path | None
+    distributed: DistributedConfig
+    runner: RunnerConfig
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any] | None
+    specaug: SpecAugmentConfig | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """The block of one task.
+
+    Attributes:
+        package: the distribution of the task's plugin; None for an expert of s3prl.
+        train_split: the split to train on.
+        dev_splits: evaluated during training, the first selects checkpoints; None for the
+            expert's own.
+        test_splits: evaluated at the end; None for the expert's own.
+        downstream_expert: the task's own settings, as its author defines them.
+        folder: of an expert of s3prl.
+        config: the file with the settings of an expert of s3prl.
+    """
+
+    package: str | None = None
+    train_split: str = "train"
+    dev_splits: list[str] | None = None
+    test_splits: list[str] | None = None
+    downstream_expert: dict[str, Any] = field(default_factory=dict)
+    folder: str | None = None
+    config: str | None = None
+
+    @classmethod
+    def from_plain(cls, block: Mapping[str, Any]) -> TaskConfig:
+        """A task's block of a config; entries of other programs in it are left out."""
+        known = {entry.name for entry in fields(cls)}
+        return cls(**{key: value for key, value in block.items() if key in known})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Settings):
+    """A whole config, checked, its references filled in.
+
+    Attributes:
+        tasks: the block of every task, in the order of `downstream`.
+    """
+
+    tasks: dict[str, TaskConfig]

@@ -1,0 +1,66 @@
+"""Load a state dict strictly; report a mismatch in one line, however many names it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from s3prl_mtl.errors import UserError
+
+_SHOWN = 3
+"""Names shown of each kind of mismatch."""
+
+
+def load_strictly(
+    module: nn.Module,
+    weights: Mapping[str, Any],
+    what: str,
+    where: str,
+    fix: str = "Use the upstream, its size and the settings of the task that it was saved with.",
+) -> None:
+    """Load weights whose names and shapes must all match.
+
+    Args:
+        module: it takes the weights.
+        weights: its state dict.
+        what: the module, in words for the error.
+        where: what gave the weights.
+        fix: what would be right.
+
+    Raises:
+        UserError: lists the first names that are missing, unexpected or of another shape.
+    """
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as cause:
+        reason = _mismatch(module.state_dict(), weights) or str(cause).splitlines()[0]
+        raise UserError(
+            f"The weights do not fit {what}: {reason}.",
+            where=where,
+            fix=fix,
+            code="checkpoint-mismatch",
+        ) from cause
+
+
+def _mismatch(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    shapes = {name: _shape(value) for name, value in expected.items()}
+    missing = [name for name in shapes if name not in found]
+    unexpected = [name for name in found if name not in shapes]
+    others = [
+        f"{name} of shape {_shape(found[name])} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in found and _shape(found[name]) != shape
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": others}
+    return "; ".join(f"{kind}: {_first(names)}" for kind, names in kinds.items() if names)
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _shape(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
