@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from s3prl_mtl.checkpoint import files as checkpoints
-from tests.agents import (
+from tests.launcher import (
     ROOT,
     Started,
+    descendants,
     environment,
     free_port,
     reached,
@@ -145,7 +146,7 @@ def ask_by_term(job: Started) -> None:
 def children_of_the_tasks(job: Started) -> list[int]:
     """All processes of the job but its shell and srun, which do not belong to the step."""
     below = []
-    for pid in job.children():
+    for pid in descendants(job.process.pid):
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         if not any(word.endswith(b"/srun") for word in words[:2]):
             below.append(pid)
