@@ -197,7 +197,7 @@ def test_an_interrupted_run_is_requeued_once_and_ends_as_if_it_had_not_been(
     assert len(cluster.requeued()) == 1, job.text()
     (saved,) = checkpoints.states_files(folder)
     assert 3 <= checkpoints.load(saved).step < STEPS
-    assert "Resuming" in finish(cluster, folder, machines)
+    assert saved.name in finish(cluster, folder, machines)
     name = f"states-{STEPS}.ckpt"
     assert same_weights(whole[0] / name, folder / name)
 
@@ -231,5 +231,5 @@ def test_a_run_that_fails_is_not_requeued(cluster: Cluster):
     words = [word if word != "ks,er" else "ks,ar" for word in training(cluster.folder / "run", 1)]
     with cluster.batch(words) as job:
         assert job.wait() not in (0, INTERRUPTED), job.text()
-    assert "no task named 'ar'" in job.text()
+    assert "'ar'" in job.text()
     assert cluster.requeued() == []
