@@ -102,7 +102,7 @@ def test_in_an_evaluation_the_run_saves_itself_and_makes_the_evaluation_up(
     send(victim, number)
     assert assert_saved_itself(run, since, record_property) == 6
     state = checkpoints.load(run.folder / "states-6.ckpt")
-    assert state["EvaluatedStep"] == 0, "the evaluation was over before the signal came"
+    assert state.training.evaluated_step == 0, "the evaluation was over before the signal came"
     launch.finished(WITH_EVALUATION, "-a", ranks=ranks)
     assert_ended_alike(run.folder, uninterrupted(WITH_EVALUATION, ranks), 12)
 
