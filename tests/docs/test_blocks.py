@@ -19,7 +19,7 @@ from s3prl_mtl import ClassificationExpert
 from s3prl_mtl.cli.main import command_parser, run_parser
 from s3prl_mtl.cli.run_inputs import config_of, parse_splits
 from s3prl_mtl.config import build_config
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from tests.docs import not_run, prerequisites
 from tests.docs.pages import (
     ALL_BLOCKS,
@@ -119,7 +119,7 @@ def test_training_commands_give_a_config(
     if arguments.downstream == "spoken_words":
         # The page makes its package when it is run.
         arguments.downstream = "ks"
-    config = config_of(arguments, None, Remarks())
+    config = config_of(arguments, None, DeferredLog())
     assert config["downstream"] and config["runner"]["total_steps"] == 2
 
 
