@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.launching import Launcher, assert_ended_alike, children, send, words_of
+from tests.faults.launching import Launcher, assert_ended_alike, words_of
+from tests.launcher import children, send
 
 # One utterance a batch: epochs that are long enough for workers to be met at work.
 WORDS = words_of(

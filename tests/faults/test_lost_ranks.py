@@ -11,15 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.launching import (
-    TRACE,
-    Launcher,
-    assert_ended_alike,
-    is_alive,
-    newest,
-    send,
-    words_of,
-)
+from tests.faults.launching import TRACE, Launcher, assert_ended_alike, newest, words_of
+from tests.launcher import is_alive, send
 
 TIMEOUT = 10.0
 WORDS = words_of("ks,er", 400, "--timeout", f"{TIMEOUT:g}")

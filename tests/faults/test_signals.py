@@ -14,17 +14,8 @@ from pathlib import Path
 import pytest
 
 from s3prl_mtl.checkpoint import files as checkpoints
-from tests.faults.launching import (
-    TRACE,
-    Launcher,
-    Run,
-    assert_ended_alike,
-    children,
-    is_alive,
-    newest,
-    send,
-    words_of,
-)
+from tests.faults.launching import TRACE, Launcher, Run, assert_ended_alike, newest, words_of
+from tests.launcher import children, is_alive, send
 
 GRACE_SECONDS = 30.0
 """What schedulers and torchrun give."""
