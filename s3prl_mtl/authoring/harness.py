@@ -22,7 +22,7 @@ from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.distributed.placement import data_parallel
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.tracking.tracker import Report
 from s3prl_mtl.training.evaluation import Evaluator, Records
@@ -112,18 +112,18 @@ class Subject:
         Raises:
             UserError: the config refuses them.
         """
-        return resolve(self._unresolved(str(self.config.data), overrides, Remarks()))
+        return resolve(self._unresolved(str(self.config.data), overrides, DeferredLog()))
 
     def without_corpus(self) -> RunConfig:
         """The task's config where there are no corpora."""
-        return resolve(self._unresolved(str(self._nowhere), remarks=Remarks()))
+        return resolve(self._unresolved(str(self._nowhere), deferred=DeferredLog()))
 
     @property
     def _nowhere(self) -> Path:
         return self.folder / "no" / "corpora"
 
     def _unresolved(
-        self, data: str | None, more: str | None = None, remarks: Remarks | None = None
+        self, data: str | None, more: str | None = None, deferred: DeferredLog | None = None
     ) -> Config:
         # The first time it is logged what is to be said of the config, and no more after that.
         flags: dict[str, Any] = {"downstream": [self.word], "device": "cpu"}
@@ -133,7 +133,7 @@ class Subject:
         missing = data is None and not os.environ.get("SUPERB_DATA")
         base = {"data": str(self._nowhere)} if missing else None
         overrides = ",,".join(part for part in (self.overrides, more) if part)
-        return build_config(self.files, flags, overrides, base, remarks)
+        return build_config(self.files, flags, overrides, base, deferred)
 
     def build(self, config: RunConfig | None = None, labels: Any = None, seed: int = 1) -> Any:
         """A new expert, built as the runner builds it.

@@ -10,7 +10,7 @@ from s3prl_mtl.checkpoint.compatibility import check_evaluate
 from s3prl_mtl.cli.run_inputs import config_of, load_checkpoint, parse_splits
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.mtl_branch.tasks import split_of
 from s3prl_mtl.registry.task_names import find_in_run, task_packages
 from s3prl_mtl.tracking.console import OUTPUT
@@ -20,7 +20,7 @@ from s3prl_mtl.training.run_dir import working_in
 from s3prl_mtl.training.runner import MultiTaskRunner
 
 
-def evaluate(arguments: argparse.Namespace, world: World, remarks: Remarks) -> None:
+def evaluate(arguments: argparse.Namespace, world: World, deferred: DeferredLog) -> None:
     """Evaluate the splits of `-t`, or the test splits, and show the results.
 
     Raises:
@@ -47,7 +47,7 @@ def evaluate(arguments: argparse.Namespace, world: World, remarks: Remarks) -> N
     if not arguments.downstream:
         named = dict.fromkeys(task for task, _ in targets) or saved.tasks
         arguments.downstream = ",".join(named)
-    config = world.run_on_all_ranks(lambda: config_of(arguments, saved, remarks))
+    config = world.run_on_all_ranks(lambda: config_of(arguments, saved, deferred))
     names = task_packages(config, config["downstream"])
     targets = world.run_on_all_ranks(
         lambda: [(find_in_run(task, names) or task, split) for task, split in targets]
@@ -59,7 +59,7 @@ def evaluate(arguments: argparse.Namespace, world: World, remarks: Remarks) -> N
     folder = Path(arguments.expdir) if arguments.expdir else _run_of(past)
     world.run_on_all_ranks(lambda: check_evaluate(saved, config))
     with working_in(folder, world, lock=False):
-        remarks.say()
+        deferred.flush()
         runner = MultiTaskRunner(config, folder, resume=saved, world=world)
         with Tracker(folder) if world.is_lead else nullcontext() as tracker:
             runner.evaluate(targets or runner.splits("test_splits"), tracker)

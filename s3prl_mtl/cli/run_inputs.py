@@ -12,7 +12,7 @@ from s3prl_mtl.config import Config, build_config
 from s3prl_mtl.config.layers import ARGUMENT_KEYS
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.registry.plugins import split_name
 from s3prl_mtl.registry.task_names import split_specs
 
@@ -21,7 +21,7 @@ RUNS = Path("result") / "downstream"
 
 
 def config_of(
-    arguments: argparse.Namespace, saved: RunCheckpoint | None, remarks: Remarks
+    arguments: argparse.Namespace, saved: RunCheckpoint | None, deferred: DeferredLog
 ) -> Config:
     """The config of a run, references unresolved: the flags over the files over the checkpoint."""
     flags: dict[str, Any] = {
@@ -41,7 +41,7 @@ def config_of(
         flags=flags,
         overrides=arguments.override,
         base=saved.config if saved is not None else None,
-        remarks=remarks,
+        deferred=deferred,
     )
 
 

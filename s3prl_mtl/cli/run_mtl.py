@@ -7,7 +7,7 @@ import argparse
 from s3prl_mtl.cli.evaluate import evaluate
 from s3prl_mtl.cli.train import train
 from s3prl_mtl.distributed.world import DEFAULT_TIMEOUT_SECONDS, RankLost, World
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.fileio.signals import Stopped, StopSignals
 
 DESCRIPTION = "Train one self-supervised speech encoder on several tasks at once, or evaluate it."
@@ -90,14 +90,14 @@ def _seconds(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train or evaluate, alone or as one rank of several."""
-    with World.join(arguments.backend, arguments.timeout) as world, Remarks() as remarks:
+    with World.join(arguments.backend, arguments.timeout) as world, DeferredLog() as deferred:
         if arguments.mode == "evaluate":
-            evaluate(arguments, world, remarks)
+            evaluate(arguments, world, deferred)
             return
         watch = world.watch
         with StopSignals(watch.ask_to_stop if watch is not None else None) as signals:
             try:
-                train(arguments, world, signals, remarks)
+                train(arguments, world, signals, deferred)
             except RankLost:
                 # A rank that is asked to stop while it builds ends at once, and so do the others.
                 if watch is None or watch.stop_asked is None or signals.was_deferred:

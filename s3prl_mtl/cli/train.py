@@ -16,7 +16,7 @@ from s3prl_mtl.cli.run_inputs import config_of, default_folder, load_checkpoint,
 from s3prl_mtl.config import Config
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.fileio.signals import StopSignals
 from s3prl_mtl.tracking.console import OUTPUT
 from s3prl_mtl.tracking.results_table import results_table
@@ -30,7 +30,7 @@ LAUNCH = ".launch"
 
 
 def train(
-    arguments: argparse.Namespace, world: World, signals: StopSignals, remarks: Remarks
+    arguments: argparse.Namespace, world: World, signals: StopSignals, deferred: DeferredLog
 ) -> None:
     """Train the run that the flags describe, from its start or its newest checkpoint.
 
@@ -39,17 +39,17 @@ def train(
     """
     # The first rank decides for all: another machine may see other files.
     chosen = world.run_on_all_ranks(
-        lambda: _choose_folder(arguments, world, remarks) if world.is_lead else None
+        lambda: _choose_folder(arguments, world, deferred) if world.is_lead else None
     )
-    folder, past = world.broadcast(chosen) or _choose_folder(arguments, world, remarks)
+    folder, past = world.broadcast(chosen) or _choose_folder(arguments, world, deferred)
     own = past is not None and past.resolve() == folder.resolve() and not arguments.dry_run
     saved, path = load_checkpoint(past, world, set_aside=own) if past is not None else (None, None)
-    config = world.run_on_all_ranks(lambda: _config(arguments, saved, remarks))
+    config = world.run_on_all_ranks(lambda: _config(arguments, saved, deferred))
     if saved is not None:
         world.run_on_all_ranks(lambda: check_resume(saved, config, path))
         config["downstream"] = list(saved.tasks)
     with working_in(folder, world, lock=True):
-        remarks.say()
+        deferred.flush()
         if world.is_lead and not arguments.dry_run:
             (folder / LAUNCH).write_text(_launch(), encoding="utf-8")
         runner = MultiTaskRunner(config, folder, resume=saved, world=world)
@@ -71,13 +71,15 @@ def train(
         OUTPUT.print(f"The run is in {folder}", soft_wrap=True)
 
 
-def _config(arguments: argparse.Namespace, saved: RunCheckpoint | None, remarks: Remarks) -> Config:
+def _config(
+    arguments: argparse.Namespace, saved: RunCheckpoint | None, deferred: DeferredLog
+) -> Config:
     with requiring_all_tasks():
-        return config_of(arguments, saved, remarks)
+        return config_of(arguments, saved, deferred)
 
 
 def _choose_folder(
-    arguments: argparse.Namespace, world: World, remarks: Remarks
+    arguments: argparse.Namespace, world: World, deferred: DeferredLog
 ) -> tuple[Path, Path | None]:
     """The folder of the run, and the folder or file to resume from.
 
@@ -103,7 +105,7 @@ def _choose_folder(
         return folder, Path(arguments.past_exp)
     # A named folder is looked at before the config is built: the meaning of `-d` may depend on the
     # run in it.
-    folder = named_folder(arguments) or default_folder(config_of(arguments, None, remarks))
+    folder = named_folder(arguments) or default_folder(config_of(arguments, None, deferred))
     files = checkpoints.states_files(folder)
     if arguments.auto_resume or _is_restarted(folder, world):
         return folder, folder if files else None

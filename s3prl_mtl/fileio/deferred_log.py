@@ -37,8 +37,6 @@ class DeferredLog:
         for level, text in buffered:
             logger.log(level, "%s", text)
 
-    say = flush  # until all callers use `flush`
-
     def __enter__(self) -> DeferredLog:
         return self
 
@@ -49,6 +47,3 @@ class DeferredLog:
         traceback: TracebackType | None,
     ) -> None:
         self.flush()
-
-
-Remarks = DeferredLog  # until all callers use the new name

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.fileio.safe_torch import to_plain
 from s3prl_mtl.mtl_branch.block import Block, Notes
 from s3prl_mtl.mtl_branch.config import translate
@@ -140,7 +140,7 @@ def _task(name: str, settings: Mapping[str, Any], path: Path) -> str:
 def _config(settings: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
         # The settings were not written for this run: do not report keys without a meaning.
-        return translate(settings, path, Remarks())
+        return translate(settings, path, DeferredLog())
     except UserError as mistake:
         # The weights are usable without the settings.
         logger.warning("Ignoring the settings in %s: %s", path, mistake)

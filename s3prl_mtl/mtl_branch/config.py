@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.mtl_branch.block import Block, Notes
 from s3prl_mtl.mtl_branch.corpora import look_in
 from s3prl_mtl.mtl_branch.tasks import read_task, split_of, task_of
@@ -18,7 +18,7 @@ _ADAPTIVE = ("adaptive", "adaptive_number_ratio", "adaptive_size_ratio", "max_n_
 
 
 def translate(
-    values: dict[str, Any], file: str | Path, remarks: Remarks, data: str | None = None
+    values: dict[str, Any], file: str | Path, deferred: DeferredLog, data: str | None = None
 ) -> dict[str, Any]:
     """Translate the content of a `-c` file; return one that is not of the branch unchanged.
 
@@ -28,7 +28,7 @@ def translate(
     Args:
         values: content of the file.
         file: its path.
-        remarks: receive the keys that are left out.
+        deferred: receives the keys that are left out.
         data: the folder of `--data`, for corpora that do not exist at the path in the file.
 
     Raises:
@@ -81,11 +81,11 @@ def translate(
     translated["specaug"] = _specaug(values.get("specaug"), file, notes)
     lines = notes.lines()
     if lines:
-        remarks.add(
+        deferred.add(
             f"{file} is a config of s3prl's multi-task branch. These keys have no meaning here:"
             + "".join(f"\n  {line}" for line in lines)
         )
-    return look_in(data, translated, str(file), remarks)
+    return look_in(data, translated, str(file), deferred)
 
 
 def _is_task(key: str, value: object) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 
 _PATHS = {
     "asr": ("libri_root",),
@@ -23,7 +23,7 @@ _PATHS = {
 
 
 def look_in(
-    data: str | None, config: Mapping[str, Any], origin: str, remarks: Remarks
+    data: str | None, config: Mapping[str, Any], origin: str, deferred: DeferredLog
 ) -> dict[str, Any]:
     """Remove the paths of corpora that do not exist on this machine from a config.
 
@@ -34,7 +34,7 @@ def look_in(
         data: the data folder, if any.
         config: a translated config of the branch.
         origin: its file, for the remark.
-        remarks: receive the removed paths.
+        deferred: receives the removed paths.
     """
     kept = dict(config)
     if not data:
@@ -51,7 +51,7 @@ def look_in(
         left = {name: value for name, value in datarc.items() if name not in missing}
         kept[task] = {**block, "downstream_expert": {**expert, "datarc": left}}  # type: ignore[dict-item]
     if absent:
-        remarks.add(
+        deferred.add(
             f"{origin} names corpora that are not on this machine. They are looked for in the data "
             f"folder, {data}: {', '.join(absent)}."
         )

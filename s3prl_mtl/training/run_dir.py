@@ -37,8 +37,9 @@ def working_in(folder: Path, world: World, lock: bool) -> Iterator[None]:
     except Exception as error:
         # The command line shows the error on a terminal; every rank has a log.
         known = isinstance(error, UserError | RankLost)
+        code = f" [{error.code}]" if isinstance(error, UserError) else ""
         record = logger.makeRecord(
-            *(logger.name, logging.ERROR, __file__, 0, "%s", (error,)),
+            *(logger.name, logging.ERROR, __file__, 0, "%s%s", (error, code)),
             None if known else (type(error), error, error.__traceback__),
         )
         handler.handle(record)

@@ -125,8 +125,8 @@ def test_train_evaluate_and_results(run_mtl, tmp_path: Path):
 
     again = run_mtl("-c", str(folder / "config.yaml"), "-n", "again")
     assert again.returncode == 0, again.stderr
-    first = checkpoints.load(folder / "states-3.ckpt")["Upstream"]
-    second = checkpoints.load(tmp_path / "result/downstream/again/states-3.ckpt")["Upstream"]
+    first = checkpoints.load(folder / "states-3.ckpt").upstream
+    second = checkpoints.load(tmp_path / "result/downstream/again/states-3.ckpt").upstream
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -162,7 +162,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
     assert re.search(r"states-\d+\.ckpt at step \d+", resumed.stderr)
     one = checkpoints.load(tmp_path / "result/downstream/whole/states-20.ckpt")
     two = checkpoints.load(folder / "states-20.ckpt")
-    assert all(torch.equal(one["Upstream"][n], two["Upstream"][n]) for n in one["Upstream"])
+    assert all(torch.equal(one.upstream[n], two.upstream[n]) for n in one.upstream)
 
 
 def test_a_dry_run_trains_nothing(run_mtl, tmp_path: Path):
@@ -232,7 +232,7 @@ def test_a_run_is_resumed_with_its_own_tasks_only(run_mtl, tmp_path: Path):
     assert code_shown(fewer) == "resume-conflict" and "er,ks" in fewer.stderr
     reordered = run_mtl("-e", "run", "-d", "ks,er", "--steps", "2")
     assert reordered.returncode == 0, reordered.stderr
-    assert list(checkpoints.load(tmp_path / "run" / "states-2.ckpt")["Tasks"]) == ["er", "ks"]
+    assert list(checkpoints.load(tmp_path / "run" / "states-2.ckpt").tasks) == ["er", "ks"]
 
 
 def test_a_run_is_not_resumed_with_settings_that_its_state_does_not_fit(run_mtl, tmp_path: Path):
@@ -256,8 +256,8 @@ def test_a_run_is_not_resumed_with_settings_that_its_state_does_not_fit(run_mtl,
     fork = run_mtl("-e", "run/states-1.ckpt", "--steps", "2", "-p", "fork")
     assert fork.returncode == 0, fork.stderr
     assert (tmp_path / "fork" / "states-2.ckpt").is_file()
-    one = checkpoints.load(tmp_path / "run" / "states-2.ckpt")["Upstream"]
-    two = checkpoints.load(tmp_path / "fork" / "states-2.ckpt")["Upstream"]
+    one = checkpoints.load(tmp_path / "run" / "states-2.ckpt").upstream
+    two = checkpoints.load(tmp_path / "fork" / "states-2.ckpt").upstream
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 

@@ -18,7 +18,7 @@ from s3prl_mtl import ClassificationExpert
 from s3prl_mtl.cli.main import command_parser, run_parser
 from s3prl_mtl.cli.run_inputs import config_of, parse_splits
 from s3prl_mtl.config import build_config
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from tests.docs import not_run, workplace
 from tests.docs.pages import (
     ALL_BLOCKS,
@@ -118,7 +118,7 @@ def test_the_settings_of_a_training_command_hold(
     if arguments.downstream == "spoken_words":
         # Its package is made where the page is run.
         arguments.downstream = "ks"
-    config = config_of(arguments, None, Remarks())
+    config = config_of(arguments, None, DeferredLog())
     assert config["downstream"] and config["runner"]["total_steps"] == 2
 
 

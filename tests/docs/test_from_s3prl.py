@@ -9,7 +9,7 @@ import pytest
 
 from s3prl_mtl.cli.main import run_parser
 from s3prl_mtl.cli.run_inputs import config_of, parse_splits
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from tests.docs.pages import PAGES, Block, Command
 from tests.docs.typed import training
 
@@ -46,4 +46,4 @@ def test_what_stands_in_the_table_can_be_typed(
     if arguments.mode == "evaluate":
         assert parse_splits(arguments.evaluate_split)
     else:
-        assert config_of(arguments, None, Remarks())["runner"]["total_steps"] == 2
+        assert config_of(arguments, None, DeferredLog())["runner"]["total_steps"] == 2

@@ -85,12 +85,12 @@ def add_branch_run(folder: Path, config: Path) -> None:
             seed=1337,
         ),
         "Config": yaml.safe_load(config.read_text()),
-        "Upstream": OrderedDict(saved["Upstream"]),
-        "Featurizer": OrderedDict(saved["Featurizer"]),
+        "Upstream": OrderedDict(saved.upstream),
+        "Featurizer": OrderedDict(saved.featurizer),
         "WorldSize": 1,
     }
     for task in BRANCH_TASKS:
-        states[task] = OrderedDict(saved["Tasks"][task]["Downstream"])
+        states[task] = OrderedDict(saved.tasks[task].head)
         states[f"Epoch.{task}"] = 1
     torch.save(states, folder / "states-200000.ckpt")
     # The page starts heads of our own defaults: of these, not of the branch's config.

@@ -107,8 +107,13 @@ class Run:
             file.seek(self._log_starts[rank])
             return file.read().decode()
 
+    def logged(self, module: str, level: str = "WARNING", rank: int = 0) -> list[str]:
+        """The messages of a module of the package in the log of a rank."""
+        pattern = rf"^\S+ \S+ {level} s3prl_mtl\.{re.escape(module)}: (.*)$"
+        return re.findall(pattern, self.log(rank), re.MULTILINE)
+
     def logged_step(self) -> int:
-        """The last step that the log says was taken, 0 if none was."""
+        """The last step in the log, 0 before the first."""
         return max((int(n) for n in re.findall(r"step (\d+)  loss", self.log())), default=0)
 
     def _log_file(self, rank: int) -> Path:
@@ -134,8 +139,9 @@ class Run:
             assert time.monotonic() < deadline, f"not in {seconds:g} s: {what}:\n{self.terminal}"
             time.sleep(POLL_SECONDS)
 
-    def until_logged(self, text: str, rank: int = 0, seconds: float = DEADLINE_SECONDS) -> None:
-        self.until(lambda: text in self.log(rank), f"rank {rank} logged {text!r}", seconds)
+    def until_logged(self, module: str, seconds: float = DEADLINE_SECONDS) -> list[str]:
+        """Wait for warnings of a module on the first rank."""
+        return self.until(lambda: self.logged(module), f"a warning of {module}", seconds)
 
     def until_step(self, step: int) -> None:
         self.until(lambda: self.logged_step() >= step, f"step {step}")

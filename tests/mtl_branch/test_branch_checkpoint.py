@@ -67,12 +67,12 @@ def branch_file(run, multitask_yaml: Path, tmp_path: Path) -> Path:
             seed=1337,
         ),
         "Config": yaml.safe_load(multitask_yaml.read_text()),
-        "Upstream": OrderedDict(saved["Upstream"]),
-        "Featurizer": OrderedDict(saved["Featurizer"]),
+        "Upstream": OrderedDict(saved.upstream),
+        "Featurizer": OrderedDict(saved.featurizer),
         "WorldSize": 2,
     }
     for task in TASKS:
-        states[task] = OrderedDict(saved["Tasks"][task]["Downstream"])
+        states[task] = OrderedDict(saved.tasks[task].head)
         states[f"Epoch.{task}"] = 3
     states["ks"]["log_sigma"] = torch.zeros(1)  # As --auto_loss_weights leaves it on a CPU.
     path = tmp_path / "branch" / "states-7.ckpt"
@@ -95,12 +95,12 @@ def test_a_run_starts_from_the_branchs_checkpoint(
         config = config_of(multitask_yaml, manifest_cache, init_ckpt=str(where), seed=5)
         started = MultiTaskRunner(config, tmp_path / where.name).state()
         assert started is not None
-        assert started["Step"] == 0
-        same(started["Upstream"], saved["Upstream"])
-        same(started["Featurizer"], saved["Featurizer"])
+        assert started.step == 0
+        same(started.upstream, saved.upstream)
+        same(started.featurizer, saved.featurizer)
         for task in TASKS:
-            wanted = dict(saved["Tasks"][task]["Downstream"])
-            found = dict(started["Tasks"][task]["Downstream"])
+            wanted = dict(saved.tasks[task].head)
+            found = dict(started.tasks[task].head)
             for head in (wanted, found):
                 head.pop("best_score")  # It is this run's own.
             same(found, wanted)
@@ -194,7 +194,7 @@ def test_the_encoder_of_the_branch_is_exported_as_ours_is(
     run, branch_file: Path, tmp_path: Path, frozen: bool
 ):
     _, ours = run
-    wanted = dict(ours["Upstream"])
+    wanted = dict(ours.upstream)
     if frozen:
         saved = torch.load(branch_file, weights_only=False)
         del saved["Upstream"]
@@ -225,16 +225,16 @@ def test_a_run_starts_from_the_encoder_only(
     )
     started = MultiTaskRunner(config, tmp_path / "run").state()
     assert started is not None
-    same(started["Upstream"], saved["Upstream"])
+    same(started.upstream, saved.upstream)
     # DistributedDataParallel puts its own name before those of what it wraps.
-    wrapped = {"Upstream": {f"module.{name}": held for name, held in saved["Upstream"].items()}}
+    wrapped = {"Upstream": {f"module.{name}": held for name, held in saved.upstream.items()}}
     torch.save(wrapped, tmp_path / "wrapped.ckpt")
     config["init_upstream_ckpt"] = str(tmp_path / "wrapped.ckpt")
     again = MultiTaskRunner(config, tmp_path / "again").state()
     assert again is not None
-    same(again["Upstream"], saved["Upstream"])
-    head = started["Tasks"]["er"]["Downstream"]["projector.weight"]
-    assert not torch.equal(head, saved["Tasks"]["er"]["Downstream"]["projector.weight"])
+    same(again.upstream, saved.upstream)
+    head = started.tasks["er"].head["projector.weight"]
+    assert not torch.equal(head, saved.tasks["er"].head["projector.weight"])
 
 
 def test_a_run_starts_from_heads_of_single_task_runs_of_s3prl(
@@ -245,7 +245,7 @@ def test_a_run_starts_from_heads_of_single_task_runs_of_s3prl(
         path = tmp_path / "heads" / task / f"hubert_tiny_{task}.ckpt"
         path.parent.mkdir(parents=True)
         single = {
-            "Downstream": saved["Tasks"][task]["Downstream"],
+            "Downstream": saved.tasks[task].head,
             "Featurizer": {"weights": torch.zeros(13)},
             "Optimizer": {"state": {}, "param_groups": []},
             "Step": 200_000,
@@ -260,9 +260,9 @@ def test_a_run_starts_from_heads_of_single_task_runs_of_s3prl(
     started = MultiTaskRunner(config, tmp_path / "run").state()
     assert started is not None
     for task in ("ks", "er"):
-        for name, value in saved["Tasks"][task]["Downstream"].items():
+        for name, value in saved.tasks[task].head.items():
             if name != "best_score":
-                assert torch.equal(started["Tasks"][task]["Downstream"][name], value)
+                assert torch.equal(started.tasks[task].head[name], value)
     with user_error("checkpoint-format", where=r"hubert_tiny_ks\.ckpt", fix="-i DIR"):
         checkpoints.load(tmp_path / "heads" / "ks" / "hubert_tiny_ks.ckpt")
 
@@ -278,7 +278,7 @@ def test_a_frozen_encoder_is_not_in_the_file_and_stays_as_it_was(
     started = MultiTaskRunner(config, tmp_path / "run").state()
     assert started is not None
     tiny = load_upstream("hubert_tiny").state_dict()
-    same(started["Upstream"], {f"model.{name}": value for name, value in tiny.items()})
+    same(started.upstream, {f"model.{name}": value for name, value in tiny.items()})
     flags = {"init_upstream_ckpt": str(branch_file)}
     with pytest.raises(UserError) as caught:
         MultiTaskRunner(config_of(multitask_yaml, manifest_cache, **flags), tmp_path / "other")
@@ -398,7 +398,7 @@ def test_a_head_of_another_width_is_named(
     run, multitask_yaml: Path, manifest_cache: Path, tmp_path: Path
 ):
     _, saved = run
-    head = dict(saved["Tasks"]["ks"]["Downstream"])
+    head = dict(saved.tasks["ks"].head)
     head["projector.weight"] = torch.zeros(16, 768)
     path = tmp_path / "ks" / "hubert_tiny_ks.ckpt"
     path.parent.mkdir()
@@ -415,7 +415,7 @@ def test_the_branchs_official_encoders_need_no_original(branch_file: Path):
     states["Upstream"]["model.final_proj.weight"] = torch.zeros(256, 768)
     states["Upstream"]["model.label_embs_concat"] = torch.zeros(504, 256)
     torch.save(states, branch_file)
-    info = checkpoints.load(branch_file)["UpstreamInfo"]
+    info = checkpoints.load(branch_file).upstream_info
     assert (info["config"]["encoder_layers"], info["config"]["encoder_embed_dim"]) == (12, 768)
     assert (info["config"]["final_proj_dim"], info["config"]["label_embeddings"]) == (
         256,

@@ -12,7 +12,7 @@ import yaml
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.mtl_branch.config import translate
 from s3prl_mtl.tracking.tracker import read_results
 from s3prl_mtl.training.preflight import check_splits
@@ -276,7 +276,7 @@ def words_of_a_dry_run(multitask_yaml: Path, tiny_corpus: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("place", ["named", "found"])
-def test_remarks_on_a_config_are_once_in_the_log_and_once_on_the_terminal(
+def test_warnings_about_a_config_are_once_in_the_log_and_once_on_the_terminal(
     place: str,
     words_of_a_dry_run: list[str],
     manifest_cache: Path,
@@ -297,7 +297,7 @@ def test_remarks_on_a_config_are_once_in_the_log_and_once_on_the_terminal(
             assert [text.count(remark) for remark in REMARKS] == [1, 1, 1]
 
 
-def test_remarks_on_a_config_are_shown_if_the_run_cannot_start(
+def test_warnings_about_a_config_are_shown_if_the_run_cannot_start(
     words_of_a_dry_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main([*words_of_a_dry_run, "-p", str(tmp_path / "new"), "-o", "seed=none"]) == 2
@@ -339,17 +339,17 @@ def test_paths_beside_s3prls_downstream_folder_are_found(tmp_path: Path, multita
     (lists / "veri_test_class.txt").write_text("")
     values = yaml.safe_load(multitask_yaml.read_text())
     values["sid"]["datarc"]["meta_data"] = "./downstream/voxceleb1/veri_test_class.txt"
-    translated = translate(values, tmp_path / "downstream" / "multitask.yaml", Remarks())
+    translated = translate(values, tmp_path / "downstream" / "multitask.yaml", DeferredLog())
     found = translated["sid"]["downstream_expert"]["datarc"]["meta_data"]
     assert Path(found).resolve() == (lists / "veri_test_class.txt").resolve()
 
 
 def test_other_configs_are_left_as_they_are():
     values = {"runner": {"total_steps": 3}, "ks": {"downstream_expert": {}, "dev_splits": ["dev"]}}
-    remarks = Remarks()
-    assert translate(values, "own.yaml", remarks) is values
+    deferred = DeferredLog()
+    assert translate(values, "own.yaml", deferred) is values
     experts = {"s3prl:ctc": {"folder": "/somewhere/ctc"}}
-    assert translate(experts, "own.yaml", remarks) is experts
+    assert translate(experts, "own.yaml", deferred) is experts
 
 
 def test_two_steps_of_all_nine_tasks_from_the_file(

@@ -189,8 +189,8 @@ def test_a_run_resumes_without_its_downloads(
     halfway = checkpoints.load(tmp_path / "whole" / "states-1.ckpt")
     MultiTaskRunner(config, tmp_path / "resumed", resume=halfway).train()
     resumed = checkpoints.load(tmp_path / "resumed" / "states-2.ckpt")
-    for name, held in whole["Upstream"].items():
-        assert torch.equal(resumed["Upstream"][name], held), name
+    for name, held in whole.upstream.items():
+        assert torch.equal(resumed.upstream[name], held), name
 
 
 def test_s3prls_downloads_are_restored(network_with, tmp_path: Path):
