@@ -60,7 +60,7 @@ class OneUtterance(nn.Module):
         frames = encoder.layer_norm(x[0].t())
         if encoder.post_extract_proj is not None:
             frames = encoder.post_extract_proj(frames)
-        one = [LengthGroup(start=0, lengths=[frames.shape[0]], slots=None, mask=None)]
+        one = [LengthGroup(lengths=[frames.shape[0]], slots=None, mask=None)]
         states = torch.stack(encoder.encoder(frames, one))
         shares: Any = self.shares
         features = torch.tensordot(shares, states[-len(shares) :], dims=1)

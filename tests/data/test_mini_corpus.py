@@ -71,6 +71,7 @@ def transcripts(librispeech: Path) -> Iterator[tuple[str, list[str]]]:
             yield audio.relative_to(librispeech).as_posix(), words
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_corpus_of_the_same_make(corpus: Path, tmp_path: Path) -> None:
     make_corpus(tmp_path / "other", size="tiny", seed=1, jobs=2)
     ours, theirs = digests(corpus), digests(tmp_path / "other")
@@ -364,6 +365,7 @@ class Interruption(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_after_an_interruption_another_number_of_workers_makes_the_same_bytes(
     corpus: Path, tmp_path: Path
 ) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.launching import Launcher, assert_ended_alike, children, send, words_of
+from tests.faults.launching import Launcher, assert_ended_alike, words_of
+from tests.launcher import children, send
 
 # One utterance a batch: epochs that are long enough for workers to be met at work.
 WORDS = words_of(
@@ -20,7 +21,8 @@ WORDS = words_of(
 )
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_killed_worker_is_replaced_and_no_batch_is_lost(
     ranks: int, launch: Launcher, uninterrupted: Callable[..., Path]
 ):

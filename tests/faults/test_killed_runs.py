@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from s3prl_mtl.checkpoint import files as checkpoints
-from tests.faults.launching import Launcher, Run, assert_ended_alike, newest, send, words_of
+from tests.faults.launching import Launcher, Run, assert_ended_alike, newest, words_of
+from tests.launcher import send
 
 STARTING_SECONDS = 6.0
 """From the first import to the first step, on a machine with other things to do."""

@@ -11,15 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.launching import (
-    TRACE,
-    Launcher,
-    assert_ended_alike,
-    is_alive,
-    newest,
-    send,
-    words_of,
-)
+from tests.faults.launching import TRACE, Launcher, assert_ended_alike, newest, words_of
+from tests.launcher import is_alive, send
 
 TIMEOUT = 10.0
 WORDS = words_of("ks,er", 400, "--timeout", f"{TIMEOUT:g}")
@@ -34,9 +27,8 @@ def assert_named(text: str, rank: int, pid: int) -> None:
     assert re.search(rf"{name} .*at step \d+", text), text
 
 
-@pytest.mark.parametrize(
-    ("ranks", "victim"), [(2, 1), *[pytest.param(3, v, marks=pytest.mark.slow) for v in (0, 2)]]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "victim"), [(2, 1), (3, 0), (3, 2)])
 def test_when_a_rank_is_killed_the_others_name_it_and_end(
     ranks: int, victim: int, launch: Launcher, record_property: Record
 ):

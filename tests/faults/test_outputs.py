@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from s3prl_mtl.tracking.tracker import read_metrics
-from tests.faults.launching import Launcher, assert_ended_alike, send, words_of
+from tests.faults.launching import Launcher, assert_ended_alike, words_of
+from tests.launcher import send
 
 WORDS = words_of("ks,er", 20)
 

@@ -13,6 +13,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream, check_waveforms
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
 from s3prl_mtl.upstreams.hubert.convolutions import ConvolutionalFrontEnd, ScaleGradient
+from s3prl_mtl.upstreams.hubert.dropout import dropout
 from s3prl_mtl.upstreams.hubert.packing import group_by_length
 from s3prl_mtl.upstreams.hubert.transformer import TransformerEncoder
 from s3prl_mtl.upstreams.strict_loading import load_strictly
@@ -92,7 +93,7 @@ class Hubert(Upstream):
         if self.post_extract_proj is not None:
             # The residual stream stays in the parameters' type under autocast.
             features = self.post_extract_proj(features).to(weight.dtype)
-        features = F.dropout(features, self.config.dropout_input, self.training)
+        features = dropout(features, self.config.dropout_input, self.training)
         max_padding = MAX_PADDING.get(weight.device.type, MAX_PADDING["cuda"])
         groups = group_by_length(lengths, max_padding, weight.device)
         states = torch.stack(self.encoder(features, groups))

@@ -1,16 +1,19 @@
-"""Runs of `run_mtl.py` under torchrun as real processes, for the tests that need several."""
+"""Real processes for tests: started, watched, signalled, and all ended with their test."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +48,9 @@ def environment(corpus: Path, cache: Path, **variables: str) -> dict[str, str]:
 
 
 def free_port(first: int = 20000, last: int = 30000) -> int:
-    """A port of this machine that nothing listens on; not one of those given out at random."""
-    for port in range(first + os.getpid() % (last - first), last):
+    """A free port of this machine, below those that the system assigns at random."""
+    begin = random.SystemRandom().randrange(first, last)
+    for port in (*range(begin, last), *range(first, begin)):
         with socket.socket() as listener:
             try:
                 listener.bind(("", port))
@@ -57,73 +61,78 @@ def free_port(first: int = 20000, last: int = 30000) -> int:
 
 
 class Started:
-    """A process whose output is a file. On leaving the context all that it has started is killed.
+    """A process whose output is a file. On exit it and all its descendants are killed.
 
     Args:
         words: the command line.
-        output: file for what it prints.
+        output: file for its output.
         variables: its environment.
+        folder: its working directory.
     """
 
-    def __init__(self, words: Sequence[str], output: Path, variables: Mapping[str, str]) -> None:
+    def __init__(
+        self, words: Sequence[str], output: Path, variables: Mapping[str, str], folder: Path = ROOT
+    ) -> None:
         self.output = output
-        # Whose parent has died belongs to nobody's children: all are known by their environment.
+        # A process with a dead parent is nobody's child: all are known by their environment.
         self._mark = f"STARTED_BY_TEST={uuid.uuid4().hex}"
         name, value = self._mark.split("=")
         with output.open("wb") as file:
             self.process = subprocess.Popen(
                 words,
-                cwd=ROOT,
+                cwd=folder,
                 env={**variables, name: value},
+                stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                # A group of its own: a signal to all of it does not reach the tests.
+                start_new_session=True,
             )
 
     def __enter__(self) -> Started:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to the process and all its descendants."""
         while marked := processes_with(self._mark):
             for pid in marked:
-                _kill(pid)
-            self.process.wait()
-
-    def children(self) -> list[int]:
-        """All processes below this one."""
-        return children_of(self.process.pid)
+                send(pid, signal.SIGKILL)
+        self.process.wait()
 
     def ranks(self) -> dict[int, int]:
-        """The process of each rank that lives, by rank: whatever torchrun itself has started."""
+        """The process of each live rank, by rank."""
         ranks = {}
-        for pid in self.children():
-            try:
-                environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            rank = [line for line in environ if line.startswith(b"RANK=")]
-            if rank and words[2:3] == [b"run_mtl.py"]:
-                ranks[int(rank[0].removeprefix(b"RANK="))] = pid
+        for pid in descendants(self.process.pid):
+            rank = re.search(rb"(?:^|\0)RANK=(\d+)", read(f"/proc/{pid}/environ"))
+            words = read(f"/proc/{pid}/cmdline").split(b"\0")
+            if rank and words[2:3] and words[2].endswith(b"run_mtl.py"):
+                ranks[int(rank[1])] = pid
         return ranks
 
     def text(self) -> str:
-        return self.output.read_text(errors="replace")
+        """Its output so far."""
+        return self.output.read_text(encoding="utf-8", errors="replace")
 
     def wait(self, seconds: float = 300) -> int:
         """Its exit code.
 
         Raises:
-            AssertionError: it has not ended in time; with what it printed.
+            AssertionError: it has not ended in time; with its output.
         """
-        until(lambda: self.process.poll() is not None, lambda: self.text(), seconds)
-        return self.process.returncode
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {seconds:g} s:\n{self.text()}") from None
 
 
 def until(condition: Callable[[], Any], story: Callable[[], str], seconds: float = 120) -> None:
-    """Wait for something to become true.
+    """Wait until a condition is true.
 
     Raises:
-        AssertionError: it has not in time; with the story.
+        AssertionError: it is not in time; with the story.
     """
     deadline = time.monotonic() + seconds
     while not condition():
@@ -131,43 +140,56 @@ def until(condition: Callable[[], Any], story: Callable[[], str], seconds: float
         time.sleep(0.02)
 
 
-def children_of(pid: int) -> list[int]:
-    """All processes below a process."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            parents.setdefault(parent, []).append(int(entry.name))
-    found, waiting = [], [pid]
-    while waiting:
-        below = parents.get(waiting.pop(), [])
-        found += below
-        waiting += below
-    return found
+def send(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process that may be gone."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def children(pid: int) -> list[int]:
+    return [child for child, parent in _parents() if parent == pid]
+
+
+def descendants(pid: int) -> list[int]:
+    found = [pid]
+    parents = list(_parents())
+    for one in found:
+        found += [child for child, parent in parents if parent == one]
+    return found[1:]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process exists and is not a zombie."""
+    return state(pid) not in (b"", b"Z")
+
+
+def state(pid: int) -> bytes:
+    """R, S, D, T (stopped) or Z (zombie); empty for a process that is gone."""
+    return read(f"/proc/{pid}/stat").rpartition(b") ")[2][:1]
 
 
 def processes_with(line: str) -> list[int]:
-    """All processes of this machine that have a line in their environment."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                environ = (entry / "environ").read_bytes()
-            except OSError:
-                continue
-            if line.encode() in environ.split(b"\0"):
-                found.append(int(entry.name))
-    return found
+    """All processes of this machine with a line in their environment."""
+    numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [n for n in numbers if line.encode() in read(f"/proc/{n}/environ").split(b"\0")]
 
 
-def _kill(pid: int) -> None:
+def _parents() -> Iterator[tuple[int, int]]:
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            # After the name of the program, which may contain anything: state, then parent.
+            fields = read(f"/proc/{name}/stat").rpartition(b") ")[2].split()
+            if fields:
+                yield int(name), int(fields[1])
+
+
+def read(path: str) -> bytes:
+    """A file of a process; empty if the process is gone."""
     try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
 
 
 def reached(folder: Path, step: int) -> bool:
