@@ -377,9 +377,9 @@ def test_an_encoder_of_the_zoo_trains_and_resumes_bit_for_bit(
     halfway = checkpoints.load(tmp_path / "whole" / "states-1.ckpt")
     MultiTaskRunner(config, tmp_path / "resumed", resume=halfway).train()
     resumed = checkpoints.load(tmp_path / "resumed" / "states-2.ckpt")
-    for part in ("Upstream", "Featurizer"):
-        for name, held in whole[part].items():
-            assert torch.equal(resumed[part][name], held), name
+    for part in ("upstream", "featurizer"):
+        for name, held in getattr(whole, part).items():
+            assert torch.equal(getattr(resumed, part)[name], held), name
     for task in ("ks", "er", "sd"):
         for name, held in whole.tasks[task].head.items():
             assert torch.equal(resumed.tasks[task].head[name], held), name
