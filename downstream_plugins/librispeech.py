@@ -51,6 +51,7 @@ def read_set(folder: Path) -> list[Transcript]:
                     f"The transcript of {identifier} has no words.",
                     where=source,
                     fix="Each line is `<utterance> <WORDS>`.",
+                    code="corpus-malformed",
                 )
             # Without its file, the utterance is counted with the unreadable ones.
             default = str(PurePosixPath(name).with_name(f"{identifier}.flac"))

@@ -53,12 +53,14 @@ class IEMOCAP(Corpus):
                 f"er: there is no fold {test_fold!r}.",
                 where="er's `datarc.test_fold`",
                 fix=f"Take one of {', '.join(folds)}.",
+                code="invalid-value",
             )
         if not 0 < valid_ratio < 1:
             raise UserError(
                 f"er: {valid_ratio} is not a fraction of the training data.",
                 where="er's `datarc.valid_ratio`",
                 fix="Set a number between 0 and 1, such as 0.2.",
+                code="invalid-value",
             )
         self.root = absolute(root)
         self.test_session = folds[test_fold]
@@ -115,6 +117,7 @@ class IEMOCAP(Corpus):
                         "er: a line of labels has too few fields.",
                         where=f"{file}, line {number}",
                         fix="It is `[start - end]<TAB>utterance<TAB>emotion<TAB>[v, a, d]`.",
+                        code="corpus-malformed",
                     )
                 name, emotion = fields[1].strip(), fields[2].strip()
                 label = MERGED.get(emotion, emotion)
@@ -133,6 +136,7 @@ class IEMOCAP(Corpus):
                 f"er: {folder} cannot be listed: {error.strerror or error}.",
                 where="er's `datarc.root`",
                 fix="Name the folder with Session1 to Session5.",
+                code="file-unreadable",
             ) from error
         # Hidden names are macOS's companions of the files, not labels.
         files = [folder / n for n in names if n.endswith(".txt") and not n.startswith(".")]

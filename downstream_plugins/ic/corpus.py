@@ -21,7 +21,7 @@ SLOTS = ("action", "object", "location")
 
 
 class FluentSpeechCommands(Corpus):
-    """Fluent Speech Commands: spoken commands to a home, each an action on an object somewhere.
+    """Fluent Speech Commands: spoken commands for smart-home devices.
 
     The splits are the three csv files. Labels: `action`, `object`, `location`.
 
@@ -63,6 +63,7 @@ class FluentSpeechCommands(Corpus):
                         f"ic: the {slot} {row[slot]!r} does not occur in train_data.csv.",
                         where=f"{self.root / 'data' / f'{split}_data.csv'}, line {number}",
                         fix="Unpack the corpus again.",
+                        code="label-unknown",
                     )
             path = PurePosixPath(row["path"])
             labels = {slot: row[slot] for slot in SLOTS}
@@ -84,6 +85,7 @@ class FluentSpeechCommands(Corpus):
                 f"ic: the table has no column {', '.join(missing)}.",
                 where=str(path),
                 fix="Its first line is `,path,speakerId,transcription,action,object,location`.",
+                code="corpus-malformed",
             )
         rows: list[tuple[int, dict[str, str]]] = []
         for row in reader:
@@ -92,6 +94,7 @@ class FluentSpeechCommands(Corpus):
                     "ic: a line of the table has too few fields.",
                     where=f"{path}, line {reader.line_num}",
                     fix="Unpack the corpus again.",
+                    code="corpus-malformed",
                 )
             rows.append((reader.line_num, row))
         return rows

@@ -108,6 +108,7 @@ class LibriSpeechPhones(Corpus):
             where=f"the lexicon files {files}",
             fix="Add a line `WORD  P1 P2 ...` for each, or another lexicon file (a grapheme-to-"
             "phoneme model's output will do) to pr's `datarc.lexicon`.",
+            code="corpus-incomplete",
         )
 
 
@@ -134,6 +135,7 @@ def read_lexicon(files: Sequence[Path]) -> dict[str, list[str]]:
                     + (f"an unknown phone {unknown[0]!r}." if unknown else "no phones."),
                     where=f"{file}, line {number}",
                     fix="Use ARPABET with stress, such as `HELLO  HH AH0 L OW1`.",
+                    code="corpus-malformed",
                 )
             pronunciations.setdefault(word.upper(), phones)
     return pronunciations

@@ -105,6 +105,7 @@ class Libri2Mix(Corpus):
                     f"sd: recording {recording} has no duration.",
                     where=str(folder / "reco2dur"),
                     fix="Add a line `<recording> <seconds>`.",
+                    code="corpus-incomplete",
                 )
             seconds = _seconds(durations[recording], folder / "reco2dur", recording)
             frames = int(seconds * SAMPLE_RATE / self.frame_shift)
@@ -154,6 +155,7 @@ class Libri2Mix(Corpus):
                     f"sd: {line.strip()!r} is not a segment.",
                     where=where,
                     fix="Each line is `<utterance> <recording> <start> <end>`.",
+                    code="corpus-malformed",
                 )
             utterance, recording, start, end = fields
             if utterance not in speakers:
@@ -161,6 +163,7 @@ class Libri2Mix(Corpus):
                     f"sd: utterance {utterance} has no speaker.",
                     where=where,
                     fix=f"Add it to {folder / 'utt2spk'}.",
+                    code="corpus-incomplete",
                 )
             begin, finish = _seconds(start, path, utterance), _seconds(end, path, utterance)
             spoken[recording].append((speakers[utterance], begin, finish))
@@ -176,6 +179,7 @@ class Libri2Mix(Corpus):
                 f"{self.num_speakers}: {', '.join(names)}.",
                 where=str(path),
                 fix="Set sd's `datarc.num_speakers`, or take the recording out.",
+                code="corpus-malformed",
             )
         return [(names.index(speaker), start, end) for speaker, start, end in spoken]
 
@@ -223,6 +227,7 @@ def _read_table(path: Path) -> Mapping[str, str]:
                 f"sd: {line.strip()!r} has one column.",
                 where=f"{path}, line {number}",
                 fix="Each line is a name, a space and a value.",
+                code="corpus-malformed",
             )
         table[fields[0]] = fields[1]
     return table
@@ -235,7 +240,10 @@ def _seconds(text: str, path: Path, name: str) -> float:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
         raise UserError(
-            f"sd: {text!r} is not a time in seconds.", where=f"{path}, {name}", fix="Set a number."
+            f"sd: {text!r} is not a time in seconds.",
+            where=f"{path}, {name}",
+            fix="Set a number.",
+            code="corpus-malformed",
         )
     return seconds
 
@@ -246,5 +254,6 @@ def _audio_path(folder: Path, recording: str, location: str) -> Path:
             f"sd: the audio of {recording} is a command; commands are not run.",
             where=str(folder / "wav.scp"),
             fix="Write the audio to a file and name that.",
+            code="not-supported",
         )
     return absolute(folder / location)

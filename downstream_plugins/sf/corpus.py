@@ -103,6 +103,7 @@ class AudioSnips(Corpus):
                         f"The slot {slot!r} of {identifier} is not in {SLOTS_FILE}.",
                         where=f"{self.root / IOB_FILE}, line {number}",
                         fix=f"Add it to {self.root / SLOTS_FILE}.",
+                        code="label-unknown",
                     )
             labels = {"iob_words": words, "iob_slots": word_slots}
             found.append(Utterance(identifier, self.root / split / name, labels))
@@ -131,6 +132,7 @@ class AudioSnips(Corpus):
                     where=f"{path}, line {number}",
                     fix="Each line is `<utterance> BOS WORDS EOS<TAB>O slots intent`, "
                     "as many slots as words.",
+                    code="corpus-malformed",
                 ) from error
             annotations[identifier] = (number, words, slots)
         return annotations

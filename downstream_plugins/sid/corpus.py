@@ -81,6 +81,7 @@ class VoxCeleb1Identification(Corpus):
                     f"sid: {line.strip()!r} is not a line of the identification split.",
                     where=f"{self.meta_data}, line {number}",
                     fix="Each line is `<1|2|3> <speaker>/<video>/<number>.wav`.",
+                    code="corpus-malformed",
                 )
             lines.append((fields[0], fields[1]))
         return lines

@@ -89,6 +89,7 @@ class SpeakerVerification(TaskExpert):
                 f"{len(self.speaker_numbers)} that it was built for.",
                 where="the label space's 'speakers'",
                 fix=nearest(str(speaker), list(self.speaker_numbers)),
+                code="label-unknown",
             )
         return self.speaker_numbers[speaker]
 

@@ -144,7 +144,11 @@ class VoxCeleb1Verification(Corpus):
         if split == "test":
             return read_trials(self.test_trials)
         if split != "dev":
-            raise UserError(f"sv: the split {split!r} has no trials.", fix="Take dev or test.")
+            raise UserError(
+                f"sv: the split {split!r} has no trials.",
+                fix="Take dev or test.",
+                code="unknown-name",
+            )
         if self.dev_trials is not None:
             return read_trials(self.dev_trials)
         return draw_trials(self._train_names())
@@ -181,6 +185,7 @@ def read_trials(path: Path) -> list[Trial]:
                 f"sv: {line.strip()!r} is not a trial.",
                 where=f"{path}, line {number}",
                 fix="Each line is `<0|1> <speaker>/<video>/<number>.wav <...>.wav`.",
+                code="corpus-malformed",
             )
         trials.append(Trial(int(fields[0]), fields[1], fields[2]))
     return trials
@@ -216,8 +221,9 @@ def draw_trials(
     half = min(trials // 2, len(same), different_count)
     if half == 0:
         raise UserError(
-            "sv: no dev trials can be drawn: they take two speakers, one with two utterances.",
+            "sv: dev trials need two speakers, one of them with two utterances.",
             fix="Check the corpus, or name a file of trials in sv's `datarc.dev_trials`.",
+            code="corpus-incomplete",
         )
     drawn = [Trial(1, *pair) for pair in generator.sample(same, half)]
     different: set[tuple[str, str]] = set()

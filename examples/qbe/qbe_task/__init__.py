@@ -1,4 +1,4 @@
-"""Query by example: which documents hold what a spoken query says?"""
+"""Query by example: find the documents that contain a spoken query."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class QueryByExample(TaskExpert):
     name = "qbe"
     corpus_type = Quesst14
     corpus: Quesst14
-    # A term weighted value may be below 0, but not the best one: a threshold may find nothing.
+    # The maximum is never below 0, as a threshold may reject everything.
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("mtwv", "higher", "MTWV", range=(0.0, 1.0)),)
     worst_score = -1.0
     wants_hidden_states = True
@@ -143,6 +143,7 @@ class QueryByExample(TaskExpert):
             raise UserError(
                 f"qbe: the encoder has no hidden state {layer}: it has {count}, from 0.",
                 where=self.key_path("search", "layer"),
+                code="invalid-value",
             )
         return [int(layer)]
 
@@ -209,6 +210,7 @@ class QueryByExample(TaskExpert):
                 f"qbe: no query of {split} is in any document.",
                 where=str(self.corpus.truth_folder(split)),
                 fix="Check that the lists and the ground truth are of the same corpus.",
+                code="corpus-incomplete",
             )
         values = {
             layer: maximum_term_weighted_value(score, targets, self.false_alarm_weight)
@@ -219,10 +221,11 @@ class QueryByExample(TaskExpert):
             self.decision = {"layer": best}
         elif len(layers) > 1:
             raise UserError(
-                f"qbe: which layer {split} is searched with is chosen on {self.dev_split}.",
+                f"qbe: the layer for {split} has to be chosen on {self.dev_split} first.",
                 where="-t",
                 fix=f"Evaluate both: -t qbe:{self.dev_split},qbe:{split}; or set "
                 f"{self.key_path('search', 'layer')}.",
+                code="missing-option",
             )
         each = {f"mtwv_layer_{layer}": value for layer, value in values.items()}
         return {"mtwv": values[best]} | (each if len(layers) > 1 else {})

@@ -116,6 +116,7 @@ class Quesst14(Corpus):
                 f"qbe: {path.name} lists nothing in {self.language!r}.",
                 where=str(path),
                 fix="Set qbe's `datarc.language` to a language of the list, or to null.",
+                code="corpus-empty",
             )
         return found
 
@@ -130,6 +131,7 @@ class Quesst14(Corpus):
                     f"qbe: {line.strip()!r} is not a file and its language.",
                     where=f"{path}, line {number}",
                     fix="Each line is `<folder>/<folder>/<name>.wav <language>`.",
+                    code="corpus-malformed",
                 )
             found.append((PurePosixPath(fields[0].partition("/")[2]), fields[1]))
         return found
@@ -150,6 +152,7 @@ class Quesst14(Corpus):
                 "qbe: the ground truth is missing.",
                 where=f"{self.truth_folder(split)}/*.rttm",
                 fix="Unpack the corpus again.",
+                code="corpus-incomplete",
             )
         pairs = set()
         for path in files:
@@ -159,9 +162,10 @@ class Quesst14(Corpus):
                     continue
                 if len(fields) <= _TERM_FIELD:
                     raise UserError(
-                        f"qbe: {line.strip()!r} does not say which query is in the document.",
+                        f"qbe: {line.strip()!r} does not name the query in the document.",
                         where=f"{path}, line {number}",
                         fix="LEXEME <document> <channel> <begin> <duration> <query>",
+                        code="corpus-malformed",
                     )
                 if fields[_TERM_FIELD] != _NO_TERM:
                     pairs.add((fields[_TERM_FIELD], fields[1]))

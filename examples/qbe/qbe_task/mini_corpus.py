@@ -38,6 +38,7 @@ def make_corpus(corpora: Path, target: Path) -> None:
             raise UserError(
                 f"{corpora} is not the folder of the mini corpus: it has no {needed}.",
                 fix=f"Make it first: python -m s3prl_mtl make-corpus {corpora} --size tiny.",
+                code="file-missing",
             )
     words: dict[str, set[str]] = {}
     documents = []
