@@ -7,6 +7,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source run_scripts/setup.sh demo
 
+# Overrides the environment: the matrix products of the demo are too small for two threads, which
+# wait for each other during half of a step, and longer beside another program.
+export OMP_NUM_THREADS=1
+
 folder=${1:-.demo}
 python -m s3prl_mtl make-corpus "$folder/corpus" --size mini
 python run_mtl.py -u hubert_tiny -d all --data "$folder/corpus" --cache_dir "$folder/cache" \

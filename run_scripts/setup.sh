@@ -6,9 +6,9 @@
 # constraints.txt, and only when setup.py, constraints.txt or the extras have changed.
 set -euo pipefail
 
-# Threads that wait for each other sleep. By default they spin, and one other busy program on two
-# cores then makes a step of the demo several times slower (0.5 s against 1 to 24 s); on an idle
-# machine sleeping costs a few percent.
+# Waiting threads sleep. By default they spin, and one other busy program on two cores makes a step
+# with two threads several times slower. With many small operations sleeping is slow too; use one
+# thread per process there (OMP_NUM_THREADS=1).
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -34,6 +34,7 @@ wanted=$(cat "$project/setup.py" "$project/constraints.txt" <(echo "$project") |
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
     echo "Installing s3prl-mtl and what it needs (extras: $extras)"
     python -m pip install --quiet --upgrade pip
-    python -m pip install --quiet -c "$project/constraints.txt" -e "$project[$extras]"
+    # Compiling all modules takes longer than the rest; Python compiles the ones it imports.
+    python -m pip install --quiet --no-compile -c "$project/constraints.txt" -e "$project[$extras]"
     echo "$wanted" > "$stamp"
 fi

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import fields, is_dataclass
 
-from s3prl_mtl.checkpoint.contents import RunCheckpoint
+import torch
 
 
 def assert_same(first: object, second: object, where: str = "") -> None:
     """Compare tensors, mappings, sequences and plain values; `where` is for the message."""
-    if isinstance(first, RunCheckpoint):
-        assert_same(first.to_dict(), second.to_dict(), where)
+    if is_dataclass(first):
+        for part in fields(first):
+            assert_same(getattr(first, part.name), getattr(second, part.name), part.name)
     elif isinstance(first, torch.Tensor):
         assert torch.equal(first, second), where
     elif isinstance(first, dict):

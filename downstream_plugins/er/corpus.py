@@ -53,7 +53,7 @@ class IEMOCAP(Corpus):
                 f"er: there is no fold {test_fold!r}.",
                 where="er's `datarc.test_fold`",
                 fix=f"Take one of {', '.join(folds)}.",
-                code="invalid-value",
+                code="unknown-name",
             )
         if not 0 < valid_ratio < 1:
             raise UserError(

@@ -113,7 +113,7 @@ class SpeechCommands(Corpus):
                     f"ks: the folder {folder!r} of the test set is not one of the twelve classes.",
                     where=str(self.test_root),
                     fix=f"The classes are {', '.join(CLASSES)}.",
-                    code="label-unknown",
+                    code="corpus-malformed",
                 )
             for name in list_audio(self.test_root / folder):
                 stem = PurePosixPath(name).stem

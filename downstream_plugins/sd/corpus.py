@@ -179,7 +179,7 @@ class Libri2Mix(Corpus):
                 f"{self.num_speakers}: {', '.join(names)}.",
                 where=str(path),
                 fix="Set sd's `datarc.num_speakers`, or take the recording out.",
-                code="corpus-malformed",
+                code="invalid-value",
             )
         return [(names.index(speaker), start, end) for speaker, start, end in spoken]
 

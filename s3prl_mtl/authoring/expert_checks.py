@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from s3prl_mtl.authoring.contract import NotApplicable, Violated, clause, failure_summary
 from s3prl_mtl.authoring.harness import NeedsData, TaskHarness
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.inference.predictions import accepted, named
+from s3prl_mtl.inference.predictions import check_answers, task_label
 from s3prl_mtl.training.microbatch import halves
 
 MISSPELT = "zz_misspelt"
@@ -241,7 +241,7 @@ def predicts(harness: TaskHarness) -> str:
         except UserError as refusal:
             raise NotApplicable(f"`predict` refuses: {refusal.what}") from refusal
     try:
-        predictions = accepted(returned, len(wavs), named(harness.name, None))
+        predictions = check_answers(returned, len(wavs), task_label(harness.name, None))
     except UserError as refusal:
         raise Violated(refusal.what) from refusal
     return f"keys: {', '.join(predictions[0])}."

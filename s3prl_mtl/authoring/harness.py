@@ -23,7 +23,7 @@ from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.distributed.placement import data_parallel
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.tracking.tracker import Report
 from s3prl_mtl.training.evaluation import Evaluator, Records
@@ -151,20 +151,20 @@ class TaskHarness:
         Raises:
             UserError: the config refuses them.
         """
-        return resolve(self._unresolved(str(self.config.data), overrides, Remarks()))
+        return resolve(self._unresolved(str(self.config.data), overrides, DeferredLog()))
 
     def without_corpus(self) -> RunConfig:
         """The task's config with a folder of corpora that does not exist."""
-        return resolve(self._unresolved(str(self._no_corpora), remarks=Remarks()))
+        return resolve(self._unresolved(str(self._no_corpora), deferred=DeferredLog()))
 
     @property
     def _no_corpora(self) -> Path:
         return self.folder / "no" / "corpora"
 
     def _unresolved(
-        self, data: str | None, more: str | None = None, remarks: Remarks | None = None
+        self, data: str | None, more: str | None = None, deferred: DeferredLog | None = None
     ) -> Config:
-        # Warnings about the config are logged for the first config only (`remarks` is None).
+        # Warnings about the config are logged for the first config only (`deferred` is None).
         flags: dict[str, Any] = {"downstream": [self.task_spec], "device": "cpu"}
         if data is not None:
             flags["data"] = data
@@ -172,7 +172,7 @@ class TaskHarness:
         missing = data is None and not os.environ.get("SUPERB_DATA")
         base = {"data": str(self._no_corpora)} if missing else None
         overrides = ",,".join(part for part in (self.overrides, more) if part)
-        return build_config(self.files, flags, overrides, base, remarks)
+        return build_config(self.files, flags, overrides, base, deferred)
 
     def build(self, config: RunConfig | None = None, labels: Any = None, seed: int = 1) -> Any:
         """A new expert, built as the runner builds it.
@@ -199,7 +199,7 @@ class TaskHarness:
         if labels is not None:
             arguments["labels"] = labels
         try:
-            with RandomStream(seed).in_place():
+            with RandomStream(seed).active():
                 return self.expert_class(**arguments)
         except Exception as error:
             if self.has_data or labels is not None:

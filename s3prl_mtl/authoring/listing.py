@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import os
 from collections.abc import Mapping
@@ -31,13 +30,13 @@ EXPERTS_PAGE = "docs/s3prl-experts.md"
 ZOO_PAGE = "docs/upstreams.md"
 
 
-def list_tasks(arguments: argparse.Namespace) -> None:
-    """`tasks`: list every installed task, whether its data is present, and what is broken."""
+def list_tasks(data: str | None) -> None:
+    """Print every installed task, whether its data is present, and what is broken."""
     # Names are copied into commands, so other columns wrap first.
     names = [Column(title, no_wrap=True) for title in ("task", "package")]
     table = Table(*names, "metric", "corpus", "data", "state")
     paragraphs: dict[str, str] = {}
-    data = arguments.data or os.environ.get("SUPERB_DATA")
+    data = data or os.environ.get("SUPERB_DATA")
     tasks = discover_tasks()
     for name, plugin in tasks.items():
         try:
@@ -118,8 +117,8 @@ def _data_state(name: str, expert: Any, data: str | None) -> tuple[str, list[str
     return ("missing", problems) if problems else ("present", [])
 
 
-def list_upstreams(arguments: argparse.Namespace) -> None:
-    """`upstreams`: list every installed upstream, and what is broken."""
+def list_upstreams() -> None:
+    """Print every installed upstream, and what is broken."""
     names = [Column(title, no_wrap=True) for title in ("upstream", "package")]
     table = Table(*names, "description", "state")
     broken = []

@@ -190,7 +190,7 @@ def _step(world: World, harness: TaskHarness, expert: Any) -> Step:
         for batch in reader.next_round() or []:
             # Random draws of the head must not depend on how the batches are divided.
             seed = derived_seed("step", harness.seed, batch.number)
-            with RandomStream(seed).in_place():
+            with RandomStream(seed).active():
                 loss = harness.loss(expert, split, batch)
             found.append((batch.utterances, loss))
         return found

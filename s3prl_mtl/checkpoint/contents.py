@@ -160,7 +160,7 @@ class TrainingState:
 
 
 @dataclass(frozen=True, eq=False)
-class RunCheckpoint(Mapping[str, Any]):
+class RunCheckpoint:
     """A checkpoint of a run: `states-<step>.ckpt` or a `*-best.ckpt`.
 
     Attributes:
@@ -209,16 +209,6 @@ class RunCheckpoint(Mapping[str, Any]):
             dict(tasks),
             training,
         )
-
-    # Until all readers use the attributes.
-    def __getitem__(self, key: str) -> Any:
-        return self.to_dict()[key]
-
-    def __iter__(self) -> Any:
-        return iter(self.to_dict())
-
-    def __len__(self) -> int:
-        return len(self.to_dict())
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], where: str) -> RunCheckpoint:

@@ -1,11 +1,10 @@
-"""Run checkpoints: what they hold, and how they reach the disk without endangering older ones."""
+"""Read and write the checkpoint files of a run."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ import torch
 
 from s3prl_mtl.checkpoint.contents import FORMAT, RunCheckpoint
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.safe_torch import DamagedFile, load_inert
+from s3prl_mtl.fileio.atomic import atomic_path, remove_partials, write_reason
+from s3prl_mtl.fileio.safe_torch import DamagedFile, safe_load
 from s3prl_mtl.mtl_branch.checkpoint import from_branch, is_of_branch
 
 logger = logging.getLogger(__name__)
@@ -21,44 +21,37 @@ logger = logging.getLogger(__name__)
 STATES_PATTERN = re.compile(r"states-(\d+)\.ckpt")
 
 
-def save(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint so that at every moment the path holds the old file or the new one, whole.
+def save(checkpoint: RunCheckpoint, path: Path) -> None:
+    """Write a checkpoint atomically; on an error the old file and older checkpoints are intact.
 
     Raises:
-        UserError: the disk is full or the folder read-only; whatever was there before is intact.
+        UserError: the disk is full or the folder cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            content = checkpoint.to_dict() if isinstance(checkpoint, RunCheckpoint) else checkpoint
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as cause:
-        # torch reports a failed write of its zip file as RuntimeError.
-        if isinstance(cause, RuntimeError) and not _is_write_error(cause):
+        with atomic_path(path, sync=True) as partial, partial.open("wb") as file:
+            torch.save(checkpoint.to_dict(), file)
+    except (OSError, RuntimeError) as error:
+        reason = write_reason(error)
+        if reason is None:
             raise
-        _discard(partial)
         raise UserError(
-            f"The checkpoint could not be saved: {_write_reason(cause)}. "
-            "Earlier checkpoints are intact.",
+            f"The checkpoint could not be saved: {reason}. Earlier checkpoints are intact.",
             where=str(path),
             fix="Free space on that disk or make the folder writable, then start again with -a.",
-        ) from cause
+            code="file-unwritable",
+        ) from error
 
 
 def load(path: Path) -> RunCheckpoint:
-    """Read a checkpoint; nothing in it is ever executed.
+    """Read a checkpoint without executing anything in it.
 
     Checkpoints of s3prl's multi-task branch are converted, as far as they have the parts.
 
     Raises:
         DamagedFile: the file is truncated, or bytes of it changed since it was written.
-        UserError: the file is missing, cannot be read, holds foreign classes, or is no checkpoint
-            of ours.
+        UserError: the file is missing, cannot be read, names foreign classes, or is not a
+            checkpoint of a run.
     """
     content = read_tensors(path)
     if is_of_branch(content):
@@ -67,8 +60,8 @@ def load(path: Path) -> RunCheckpoint:
         raise UserError(
             "The file is a run of s3prl that trained a single task.",
             where=str(path),
-            fix="Its head can be started from as -i DIR with DIR/<task>/<upstream>_<task>.ckpt, "
-            "its encoder with --init_upstream_ckpt.",
+            fix="Start from its head with -i DIR and DIR/<task>/<upstream>_<task>.ckpt, from its "
+            "encoder with --init_upstream_ckpt.",
             code="checkpoint-format",
         )
     if content.get("Format") != FORMAT:
@@ -82,17 +75,21 @@ def load(path: Path) -> RunCheckpoint:
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """Read a dictionary of tensors and plain values that any program wrote, s3prl for one.
+    """Read a dictionary of tensors and plain values that any program wrote.
 
-    Classes that such files name, as `argparse.Namespace`, become stand-ins that do nothing.
+    Classes that such files name, as `argparse.Namespace`, become stand-ins.
 
     Raises:
-        UserError: as `load`.
+        DamagedFile, UserError: as `load`.
     """
-    checkpoint = load_inert(path, kind="checkpoint", verify=True)
-    if not isinstance(checkpoint, dict):
-        raise UserError("The file holds no dictionary of weights.", where=str(path))
-    return checkpoint
+    content = safe_load(path, kind="checkpoint", verify=True)
+    if not isinstance(content, dict):
+        raise UserError(
+            f"The file is not a dictionary of weights but a {type(content).__name__}.",
+            where=str(path),
+            code="checkpoint-format",
+        )
+    return content
 
 
 def states_files(folder: Path) -> list[Path]:
@@ -108,18 +105,19 @@ def states_files(folder: Path) -> list[Path]:
 def keep_newest(folder: Path, count: int) -> None:
     """Delete all but the newest `states-*.ckpt`. Call it when the newest one is on the disk.
 
-    What a process left that was killed while it saved goes too.
+    Partial files of killed processes are deleted too.
     """
-    for path in [*states_files(folder)[:-count], *folder.glob(".states-*.partial")]:
+    for path in states_files(folder)[:-count]:
         path.unlink(missing_ok=True)
+    remove_partials(folder, "states-*.ckpt")
 
 
 def locate(run: Path, flag: str = "-e") -> Path:
-    """The checkpoint that a path names: the file itself, or the newest of a run's folder.
+    """The checkpoint at a path: the file itself, or the newest one of the folder of a run.
 
     Args:
         run: the path.
-        flag: what gave it, for errors.
+        flag: the flag that gave it, for errors.
 
     Raises:
         UserError: there is neither.
@@ -129,9 +127,10 @@ def locate(run: Path, flag: str = "-e") -> Path:
     files = states_files(run)
     if not files:
         raise UserError(
-            f"{run} holds no states-*.ckpt." if run.is_dir() else f"{run} does not exist.",
-            where=flag,
+            f"{run} contains no states-*.ckpt." if run.is_dir() else f"{run} does not exist.",
+            where=f"{flag} {run}",
             fix="Give the folder of a run, or one of its .ckpt files.",
+            code="checkpoint-missing",
         )
     return files[-1]
 
@@ -139,24 +138,24 @@ def locate(run: Path, flag: str = "-e") -> Path:
 def load_newest(
     run: Path, flag: str = "-e", *, set_aside: bool = True
 ) -> tuple[RunCheckpoint, Path]:
-    """Read the newest checkpoint of a run that is whole, and say where an older one has to do.
+    """Read the newest undamaged checkpoint of a run; log a warning for each damaged newer one.
 
-    A damaged newer one is renamed to `states-<step>.ckpt.damaged`, so that `keep_newest` does not
-    take it for the newest. No file is renamed unless an older one is whole.
+    A damaged file is renamed to `states-<step>.ckpt.damaged`, so that `keep_newest` does not count
+    it. No file is renamed unless an older one is undamaged.
 
     Args:
-        run: the folder of a run; or a file, which is then read whatever lies beside it.
-        flag: what gave the path, for errors.
-        set_aside: rename the damaged ones. False for who only reads; of several processes that
-            read the same run, only one may rename.
+        run: the folder of a run; or a file, which is then read whatever else the folder has.
+        flag: the flag that gave the path, for errors.
+        set_aside: rename damaged files. False for commands that only read; of several processes
+            that read the same run only one may rename.
 
     Returns:
-        the checkpoint, and the file that it is from.
+        the checkpoint and its file.
 
     Raises:
-        DamagedFile: the file that was given, or every file of the folder, is damaged.
+        DamagedFile: the given file, or every file of the folder, is damaged.
         UserError: as `locate`, or as `load` for anything but damage: a file that cannot be read
-            now, or that another program wrote, is nothing to pass over.
+            now, or that another program wrote, is not skipped.
     """
     newest = locate(run, flag)
     if newest == run:
@@ -171,7 +170,7 @@ def load_newest(
         for other, damage in damaged:
             kept_as = _set_aside(other).name if set_aside else other.name
             logger.warning(
-                "%s is left out (kept as %s): %s Going on from %s instead.",
+                "Skipping %s (kept as %s): %s Resuming from %s instead.",
                 other,
                 kept_as,
                 damage.what,
@@ -180,14 +179,15 @@ def load_newest(
         return checkpoint, path
     reasons = " ".join(f"{path.name}: {damage.what}" for path, damage in damaged)
     raise DamagedFile(
-        f"None of the checkpoints in {run} is whole. {reasons}",
-        where=flag,
-        fix="Give another run, or put back copies of these files.",
+        f"All checkpoints in {run} are damaged. {reasons}",
+        where=f"{flag} {run}",
+        fix="Give another run, or restore these files from copies.",
+        code="torch-file-refused",
     )
 
 
 def _set_aside(path: Path) -> Path:
-    """Rename a damaged file to a name that nothing looks for and nothing has."""
+    """Rename a damaged file to an unused name."""
     aside = path.with_name(f"{path.name}.damaged")
     number = 1
     while os.path.lexists(aside):
@@ -195,42 +195,12 @@ def _set_aside(path: Path) -> Path:
         aside = path.with_name(f"{path.name}.damaged-{number}")
     try:
         path.rename(aside)
-    except OSError as cause:
-        # Left where it is, it would be kept as the newest, and the whole ones deleted.
+    except OSError as error:
+        # Under its name it would be kept as the newest, and undamaged ones deleted.
         raise UserError(
-            f"{path.name} is damaged and could not be renamed: {cause.strerror}.",
+            f"{path.name} is damaged and could not be renamed: {error.strerror}.",
             where=str(path),
             fix="Make the folder writable, or move the file away.",
-        ) from cause
+            code="file-unwritable",
+        ) from error
     return aside
-
-
-def _sync_folder(folder: Path) -> None:
-    # Without this a power cut may lose the rename although the file itself is on the disk.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_write_error(error: RuntimeError) -> bool:
-    text = str(error)
-    return "PytorchStreamWriter" in text or "unexpected pos" in text or "write" in text
-
-
-def _write_reason(error: OSError | RuntimeError) -> str:
-    """Why a write failed: torch hides the system's reason behind an error of its own."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    return "the disk is full, or a limit on the size of files was reached"
-
-
-def _discard(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as cause:
-        logger.warning("%s could not be removed: %s", path, cause)

@@ -1,4 +1,4 @@
-"""`predict`: what the heads of a trained run say of audio files, as JSON lines."""
+"""`predict`: the predictions of a trained run for audio files, as JSON lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.inference.audio_input import NOBODY_SPEAKS, read_utterance
+from s3prl_mtl.inference.audio_input import SILENCE, read_utterance
 from s3prl_mtl.inference.loading import load_run
 from s3prl_mtl.inference.rttm import recording_names, rttm_file, write_rttm
 from s3prl_mtl.inference.trained import TrainedRun
@@ -24,12 +24,13 @@ from s3prl_mtl.registry.task_names import split_specs
 
 logger = logging.getLogger(__name__)
 
+DESCRIPTION = "Print the predictions of a trained run for audio files, as JSON lines."
+
 MAXIMUM_BATCH = 8
-"""Files that go through the encoder together."""
+"""Files that are encoded together."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `predict`."""
     parser.add_argument("run", type=Path, help="the folder of a run, or one of its .ckpt files")
     parser.add_argument("audio", type=Path, nargs="+", help="audio files")
     parser.add_argument("--task", metavar="TASKS", help="asr,ks,...; all of the run by default")
@@ -40,49 +41,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
 
 
-def predict(arguments: argparse.Namespace) -> None:
-    """Write a line of JSON for every file: `file`, and the answer of each task.
+def run(arguments: argparse.Namespace) -> None:
+    """Print a line of JSON for every file: `file`, and the prediction of each task.
 
     A file that cannot be read, that is too short, or that the encoder or a head refuses, gets a
-    line with `error`, and the others go on. That of `--against` is needed for all: nothing is said
-    without.
+    line with `error` instead; the remaining files are still predicted. The file of `--against`
+    must be usable.
 
     Raises:
-        UserError: the run or a task is not there, no task gives answers, or the file of `--rttm`
-            or `--against` cannot be used; in the end, that files have no answer.
+        UserError: the run or a task does not exist, no task makes predictions, or the file of
+            `--rttm` or `--against` cannot be used; at the end, if any file has an error.
     """
     tasks = split_specs(arguments.task, flag="--task") if arguments.task else None
     names = recording_names(arguments.audio) if arguments.rttm else {}
-    # Before the run is loaded, which takes longer than to see that it cannot be written.
+    # Open the file before the run is loaded, which takes longer: it may not be writable.
     with rttm_file(arguments.rttm) if arguments.rttm else nullcontext() as rttm:
-        run = load_run(arguments.run, tasks, arguments.device, where="predict")
-        wanted = run.answering(None if tasks is None else run.tasks)
+        trained = load_run(arguments.run, tasks, arguments.device, where="predict")
+        wanted = trained.predictable(None if tasks is None else trained.tasks)
         if not wanted:
-            raise UserError("No task of the run gives answers.", where=str(arguments.run))
+            raise UserError(
+                "No task of the run makes predictions.",
+                where=str(arguments.run),
+                code="not-supported",
+            )
         for flag, task in (("--rttm", "sd"), ("--against", "sv")):
             given = getattr(arguments, flag.removeprefix("--"))
-            if given is not None and run.find(task) not in wanted:
+            if given is not None and trained.find(task) not in wanted:
                 raise UserError(
-                    f"{flag} needs the task {task}.", where=flag, fix=f"--task ...,{task}"
+                    f"{flag} needs the task {task}.",
+                    where=flag,
+                    fix=f"--task ...,{task}",
+                    code="missing-option",
                 )
-        diarization = run.find("sd")
+        diarization = trained.find("sd")
         failed = 0
-        for line in answers(run, arguments.audio, wanted, arguments.against):
+        for line in predictions(trained, arguments.audio, wanted, arguments.against):
             failed += "error" in line
             _write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-            # A file that is named twice is one recording: its name is taken away.
+            # A file that is named twice is one recording, written once.
             if rttm is not None and diarization in line and line["file"] in names:
                 recording = names[line["file"]]
                 write_rttm(rttm, recording, line[diarization], diarization)
                 names = {file: name for file, name in names.items() if name != recording}
     if failed:
         raise UserError(
-            f"{failed} of {len(arguments.audio)} files have no answer; their lines say why."
+            f"{failed} of {len(arguments.audio)} files have no prediction: see `error` in their "
+            "lines.",
+            code="audio-unreadable",
         )
 
 
 def _write(text: str) -> None:
-    """Write to the output; a reader that has had enough, as `head` has, ends the program."""
+    """Write to the standard output; exit if its reader, such as `head`, has closed it."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -92,23 +102,28 @@ def _write(text: str) -> None:
         raise SystemExit(0) from None
 
 
-def answers(
+def predictions(
     run: TrainedRun, files: Sequence[Path], tasks: Sequence[str], against: Path | None = None
 ) -> Iterator[dict[str, Any]]:
-    """For each file, in the order given, what the heads say of it, or why they say nothing.
+    """The line of each file, in order: its predictions by task, or its error.
 
     Args:
-        run: whose heads.
-        files: audio.
-        tasks: names of those that give answers.
-        against: a recording of the speaker that the others are scored against.
+        run: the trained run.
+        files: audio files.
+        tasks: names of tasks that make predictions.
+        against: a recording of the speaker to score (sv) the files against.
+
+    Raises:
+        UserError: `against` cannot be used.
     """
     speaker, voice = None, run.find("sv")
     if against is not None and voice is not None:
         try:
             speaker = run.embedding(against, voice)
         except UserError as error:
-            raise UserError(error.what, where=f"--against {against}", fix=error.fix) from error
+            raise UserError(
+                error.what, where=f"--against {against}", fix=error.fix, code=error.code
+            ) from error
     for first in range(0, len(files), MAXIMUM_BATCH):
         batch = files[first : first + MAXIMUM_BATCH]
         lines: list[dict[str, Any]] = [{"file": str(file)} for file in batch]
@@ -119,26 +134,26 @@ def answers(
                 readable.append(line)
             except UserError as error:
                 line["error"] = str(error)
-        said = _answers_of(run, waveforms, tasks)
-        for line, waveform, answer in zip(readable, waveforms, said, strict=True):
-            line |= answer
-            if speaker is None or voice not in answer:
+        predicted = _predict(run, waveforms, tasks)
+        for line, waveform, by_task in zip(readable, waveforms, predicted, strict=True):
+            line |= by_task
+            if speaker is None or voice not in by_task:
                 continue
             if waveform.any():
                 line[voice]["score"] = float(torch.tensor(line[voice]["embedding"]) @ speaker)
             else:
-                line[voice]["no_score"] = NOBODY_SPEAKS
+                line[voice]["no_score"] = SILENCE
         yield from lines
 
 
-def _answers_of(
+def _predict(
     run: TrainedRun, waveforms: Sequence[Tensor], tasks: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """What the heads say, all at once; one by one where one of the files is refused."""
+    """Predict in one batch; one by one if one of the waveforms is refused."""
     try:
         return list(run.predict(waveforms, tasks))
     except UserError as error:
         logger.debug("%s", error, exc_info=True)
         if len(waveforms) == 1:
             return [{"error": str(error)}]
-    return [answer for wave in waveforms for answer in _answers_of(run, [wave], tasks)]
+    return [by_task for wave in waveforms for by_task in _predict(run, [wave], tasks)]

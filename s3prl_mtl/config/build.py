@@ -23,7 +23,7 @@ from s3prl_mtl.config.layers import nested, parse_overrides, words_of
 from s3prl_mtl.config.schema import RunConfig, Settings, TaskConfig
 from s3prl_mtl.config.values import check_task_values, check_values
 from s3prl_mtl.errors import UserError, nearest
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.mtl_branch.config import translate
 from s3prl_mtl.mtl_branch.corpora import look_in
@@ -83,7 +83,7 @@ def build_config(
     flags: Mapping[str, Any] | None = None,
     overrides: str | None = None,
     base: Mapping[str, Any] | None = None,
-    remarks: Remarks | None = None,
+    deferred: DeferredLog | None = None,
 ) -> Config:
     """The config of a run, checked; references such as `${data}` are still in it.
 
@@ -96,16 +96,16 @@ def build_config(
             has `downstream` says which tasks are trained.
         overrides: the text of `-o`: `key=value` pairs separated by `,,`.
         base: the config of an earlier run, which takes the place of the defaults' values.
-        remarks: take what is done otherwise than the files say, for the log of the run. Without
-            them it is logged at once.
+        deferred: receives warnings about the files, for the log of the run; None logs them
+            at once.
 
     Raises:
         UserError: an unknown key, a value of the wrong type, a file that is not there, a path
             that needs `--data` while it is not set.
     """
-    if remarks is None:
-        with Remarks() as said_at_once:
-            return build_config(files, flags, overrides, base, said_at_once)
+    if deferred is None:
+        with DeferredLog() as log:
+            return build_config(files, flags, overrides, base, log)
     read = [(read_yaml(path, "-c"), path) for path in files]
     told: list[Layer] = [
         (nested(key, value), f"the command line ({key})") for key, value in (flags or {}).items()
@@ -117,9 +117,9 @@ def build_config(
     if base is not None:
         whole = "data" in base
         origin = "The config of the checkpoint"
-        own = dict(base) if whole else look_in(folder, base, origin, remarks)
+        own = dict(base) if whole else look_in(folder, base, origin, deferred)
         layers.append((own, "the config of the run"))
-    layers += [(translate(values, path, remarks, folder), str(path)) for values, path in read]
+    layers += [(translate(values, path, deferred, folder), str(path)) for values, path in read]
     layers += told
 
     words: list[str] = []
@@ -141,10 +141,10 @@ def build_config(
     if blocks:
         layers.append((dict(blocks), "-d"))
 
-    blocks_of = {task: _defaults_of(task, layers, base, packages, remarks) for task in chosen}
+    blocks_of = {task: _defaults_of(task, layers, base, packages, deferred) for task in chosen}
     check_blocks(told, chosen)
     known = {*chosen, *(entry.name for entry in fields(Settings))}
-    layers, others = _blocks_left_out(layers, base, known, remarks)
+    layers, others = _blocks_left_out(layers, base, known, deferred)
     merged = _merge({**blocks_of, **others}, layers)
     for task in others:
         del merged[task]
@@ -294,7 +294,7 @@ def _class_section(
 
 
 def _blocks_left_out(
-    layers: list[Layer], base: Mapping[str, Any] | None, others: Set[str], remarks: Remarks
+    layers: list[Layer], base: Mapping[str, Any] | None, others: Set[str], deferred: DeferredLog
 ) -> tuple[list[Layer], dict[str, Config]]:
     """The layers without the blocks that nothing can check, and the defaults of those it can.
 
@@ -305,7 +305,7 @@ def _blocks_left_out(
         layers: of the config.
         base: the config of the run that goes on.
         others: the keys that are no such blocks.
-        remarks: take the blocks that are left out, with the reasons.
+        deferred: receives the blocks that are left out, with the reasons.
     """
     stated = stated_packages(layers)
     defaults: dict[str, Config] = {}
@@ -313,7 +313,7 @@ def _blocks_left_out(
         try:
             defaults[task] = _defaults_of(task, layers, base, stated)
         except UserError as reason:
-            remarks.add(f"The block {task!r} is left out, and its keys are not checked. {reason}")
+            deferred.add(f"The block {task!r} is left out, and its keys are not checked. {reason}")
             layers = [
                 ({key: value for key, value in layer.items() if key != task}, origin)
                 for layer, origin in layers
@@ -326,11 +326,11 @@ def _defaults_of(
     layers: Sequence[Layer],
     base: Mapping[str, Any] | None,
     packages: Packages,
-    remarks: Remarks | None = None,
+    deferred: DeferredLog | None = None,
 ) -> Config:
     """The block of a task before any layer is merged into it."""
     if is_s3prl_task(task):
-        return block_defaults(task, [layer for layer, _ in layers], base, remarks)
+        return block_defaults(task, [layer for layer, _ in layers], base, deferred)
     return {**TASK_SETTINGS, **task_defaults(task, packages.get(task))}
 
 

@@ -1,4 +1,4 @@
-"""Audio, corpora and batches: what the author of a task needs to feed an expert."""
+"""Audio, corpora and batches, for the authors of tasks."""
 
 from s3prl_mtl.data.audio import (
     MINIMUM_SAMPLES,

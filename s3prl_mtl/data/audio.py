@@ -1,4 +1,4 @@
-"""Waveforms: any audio file in, 16 kHz mono out; and the effects that SUPERB applies."""
+"""Reading audio as 16 kHz mono waveforms, and the effects that SUPERB applies."""
 
 from __future__ import annotations
 
@@ -16,66 +16,83 @@ from torch import Tensor
 from s3prl_mtl.errors import UserError
 
 SAMPLE_RATE = 16_000
-"""Samples a second of every waveform in the program."""
+"""Sample rate of every waveform, in Hz."""
 
 MINIMUM_SAMPLES = 400
-"""The receptive field of the encoder's convolutions: anything shorter gives no frame."""
+"""Receptive field of the encoder's convolutions: shorter waveforms give no frame."""
 
-
-# The length in the header of an mp3 file may be off by two of its frames.
+# The length in the header of an mp3 file may be off by two mp3 frames.
 _LOSSY_SLACK_SAMPLES = 2 * 1152
 
-# Written by libsndfile when the audio's chunk of a wav, aiff or au claims more than the file has.
+# Logged by libsndfile if the header of a wav, aiff or au states more audio than the file has.
 _CUT_SHORT = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
-# What programs that write to a pipe put for "unknown length"; such files are whole.
+# Length written by programs that write to a pipe ("unknown"); such files are complete.
 _UNKNOWN_LENGTH_BYTES = 0x7FFFF000
 
 
 class UnreadableAudio(UserError):
-    """An audio file that cannot be decoded; `utterance_id` says which utterance needed it."""
+    """An audio file that cannot be decoded.
 
-    utterance_id: str | None = None
+    Args:
+        what: what is wrong, a full sentence.
+        where: the file.
+        fix: what would be right.
+        code: one of `s3prl_mtl.errors.CODES`.
+        utterance_id: the utterance that needed the file.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        fix: str | None = None,
+        code: str = "audio-unreadable",
+        utterance_id: str | None = None,
+    ) -> None:
+        super().__init__(what, where=where, fix=fix, code=code)
+        self.utterance_id = utterance_id
 
 
 def load_waveform(cut: Cut) -> Tensor:
-    """The audio of a cut: channels averaged, resampled to 16 kHz.
+    """Read the audio of a cut, average its channels and resample to 16 kHz.
 
     Args:
-        cut: a lhotse cut, its recording in any format that libsndfile reads (wav, flac, ogg,
-            opus, mp3, aiff, ...), of any sample rate and number of channels.
+        cut: a lhotse cut in any format of libsndfile (wav, flac, ogg, opus, mp3, aiff, ...), at any
+            sample rate and with any number of channels.
 
     Returns:
         Waveform (samples,), float32, within [-1, 1].
 
     Raises:
-        UnreadableAudio: the file is gone, damaged, or holds values that are not finite.
+        UnreadableAudio: the file is missing or damaged, or contains non-finite values.
     """
     path = _plain_file(cut)
     try:
         channels = cut.load_audio() if path is None else _read_file(path, cut)
     except soundfile.LibsndfileError as error:
         raise _unreadable(cut, libsndfile_reason(error, path)) from error
-    except Exception as error:  # lhotse's backends raise whatever theirs do
+    except Exception as error:  # lhotse's backends raise errors of any type
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise _unreadable(cut, reason) from error
     waveform = torch.from_numpy(np.asarray(channels, dtype=np.float32)).mean(dim=0)
     if not torch.isfinite(waveform).all():
-        raise _unreadable(cut, "it holds values that are not finite")
+        raise _unreadable(cut, "it contains non-finite values")
     return resample(waveform, int(cut.sampling_rate)).clamp_(-1.0, 1.0)
 
 
 def read_audio(path: str | os.PathLike[str]) -> Tensor:
-    """The audio of a file: channels averaged, resampled to 16 kHz.
+    """Read an audio file, average its channels and resample to 16 kHz.
 
     Args:
-        path: a file in any format that libsndfile reads.
+        path: a file in any format of libsndfile.
 
     Returns:
         Waveform (samples,), float32, within [-1, 1].
 
     Raises:
-        UnreadableAudio: the file is gone, is no audio, has no samples, or is damaged: it ends
-            before its header says, or does not decode to as many samples.
+        UnreadableAudio: the file is missing, not audio, empty or damaged (fewer bytes or samples
+            than its header states).
     """
     reason = None
     try:
@@ -84,33 +101,33 @@ def read_audio(path: str | os.PathLike[str]) -> Tensor:
             samples = file.read(dtype="float32", always_2d=True)
         if reason is None and len(samples) < announced - _LOSSY_SLACK_SAMPLES:
             reason = (
-                f"it announces {announced} samples, of which {len(samples)} can be decoded: it is "
-                "damaged, or no audio"
+                f"{len(samples)} of {announced} samples can be decoded; it is damaged or not audio"
             )
     except soundfile.LibsndfileError as error:
         reason = libsndfile_reason(error, path)
     except OSError as error:
         reason = error.strerror or str(error)
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error)  # a name such as x.raw says a format that has no header
+        reason = str(error)  # for example a suffix of a format without header, such as .raw
     if reason is None and not len(samples):
         reason = "it has no samples"
     if reason is None and not np.isfinite(samples).all():
-        reason = "it holds values that are not finite"
+        reason = "it contains non-finite values"
     if reason is not None:
         raise UnreadableAudio(
             f"The audio file cannot be read: {reason.rstrip('.')}.",
             where=str(path),
-            fix="Give wav, flac, ogg, opus, mp3 or another format that libsndfile reads.",
+            fix="Use wav, flac, ogg, opus, mp3 or another format of libsndfile.",
+            code="audio-unreadable" if os.path.exists(path) else "file-missing",
         )
     return resample(torch.from_numpy(samples).mean(dim=1), int(rate)).clamp_(-1.0, 1.0)
 
 
 def cut_short(file: soundfile.SoundFile) -> str | None:
-    """Why an open file is not whole, as far as its header says; None where nothing is missing.
+    """How much an open file is truncated according to its header, or None.
 
-    The headers of wav, aiff and au say how many bytes of audio there are. One that was written to a
-    pipe says that it does not know: such a file is whole.
+    Headers of wav, aiff and au state the number of bytes of audio, or "unknown" in files written
+    to a pipe; these count as complete.
     """
     found = _CUT_SHORT.search(file.extra_info)
     if found and int(found[2]) < int(found[1]) < _UNKNOWN_LENGTH_BYTES:
@@ -119,23 +136,23 @@ def cut_short(file: soundfile.SoundFile) -> str | None:
 
 
 def libsndfile_reason(error: soundfile.LibsndfileError, path: str | os.PathLike[str] | None) -> str:
-    """What is wrong with a file that libsndfile refuses.
+    """Why libsndfile cannot read a file.
 
     Args:
-        error: what it raised.
-        path: the file, if it is one.
+        error: the exception of libsndfile.
+        path: the file; None if the audio is not a file.
     """
     if path is not None and not os.path.exists(path):
         return "it does not exist"
     reason = str(error.error_string).rstrip(".")
-    # libsndfile's word for an mp3 that its decoder finds no frame in.
+    # libsndfile's message for an mp3 without a valid frame.
     if path is not None and os.path.isfile(path) and reason.startswith("File does not exist"):
-        return "it is no audio of a format that libsndfile knows"
+        return "it is not audio in a format of libsndfile"
     return reason
 
 
 def _plain_file(cut: Cut) -> str | None:
-    """The file of a cut that is an untouched stretch of one, or None."""
+    """The file of a cut that is an unmodified segment of one file, otherwise None."""
     if not isinstance(cut, DataCut) or not cut.has_recording or cut.recording.transforms:
         return None
     sources = cut.recording.sources
@@ -143,10 +160,10 @@ def _plain_file(cut: Cut) -> str | None:
 
 
 def _read_file(path: str, cut: DataCut) -> np.ndarray:
-    """(channels, samples) of a cut, read by libsndfile.
+    """Read (channels, samples) of a cut with libsndfile.
 
-    lhotse would try one backend after another on a damaged file and report the last one's
-    failure: that torchaudio is not installed properly, say, instead of what ails the file.
+    On a damaged file, lhotse tries all its backends and reports the failure of the last one (for
+    example a broken torchaudio) instead of the fault of the file.
     """
     with soundfile.SoundFile(path) as file:
         file.seek(round(cut.start * file.samplerate))
@@ -159,10 +176,10 @@ def _read_file(path: str, cut: DataCut) -> np.ndarray:
 
 
 def resample(waveform: Tensor, sample_rate: int) -> Tensor:
-    """A waveform (samples,) brought from `sample_rate` (samples a second) to 16 kHz.
+    """Resample a waveform (samples,) from `sample_rate` (Hz) to 16 kHz.
 
-    Windowed-sinc interpolation with the settings of `torchaudio.transforms.Resample`, which
-    SUPERB uses; lhotse carries it in plain PyTorch.
+    Windowed-sinc interpolation with the defaults of `torchaudio.transforms.Resample`, as in
+    SUPERB, from lhotse's implementation in plain PyTorch.
     """
     if sample_rate == SAMPLE_RATE:
         return waveform
@@ -171,17 +188,17 @@ def resample(waveform: Tensor, sample_rate: int) -> Tensor:
 
 
 def apply_gain(waveform: Tensor, decibels: float) -> Tensor:
-    """A waveform (samples,) made louder (or softer) by `decibels`, clipped to [-1, 1]."""
+    """Amplify a waveform (samples,) by `decibels` and clip it to [-1, 1]."""
     return (waveform * 10.0 ** (decibels / 20.0)).clamp(-1.0, 1.0)
 
 
 def random_crop(waveform: Tensor, samples: int, generator: torch.Generator) -> Tensor:
-    """A random stretch of a waveform; shorter waveforms come back whole.
+    """A random segment of a waveform; shorter waveforms are returned whole.
 
     Args:
         waveform: (all_samples,).
-        samples: length of the stretch.
-        generator: source of the random start, every start equally likely.
+        samples: length of the segment.
+        generator: for the start, uniformly distributed.
 
     Returns:
         Waveform (min(all_samples, samples),).
@@ -196,10 +213,9 @@ def random_crop(waveform: Tensor, samples: int, generator: torch.Generator) -> T
 def _unreadable(cut: Cut, reason: str) -> UnreadableAudio:
     sources = [] if not cut.has_recording else getattr(cut.recording, "sources", [])
     where = ", ".join(str(source.source) for source in sources if source.type == "file")
-    error = UnreadableAudio(
+    return UnreadableAudio(
         f"The audio of utterance {cut.id} cannot be read: {reason.rstrip('.')}.",
         where=where or None,
-        fix="Unpack or convert this file again, or take it out of the corpus.",
+        fix="Unpack or convert this file again, or remove it from the corpus.",
+        utterance_id=cut.id,
     )
-    error.utterance_id = cut.id
-    return error

@@ -1,4 +1,4 @@
-"""What a corpus is to the rest: splits, utterances, a label space, and a check of its layout."""
+"""Base class of corpora: splits, utterances, label space, and a check of the layout."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from s3prl_mtl.errors import UserError, nearest
 
 
 class Corpus(ABC):
-    """A data set in the folders that people have after unpacking it.
+    """A data set in the folders into which its original archives unpack.
 
-    A subclass says in its docstring what the corpus is and how it lies on disk, keeps its split
-    rule in one visible function, and reads side files and folder listings only: audio files are
-    opened by :func:`s3prl_mtl.data.load_cuts`, once. The constructor reads nothing.
+    The docstring of a subclass describes the corpus and its layout on disk. A subclass keeps its
+    split rule in one visible function and reads metadata files and folder listings only;
+    :func:`s3prl_mtl.data.load_cuts` opens the audio files, once. The constructor reads nothing.
 
     Args:
-        settings: the settings that the corpus was made from, plain JSON values. They name the
-            cache folder of its manifests.
+        settings: the settings that select the corpus, plain JSON values. The cache folder of its
+            manifests depends on them.
     """
 
     title: ClassVar[str]
-    """The corpus's own name, as people write it."""
+    """Name of the corpus, for people."""
 
     task: ClassVar[str]
-    """The word after `-d`, for error messages."""
+    """Name of the task, for error messages."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings), default=os.fspath))
@@ -40,52 +40,51 @@ class Corpus(ABC):
     @property
     @abstractmethod
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits, the training split first."""
+        """Names of the splits, training first."""
 
     @abstractmethod
     def problems(self) -> list[str]:
-        """A cheap check of the layout: empty if usable.
+        """Problems of the layout, found without opening audio; empty if there are none.
 
-        Each entry says which path was tried, what was expected there, and the setting that
-        changes it.
+        Each entry states the path, what was expected there, and the setting that changes it
+        (:meth:`problem`).
         """
 
     @abstractmethod
     def utterances(self, split: str) -> list[Utterance]:
-        """The utterances of a split, in an order that is the same on every machine.
+        """The utterances of a split, in the same order on every machine.
 
         Raises:
-            UserError: the split has another name, or a side file is missing or malformed.
+            UserError: unknown split, or a metadata file is missing or malformed.
         """
 
     @abstractmethod
     def label_space(self) -> dict[str, Any]:
-        """What an expert needs to build its head; plain JSON.
+        """What an expert needs to build its head: plain JSON.
 
         Raises:
-            UserError: a side file is missing or malformed.
+            UserError: a metadata file is missing or malformed.
         """
 
     def content_check(self, split: str) -> Callable[[Tensor], bool] | None:
-        """A rule on the waveform that decides whether an utterance is used, or None for no rule.
+        """A predicate on waveforms that selects the utterances to use, or None to use all.
 
-        Given a rule, every file of the split is decoded once when the split is scanned. The
-        function gets a waveform (samples,) at 16 kHz; what it refuses is left out as the task
-        defines it, and is no fault of the file.
+        With a predicate, the scan of the split decodes every file once. The predicate gets a
+        waveform (samples,) at 16 kHz. Rejected utterances are excluded by the definition of the
+        task and do not count as faulty.
         """
         return None
 
     def fingerprint(self, split: str, utterances: Sequence[Utterance] | None = None) -> str:
-        """A digest that changes whenever the split's labels or audio files do.
+        """A digest that changes with the labels and audio files of the split.
 
-        Covers every utterance (id, path, labels, start, duration), so all side files as far as
-        they matter, and the size and modification time of every audio file. One `stat` per file
-        is what 150 000 files still afford (2 s on a local disk, measured); their content is
-        not read.
+        Covers id, path, labels, start and duration of every utterance, and size and modification
+        time of every audio file. The content of audio files is not read; one `stat` per file takes
+        2 s for 150 000 files on a local disk.
 
         Args:
-            split: the split's name.
-            utterances: its utterances where the caller has them already.
+            split: name of the split.
+            utterances: its utterances, if already known.
         """
         digest = hashlib.sha256()
         stamps: dict[Path, str] = {}
@@ -105,29 +104,31 @@ class Corpus(ABC):
         return digest.hexdigest()
 
     def check_split(self, split: str) -> None:
-        """Raises UserError where the corpus has no split of that name."""
+        """Raise `UserError` if the corpus has no split of that name."""
         if split not in self.splits:
             raise UserError(
                 f"{self.task}: {self.title} has no split {split!r}.",
+                where=f"split {split!r} of {self.task}",
                 fix=nearest(split, list(self.splits)),
+                code="unknown-name",
             )
 
     def missing_folder(self, path: Path, expected: str, setting: str) -> list[str]:
-        """A problem, in a list, if the folder does not exist; otherwise an empty list."""
+        """A list of one problem if the folder does not exist, otherwise an empty list."""
         if path.is_dir():
             return []
         what = "is not a folder" if path.exists() else "does not exist"
         return [self.problem(path, what, expected, setting)]
 
     def missing_file(self, path: Path, expected: str, setting: str) -> list[str]:
-        """A problem, in a list, if the file does not exist; otherwise an empty list."""
+        """A list of one problem if the file does not exist, otherwise an empty list."""
         if path.is_file():
             return []
         what = "is not a file" if path.exists() else "does not exist"
         return [self.problem(path, what, expected, setting)]
 
     def problem(self, path: Path, what: str, expected: str, setting: str) -> str:
-        """The one wording of a layout problem."""
+        """The text of a layout problem."""
         return (
             f"{self.task}: {path} {what}; expected {expected}; "
             f"set `--data` or {self.task}'s `datarc.{setting}`."

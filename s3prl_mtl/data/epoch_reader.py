@@ -1,4 +1,4 @@
-"""One epoch of one expert, by shares, whatever the expert's loader knows of shares."""
+"""Read one epoch of an expert by shares, even if its loader does not support shares."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import inspect
 import itertools
 import logging
 import re
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,18 +13,18 @@ from typing import Any
 
 from torch.utils.data import DataLoader, DistributedSampler
 
-from s3prl_mtl.data.batching import OutlivesStopSignals
 from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.data.sampling import derived_seed
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.signals import StopSignalGuard, remove_sigchld_handler
 
 logger = logging.getLogger(__name__)
 
 MAXIMUM_WORKER_DEATHS = 3
-"""Workers that may die one after the other without a batch between them."""
+"""Consecutive deaths of loader workers, without a batch in between, that end the run."""
 
-_DEATH = re.compile(r"DataLoader worker \(pid|Pin memory thread exited unexpectedly")
-_OVER = object()
+_WORKER_DEATH = re.compile(r"DataLoader worker \(pid|Pin memory thread exited unexpectedly")
+_END = object()
 
 
 @dataclass
@@ -55,38 +53,37 @@ class Batch:
 
 
 class EpochReader:
-    """The batches of one epoch of one expert that belong to some of its shares.
+    """The batches of some shares of one epoch of an expert.
 
-    An expert whose `get_dataloader` has `skip_batches`, `shares` and `num_shares` is asked for its
-    shares. Any other knows s3prl's contract only: its whole loader is read, and batch i is kept
-    if it belongs to one of the shares, i % num_shares. While such a loader is made and read, the
-    global random generators are in a state that belongs to this epoch: its batches are a pure
-    function of seed, task, split and epoch, the same for every process, and nothing that it draws
-    is missing elsewhere.
+    If `get_dataloader` has the arguments `skip_batches`, `shares` and `num_shares`, it is asked
+    for the shares. Otherwise (s3prl's contract) the whole loader is read, and batch i belongs to
+    share i % num_shares. Such a loader is created and read under a random state of its own
+    (:class:`RandomStream`): its batches are a pure function of seed, task, split and epoch, equal
+    in every process, and it does not advance the global generators.
 
-    A loader worker that dies is replaced, and reading goes on with the very same batches.
+    A loader worker that dies is replaced; reading continues with the same batches.
 
     Args:
-        task: its name, for errors.
-        expert: has s3prl's `get_dataloader`.
-        split: which split.
-        seed: of the run.
-        epoch: passed on where the loader takes it.
-        shares: which shares are read, at least one.
-        num_shares: shares that the epoch is cut into.
-        first_round: rounds to leave out; a round is one batch of every share.
-        training: rounds of equal size; otherwise evaluation, each batch by itself.
+        task: name of the task, for errors.
+        expert: object with s3prl's `get_dataloader`.
+        split: name of the split.
+        seed: seed of the run.
+        epoch: number of the epoch, passed to loaders that accept it.
+        shares: the shares to read, at least one.
+        num_shares: number of shares of the epoch.
+        first_round: rounds to skip; a round is one batch of every share.
+        training: rounds of equal size if true; otherwise evaluation, batch by batch.
 
     Raises:
-        UserError: the loader cannot be made, or its division among processes not be undone.
+        UserError: the loader cannot be created, or its division among processes cannot be undone.
     """
 
     num_batches: int
-    """Batches of the whole epoch over all shares; 0 where the loader does not say."""
+    """Batches of the epoch over all shares; 0 if the loader has no length."""
     dropped: int
-    """Utterances that were left out because they could not be decoded; known at the end."""
+    """Undecodable utterances; complete at the end of the epoch."""
     utterances: int
-    """Utterances of the split over all shares; 0 where the loader does not say."""
+    """Utterances of the split over all shares; 0 if the loader does not tell."""
 
     def __init__(
         self,
@@ -108,14 +105,14 @@ class EpochReader:
         self.split = split
         self.seed = seed
         self.epoch = epoch
-        # What is evaluated comes in the order of the split, as loaders of shares give it.
+        # Evaluation keeps the order of the split, as `make_loader` does.
         self.shares = list(shares) if training else sorted(shares)
         self.num_shares = num_shares
         self.training = training
-        self._by_shares = takes_shares(expert.get_dataloader)
+        self._by_shares = accepts_shares(expert.get_dataloader)
         self._round_size = len(self.shares) if self._by_shares else num_shares
         self._done = first_round * self._round_size
-        """Batches of the epoch, as far as this loader knows them, that are not needed again."""
+        """Batches of this loader that have been read or skipped."""
         self.dropped = 0
         self._deaths = 0
         self._iterator: Iterator[Any] | None = None
@@ -124,11 +121,11 @@ class EpochReader:
         self.utterances = getattr(self._loader, "utterances", 0)
 
     def next_round(self) -> list[Batch] | None:
-        """The next batch of each of the shares, in the order of `shares`.
+        """The next batch of each share, in the order of `shares`.
 
         Returns:
-            fewer batches, or none, where the epoch of a loader without shares ends in the middle
-            of a round; None when the epoch is over, for every share at the same time.
+            One batch per share; fewer or none if a loader without shares ends within the round;
+            None at the end of the epoch, in the same round for every share.
         """
         items = (self._next_batch() for _ in range(self._round_size))
         window = [batch for batch in items if batch is not None]
@@ -138,13 +135,13 @@ class EpochReader:
         return sorted(own, key=lambda batch: self.shares.index(batch.number % self.num_shares))
 
     def __iter__(self) -> Iterator[Batch]:
-        """The rest of the epoch's batches of these shares, one by one."""
+        """The remaining batches of these shares, one by one."""
         while (batch := self._next_batch()) is not None:
             if batch.number % self.num_shares in self.shares:
                 yield batch
 
     def _open(self) -> None:
-        """Make the loader; reading it begins at the first batch that is still needed."""
+        """Create the loader, positioned at the first batch not yet read."""
         self._random = RandomStream(
             derived_seed("stream", self.seed, self.task, self.split, self.epoch)
         )
@@ -157,13 +154,13 @@ class EpochReader:
             arguments["shares"] = tuple(self.shares)
             arguments["num_shares"] = self.num_shares
         self._iterator = None
-        with self._surroundings():
+        with self._loader_context():
             self._loader = get_dataloader(self.split, **arguments)
             if not self._by_shares and isinstance(self._loader, DataLoader):
-                undo_division(self._loader, self.task, self.epoch)
+                undo_sharding(self._loader, self.task, self.epoch)
                 init = self._loader.worker_init_fn
-                if not isinstance(init, OutlivesStopSignals):
-                    self._loader.worker_init_fn = OutlivesStopSignals(init)
+                if not isinstance(init, StopSignalGuard):
+                    self._loader.worker_init_fn = StopSignalGuard(init)
 
     def _count(self) -> int:
         total = getattr(self._loader, "epoch_batches", None)
@@ -172,7 +169,7 @@ class EpochReader:
         try:
             length = len(self._loader) if isinstance(self._loader, Sized) else 0
         except (TypeError, NotImplementedError):
-            # The loader of a dataset that can only be iterated has a length that only raises.
+            # The loader of an IterableDataset has a `__len__` that raises.
             return 0
         if not self._by_shares or len(self.shares) == self.num_shares:
             return length + (self._done if self._by_shares else 0)
@@ -180,17 +177,17 @@ class EpochReader:
         return rounds * self.num_shares if self.training else 0
 
     def _next_batch(self) -> Batch | None:
-        """The next batch of the loader, of whatever share; None at the end."""
+        """The next batch of the loader, of any share; None at the end."""
         if self._loader is None:
             return None
         item = self._next_item()
-        if item is _OVER:
+        if item is _END:
             self.dropped += getattr(self._loader, "dropped", 0)
-            # Its workers go with it.
+            # Ends its workers.
             self._loader = self._iterator = None
             return None
         read = getattr(self._loader, "batches_read", None) if self._by_shares else None
-        # Such a loader passes over batches of which nothing can be decoded, and counts them.
+        # `EpochLoader` skips batches without decodable utterances, and counts them.
         self._done = self._done + 1 if read is None else self._skipped + read
         turn, place = divmod(self._done - 1, self._round_size)
         share = self.shares[place] if self._by_shares else place
@@ -200,14 +197,14 @@ class EpochReader:
     def _next_item(self) -> Any:
         while True:
             try:
-                with self._surroundings():
+                with self._loader_context():
                     if self._iterator is None:
                         self._iterator = iter(self._loader)
                         self._skipped = self._done
-                        had = 0 if self._by_shares else self._done
-                        for _ in itertools.islice(self._iterator, had):
+                        to_skip = 0 if self._by_shares else self._done
+                        for _ in itertools.islice(self._iterator, to_skip):
                             pass
-                    item = next(self._iterator, _OVER)
+                    item = next(self._iterator, _END)
                 self._deaths = 0
                 return item
             except (RuntimeError, OSError, EOFError) as error:
@@ -219,110 +216,94 @@ class EpochReader:
 
     def _is_worker_death(self, error: Exception) -> bool:
         if isinstance(error, RuntimeError):
-            return _DEATH.match(str(error)) is not None
-        # A batch whose worker is gone cannot be fetched from it. An error that a worker met while
-        # it was reading says that it was caught there.
-        gone = isinstance(error, (ConnectionError, FileNotFoundError, EOFError))
+            return _WORKER_DEATH.match(str(error)) is not None
+        # Fetching a batch from a dead worker fails with these errors. The message of an error that
+        # a worker itself raised begins with "Caught".
+        lost = isinstance(error, (ConnectionError, FileNotFoundError, EOFError))
         has_workers = getattr(self._loader, "num_workers", 0) > 0
-        return gone and has_workers and not str(error).startswith("Caught ")
+        return lost and has_workers and not str(error).startswith("Caught ")
 
     def _count_death(self, error: Exception) -> None:
         self._deaths += 1
         cause = " ".join(str(error).split()) or type(error).__name__
         if self._deaths >= MAXIMUM_WORKER_DEATHS:
             raise UserError(
-                f"{self.task}: workers that load the split {self.split!r} died {self._deaths} "
+                f"{self.task}: loader workers of the split {self.split!r} died {self._deaths} "
                 f"times in a row: {cause.rstrip('.')}.",
                 where=f"{self.task}.downstream_expert.datarc.num_workers",
-                fix="Mostly memory is short: ask for more, set fewer num_workers, or enlarge "
-                "/dev/shm.",
+                fix="The usual cause is too little memory: request more, reduce num_workers, or "
+                "enlarge /dev/shm.",
+                code="worker-died",
             ) from error
         logger.warning(
-            "%s: a worker that loads the split %r died (%s). It is replaced and no batch is lost.",
+            "%s: a loader worker of the split %r died (%s). Replacing it; no batch is lost.",
             self.task,
             self.split,
             cause,
         )
 
     @contextmanager
-    def _surroundings(self) -> Iterator[None]:
+    def _loader_context(self) -> Iterator[None]:
+        """Isolate the code of a loader from the random state and the signals of the process."""
         with ExitStack() as stack:
             if not self._by_shares:
-                stack.enter_context(self._random.in_place())
-            stack.enter_context(deaths_are_met_when_reading())
+                stack.enter_context(self._random.active())
+            stack.enter_context(remove_sigchld_handler())
             yield
 
 
-@contextmanager
-def deaths_are_met_when_reading() -> Iterator[None]:
-    """Take back the SIGCHLD handler that torch installs when it starts loader workers.
+def undo_sharding(loader: DataLoader[Any], task: str, epoch: int) -> None:
+    """Make samplers that divide the data by torch's process group read all of it.
 
-    It raises RuntimeError wherever the main thread is at that moment, also in the middle of an
-    optimizer's step. Without it, a loader finds out itself while it waits for a batch.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGCHLD)
-    if getattr(before, "__module__", "").startswith("torch.utils.data"):
-        before = signal.SIG_DFL
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGCHLD) is not before:
-            signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
-
-
-def undo_division(loader: DataLoader[Any], task: str, epoch: int) -> None:
-    """Let a loader read everything whose sampler divides by torch's process group.
-
-    Its samplers are also told the epoch, as s3prl's runner does.
+    Also calls `set_epoch` on samplers, as s3prl's runner does.
 
     Args:
-        loader: an expert's; it is changed.
-        task: for errors.
-        epoch: for the order of the sampler.
+        loader: loader of an expert; modified in place.
+        task: name of the task, for errors.
+        epoch: number of the epoch.
 
     Raises:
-        UserError: it divides in a way that cannot be undone.
+        UserError: a sampler's division cannot be undone.
     """
     samplers = [loader.sampler, loader.batch_sampler]
     samplers.append(getattr(loader.batch_sampler, "sampler", None))
     for sampler in samplers:
-        # torch and s3prl say num_replicas, lhotse world_size.
+        # `num_replicas` in torch and s3prl, `world_size` in lhotse.
         for size in ("num_replicas", "world_size"):
             if getattr(sampler, size, 1) != 1:
-                _make_whole(sampler, size, task)
+                _unshard(sampler, size, task)
         if callable(getattr(sampler, "set_epoch", None)):
             sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
-def _make_whole(sampler: Any, size: str, task: str) -> None:
-    whole = {size: 1, "rank": 0}
+def _unshard(sampler: Any, size: str, task: str) -> None:
+    attributes = {size: 1, "rank": 0}
     if isinstance(sampler, DistributedSampler):
-        whole["num_samples"] = whole["total_size"] = len(sampler.dataset)  # type: ignore[arg-type]
+        total = len(sampler.dataset)  # type: ignore[arg-type]
+        attributes["num_samples"] = attributes["total_size"] = total
     try:
-        if hasattr(sampler, "num_samples") and "num_samples" not in whole:
-            raise AttributeError("it was divided when it was made")
-        for name, value in whole.items():
+        if hasattr(sampler, "num_samples") and "num_samples" not in attributes:
+            raise AttributeError("the division is fixed at construction")
+        for name, value in attributes.items():
             setattr(sampler, name, value)
     except (AttributeError, TypeError) as error:
         raise UserError(
-            f"{task}: its loader's {type(sampler).__name__} divides the epoch among processes by "
-            f"itself, and that cannot be undone ({error}).",
-            where=f"get_dataloader of {task}",
-            fix="Return a loader of the whole split: the runner divides it.",
+            f"{task}: the sampler of its loader divides the epoch among processes, which cannot be "
+            f"undone ({error}).",
+            where=f"{type(sampler).__name__} in get_dataloader of {task}",
+            fix="Return a loader of the whole split; the runner divides it.",
+            code="expert-invalid",
         ) from error
 
 
-def takes_shares(get_dataloader: Callable[..., Any]) -> bool:
-    """Whether it names the arguments with which a loader of some shares can be had."""
-    # A method that swallows any keyword would swallow these too, and give everything.
+def accepts_shares(get_dataloader: Callable[..., Any]) -> bool:
+    """Whether `get_dataloader` names the arguments for loading some shares."""
+    # `**kwargs` do not count: such a method would ignore these and load everything.
     names = inspect.signature(get_dataloader).parameters
     return all(name in names for name in ("skip_batches", "shares", "num_shares"))
 
 
 def accepts_argument(function: Callable[..., Any], name: str) -> bool:
-    """Whether a function can be called with a keyword argument of that name."""
+    """Whether a function accepts a keyword argument of that name, possibly as `**kwargs`."""
     parameters = inspect.signature(function).parameters
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -1,4 +1,4 @@
-"""Listing folders and reading side files, with errors that name the file."""
+"""Listing folders and reading text files, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """The path made absolute, `~` expanded, links kept: what is written into manifests."""
+    """The absolute path, with `~` expanded and symbolic links kept."""
     return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def walk_files(root: Path) -> Iterator[str]:
     """Paths of all files below a folder, relative to it with `/`, in sorted order.
 
-    Follows links to folders, each folder once. Hidden names are left out: unpacked archives hold
-    `._name` companions of macOS that look like audio and are not.
+    Follows symbolic links to folders, each folder once. Skips hidden names: archives packed on
+    macOS contain `._name` files with the suffixes of audio.
 
     Raises:
         UserError: the folder cannot be listed.
@@ -32,10 +32,7 @@ def walk_files(root: Path) -> Iterator[str]:
             status = os.stat(folder)
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            raise UserError(
-                f"The folder {folder} cannot be listed: {error.strerror or error}.",
-                fix="Check that it exists and that you may read it.",
-            ) from error
+            raise _unreadable(folder, error) from error
         if (status.st_dev, status.st_ino) in seen:
             return
         seen.add((status.st_dev, status.st_ino))
@@ -51,7 +48,7 @@ def walk_files(root: Path) -> Iterator[str]:
 
 
 def is_audio(name: str) -> bool:
-    """Whether a file name ends as an audio file does."""
+    """Whether a file name has the suffix of an audio file."""
     return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
 
 
@@ -65,7 +62,7 @@ def list_audio(root: Path) -> list[str]:
 
 
 def list_folders(root: Path) -> list[str]:
-    """Names of the folders in a folder, hidden ones left out, in sorted order.
+    """Names of the folders in a folder, without hidden ones, in sorted order.
 
     Raises:
         UserError: the folder cannot be listed.
@@ -73,10 +70,7 @@ def list_folders(root: Path) -> list[str]:
     try:
         return sorted(e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != ".")
     except OSError as error:
-        raise UserError(
-            f"The folder {root} cannot be listed: {error.strerror or error}.",
-            fix="Check that it exists and that you may read it.",
-        ) from error
+        raise _unreadable(root, error) from error
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
@@ -88,14 +82,22 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read: {error.strerror or error}.",
-            fix="Check that it exists and that you may read it.",
-        ) from error
+        raise _unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not UTF-8 text (byte {error.start}).",
+            "The file is not UTF-8 text.",
+            where=f"{path}, byte {error.start}",
             fix="Convert it to UTF-8, or unpack the corpus again.",
+            code="file-malformed",
         ) from error
     lines = enumerate(text.split("\n"), start=1)
     return [(number, line.rstrip("\r")) for number, line in lines if line.strip()]
+
+
+def _unreadable(path: str | os.PathLike[str], error: OSError) -> UserError:
+    return UserError(
+        f"The file or folder cannot be read: {error.strerror or error}.",
+        where=os.fspath(path),
+        fix="Check that it exists and that you may read it.",
+        code="file-unreadable" if os.path.exists(path) else "file-missing",
+    )

@@ -1,4 +1,4 @@
-"""Manifests: a split scanned once, kept in the cache, made again when its folder changes."""
+"""Manifests: splits scanned once, cached, and scanned again when their folder changes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from s3prl_mtl.data.folders import absolute
 from s3prl_mtl.data.scanning import Scan, scan
 from s3prl_mtl.data.utterance import Utterance
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.atomic import atomic_path, replace_text
 
 logger = logging.getLogger(__name__)
 
 MAXIMUM_SKIPPED = 0.01
-"""The fraction of a split that may be unusable before that is an error."""
+"""Largest fraction of unusable utterances of a split; more is an error."""
 
-_FORMAT = 1  # raise it when what is written changes: older caches are then made again
-_LISTED = 10
+_FORMAT = 1  # increment when the format changes: older caches are then rebuilt
+_LISTED = 10  # paths in an error
 
 
 def default_cache_dir() -> Path:
-    """Where manifests are kept: `$S3PRL_MTL_CACHE`, or `~/.cache/s3prl_mtl`."""
+    """The cache folder: `$S3PRL_MTL_CACHE`, or `~/.cache/s3prl_mtl`."""
     return absolute(os.environ.get("S3PRL_MTL_CACHE") or "~/.cache/s3prl_mtl")
 
 
@@ -44,23 +45,23 @@ def load_cuts(
 
     The first call opens every audio file (:func:`scan`) and writes
     `<cache_dir>/manifests/<corpus>-<hash of its settings>/<split>.jsonl.gz`; later calls read
-    that, until :meth:`Corpus.fingerprint` changes. Beside it, `source.json` says which folder the
-    manifests describe and what was skipped; the whole folder may be deleted at any time. Several
-    processes may call this at once: the first scans, the others wait and read.
+    this file until :meth:`Corpus.fingerprint` changes. `source.json` beside it records the folder
+    of the corpus and the skipped files. The cache may be deleted at any time. If several processes
+    call this at once, the first scans and the others wait.
 
     Args:
-        corpus: where to look.
+        corpus: the corpus.
         split: one of `corpus.splits`.
-        cache_dir: None takes :func:`default_cache_dir`.
-        jobs: threads that scan; None takes the number of cores.
+        cache_dir: default: :func:`default_cache_dir`.
+        jobs: threads of the scan; default: the number of cores.
 
     Returns:
-        Cuts in the corpus's order: `cut.id` is the utterance's id, `cut.custom["labels"]` its
-        labels. Files that are missing, unreadable, empty or too short for the encoder are left
-        out, each with a warning.
+        Cuts in the order of the corpus, with the utterance's id in `cut.id` and its labels in
+        `cut.custom["labels"]`. Files that are missing, unreadable, empty or too short for the
+        encoder are skipped with a warning.
 
     Raises:
-        UserError: the corpus is not usable, more than 1 % of the split is not, or the cache
+        UserError: the corpus is unusable, more than 1 % of the split is unusable, or the cache
             cannot be written.
     """
     corpus.check_split(split)
@@ -72,7 +73,7 @@ def load_cuts(
     manifest = folder / f"{split}.jsonl.gz"
     try:
         entry = _current_entry(manifest, split, fingerprint)
-        if entry is None:  # a cache that is up to date may be read-only: the lock is a file
+        if entry is None:  # no lock file otherwise: a valid cache may be read-only
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(str(folder / ".lock")):
                 entry = _current_entry(manifest, split, fingerprint)
@@ -82,17 +83,18 @@ def load_cuts(
         raise UserError(
             f"The manifests of {corpus.title} cannot be written: {error.strerror or error}.",
             where=str(folder),
-            fix="Free space there, or name another folder by `--cache_dir` or $S3PRL_MTL_CACHE.",
+            fix="Free space there, or set another folder with `--cache_dir` or $S3PRL_MTL_CACHE.",
+            code="file-unwritable",
         ) from error
     if entry["skipped"]:
         logger.warning(
-            "%s %s: %d of %d utterances are skipped; %s lists them.",
+            "%s %s: skipping %d of %d utterances, listed in %s.",
             *(corpus.task, split, len(entry["skipped"]), len(utterances), folder / "source.json"),
         )
     try:
         return CutSet.from_file(manifest).to_eager()
-    except Exception as error:  # a damaged file: disk faults raise gzip, JSON and key errors
-        logger.warning("%s is damaged (%s) and is made again.", manifest, error)
+    except Exception as error:  # damaged files raise gzip, JSON, key and other errors
+        logger.warning("%s is damaged (%s); scanning again.", manifest, error)
         manifest.unlink(missing_ok=True)
         return load_cuts(corpus, split, cache_dir, jobs)
 
@@ -112,21 +114,17 @@ def _build(
     source = _read_source(manifest.parent)
     source["title"] = corpus.title
     source["settings"] = corpus.settings
-    # A crash between the next two steps must not leave a new manifest under an old fingerprint.
+    # A crash between the next two writes must not pair a new manifest with an old fingerprint.
     source["splits"].pop(split, None)
     _write_source(manifest.parent, source)
-    temporary = manifest.with_name(f".{os.getpid()}.{manifest.name}")
-    try:
-        cuts.to_file(temporary)
-        os.replace(temporary, manifest)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(manifest) as partial:
+        cuts.to_file(partial)
     source["splits"][split] = {
         "fingerprint": fingerprint,
         "utterances": len(found.cuts),
         "hours": round(sum(cut.duration for cut in found.cuts) / 3600, 4),
         "skipped": [f"{path}: {reason}" for path, reason in found.skipped],
-        "left_out_by_rule": len(found.left_out),
+        "left_out_by_rule": len(found.rejected),
     }
     _write_source(manifest.parent, source)
     return cuts
@@ -135,22 +133,28 @@ def _build(
 def _report(corpus: Corpus, split: str, total: int, found: Scan) -> None:
     for path, reason in found.skipped:
         logger.warning("%s %s: skipped %s: %s", corpus.task, split, path, reason)
-    if found.left_out:
+    if found.rejected:
         logger.info(
-            "%s %s: %d utterances are left out by the task's own rule.",
-            *(corpus.task, split, len(found.left_out)),
+            "%s %s: %d utterances are excluded by the definition of the task.",
+            *(corpus.task, split, len(found.rejected)),
         )
     if len(found.skipped) > MAXIMUM_SKIPPED * total:
         listed = "; ".join(f"{path}: {reason}" for path, reason in found.skipped[:_LISTED])
         more = len(found.skipped) - _LISTED
         raise UserError(
-            f"{corpus.task}: {len(found.skipped)} of the {total} utterances of split {split!r} of "
-            f"{corpus.title} cannot be used, more than {MAXIMUM_SKIPPED:.0%}: {listed}"
-            + (f"; and {more} more." if more > 0 else "."),
-            fix="Unpack the corpus again, or take these files out of it.",
+            f"{corpus.task}: more than {MAXIMUM_SKIPPED:.0%} of the utterances of split {split!r} "
+            f"of {corpus.title} cannot be used.",
+            where=f"{len(found.skipped)} of {total} utterances: {listed}"
+            + (f"; and {more} more" if more > 0 else ""),
+            fix="Unpack the corpus again, or remove these files from it.",
+            code="corpus-incomplete",
         )
     if not found.cuts:
-        raise UserError(f"{corpus.task}: split {split!r} of {corpus.title} has no utterances left.")
+        raise UserError(
+            f"{corpus.task}: split {split!r} of {corpus.title} has no usable utterances.",
+            where=json.dumps(corpus.settings),
+            code="corpus-empty",
+        )
 
 
 def _check_utterances(corpus: Corpus, split: str, utterances: Sequence[Utterance]) -> None:
@@ -159,6 +163,7 @@ def _check_utterances(corpus: Corpus, split: str, utterances: Sequence[Utterance
             f"{corpus.task}: split {split!r} of {corpus.title} has no utterances.",
             where=json.dumps(corpus.settings),
             fix=" ".join(corpus.problems()) or "Check that the corpus is complete.",
+            code="corpus-empty",
         )
     counts = Counter(utterance.id for utterance in utterances)
     twice = [identifier for identifier, count in counts.items() if count > 1]
@@ -168,12 +173,13 @@ def _check_utterances(corpus: Corpus, split: str, utterances: Sequence[Utterance
             f"{corpus.task}: {len(twice)} utterances of split {split!r} occur more than once, "
             f"first {twice[0]}.",
             where=", ".join(dict.fromkeys(paths)),
-            fix="Keep one file, or one line of the list, for each utterance.",
+            fix="Keep one file, or one line of the list, per utterance.",
+            code="corpus-malformed",
         )
 
 
 def _current_entry(manifest: Path, split: str, fingerprint: str) -> dict[str, Any] | None:
-    """What `source.json` says about a split if its manifest is up to date, otherwise None."""
+    """The entry of a split in `source.json` if its manifest is up to date, otherwise None."""
     entry: dict[str, Any] = _read_source(manifest.parent)["splits"].get(split, {})
     current = entry.get("fingerprint") == fingerprint and manifest.is_file()
     return entry if current else None
@@ -191,14 +197,9 @@ def _read_source(folder: Path) -> dict[str, Any]:
         if isinstance(source["splits"], dict):
             return dict(source)
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # no manifests yet, or a damaged record of them: every split is scanned anew
+        pass  # missing or damaged: scan every split again
     return {"about": "Manifests of one corpus. This folder may be deleted.", "splits": {}}
 
 
 def _write_source(folder: Path, source: dict[str, Any]) -> None:
-    temporary = folder / f".{os.getpid()}.source.json"
-    try:
-        temporary.write_text(json.dumps(source, indent=2, ensure_ascii=False), encoding="utf-8")
-        os.replace(temporary, folder / "source.json")
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_text(folder / "source.json", json.dumps(source, indent=2, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""The state of every random generator that a run draws from, as plain values."""
+"""Seeds and states of the global random generators."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 
 def seed_all(seed: int) -> None:
-    """Seed Python's, numpy's and torch's generators, on all devices."""
+    """Seed the generators of Python, numpy and torch (on all devices)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def random_state() -> dict[str, Any]:
-    """The state of all of them; `torch.load(weights_only=True)` can read it back."""
+    """State of all generators, loadable with `torch.load(weights_only=True)`."""
     name, keys, position, has_gauss, cached = np.random.get_state()
     keys_tensor = torch.from_numpy(np.asarray(keys).astype(np.int64))
     return {
@@ -31,7 +31,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Continue from what `random_state` gave."""
+    """Restore a state from `random_state`."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
@@ -42,12 +42,12 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 class RandomStream:
-    """Random numbers apart, for code that draws from the global generators.
+    """A random state of its own for code that draws from the global generators.
 
-    Python's, numpy's and torch's generator of the CPU are covered.
+    Covers the CPU generators of Python, numpy and torch.
 
     Args:
-        seed: what is drawn is a pure function of it.
+        seed: seed of all three.
     """
 
     def __init__(self, seed: int) -> None:
@@ -58,23 +58,23 @@ class RandomStream:
         )
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Inside, the global generators go on from where they were left inside the last time."""
-        outside = _processor_state()
-        _set_processor_state(self._state)
+    def active(self) -> Iterator[None]:
+        """Swap this stream's state into the global generators, and back on exit."""
+        outside = _cpu_state()
+        _set_cpu_state(self._state)
         try:
             yield
         finally:
-            self._state = _processor_state()
-            _set_processor_state(outside)
+            self._state = _cpu_state()
+            _set_cpu_state(outside)
 
 
-def _processor_state() -> tuple[Any, Any, torch.Tensor]:
+def _cpu_state() -> tuple[Any, Any, torch.Tensor]:
     return random.getstate(), np.random.get_state(), torch.get_rng_state()
 
 
-def _set_processor_state(state: tuple[Any, Any, torch.Tensor]) -> None:
-    python, of_numpy, of_torch = state
-    random.setstate(python)
-    np.random.set_state(of_numpy)
-    torch.set_rng_state(of_torch)
+def _set_cpu_state(state: tuple[Any, Any, torch.Tensor]) -> None:
+    python_state, numpy_state, torch_state = state
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)
+    torch.set_rng_state(torch_state)

@@ -1,4 +1,4 @@
-"""Which utterances make up which batch of an epoch."""
+"""Division of an epoch into batches and shares."""
 
 from __future__ import annotations
 
@@ -17,22 +17,19 @@ _MAXIMUM_BUCKETS = 20
 
 
 def derived_seed(*parts: object) -> int:
-    """A seed of 63 bits that is a pure function of its parts, the same on every machine."""
+    """A 63-bit seed: a pure function of its parts, equal on every machine."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def inverse_class_weights(labels: Sequence[str]) -> list[float]:
-    """A weight for each utterance, inverse to how often its class occurs.
-
-    Drawing with these weights makes every class equally likely, as SUPERB does for keyword
-    spotting.
+    """Sampling weights that make every class equally likely, as in SUPERB's keyword spotting.
 
     Args:
         labels: the class of each utterance.
 
     Returns:
-        `len(labels) / count of its class` for each utterance.
+        `len(labels) / (number of utterances of the class)` for each utterance.
     """
     counts = Counter(labels)
     return [len(labels) / counts[label] for label in labels]
@@ -51,37 +48,47 @@ def plan_batches(
     shares: Sequence[int] = (0,),
     num_shares: int = 1,
 ) -> list[list[Draw]]:
-    """The batches of one epoch that make up some of its shares, a pure function of the arguments.
+    """The batches of some shares of an epoch: a pure function of the arguments.
 
-    Training (`shuffle`): every utterance once over all shares, in random order, the same number of
-    batches in every share. Where the batches do not divide evenly, the utterances of the last ones
-    are dealt out in smaller batches, one to each share; only when fewer utterances than shares
-    remain are these left to the next epoch. Several shares come round by round: the first batch of
-    each, in the order of `shares`, then the second of each, and so on.
+    Training (`shuffle`): every utterance once over all shares, in random order, with equally many
+    batches in every share. If batches do not divide evenly, the utterances of the last ones are
+    redistributed in smaller batches, one per share; if fewer utterances than shares remain, they
+    are dropped from this epoch. Several shares are interleaved: the first batch of each, in the
+    order of `shares`, then the second of each, and so on.
 
-    Evaluation (not `shuffle`): every utterance exactly once over all shares, in the order given;
+    Evaluation (not `shuffle`): every utterance exactly once over all shares, in the given order;
     batch i belongs to share i % num_shares, so that shares may differ by one batch. (lhotse's
-    samplers repeat utterances here to make them equal, which would change a metric.)
+    samplers pad shares with repeated utterances, which would change a metric.)
 
     Args:
         durations_seconds: duration of each utterance.
-        batch_size: utterances in a batch.
-        shuffle: whether this is training.
-        epoch: changes the order.
+        batch_size: utterances per batch.
+        shuffle: training if true, otherwise evaluation.
+        epoch: number of the epoch; changes the order.
         seed: changes the order.
-        weights: draw as many utterances as there are, with replacement and these relative
-            probabilities, instead of each one once.
-        bucketed: put utterances of similar duration together.
-        max_batch_seconds: end a batch earlier rather than exceed this total duration (the smaller
-            batches that are dealt out at the end of a shared epoch may exceed it); a single
-            longer utterance is a batch of its own.
-        shares: which shares, of 0 to num_shares - 1, each at most once.
-        num_shares: equal parts that the epoch is cut into.
+        weights: relative probabilities; draw as many utterances as there are, with replacement,
+            instead of each one once.
+        bucketed: group utterances of similar duration.
+        max_batch_seconds: maximum total duration of a batch. A longer utterance is a batch by
+            itself; redistributed batches at the end of a shared epoch may exceed the maximum.
+        shares: shares to return, from 0 to num_shares - 1, without repetition.
+        num_shares: number of equal parts of the epoch.
 
     Raises:
         UserError: a setting is out of range, or there are fewer training utterances than shares.
     """
-    _check_settings(len(durations_seconds), batch_size, weights, max_batch_seconds)
+    if batch_size < 1:
+        raise UserError(
+            f"The batch size is {batch_size}.", fix="Set 1 or more.", code="invalid-value"
+        )
+    if max_batch_seconds is not None and max_batch_seconds <= 0:
+        raise UserError(
+            f"The maximum duration of a batch is {max_batch_seconds} s.",
+            fix="Set a positive duration, or null for no maximum.",
+            code="invalid-value",
+        )
+    if weights is not None and len(weights) != len(durations_seconds):
+        raise ValueError(f"{len(weights)} weights for {len(durations_seconds)} utterances")
     generator = torch.Generator().manual_seed(derived_seed("order", seed, epoch))
     if weights is not None:
         chances = torch.as_tensor(weights, dtype=torch.float64)
@@ -99,18 +106,18 @@ def plan_batches(
         if bucketed:
             order = torch.randperm(len(batches), generator=generator).tolist()
             batches = [batches[i] for i in order]
-        batches = _whole_rounds(batches, num_shares)
-    return batches_of_shares(batches, shares if shuffle else sorted(shares), num_shares)
+        batches = _equal_shares(batches, num_shares)
+    return select_shares(batches, shares if shuffle else sorted(shares), num_shares)
 
 
-def batches_of_shares(
+def select_shares(
     batches: Sequence[list[Draw]], shares: Sequence[int], num_shares: int
 ) -> list[list[Draw]]:
-    """Those of an epoch's batches that belong to some shares.
+    """The batches of an epoch that belong to some shares.
 
     Args:
-        batches: of the whole epoch; batch i belongs to share i % num_shares.
-        shares: which ones, in the order in which they come in every round of `num_shares` batches.
+        batches: all batches of the epoch; batch i belongs to share i % num_shares.
+        shares: shares to select, in the order within every round of `num_shares` batches.
         num_shares: number of shares.
     """
     if len(set(shares)) < len(shares) or not set(shares) <= set(range(num_shares)):
@@ -123,27 +130,10 @@ def batches_of_shares(
     ]
 
 
-def _check_settings(
-    utterances: int,
-    batch_size: int,
-    weights: Sequence[float] | None,
-    max_batch_seconds: float | None,
-) -> None:
-    if batch_size < 1:
-        raise UserError(f"A batch size of {batch_size} is not possible.", fix="Set 1 or more.")
-    if max_batch_seconds is not None and max_batch_seconds <= 0:
-        raise UserError(
-            f"A batch of at most {max_batch_seconds} seconds is not possible.",
-            fix="Set a positive duration, or null for no limit.",
-        )
-    if weights is not None and len(weights) != utterances:
-        raise ValueError(f"{len(weights)} weights for {utterances} utterances")
-
-
 def _by_duration(
     indices: list[int], durations_seconds: Sequence[float], batch_size: int, exact: bool
 ) -> list[int]:
-    """Sorted by duration: exactly, or by buckets of equal size with the given order in each."""
+    """Sort by duration: exactly, or into buckets of equal size that keep the given order."""
     by_duration = sorted(indices, key=lambda index: durations_seconds[index])
     if exact:
         return by_duration
@@ -179,12 +169,8 @@ def _cut(
     return batches
 
 
-def _whole_rounds(batches: list[list[Draw]], num_shares: int) -> list[list[Draw]]:
-    """The batches with those that do not make a round dealt out anew, one for each share.
-
-    A batch of these may exceed the limit of a batch's duration: it holds fewer utterances, but not
-    those that were put together for it.
-    """
+def _equal_shares(batches: list[list[Draw]], num_shares: int) -> list[list[Draw]]:
+    """Redistribute the batches of an incomplete last round, one smaller batch per share."""
     extra = len(batches) % num_shares
     whole = batches[: len(batches) - extra]
     left = [draw for batch in batches[len(whole) :] for draw in batch]
@@ -192,7 +178,9 @@ def _whole_rounds(batches: list[list[Draw]], num_shares: int) -> list[list[Draw]
         whole += [left[share::num_shares] for share in range(num_shares)]
     if not whole:
         raise UserError(
-            f"{len(left)} training utterances cannot be shared by {num_shares} processes.",
+            f"{len(left)} training utterances are too few for {num_shares} shares.",
+            where=f"{len(left)} utterances, {num_shares} shares",
             fix="Use fewer processes, or check that the corpus is complete.",
+            code="launch-invalid",
         )
     return whole

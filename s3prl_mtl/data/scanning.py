@@ -1,4 +1,4 @@
-"""Opening every audio file of a split once: its header, and whether it can be used."""
+"""Scan of a split: open every audio file once and find the usable ones."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ logger = logging.getLogger(__name__)
 
 _PROBED_FRAMES = 1024
 
-# How far past its end a side file may place an utterance, since those round durations.
+# Tolerance for durations in metadata files, which are rounded.
 _ROUNDING_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What was found in a split.
+    """Result of a scan.
 
     Args:
-        cuts: the usable utterances, in the corpus's order.
-        skipped: (path, reason) of utterances whose file is missing, unreadable or too short.
-        left_out: ids that the corpus's rule on the waveform refused.
+        cuts: the usable utterances, in the order of the corpus.
+        skipped: (path, reason) of utterances with a missing, unreadable or too short file.
+        rejected: ids of utterances rejected by :meth:`Corpus.content_check`.
     """
 
     cuts: list[Cut]
     skipped: list[tuple[str, str]]
-    left_out: list[str]
+    rejected: list[str]
 
 
 class _Unusable(Exception):
-    """Why a file cannot be used; stays within this module."""
+    """Why a file cannot be used; internal to this module."""
 
 
 def scan(
@@ -61,17 +61,16 @@ def scan(
     jobs: int | None,
     title: str,
 ) -> Scan:
-    """Opens the file of every utterance, in parallel, with a progress bar on a terminal.
+    """Open the file of every utterance, in parallel, with a progress bar on a terminal.
 
-    Reads the header and the last moments of each file, which shows most truncated ones; decodes
-    the whole only where `accept` has to see it. Threads suffice: libsndfile and numpy release the
-    interpreter while they work.
+    Reads the header and the end of each file, which detects most truncated files; decodes whole
+    files only for `accept`. Threads suffice: libsndfile and numpy release the interpreter lock.
 
     Args:
-        utterances: a split.
-        accept: the corpus's rule on the waveform, or None.
-        jobs: threads; None takes the number of cores.
-        title: what the progress bar says.
+        utterances: the utterances of a split.
+        accept: predicate on waveforms (:meth:`Corpus.content_check`), or None.
+        jobs: threads; default: the number of cores.
+        title: title of the progress bar.
     """
     paths = list(dict.fromkeys(utterance.path for utterance in utterances))
     jobs = jobs or os.cpu_count() or 1
@@ -90,28 +89,23 @@ def scan(
                 skipped.append((str(utterance.path), str(reason)))
         if accept is None:
             return Scan(cuts, skipped, [])
-        judged = _progress(
-            pool.map(lambda cut: _judge(cut, accept), cuts), len(cuts), f"{title}, decoding"
+        results = _progress(
+            pool.map(lambda cut: _check(cut, accept), cuts), len(cuts), f"{title}, decoding"
         )
-        return _keep_accepted(cuts, list(judged), skipped)
+        accepted: list[Cut] = []
+        rejected: list[str] = []
+        for cut, result in zip(cuts, results, strict=True):
+            if isinstance(result, str):
+                skipped.append((str(cut.recording.sources[0].source), result))
+            elif result:
+                accepted.append(cut)
+            else:
+                rejected.append(cut.id)
+        return Scan(accepted, skipped, rejected)
 
 
-def _keep_accepted(
-    cuts: list[Cut], judged: list[bool | str], skipped: list[tuple[str, str]]
-) -> Scan:
-    kept: list[Cut] = []
-    left_out: list[str] = []
-    for cut, verdict in zip(cuts, judged, strict=True):
-        if isinstance(verdict, str):
-            skipped.append((str(cut.recording.sources[0].source), verdict))
-        elif verdict:
-            kept.append(cut)
-        else:
-            left_out.append(cut.id)
-    return Scan(kept, skipped, left_out)
-
-
-def _judge(cut: Cut, accept: Callable[[Tensor], bool]) -> bool | str:
+def _check(cut: Cut, accept: Callable[[Tensor], bool]) -> bool | str:
+    """Whether the waveform is accepted, or why it cannot be decoded."""
     try:
         return accept(load_waveform(cut))
     except UnreadableAudio as error:
@@ -125,7 +119,7 @@ def _probe_or_reason(path: Path) -> Recording | str:
         return str(reason)
     except soundfile.LibsndfileError as error:
         return f"unreadable ({libsndfile_reason(error, path)})"
-    except Exception as error:  # what else soundfile raises on damaged files, and the system
+    except Exception as error:  # soundfile raises errors of other types too
         return f"unreadable ({str(error).strip() or type(error).__name__})"
 
 
@@ -144,7 +138,7 @@ def _probe(path: Path) -> Recording:
         tail = min(frames, _PROBED_FRAMES)
         file.seek(frames - tail)
         if len(file.read(tail, dtype="float32")) < tail:
-            raise _Unusable("truncated (it ends before its header says)")
+            raise _Unusable("truncated (shorter than its header states)")
         channels = list(range(file.channels))
         return Recording(
             id=path.stem,
@@ -162,7 +156,7 @@ def _make_cut(utterance: Utterance, recording: Recording) -> Cut:
     if utterance.duration_seconds is not None:
         asked = start + utterance.duration_seconds
         if asked - end > _ROUNDING_SECONDS:
-            raise _Unusable(f"too short ({end:.2f} s; its side files say {asked:.2f} s)")
+            raise _Unusable(f"too short ({end:.2f} s; {asked:.2f} s in the metadata)")
         end = min(end, asked)
     if (end - start) * SAMPLE_RATE < MINIMUM_SAMPLES:
         raise _Unusable(

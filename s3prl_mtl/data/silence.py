@@ -1,4 +1,4 @@
-"""Silence trimming as SUPERB's speaker verification does it."""
+"""Silence trimming of SUPERB's speaker verification."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ _WINDOW_SAMPLES = SAMPLE_RATE // 50
 
 
 def trim_silence(waveform: Tensor, threshold: float = 0.001, seconds: float = 0.1) -> Tensor:
-    """A waveform without its silences: what `sox silence 1 0.1 0.1% -1 0.1 0.1%` leaves.
+    """Remove silences like `sox silence 1 0.1 0.1% -1 0.1 0.1%`.
 
-    That is the last effect of the chain of SUPERB's speaker verification (mono, 16 kHz, -3 dB,
-    silence). Its meaning, from SoX's manual: drop everything until `seconds` of sound in a row;
-    copy until `seconds` of silence in a row; drop those and start over. A sample counts as sound
-    when the root mean square of the 20 ms that end with it exceeds `threshold`; the 20 ms are
-    emptied whenever the search for sound starts over::
+    This is the last effect of SUPERB's speaker verification (mono, 16 kHz, -3 dB, silence).
+    According to SoX's manual: drop everything until `seconds` of continuous sound; copy until
+    `seconds` of continuous silence; drop those and start over. A sample is sound if the root mean
+    square of the 20 ms that end with it exceeds `threshold`; the 20 ms window is cleared whenever
+    the search for sound starts over::
 
         silence  | sound .........|pause| sound ...| silence >= 0.1 s | sound ...| < 0.1 s
         dropped  | kept            kept   kept     | dropped          | kept       kept
 
-    A burst of sound shorter than `seconds` is therefore dropped too when it follows silence.
+    A sound shorter than `seconds` is therefore dropped after a silence.
 
-    Differences: SoX rounds the root mean square down to the file's bit depth before it compares,
-    which moves the threshold by less than one part in 16 bits.
+    Difference to SoX: SoX first rounds the root mean square down to the bit depth of the file,
+    which moves the threshold by less than one step of 16 bits.
 
     Args:
         waveform: (samples,) at 16 kHz.
         threshold: fraction of full scale.
-        seconds: how long sound, or silence, has to last.
+        seconds: minimum duration of sound and of silence.
 
     Returns:
-        Waveform (kept_samples,); empty where there is no sound.
+        Waveform (kept_samples,); empty if there is no sound.
     """
     samples = waveform.numpy()
     run = round(seconds * SAMPLE_RATE)
@@ -46,7 +46,7 @@ def trim_silence(waveform: Tensor, threshold: float = 0.001, seconds: float = 0.
     kept: list[np.ndarray] = []
     restart = 0
     while restart < len(samples):
-        # Until the window has filled again, it holds only what came after the restart.
+        # Until it is full again, the window contains only samples after the restart.
         refilled = min(restart + _WINDOW_SAMPLES, len(samples))
         searched = sound[restart:].copy()
         searched[: refilled - restart] = (
@@ -69,7 +69,7 @@ def trim_silence(waveform: Tensor, threshold: float = 0.001, seconds: float = 0.
 
 
 def _first_run(flags: np.ndarray, length: int) -> int | None:
-    """Where the first run of at least `length` true flags begins, or None."""
+    """Start of the first run of at least `length` true flags, or None."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
     starts, ends = edges[0::2], edges[1::2]
     long_enough = np.flatnonzero(ends - starts >= length)

@@ -1,29 +1,27 @@
-"""Endless training batches of a task, which a checkpoint can leave and enter at any point."""
+"""Endless stream of the training batches of a task, resumable at any batch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from s3prl_mtl.data.epoch_reader import Batch, EpochReader, accepts_argument
+from s3prl_mtl.data.epoch_reader import Batch, EpochReader
 from s3prl_mtl.errors import UserError
-
-__all__ = ["TaskStream", "accepts_argument"]
 
 
 class TaskStream:
     """The training batches of one expert, epoch after epoch.
 
-    An epoch is a pure function of the seed and its number (:class:`EpochReader`), so that the
-    place in it is all that a checkpoint needs.
+    An epoch is a pure function of the seed and its number (:class:`EpochReader`), so a checkpoint
+    only needs the position in it.
 
     Args:
-        task: its name, for errors.
-        expert: has s3prl's `get_dataloader`.
+        task: name of the task, for errors.
+        expert: object with s3prl's `get_dataloader`.
         split: the training split.
-        seed: of the run.
+        seed: seed of the run.
         shares: the shares of every epoch that this process reads.
-        num_shares: shares that an epoch is cut into.
+        num_shares: number of shares of an epoch.
     """
 
     def __init__(
@@ -45,23 +43,23 @@ class TaskStream:
         datarc = getattr(expert, "datarc", None)
         size = datarc.get("train_batch_size") if isinstance(datarc, Mapping) else None
         self.batch_size = size if isinstance(size, int) and size > 0 else 1
-        """Utterances in a batch, as far as the expert's settings say so."""
+        """Utterances per batch according to the settings of the expert, otherwise 1."""
         self.epoch = 0
         self.round = 0
-        """Rounds of the epoch that were drawn; each is one batch of every share."""
+        """Rounds read in this epoch; a round is one batch of every share."""
         self.epoch_batches = 0
-        """Batches, over all shares, of the epoch last drawn from; 0 where the loader does not say.
-        """
+        """Batches of the current epoch over all shares; 0 if the loader has no length."""
         self._reader: EpochReader | None = None
 
     def next_round(self) -> list[Batch]:
-        """The next batch of each share; the next epoch begins by itself.
+        """The next batch of each share; starts the next epoch as needed.
 
         Returns:
-            fewer batches, or none, only where a stranger's epoch ends unevenly.
+            One batch per share; fewer or none if the epoch of a third-party loader ends within the
+            round.
 
         Raises:
-            UserError: the split has no batch at all.
+            UserError: the split has no batches.
         """
         while True:
             if self._reader is None:
@@ -81,11 +79,16 @@ class TaskStream:
             if batches is not None:
                 break
             if self.round == 0:
-                raise UserError(f"{self.task}: the split {self.split!r} has no utterances.")
+                raise UserError(
+                    f"{self.task}: the split {self.split!r} has no utterances.",
+                    where=f"split {self.split!r} of {self.task}",
+                    fix="Check that the corpus is complete.",
+                    code="corpus-empty",
+                )
             self._begin_next_epoch()
         self.round += 1
         if 0 < self.epoch_batches <= self.round * self.num_shares:
-            # Now and not with the next batch: workers with nothing left to read take up memory.
+            # Not deferred to the next call: idle workers would keep their memory.
             self._begin_next_epoch()
         return batches
 
@@ -98,11 +101,10 @@ class TaskStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken.
+        """Continue from the position of a `state_dict`.
 
-        With another number of shares than then, some batches of the epoch may come again; none is
-        left out. Where batches have another size, it goes on after no more utterances than the
-        epoch has had.
+        With another number of shares or batch size, the position is rounded down: some utterances
+        of the epoch may be repeated, none is skipped.
         """
         self.epoch = state["epoch"]
         utterances = state["round"] * state["num_shares"] * state["batch_size"]

@@ -1,4 +1,4 @@
-"""One utterance of a corpus: where its audio lies and what its task says about it."""
+"""One utterance of a corpus: location of its audio, and labels."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Utterance:
-    """A stretch of an audio file with its labels, as read from a corpus's side files.
+    """A segment of an audio file with its labels, as listed in the metadata of a corpus.
 
     Args:
         id: unique within its split.
-        path: the audio file. It need not exist: a file that a side file names and the folder
-            lacks is counted with the unreadable ones when the split is scanned.
-        labels: what its task says about it; plain JSON values.
-        start_seconds: where it begins in the file.
-        duration_seconds: how long it is; None means to the end of the file.
+        path: the audio file. It may be missing: the scan of the split counts it among the
+            unreadable files.
+        labels: labels of the task, plain JSON values.
+        start_seconds: start of the segment in the file.
+        duration_seconds: duration of the segment; None: to the end of the file.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""The encoder of a run as files of other programs: fairseq, transformers, s3prl, ONNX."""
+"""Export the encoder of a run to fairseq, transformers, s3prl and ONNX."""
 
 from s3prl_mtl.export.command import FORMATS, export
 

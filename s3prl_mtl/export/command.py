@@ -1,8 +1,7 @@
-"""The command `export`: one encoder out of a run, in the form that another program loads."""
+"""Export the encoder of a run to a format of another program."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -13,20 +12,20 @@ from pathlib import Path
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.export import fairseq_file, onnx_file, s3prl_folder, transformers_folder
 from s3prl_mtl.export.saved_run import SavedRun
-from s3prl_mtl.export.workplace import appearing_whole, ending_in_order, remove_stale
-from s3prl_mtl.tracking.console import OUTPUT
+from s3prl_mtl.export.staging import atomic_output, remove_stale
+from s3prl_mtl.fileio.atomic import write_reason
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Format:
-    """A form to export to.
+    """An export format.
 
     Args:
-        write: writes a run to a path where nothing is.
-        kinds: of upstreams that it takes, as `checkpoint_info` has them.
-        is_folder: the path is a folder, not a file.
+        write: writes a run to an unused path.
+        kinds: supported kinds of upstreams, as in `checkpoint_info`.
+        is_folder: the output is a folder, not a file.
     """
 
     write: Callable[[SavedRun, Path], None]
@@ -48,50 +47,39 @@ KIND_NAMES = {
 
 
 def export(run: str | os.PathLike[str], format: str, out: str | os.PathLike[str]) -> Path:
-    """Write the encoder of a run for another program. `out` appears whole or not at all.
+    """Write the encoder of a run for another program, atomically.
 
     Args:
-        run: a run's folder, of which the newest whole `states-*.ckpt` is taken, or one of its
-            `.ckpt` files, such as `ks/dev-best.ckpt`.
+        run: the folder of a run (its newest undamaged `states-*.ckpt`), or one of its `.ckpt`
+            files, such as `ks/dev-best.ckpt`.
         format: `fairseq`, `transformers`, `s3prl` or `onnx`.
-        out: the file or folder to write; nothing may be there, but for an empty folder where the
-            format is a folder. Folders above it are made.
+        out: the file or folder to write. It must not exist; an empty folder may, if the format is
+            a folder. Missing folders above it are created.
 
     Returns:
         `out`.
 
     Raises:
-        UserError: an unknown format, no such run, an upstream that the format does not take,
-            something at `out`, a package that is not installed, or `out` cannot be written.
+        UserError: an unknown format, no such run, an upstream that the format does not support,
+            an existing `out`, a package that is not installed, or `out` cannot be written.
     """
     if format not in FORMATS:
         raise UserError(
-            f"There is no format {format!r}.", where="--format", fix=nearest(format, list(FORMATS))
+            f"Unknown format {format!r}.",
+            where="--format",
+            fix=nearest(format, list(FORMATS)),
+            code="unknown-name",
         )
-    # `.` and `..` are folders too, and have names.
+    # An absolute path has a name; `.` and `..` have none.
     chosen, path = FORMATS[format], Path(os.path.abspath(out))
     remove_stale(path)
     _refuse_existing(path, chosen)
     saved = SavedRun.open(Path(run))
     _refuse_other_kinds(saved, format)
     logger.info("Exporting step %d of %s.", saved.step, saved.path)
-    with _saying_why_not(path), appearing_whole(path) as partial:
+    with _write_errors(path), atomic_output(path) as partial:
         chosen.write(saved, partial)
     return Path(out)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
-    parser.add_argument("run", type=Path, help="a run's folder, or one of its .ckpt files")
-    parser.add_argument("--format", required=True, choices=list(FORMATS))
-    parser.add_argument("-o", "--out", type=Path, required=True, help="the file or folder to write")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """`export`: write, and say where."""
-    with ending_in_order():
-        path = export(arguments.run, arguments.format, arguments.out)
-    OUTPUT.print(f"Wrote {path}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _refuse_existing(path: Path, chosen: Format) -> None:
@@ -101,11 +89,11 @@ def _refuse_existing(path: Path, chosen: Format) -> None:
     places = [path, Path(f"{path}.data")] if chosen.write is onnx_file.write else [path]
     for found in places:
         if os.path.lexists(found):
-            what = "is a folder" if found.is_dir() else "exists"
             raise UserError(
-                f"{found} {what} already, and exports overwrite nothing.",
-                where="-o",
+                f"{found} exists; exports do not overwrite.",
+                where=f"-o {found}",
                 fix="Choose another name, or remove it first.",
+                code="file-exists",
             )
 
 
@@ -116,52 +104,28 @@ def _refuse_other_kinds(saved: SavedRun, format: str) -> None:
     possible = [name for name, other in FORMATS.items() if kind in other.kinds]
     fit = " or ".join(KIND_NAMES[one] for one in FORMATS[format].kinds)
     raise UserError(
-        f"The encoder of this run, {saved.upstream_name!r}, is not {fit}, which is all that the "
-        f"format {format!r} takes.",
-        where=str(saved.path),
+        f"The format {format!r} takes encoders that are {fit}; that of this run, "
+        f"{saved.upstream_name!r}, is not.",
+        where=f"--format {format}, {saved.path}",
         fix=f"Use --format {' or '.join(possible)}."
         if possible
         else "No format takes it; evaluate and use the run with s3prl-mtl itself.",
+        code="not-supported",
     )
 
 
 @contextmanager
-def _saying_why_not(path: Path) -> Iterator[None]:
-    """Turn what a disk can refuse into an error of the user's.
-
-    Raises:
-        UserError: the disk is full, or the folder cannot be written.
-    """
+def _write_errors(path: Path) -> Iterator[None]:
+    """Raise a `UserError` for failed writes: the disk is full, or the folder is not writable."""
     try:
         yield
     except Exception as error:
-        reason = _write_reason(error)
+        reason = write_reason(error)
         if reason is None:
             raise
         raise UserError(
-            f"The export could not be written: {reason}. Nothing is left of it.",
-            where=str(path),
-            fix="Name a folder that can be written and has space, with -o.",
+            f"The export could not be written: {reason}. Partial files were removed.",
+            where=f"-o {path}",
+            fix="Choose a writable folder with free space.",
+            code="file-unwritable",
         ) from error
-
-
-def _write_reason(error: BaseException) -> str | None:
-    """Why the disk refused; None for an error of another kind.
-
-    torch and safetensors hide the system's error behind their own.
-    """
-    if isinstance(error, OSError):
-        return error.strerror
-    text = str(error)
-    if type(error).__name__ == "SafetensorError" and "I/O error" in text:
-        return text
-    if isinstance(error, RuntimeError) and (
-        "PytorchStreamWriter" in text or "unexpected pos" in text
-    ):
-        seen: BaseException | None = error
-        while seen is not None:
-            if isinstance(seen, OSError) and seen.strerror:
-                return seen.strerror
-            seen = seen.__cause__ or seen.__context__
-        return "the disk is full, or a limit on the size of files was reached"
-    return None

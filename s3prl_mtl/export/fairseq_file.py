@@ -1,4 +1,4 @@
-"""`--format fairseq`: one file, as fairseq 0.12.2 writes them."""
+"""`--format fairseq`: a checkpoint file of fairseq 0.12.2."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def write(run: SavedRun, out: Path) -> None:
         out: the file.
 
     Raises:
-        UserError: the encoder lacks what fairseq's HuBERT always has.
+        UserError: the encoder has no parameters of pre-training.
     """
     model = run.hubert()
     require_pretraining_parts(model, run)
@@ -25,7 +25,7 @@ def write(run: SavedRun, out: Path) -> None:
 
 
 def require_pretraining_parts(model: Hubert, run: SavedRun) -> None:
-    """fairseq's class, which s3prl copied, has the layers of pre-training, used or not.
+    """Check for the parameters of pre-training, which fairseq and s3prl load strictly.
 
     Raises:
         UserError: the encoder has none.
@@ -33,8 +33,9 @@ def require_pretraining_parts(model: Hubert, run: SavedRun) -> None:
     if model.config.final_proj_dim and model.config.label_embeddings[0]:
         return
     raise UserError(
-        "The encoder has no final_proj or no label_embs_concat, the parameters of pre-training, "
-        "without which fairseq does not load a HuBERT.",
-        where=str(run.path),
+        "The encoder has no parameters of pre-training, without which fairseq does not load a "
+        "HuBERT.",
+        where=f"final_proj, label_embs_concat of {run.path}",
         fix="Use --format transformers or onnx, or train from a complete HuBERT checkpoint.",
+        code="checkpoint-incomplete",
     )

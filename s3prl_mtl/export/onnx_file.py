@@ -1,10 +1,10 @@
-"""`--format onnx`: the encoder and the weighted sum of its layers, for onnxruntime and others.
+"""`--format onnx`: the encoder and the weighted sum of its layers, for onnxruntime.
 
     waveform (1, samples)  ->  hidden_states (layers + 1, 1, frames, width)
                                features      (1, frames, width)
 
-One utterance of any length at a time: with padding, HuBERT's GroupNorm and attention would give
-it other features than alone. Waveforms are normalised inside where the encoder wants that.
+The graph takes one utterance of any length: with padding, HuBERT's GroupNorm and attention would
+change its features. Waveforms are normalised in the graph if the encoder needs that.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from s3prl_mtl.upstreams.hubert.packing import LengthGroup
 
 OPSET = 18
 LAYER_NORM_EPSILON = 1e-5
-# A file of protobuf ends at 2 GiB; what is larger has its parameters in a second file.
+# protobuf limits a file to 2 GiB; parameters of larger models go to a second file.
 MAX_BYTES_IN_ONE_FILE = 3 * 2**29
 TRACED_SAMPLES = 16_000
 
 
 class OneUtterance(nn.Module):
-    """HuBERT's own modules without the packing of several utterances, which cannot be traced.
+    """HuBERT for one utterance: packing of several cannot be traced.
 
     Args:
         encoder: the encoder; its modules are shared.
@@ -60,8 +60,8 @@ class OneUtterance(nn.Module):
         frames = encoder.layer_norm(x[0].t())
         if encoder.post_extract_proj is not None:
             frames = encoder.post_extract_proj(frames)
-        alone = [LengthGroup(start=0, lengths=[frames.shape[0]], slots=None, mask=None)]
-        states = torch.stack(encoder.encoder(frames, alone))
+        one = [LengthGroup(lengths=[frames.shape[0]], slots=None, mask=None)]
+        states = torch.stack(encoder.encoder(frames, one))
         shares: Any = self.shares
         features = torch.tensordot(shares, states[-len(shares) :], dims=1)
         return states[:, None], features[None]
@@ -70,17 +70,17 @@ class OneUtterance(nn.Module):
 def _standardised(x: Tensor, epsilon: float) -> Tensor:
     """Mean 0 and variance 1 over the last axis, in two passes."""
     centred = x - x.mean(dim=-1, keepdim=True)
-    # Where all values are the same, what rounding left would be taken for a signal.
+    # For a constant waveform the rounding error of the mean would be scaled up to a signal.
     centred = centred - centred.mean(dim=-1, keepdim=True)
     variance = centred.square().mean(dim=-1, keepdim=True)
     return centred * torch.rsqrt(variance + epsilon)
 
 
 def _over_time(x: Tensor, norm: TimeNorm) -> Tensor:
-    """GroupNorm of one group a channel, (1, C, T).
+    """GroupNorm with one group per channel, (1, C, T).
 
-    onnxruntime's InstanceNormalization, which torch would write, rounds its mean so far that on
-    silence and on constant waveforms the remainder becomes a signal: measured up to 1.7 off.
+    torch would export InstanceNormalization; onnxruntime rounds its mean so that on silence and
+    constant waveforms the remainder becomes a signal: errors up to 1.7 were measured.
     """
     return _standardised(x, norm.eps) * norm.weight[:, None] + norm.bias[:, None]
 
@@ -90,7 +90,7 @@ def write(run: SavedRun, out: Path) -> None:
 
     Args:
         run: its encoder is HuBERT.
-        out: the file. Beyond 1.5 GiB the parameters go to a second one, `<name>.data`.
+        out: the file. Parameters of more than 1.5 GiB go to a second file, `<name>.data`.
 
     Raises:
         UserError: onnx or onnxscript is not installed.
@@ -113,14 +113,14 @@ def write(run: SavedRun, out: Path) -> None:
             dynamic_shapes={"waveform": {1: samples}},
         )
     if program is None:
-        raise RuntimeError("torch.onnx.export gave no program")
+        raise RuntimeError("torch.onnx.export returned no program")
     _describe(program.model, run, encoder)
     size = sum(value.numel() * value.element_size() for value in module.state_dict().values())
     program.save(out, external_data=size > MAX_BYTES_IN_ONE_FILE)
 
 
 def require_onnx() -> None:
-    """Check that the exporter of torch has what it needs.
+    """Check the packages that torch's exporter needs.
 
     Raises:
         UserError: a package is not installed.
@@ -130,12 +130,13 @@ def require_onnx() -> None:
         raise UserError(
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed.",
             where="--format onnx",
-            fix="Install what is needed with `pip install 's3prl-mtl[onnx]'`.",
+            fix="`pip install 's3prl-mtl[onnx]'`.",
+            code="missing-package",
         )
 
 
 def _describe(model: Any, run: SavedRun, encoder: Hubert) -> None:
-    """Say in the file what it is, in place of where on this machine each node comes from."""
+    """Set metadata and output shapes; remove the source paths that torch writes for each node."""
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
@@ -163,15 +164,15 @@ def _describe(model: Any, run: SavedRun, encoder: Hubert) -> None:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep torch's exporter from telling users what operators it does not know."""
-    chatty = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [log.level for log in chatty]
-    for log in chatty:
+    """Silence the warnings of torch's exporter."""
+    noisy = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [log.level for log in noisy]
+    for log in noisy:
         log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for log, level in zip(chatty, levels, strict=True):
+        for log, level in zip(noisy, levels, strict=True):
             log.setLevel(level)

@@ -3,8 +3,8 @@
     upstream.pt                      the encoder, for `-u hubert_local -k`
     <task>/<upstream>_<task>.ckpt    a head and its weighted sum of layers, for `-i`
 
-Of an upstream of s3prl's own zoo there is no `upstream.pt`: its weights are in each `.ckpt`, which
-s3prl's `-i` gives to the upstream that `-u` built.
+For an upstream of s3prl's own zoo there is no `upstream.pt`: its weights are in each `.ckpt`, from
+which s3prl's `-i` loads them into the upstream of `-u`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from s3prl_mtl.upstreams.hubert.fairseq_file import make_header
 from s3prl_mtl.upstreams.zoo.s3prl_upstream import S3prlUpstream
 
 NO_SHARE = -1e4
-"""A layer with this weight has a share of exactly 0 after the softmax, in float32 too."""
+"""A layer weight that is exactly 0 after the softmax, in float32 too."""
 
 
 def write(run: SavedRun, out: Path) -> None:
@@ -33,11 +33,10 @@ def write(run: SavedRun, out: Path) -> None:
 
     Args:
         run: its upstream is HuBERT or of s3prl's zoo.
-        out: the folder, made here.
+        out: the folder, created here.
 
     Raises:
-        UserError: the encoder lacks what s3prl's HuBERT always has, or two heads would have the
-            same file.
+        UserError: the encoder has no parameters of pre-training, or two heads have one file name.
     """
     out.mkdir()
     weights: dict[str, Any] = {}
@@ -57,15 +56,17 @@ def write(run: SavedRun, out: Path) -> None:
         path = out / file_name(task) / f"{file_name(run.upstream_name)}_{file_name(task)}.ckpt"
         if path.exists():
             raise UserError(
-                f"Two tasks of the run would both be {path.relative_to(out)}.", where=str(run.path)
+                "Two tasks of the run have the same file name.",
+                where=f"{path.relative_to(out)} for {run.path}",
+                code="duplicate-name",
             )
         path.parent.mkdir()
-        # Without Step and Epoch: s3prl would go on counting from there instead of starting.
+        # Without Step and Epoch: s3prl would continue from there.
         save({**weights, "Downstream": dict(head)}, path)
 
 
 def converted(model: Hubert) -> dict[str, Any]:
-    """What s3prl makes of a fairseq checkpoint so that it needs fairseq no more.
+    """A checkpoint in s3prl's converted format, which does not need fairseq.
 
     Returns:
         `task_cfg`, `model_cfg`, `model_weight`, `dictionaries_symbols`: tensors and plain values.
@@ -73,7 +74,7 @@ def converted(model: Hubert) -> dict[str, Any]:
     made = make_header(model.config)
     header = model.fairseq_header or made
     stated = header.get("cfg") or {}
-    # Older files hold all settings in one namespace.
+    # Older files have all settings in one namespace.
     flat = {key: value for key, value in (header.get("args") or {}).items() if key != CLASS_KEY}
     model_settings = {**made["cfg"]["model"], **stated.get("model", flat)}
     task_settings = {**made["cfg"]["task"], **stated.get("task", flat)}
@@ -87,9 +88,9 @@ def converted(model: Hubert) -> dict[str, Any]:
 
 
 def featurizer(run: SavedRun) -> dict[str, Tensor]:
-    """The state dict of s3prl's `Featurizer` on `hidden_states`, or on `last_hidden_state`.
+    """The state dict of s3prl's `Featurizer` for `hidden_states` or `last_hidden_state`.
 
-    s3prl no longer has `layer_results`; the same sum over `hidden_states` gives index 0 no share.
+    s3prl no longer has `layer_results`; it is the sum over `hidden_states` without index 0.
     """
     weights = run.layer_weights
     if weights is None:
@@ -100,11 +101,11 @@ def featurizer(run: SavedRun) -> dict[str, Tensor]:
 
 
 def file_name(name: str) -> str:
-    """A name of a task or an upstream, `package:name` or a path for one, as one of a file."""
+    """A file name for a task or an upstream, such as `package:name` or a path."""
     return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
 
 
 def save(content: Mapping[str, Any], path: Path) -> None:
-    """`torch.save` that does not write the name of the file into it."""
+    """`torch.save` without the file name in the file."""
     with path.open("wb") as file:
         torch.save(dict(content), file)

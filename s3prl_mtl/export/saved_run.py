@@ -1,4 +1,4 @@
-"""What a run's checkpoint holds that other programs can use."""
+"""A checkpoint opened for export: encoder, featurizer and heads."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class SavedRun:
 
     @classmethod
     def open(cls, run: Path) -> SavedRun:
-        """The newest whole `states-*.ckpt` of a run's folder, or the file that is named.
+        """Open the newest undamaged `states-*.ckpt` of a folder, or a file.
 
-        Nothing in the folder is changed, damaged files neither.
+        Files in the folder are not changed.
 
         Raises:
-            UserError: there is no such file, it is damaged, or it is no checkpoint of a run; or it
-                is one of the branch, which does not say how its encoder is built, and the file
-                that it was trained from is not there.
+            UserError: there is no such file, it is damaged, or not a checkpoint of a run; or it
+                is of the branch, without a description of its encoder, and the file that it was
+                trained from is missing.
         """
         checkpoint, path = checkpoints.load_newest(run, flag="RUN", set_aside=False)
         if checkpoint.origin is not None and checkpoint.upstream_info is None:
@@ -56,12 +56,12 @@ class SavedRun:
 
     @property
     def step(self) -> int:
-        """Steps that were taken."""
+        """Training steps taken."""
         return self.checkpoint.step
 
     @property
     def kind(self) -> str | None:
-        """`hubert`, `zoo`, `transformers`; None for an upstream that only its plugin can build."""
+        """`hubert`, `zoo` or `transformers`; None if only its plugin can build the upstream."""
         details = self.checkpoint.upstream_info
         return None if details is None else str(details["kind"])
 
@@ -82,7 +82,7 @@ class SavedRun:
 
     @property
     def layer_weights(self) -> Tensor | None:
-        """``(layers,)`` before the softmax; None where features are the last hidden state."""
+        """``(layers,)`` before the softmax; None if features are the last hidden state."""
         weights: Tensor | None = self.checkpoint.featurizer.get("weights")
         return weights
 
@@ -93,7 +93,7 @@ class SavedRun:
         return info
 
     def hubert(self) -> Hubert:
-        """The encoder, in evaluation mode. Its kind must be `hubert`.
+        """The encoder of kind `hubert`, in evaluation mode.
 
         Raises:
             UserError: its parameters do not fit its settings.
@@ -105,7 +105,7 @@ class SavedRun:
         return hubert_from_state(self._info, weights).eval()
 
     def upstream(self) -> Upstream:
-        """The upstream of whatever kind, in evaluation mode. Its kind must not be None.
+        """The upstream of a kind that is not None, in evaluation mode.
 
         Raises:
             UserError: it cannot be built here, or its parameters do not fit.
@@ -122,7 +122,7 @@ class SavedRun:
         """The weighted sum over the layers.
 
         Raises:
-            UserError: the checkpoint's does not fit the upstream.
+            UserError: the weights do not fit the upstream.
         """
         featurizer = Featurizer(upstream, self.feature_selection)
         where = f"Featurizer of {self.path}"
@@ -137,15 +137,16 @@ def _with_encoder(checkpoint: RunCheckpoint, path: Path) -> RunCheckpoint:
         upstream = load_upstream(settings["name"], settings["ckpt"])
     except UserError as error:
         raise UserError(
-            f"The checkpoint is of {checkpoint.origin} and does not say how its encoder is "
-            f"built; what it was trained from cannot be had: {error}",
+            f"The checkpoint is from {checkpoint.origin} and has no description of its encoder; "
+            f"the file that it was trained from cannot be loaded: {error}",
             where=str(path),
-            fix="Put that file there again; or start a run from the checkpoint (-u, -k, -i) and "
-            "export that.",
+            fix="Restore that file; or start a run from the checkpoint (-u, -k, -i) and export "
+            "that.",
+            code="checkpoint-incomplete",
         ) from error
     return replace(
         checkpoint,
         upstream_info=upstream.checkpoint_info,
-        # Where the encoder was frozen the branch does not save it: it is the original.
+        # The branch does not save a frozen encoder, which is the original.
         upstream=checkpoint.upstream or upstream.state_dict(),
     )

@@ -4,8 +4,8 @@
     model.safetensors         the parameters under transformers' names
     preprocessor_config.json  whether waveforms are normalised
 
-What fairseq has for pre-training only (`final_proj`, `label_embs_concat`, `target_glu`) has no
-place in transformers' class and is left out.
+The parameters of pre-training (`final_proj`, `label_embs_concat`, `target_glu`) do not exist in
+transformers' class and are left out.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def write(run: SavedRun, out: Path) -> None:
 
     Args:
         run: its encoder is HuBERT, or came from transformers.
-        out: the folder, made here.
+        out: the folder, created here.
 
     Raises:
         UserError: transformers is not installed, or has no class for the encoder alone.
@@ -65,23 +65,24 @@ def write(run: SavedRun, out: Path) -> None:
     Wav2Vec2FeatureExtractor(
         sampling_rate=16_000,
         do_normalize=model.config.normalize,
-        # As published models have it: GroupNorm takes the padding in whatever a mask says.
+        # As in published models: GroupNorm includes the padding whatever a mask says.
         return_attention_mask=model.config.extractor_mode == "layer_norm",
     ).save_pretrained(out)
 
 
 def _write_theirs(run: SavedRun, out: Path) -> None:
-    """An encoder that came from transformers goes back as it came."""
+    """Write an encoder that came from transformers."""
     upstream = run.upstream()
     if not isinstance(upstream, TransformersUpstream):
         raise TypeError(f"{type(upstream).__name__} did not come from transformers")
     model: Any = upstream.model
     if getattr(model.config, "is_encoder_decoder", False):
         raise UserError(
-            f"{run.upstream_name} is the encoder of a model with a decoder, which the run does not "
-            "hold; transformers has no folder for the encoder alone.",
+            f"{run.upstream_name} is the encoder of a model with a decoder, which is not in the "
+            "run; transformers has no class for the encoder alone.",
             where=str(run.path),
             fix="Use the run with s3prl-mtl itself.",
+            code="not-supported",
         )
     model.save_pretrained(out)
     settings = json.dumps(upstream.preprocessing, indent=2, sort_keys=True)
@@ -113,7 +114,7 @@ def their_settings(config: HubertConfig) -> dict[str, Any]:
         "activation_dropout": config.activation_dropout,
         "layerdrop": config.encoder_layerdrop,
         "layer_norm_eps": 1e-5,
-        # The mask embedding exists where this is above 0; frames are masked where both are set.
+        # The mask embedding exists if this is positive; frames are masked only if both are set.
         "mask_time_prob": 0.05,
         "apply_spec_augment": False,
     }
@@ -151,7 +152,7 @@ def their_parameters(model: Hubert) -> dict[str, Tensor]:
         elif module in names:
             found[f"{names[module]}.{parameter}"] = value
     if model.post_extract_proj is None:
-        # fairseq leaves the projection out where the widths are equal; transformers never does.
+        # fairseq has no projection between equal widths; transformers always has.
         width = model.config.encoder_embed_dim
         found["feature_projection.projection.weight"] = torch.eye(width)
         found["feature_projection.projection.bias"] = torch.zeros(width)

@@ -1,4 +1,4 @@
-"""What is to be said of a config, kept until the log of its run is open."""
+"""Buffer config warnings until the run log is open."""
 
 from __future__ import annotations
 
@@ -8,37 +8,36 @@ from types import TracebackType
 logger = logging.getLogger(__name__)
 
 
-class Remarks:
-    """What is noticed while a config is built: each once, however often it is built.
+class DeferredLog:
+    """Log records of building a config, buffered because the log is in the folder of the run.
 
-    The log of a run lies in its folder, which is known and opened only after the config is built.
-    As a context manager it logs at the end what is still kept, so that nothing is lost where what
-    is inside fails.
+    The folder is known only after the config is built. A config may be built several times: equal
+    records are kept once. As a context manager it flushes at the end, also on an error.
     """
 
     def __init__(self) -> None:
-        self._kept: list[tuple[int, str]] = []
-        self._known: set[tuple[int, str]] = set()
+        self._buffered: list[tuple[int, str]] = []
+        self._seen: set[tuple[int, str]] = set()
 
     def add(self, text: str, level: int = logging.WARNING) -> None:
-        """Keep a remark, unless it was made before.
+        """Buffer a record, unless an equal one was added before.
 
         Args:
-            text: of it, as it is logged.
-            level: one of those of `logging`.
+            text: the message.
+            level: one of `logging`.
         """
-        remark = (level, text)
-        if remark not in self._known:
-            self._known.add(remark)
-            self._kept.append(remark)
+        record = (level, text)
+        if record not in self._seen:
+            self._seen.add(record)
+            self._buffered.append(record)
 
-    def say(self) -> None:
-        """Log what is kept, in the order in which it was noticed; it is then no longer kept."""
-        kept, self._kept = self._kept, []
-        for level, text in kept:
+    def flush(self) -> None:
+        """Log the buffered records in their order, and empty the buffer."""
+        buffered, self._buffered = self._buffered, []
+        for level, text in buffered:
             logger.log(level, "%s", text)
 
-    def __enter__(self) -> Remarks:
+    def __enter__(self) -> DeferredLog:
         return self
 
     def __exit__(
@@ -47,4 +46,4 @@ class Remarks:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.say()
+        self.flush()

@@ -1,7 +1,7 @@
 """Read PyTorch files of other programs without executing their pickles.
 
-Such files contain objects of the classes of those programs. Known classes are replaced by inert
-ones that only hold attributes; a file with objects of other classes is refused.
+Such files contain objects of the classes of those programs. Known classes are replaced by
+stand-ins that only hold attributes; a file with objects of other classes is refused.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ class DamagedFile(UserError):
     """The file is truncated, or bytes of it have changed since it was written."""
 
 
-class Inert:
+class StandIn:
     """Holds the attributes of an object instead of its class."""
 
     def __init__(self, *arguments: object) -> None:
         self.__dict__["_arguments"] = arguments
 
 
-class Dictionary(Inert):
+class Dictionary(StandIn):
     """``fairseq.data.dictionary.Dictionary``: the symbols of a pre-training target."""
 
 
-class Namespace(Inert):
+class Namespace(StandIn):
     """``argparse.Namespace``: the settings in older files."""
 
 
-class OmegaConfNode(Inert):
+class OmegaConfNode(StandIn):
     """A container or value of OmegaConf; the contents are in ``_content`` or ``_val``."""
 
 
-class OmegaConfMetadata(Inert):
+class OmegaConfMetadata(StandIn):
     """Type information of OmegaConf; not used."""
 
 
@@ -64,7 +64,7 @@ _OMEGACONF_NODES = (
     "nodes.FloatNode",
     "nodes.BooleanNode",
 )
-_INERT_CLASSES: list[Any] = [
+_STAND_INS: list[Any] = [
     (Dictionary, "fairseq.data.dictionary.Dictionary"),
     (Namespace, "argparse.Namespace"),
     *((OmegaConfNode, f"omegaconf.{name}") for name in _OMEGACONF_NODES),
@@ -82,7 +82,7 @@ _INERT_CLASSES: list[Any] = [
 ]
 
 
-def load_inert(path: Path, *, kind: str, verify: bool = False) -> Any:
+def safe_load(path: Path, *, kind: str, verify: bool = False) -> Any:
     """Load a file of ``torch.save`` without executing anything in it.
 
     Tensors are memory-mapped where the format allows it.
@@ -119,7 +119,7 @@ def load_inert(path: Path, *, kind: str, verify: bool = False) -> Any:
     if verified:
         _verify_checksums(path, kind, another)
     try:
-        with torch.serialization.safe_globals(_INERT_CLASSES):
+        with torch.serialization.safe_globals(_STAND_INS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
@@ -159,7 +159,7 @@ def load_inert(path: Path, *, kind: str, verify: bool = False) -> Any:
                 f"The {kind} cannot be loaded ({reason}).",
                 where=where,
                 fix=another,
-                code="checkpoint-format",
+                code="file-unreadable",
             ) from None
         raise _damaged(reason, path, kind, another) from None
 
@@ -282,10 +282,10 @@ def from_plain(value: Any) -> Any:
         held = {key: from_plain(inner) for key, inner in value.items()}
         if CLASS_KEY not in held:
             return held
-        inert_class = classes[held.pop(CLASS_KEY)]
-        inert = inert_class.__new__(inert_class)
-        inert.__dict__.update(held)
-        return inert
+        stand_in_class = classes[held.pop(CLASS_KEY)]
+        stand_in = stand_in_class.__new__(stand_in_class)
+        stand_in.__dict__.update(held)
+        return stand_in
     if isinstance(value, tuple):
         return tuple(from_plain(held) for held in value)
     if isinstance(value, list):
@@ -302,7 +302,7 @@ _PythonPickler: Any = pickle._Pickler
 
 
 class _NamingPickler(_PythonPickler):
-    """Writes the inert classes under the names of the original ones.
+    """Writes the stand-ins under the names of the original ones.
 
     An ordinary pickler imports a class to check its name, which would require fairseq.
     """

@@ -1,4 +1,4 @@
-"""Reading of YAML files, the same way wherever one is read."""
+"""Read and write YAML files."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from s3prl_mtl.fileio.atomic import replace_text
 
 
 def read_yaml(path: str | Path, where: str) -> dict[str, Any]:
-    """A YAML file whose top level is a mapping, interpolations left as they are.
+    """Read a YAML file with a mapping at its top level; interpolations stay as they are.
 
-    Numbers such as `1e-4` are numbers here, unlike for plain PyYAML.
+    Numbers such as `1e-4` are floats, unlike with plain PyYAML.
 
     Args:
         path: the file.
-        where: what the file is to the user, such as `-c`, for errors.
+        where: the flag or setting that names the file, for errors.
 
     Raises:
-        UserError: the file is missing, unreadable, not YAML, or holds no mapping.
+        UserError: the file is missing, unreadable, not YAML, or not a mapping.
     """
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
@@ -40,13 +40,13 @@ def read_yaml(path: str | Path, where: str) -> dict[str, Any]:
         ) from cause
     if not isinstance(content, dict):
         raise UserError(
-            f"{path} has no mapping at its top level.", where=where, code="file-malformed"
+            f"{path} is not a mapping at its top level.", where=where, code="file-malformed"
         )
     return {str(key): value for key, value in content.items()}
 
 
 def write_yaml(content: Mapping[str, Any], path: Path) -> None:
-    """Write a mapping, its keys in their order."""
-    # Without going through JSON, parts that occur twice would become YAML's references.
+    """Write a mapping with its keys in their order."""
+    # Without the way through JSON, objects that occur twice would become YAML references.
     plain = json.loads(json.dumps(content))
     replace_text(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))

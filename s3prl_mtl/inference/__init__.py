@@ -1,1 +1,1 @@
-"""A trained run in use: what its heads say of audio, in Python and as `predict`."""
+"""Predictions of a trained run for audio files and waveforms."""

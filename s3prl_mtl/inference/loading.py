@@ -1,21 +1,20 @@
-"""From the folder of a run to a :class:`TrainedRun`: which tasks, and what they are built from."""
+"""Load a :class:`TrainedRun` from the folder of a run."""
 
 from __future__ import annotations
 
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.checkpoint.restore import restore_weights
 from s3prl_mtl.config import RunConfig, build_config, resolve
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.inference.predictions import gives_answers, no_answers
+from s3prl_mtl.inference.predictions import has_predict, no_predict_error
 from s3prl_mtl.inference.trained import TrainedRun
 from s3prl_mtl.registry.plugins import load_task, split_name
 from s3prl_mtl.registry.task_names import Packages, installed_package, require_in_run, task_packages
@@ -31,17 +30,17 @@ logger = logging.getLogger(__name__)
 def load(
     run: str | os.PathLike[str], tasks: Sequence[str] | None = None, device: str = "auto"
 ) -> TrainedRun:
-    """A trained run, ready for use. Nothing of its corpora is needed.
+    """Load a trained run for predictions; its corpora are not needed.
 
     Args:
         run: the folder of a run (its newest checkpoint), or one of its `.ckpt` files.
-        tasks: which heads to load, by any word for them (`asv`, `package:ks`); None loads all. Of
-            experts of s3prl it loads those that can be imported and have `predict`.
+        tasks: names or aliases of the tasks to load (`asv`, `package:ks`); None loads all, of
+            s3prl's experts those that can be imported and have `predict`.
         device: `auto`, `cpu`, `cuda` or `cuda:<number>`.
 
     Raises:
         UserError: there is no such run or task, the package of a task is not installed, or the
-            checkpoint is damaged or of other code.
+            checkpoint is damaged or from another program.
     """
     return load_run(run, tasks, device, where="load")
 
@@ -49,16 +48,16 @@ def load(
 def load_run(
     run: str | os.PathLike[str], tasks: Sequence[str] | None, device: str, where: str
 ) -> TrainedRun:
-    """As :func:`load`; `where` is what gave the run, for errors."""
+    """As :func:`load`; `where` names the caller, for errors."""
     if isinstance(tasks, str):
         raise TypeError(f"tasks is a list of names: load(run, tasks=[{tasks!r}])")
     place = pick_device(device)
     saved, _ = checkpoints.load_newest(Path(run), flag=where, set_aside=False)
     packages = _packages(saved, list(saved.tasks) if tasks is None else list(tasks), run)
     config = _config(saved, packages, run)
-    left_out = _left_out(config, packages) if tasks is None else {}
-    for name, reason in left_out.items():
-        logger.warning("%s is left out. %s", name, reason)
+    skipped = _not_loadable(config, packages) if tasks is None else {}
+    for name, reason in skipped.items():
+        logger.warning("Skipping %s. %s", name, reason)
         del packages[name]
     chosen = {name: replace(config.tasks[name], package=packages[name]) for name in packages}
     config = replace(config, tasks=chosen)
@@ -71,21 +70,21 @@ def load_run(
         except UserError as error:
             raise _without_labels(error, saved, run) from error
     for name, expert in experts.items():
-        if not gives_answers(expert):
-            logger.warning("%s is not asked. %s", name, no_answers(name, type(expert)))
+        if not has_predict(expert):
+            logger.warning("No predictions of %s. %s", name, no_predict_error(name, type(expert)))
     tasks_by_name = {
         name: Task.from_settings(name, expert.to(place), config.tasks[name])
         for name, expert in experts.items()
     }
     restore_weights(saved, upstream, featurizer, experts)
-    encoding = SharedEncoder(upstream, featurizer, place, freeze=True, bf16=False)
-    return TrainedRun(encoding, tasks_by_name, saved.step, packages, left_out)
+    encoder = SharedEncoder(upstream, featurizer, place, freeze=True, bf16=False)
+    return TrainedRun(encoder, tasks_by_name, saved.step, packages, skipped)
 
 
 def _packages(
     saved: RunCheckpoint, words: Sequence[str], run: str | os.PathLike[str]
 ) -> dict[str, str | None]:
-    """The tasks of a checkpoint that words mean, and the packages that their plugins are of."""
+    """The tasks of a checkpoint for names or aliases, with the packages of their plugins."""
     held = task_packages(saved.config, saved.tasks)
     packages: dict[str, str | None] = {}
     for word in words:
@@ -97,27 +96,28 @@ def _packages(
     return packages
 
 
-def _left_out(config: RunConfig, packages: Packages) -> dict[str, UserError]:
-    """The experts of s3prl that nobody asked for and that can say nothing, with the reasons.
+def _not_loadable(config: RunConfig, packages: Packages) -> dict[str, UserError]:
+    """The experts of s3prl that cannot be imported or have no `predict`, with the errors.
 
-    Checkpoints hold no label spaces of theirs: to build them takes their corpora.
+    Checkpoints have no label spaces of s3prl's experts: building them needs their corpora.
     """
-    left_out = {}
+    skipped = {}
     for name in filter(is_s3prl_task, packages):
         try:
             expert_class = load_task(name, folder=config.tasks[name].folder)
         except UserError as reason:
-            left_out[name] = reason
+            skipped[name] = reason
         else:
-            if not gives_answers(expert_class):
-                left_out[name] = no_answers(name, expert_class)
-    return left_out
+            if not has_predict(expert_class):
+                skipped[name] = no_predict_error(name, expert_class)
+    return skipped
 
 
 def _config(saved: RunCheckpoint, packages: Packages, run: str | os.PathLike[str]) -> RunConfig:
-    """The config of a checkpoint, complete; that of the branch is a layer over the defaults."""
+    """The config of a checkpoint, completed by the defaults if it is of the branch."""
     if saved.origin is None:
-        return _resolve_without_data(saved.config)
+        # References to the corpora resolve also where SUPERB_DATA is not set.
+        return resolve({**saved.config, "data": saved.config.get("data") or ""})
     words = [f"{package}:{task}" for task, package in packages.items()]
     try:
         return resolve(build_config(flags={"downstream": words}, base=saved.config))
@@ -128,18 +128,14 @@ def _config(saved: RunCheckpoint, packages: Packages, run: str | os.PathLike[str
 def _without_labels(
     error: UserError, saved: RunCheckpoint, run: str | os.PathLike[str]
 ) -> UserError:
-    """The same error; of a checkpoint without label spaces, with why corpora are needed."""
+    """The error; for a checkpoint without label spaces with the reason why corpora are needed."""
     if saved.origin is None:
         return error
     return UserError(
-        f"The checkpoint is of {saved.origin}, which saves no label spaces: they are read from "
+        f"The checkpoint is from {saved.origin}, which saves no label spaces: they are read from "
         f"the corpora of its config. {error}",
         where=str(run),
-        fix="Set SUPERB_DATA to the folder that holds the corpora, or train a run that starts "
-        "from it (-i), which will hold the label spaces.",
+        fix="Set SUPERB_DATA to the folder of the corpora, or train a run that starts from it "
+        "(-i), which will contain the label spaces.",
+        code="checkpoint-incomplete",
     )
-
-
-def _resolve_without_data(config: Mapping[str, Any]) -> RunConfig:
-    """The config of a run, its references filled in also where the corpora are not set here."""
-    return resolve({**config, "data": config.get("data") or ""})

@@ -1,4 +1,4 @@
-"""A head is asked, and what it says is checked: it may be anybody's."""
+"""Call `predict` of an expert and check its answers; the expert may be of any package."""
 
 from __future__ import annotations
 
@@ -12,107 +12,106 @@ from torch import Tensor
 from s3prl_mtl.errors import UserError
 
 Answer = dict[str, Any]
-"""What a head says of an utterance: plain JSON values by name."""
+"""The prediction of a head for an utterance: plain JSON values by name."""
 
 
-def gives_answers(expert: object) -> bool:
-    """Whether an expert, or the class of one, has `predict`."""
+def has_predict(expert: object) -> bool:
+    """Whether an expert, or the class of one, can predict for audio without labels."""
     return callable(getattr(expert, "predict", None))
 
 
-def no_answers(task: str, expert_class: type) -> UserError:
-    """The error that a task without `predict` is asked."""
+def no_predict_error(task: str, expert_class: type) -> UserError:
+    """The error for a task without `predict`."""
     return UserError(
-        f"The expert of {task} gives no answers for audio without labels.",
+        f"The expert of {task} cannot predict for audio without labels.",
         where=f"{expert_class.__module__}.{expert_class.__qualname__}",
-        fix="Its class has to define `predict` (see docs/plugins.md).",
+        fix="Define `predict` in its class (see docs/plugins.md).",
+        code="not-supported",
     )
 
 
-def conditioned(expert: Any, waveforms: Sequence[Tensor], whose: str) -> list[Tensor]:
-    """The waveforms as a head wants them: louder, softer, without silences, or as they are.
+def condition(expert: Any, waveforms: Sequence[Tensor], label: str) -> list[Tensor]:
+    """The waveforms after the `condition` of an expert, such as another level or no silences.
 
     Args:
         expert: it may have `condition`.
         waveforms: (samples,) each.
-        whose: the task with its package, for errors.
+        label: the task with its package, for errors.
 
     Raises:
         UserError: it failed.
     """
     if not hasattr(expert, "condition"):
         return list(waveforms)
-    with _blamed(whose, "cannot condition a waveform"):
+    with _fault_of(label, "cannot condition a waveform"):
         return [expert.condition(waveform) for waveform in waveforms]
 
 
-def ask(
-    expert: Any, features: Sequence[Tensor], lengths_samples: Sequence[int], whose: str
+def predict(
+    expert: Any, features: Sequence[Tensor], lengths_samples: Sequence[int], label: str
 ) -> list[Answer]:
-    """What a head says of utterances: for each of them plain JSON, a copy of its own.
+    """The checked answers of an expert, one for each utterance.
 
     Args:
         expert: it has `predict`.
         features: of each utterance, as `predict` takes them.
         lengths_samples: of their waveforms.
-        whose: the task with its package, for errors.
+        label: the task with its package, for errors.
 
     Raises:
-        UserError: it failed, or what it says is no JSON object for each utterance.
+        UserError: it failed, or its answers are not JSON objects, one for each utterance.
     """
-    with _blamed(whose, "cannot answer"):
-        said = expert.predict(list(features), list(lengths_samples))
-    return accepted(said, len(features), whose)
+    with _fault_of(label, "cannot predict"):
+        answers = expert.predict(list(features), list(lengths_samples))
+    return check_answers(answers, len(features), label)
 
 
-def accepted(said: object, utterances: int, whose: str) -> list[Answer]:
-    """What `predict` gave, if it is what it should be.
+def check_answers(answers: object, utterances: int, label: str) -> list[Answer]:
+    """Copies of the return value of `predict`, if it is valid.
 
     Args:
-        said: by a head.
-        utterances: how many it was asked about.
-        whose: the task with its package, for errors.
-
-    Returns:
-        for each utterance plain JSON, a copy of its own.
+        answers: the return value.
+        utterances: their number.
+        label: the task with its package, for errors.
 
     Raises:
-        UserError: it is no JSON object for each utterance.
+        UserError: it is not a list of JSON objects, one for each utterance.
     """
-    if not isinstance(said, list | tuple):
-        raise _refused(whose, f"a {type(said).__name__} in place of a list of answers")
-    if len(said) != utterances:
-        raise _refused(whose, f"{len(said)} answers for {utterances} utterances")
-    return [_plain(answer, whose) for answer in said]
+    if not isinstance(answers, list | tuple):
+        raise _invalid(label, f"a {type(answers).__name__} instead of a list")
+    if len(answers) != utterances:
+        raise _invalid(label, f"{len(answers)} answers for {utterances} utterances")
+    return [_plain(answer, label) for answer in answers]
 
 
-def named(task: str, package: str | None) -> str:
-    """A task with whose it is, for errors."""
+def task_label(task: str, package: str | None) -> str:
+    """A task with its package, for errors."""
     return f"the task {task!r}" + (f" of package {package}" if package is not None else "")
 
 
-def _plain(answer: object, whose: str) -> Answer:
+def _plain(answer: object, label: str) -> Answer:
     if not isinstance(answer, dict):
-        raise _refused(whose, f"a {type(answer).__name__} in place of a dict")
+        raise _invalid(label, f"a {type(answer).__name__} instead of a dict")
     try:
         plain: Answer = json.loads(json.dumps(answer, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as cause:
-        raise _refused(whose, f"what is no JSON: {cause}") from cause
+        raise _invalid(label, f"a value that is not JSON ({cause})") from cause
     return plain
 
 
-def _refused(whose: str, what: str) -> UserError:
+def _invalid(label: str, what: str) -> UserError:
     return UserError(
-        f"What {whose} says cannot be taken: it gave {what.rstrip('.')}.",
-        where="its `predict`",
-        fix="`predict` gives a dict of plain JSON, of finite numbers, for each utterance: "
-        "check-task tries it out.",
+        f"`predict` returned {what.rstrip('.')}.",
+        where=label,
+        fix="Return a dict of plain JSON with finite numbers for each utterance; check-task "
+        "tests it.",
+        code="expert-failed",
     )
 
 
 @contextmanager
-def _blamed(whose: str, what: str) -> Iterator[None]:
-    """Say whose code it was that failed. What it calls a mistake of the user is one."""
+def _fault_of(label: str, what: str) -> Iterator[None]:
+    """Attribute an error to the expert; a `UserError` passes."""
     try:
         yield
     except UserError:
@@ -120,7 +119,9 @@ def _blamed(whose: str, what: str) -> Iterator[None]:
     except Exception as cause:
         reason = " ".join(str(cause).split()).rstrip(".")
         raise UserError(
-            f"{whose[0].upper()}{whose[1:]} {what}: {type(cause).__name__}"
-            + (f": {reason}." if reason else "."),
-            fix="Leave the task out, or have it mended; --verbose shows where it failed.",
+            f"The expert {what}: {type(cause).__name__}" + (f": {reason}." if reason else "."),
+            where=label,
+            fix="Leave the task out, or report it to its package. Run with --verbose for the "
+            "traceback.",
+            code="expert-failed",
         ) from cause

@@ -1,4 +1,4 @@
-"""Who speaks when, as NIST's rich transcription time marks (RTTM)."""
+"""Diarization as NIST's rich transcription time marks (RTTM)."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.atomic import atomic_path
 
 SUFFIX = ".rttm"
 
 
 @contextmanager
 def rttm_file(path: Path) -> Iterator[TextIO]:
-    """A file to write to, which takes the place of `path` once all is written.
+    """A file for writing that replaces `path` at the end of the block.
 
     Raises:
-        UserError: it cannot be written, or is there and is no RTTM file by its name.
+        UserError: it cannot be written, or exists and is not named as an RTTM file.
     """
     if path.exists() and (path.suffix.lower() != SUFFIX or not path.is_file()):
         raise UserError(
-            f"{path} is there already, and is no {SUFFIX} file: it would be lost.",
+            f"{path} exists and is not an {SUFFIX} file: it is not overwritten.",
             where=f"--rttm {path}",
             fix=f"--rttm takes one file to write to, before the audio: --rttm who{SUFFIX}.",
+            code="file-exists",
         )
     # A link stays a link.
     target = path.resolve()
-    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        file = draft.open("w", encoding="utf-8")
-    except OSError as cause:
-        raise UserError(
-            f"The file cannot be written: {cause.strerror}.", where=f"--rttm {path}"
-        ) from cause
-    try:
+    with atomic_path(target) as partial:
+        try:
+            file = partial.open("w", encoding="utf-8")
+        except OSError as cause:
+            raise UserError(
+                f"The file cannot be written: {cause.strerror}.",
+                where=f"--rttm {path}",
+                code="file-unwritable",
+            ) from cause
         with file:
             yield file
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def recording_names(files: Sequence[Path]) -> dict[str, str]:
-    """What RTTM calls each file, without white space, and no two of them the same.
+    """A unique name without white space for each file.
 
-    It is the file's stem, or its path where two share a stem; a number tells apart what still is
-    the same. A file that is given twice has one name.
+    The stem of the file, or its path if two files share a stem; names that are still equal get a
+    number. A file that is given twice has one name.
     """
     distinct = {os.path.abspath(file): file for file in reversed(files)}
     stems = Counter(_joined(file.stem) for file in distinct.values())
@@ -68,13 +68,13 @@ def recording_names(files: Sequence[Path]) -> dict[str, str]:
 
 
 def write_rttm(file: TextIO, recording: str, answer: dict[str, Any], task: str) -> None:
-    """The segments of a recording as lines.
+    """Write the segments of a recording as lines.
 
     Args:
-        file: to write to.
+        file: open for writing.
         recording: its name.
-        answer: of the head; `segments` are mappings with `start`, `end` (seconds) and `speaker`.
-        task: that the head is of, for errors.
+        answer: of a head; `segments` are mappings with `start`, `end` (seconds) and `speaker`.
+        task: of the head, for errors.
 
     Raises:
         UserError: the answer has no segments, or they are of another form.
@@ -88,9 +88,10 @@ def write_rttm(file: TextIO, recording: str, answer: dict[str, Any], task: str) 
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"{task} makes no segments to write.",
-            where="--rttm",
-            fix="Its answers have to have `segments`: a list of `start`, `end`, `speaker`.",
+            f"The answers of {task} have no segments to write.",
+            where=f"--rttm, task {task}",
+            fix="They need `segments`: a list of `start`, `end`, `speaker`.",
+            code="not-supported",
         ) from None
     for start, end, speaker in segments:
         file.write(
@@ -100,5 +101,5 @@ def write_rttm(file: TextIO, recording: str, answer: dict[str, Any], task: str) 
 
 
 def _joined(name: str) -> str:
-    """Its fields are separated by white space."""
+    """A name without white space, which separates the fields of RTTM."""
     return "_".join(name.split()) or "_"

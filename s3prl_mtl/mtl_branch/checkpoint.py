@@ -1,7 +1,7 @@
-"""The checkpoints of the branch, `states-*.ckpt` and `<task>/*-best.ckpt`, as those of a run here.
+"""Read the checkpoints of the branch, `states-*.ckpt` and `<task>/*-best.ckpt`.
 
 They hold `Upstream`, `Featurizer`, a state dict for each task under its name, `Epoch.<task>`,
-`Step`, `Args`, `Config`, and two optimizers and schedules, which are not taken over.
+`Step`, `Args`, `Config`, and two optimizers and schedules, which are ignored.
 """
 
 from __future__ import annotations
@@ -14,27 +14,26 @@ from typing import Any
 import torch
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.fileio.safe_torch import to_plain
 from s3prl_mtl.mtl_branch.block import Block, Notes
 from s3prl_mtl.mtl_branch.config import translate
 from s3prl_mtl.mtl_branch.tasks import task_of
-from s3prl_mtl.training.skips import SkipCounts
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
 
 logger = logging.getLogger(__name__)
 
 ORIGIN = "s3prl's multi-task branch"
-"""What `Origin` says in the place of nothing: `Config` is not complete, `Labels` are not there."""
+"""`Origin` of these checkpoints: their `Config` is incomplete and `Labels` are absent."""
 
 _EPOCH = "Epoch."
 _WEIGHT_OF_LOSS = "log_sigma"
 _WRAPPED = "module."
 
-# The names in s3prl of what reads fairseq's own files.
+# Upstreams of s3prl that read fairseq's checkpoints.
 _FAIRSEQ_FILES = ("hubert_local", "hubert_custom", "hubert_url")
 
-# The encoders that s3prl downloads for these names, as their fairseq files state them.
+# The encoders that s3prl downloads by name, with the settings of their fairseq checkpoints.
 _BASE = HubertConfig(dropout_input=0.1, feature_grad_mult=0.1)
 _LARGE = HubertConfig(
     extractor_mode="layer_norm",
@@ -51,7 +50,7 @@ _OFFICIAL = {"hubert": _BASE, "hubert_base": _BASE, "hubert_large_ll60k": _LARGE
 
 
 def is_of_branch(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether the branch wrote this, judging by its keys."""
+    """Whether the branch wrote a checkpoint, judging by its keys."""
     return (
         "Format" not in checkpoint
         and {"Step", "Args", "Config", "Featurizer"} <= set(checkpoint)
@@ -60,37 +59,44 @@ def is_of_branch(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def from_branch(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """A checkpoint of the branch with the keys of ours, enough to evaluate and to start from.
+    """Convert a checkpoint of the branch to the keys of ours, to evaluate or to start from.
 
-    `Upstream` is empty where the encoder was frozen: the branch then does not save it. `Config`
-    is a layer over the defaults, not complete.
+    `Upstream` is empty if the encoder was frozen: the branch does not save it then. `Config` is a
+    layer over the defaults, not a whole config.
 
     Args:
-        checkpoint: what the file holds.
+        checkpoint: content of the file.
         path: the file, for errors.
 
     Raises:
-        UserError: a task of it is none of the nine, its weights are missing, or a part of it is
-            not what the branch writes.
+        UserError: a task that is not one of the nine, missing weights, or a part of the wrong type.
     """
     settings = to_plain(checkpoint["Config"])
     arguments = to_plain(checkpoint["Args"])
     names = [str(key).removeprefix(_EPOCH) for key in checkpoint if str(key).startswith(_EPOCH)]
     for name in names:
         if name not in checkpoint:
-            raise UserError(f"The checkpoint lacks the head of {name!r}.", where=str(path))
+            raise UserError(
+                f"The checkpoint lacks the head of {name!r}.",
+                where=f"{name} in {path}",
+                code="checkpoint-incomplete",
+            )
     parts = {name: checkpoint[name] for name in (*names, "Featurizer")}
     parts |= {"Config": settings, "Args": arguments, "Upstream": checkpoint.get("Upstream") or {}}
     for key, value in parts.items():
         if not isinstance(value, Mapping):
             raise UserError(
-                f"`{key}` of the checkpoint is {type(value).__name__}, where the branch has a "
-                "mapping.",
-                where=str(path),
-                fix="Give a checkpoint that the branch has written, as it is.",
+                f"`{key}` of the checkpoint must be a mapping, not {type(value).__name__}.",
+                where=f"{key} in {path}",
+                fix="Give an unmodified checkpoint of the branch.",
+                code="checkpoint-format",
             )
     if not isinstance(checkpoint["Step"], int):
-        raise UserError(f"`Step` is {checkpoint['Step']!r}, not a number.", where=str(path))
+        raise UserError(
+            f"`Step` of the checkpoint must be an integer, not {checkpoint['Step']!r}.",
+            where=f"Step in {path}",
+            code="checkpoint-format",
+        )
     tasks = {_task(name, settings, path): name for name in names}
     encoder = unwrapped(checkpoint.get("Upstream") or {})
     upstream, ckpt = arguments.get("upstream"), arguments.get("upstream_ckpt")
@@ -98,7 +104,7 @@ def from_branch(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "Format": 2,
         "Origin": ORIGIN,
         "Step": checkpoint["Step"],
-        "Tallies": SkipCounts(list(tasks)).state_dict(),
+        "Tallies": {},  # Absent counts are zero.
         "Config": {
             **_config(settings, path),
             "upstream": {
@@ -123,39 +129,43 @@ def from_branch(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 def _task(name: str, settings: Mapping[str, Any], path: Path) -> str:
     if name not in settings:
-        raise UserError(f"The checkpoint's config has no block {name!r}.", where=str(path))
+        raise UserError(
+            f"The config of the checkpoint has no block {name!r}.",
+            where=f"Config.{name} in {path}",
+            code="checkpoint-incomplete",
+        )
     return task_of(Block(settings[name], f"Config.{name}", path, Notes()))
 
 
 def _config(settings: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
-        # Nobody wrote these settings for this run: what has no meaning here is not said.
-        return translate(settings, path, Remarks())
+        # The settings were not written for this run: do not report keys without a meaning.
+        return translate(settings, path, DeferredLog())
     except UserError as mistake:
-        # Weights can be taken from it all the same.
-        logger.warning("The settings in %s are not taken over: %s", path, mistake)
+        # The weights are usable without the settings.
+        logger.warning("Ignoring the settings in %s: %s", path, mistake)
         return {}
 
 
 def _selection(arguments: Mapping[str, Any], featurizer: Mapping[str, Any]) -> str:
-    """The branch's `default` is the last layer's output; so is whatever has no weights."""
+    """The feature selection; a featurizer without weights is the output of the last layer."""
     if not featurizer:
         return "last_hidden_state"
     return str(arguments.get("upstream_feature_selection", "layer_results"))
 
 
 def unwrapped(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Weights by their own names, without what DistributedDataParallel puts before each."""
+    """Remove the prefix of DistributedDataParallel from the names of weights."""
     return {name.removeprefix(_WRAPPED): value for name, value in weights.items()}
 
 
 def _head(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """A head without the weight of its loss, which `--auto_loss_weights` gives it there."""
+    """A head without the loss weight that `--auto_loss_weights` adds in the branch."""
     return {name: value for name, value in unwrapped(weights).items() if name != _WEIGHT_OF_LOSS}
 
 
 def _official(upstream: object, encoder: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What rebuilds an encoder that s3prl has by name, so that its original is not needed."""
+    """The `UpstreamInfo` of an official encoder: rebuilds it without its fairseq checkpoint."""
     config = _OFFICIAL.get(str(upstream))
     if config is None:
         return None

@@ -1,4 +1,4 @@
-"""The config file of the branch, in the terms of the config here."""
+"""Translate a config file of the branch to a config of this package."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.mtl_branch.block import Block, Notes
 from s3prl_mtl.mtl_branch.corpora import look_in
 from s3prl_mtl.mtl_branch.tasks import read_task, split_of, task_of
@@ -18,21 +18,21 @@ _ADAPTIVE = ("adaptive", "adaptive_number_ratio", "adaptive_size_ratio", "max_n_
 
 
 def translate(
-    values: dict[str, Any], file: str | Path, remarks: Remarks, data: str | None = None
+    values: dict[str, Any], file: str | Path, deferred: DeferredLog, data: str | None = None
 ) -> dict[str, Any]:
-    """A file of `-c` as this package writes it; one that is not of the branch comes back as it is.
+    """Translate the content of a `-c` file; return one that is not of the branch unchanged.
 
     The branch's files have a block for each task with `folder`, the name of s3prl's expert. Keys
-    that have no meaning here are left out, and what is done instead is one remark for each file.
+    without a meaning here are left out and listed, with the reasons, in one remark a file.
 
     Args:
-        values: what the file holds.
+        values: content of the file.
         file: its path.
-        remarks: take what has no meaning here.
-        data: the folder of `--data`, where corpora are looked for that are not where the file says.
+        deferred: receives the keys that are left out.
+        data: the folder of `--data`, for corpora that do not exist at the path in the file.
 
     Raises:
-        UserError: a key that the branch does not know either, or a head that there is not here.
+        UserError: a key that the branch does not have, or a head that does not exist here.
     """
     blocks = [key for key, value in values.items() if _is_task(key, value)]
     if not blocks:
@@ -76,16 +76,16 @@ def translate(
     translated["runner"] = _runner(runner, file, notes)
     if "optimizer" in values:
         translated["optimizer"] = _optimizer(values["optimizer"], file)
-    # There a section that is commented out is a section that is switched off.
+    # In the branch, an absent section is switched off.
     translated["scheduler"] = values.get("scheduler")
     translated["specaug"] = _specaug(values.get("specaug"), file, notes)
     lines = notes.lines()
     if lines:
-        remarks.add(
+        deferred.add(
             f"{file} is a config of s3prl's multi-task branch. These keys have no meaning here:"
             + "".join(f"\n  {line}" for line in lines)
         )
-    return look_in(data, translated, str(file), remarks)
+    return look_in(data, translated, str(file), deferred)
 
 
 def _is_task(key: str, value: object) -> bool:
@@ -98,12 +98,13 @@ def _is_task(key: str, value: object) -> bool:
 
 
 def _splits(loop: Block, key: str, task: str) -> dict[str, list[str]]:
-    """Dev splits choose the best checkpoint; test splits are evaluated after the last step."""
+    """The dev and test splits of `eval_dataloaders`, by key of the task's block."""
     listed = loop.take("eval_dataloaders") or []
     if not isinstance(listed, list):
         raise UserError(
-            f"eval_dataloaders is a list of splits, not {listed!r}.",
-            where=f"{key}.looprc.eval_dataloaders",
+            f"eval_dataloaders must be a list of splits, not {listed!r}.",
+            where=f"{key}.looprc.eval_dataloaders in {loop.file}",
+            code="wrong-type",
         )
     listed = list(dict.fromkeys(split_of(task, str(split)) for split in listed))
     tests = [split for split in listed if split.startswith("test")]
@@ -122,13 +123,17 @@ def _splits(loop: Block, key: str, task: str) -> dict[str, list[str]]:
 
 
 def _runner(runner: dict[str, Any], file: Path, notes: Notes) -> dict[str, Any]:
-    """One step for all tasks where the branch has one for each: the smallest."""
+    """The section `runner`; of `log_step` and `eval_step`, one a task there, the smallest."""
     for step in ("log_step", "eval_step"):
         values = runner.pop(f"{step}s", [])
         if not values:
             continue
         if not all(type(value) is int for value in values):
-            raise UserError(f"looprc.{step} must be whole numbers.", where=str(file))
+            raise UserError(
+                f"looprc.{step} must be an integer in every task.",
+                where=f"looprc.{step} in {file}",
+                code="wrong-type",
+            )
         runner.setdefault(step, min(values))
         if len(set(values)) > 1:
             notes.add(f"looprc.{step}", f"all tasks have the same one, {runner[step]}.")
@@ -140,12 +145,20 @@ def _runner(runner: dict[str, Any], file: Path, notes: Notes) -> dict[str, Any]:
 
 def _mapping(values: object, section: str, file: Path) -> Mapping[Any, Any]:
     if not isinstance(values, Mapping):
-        raise UserError(f"{section} must be a mapping, not {values!r}.", where=str(file))
+        raise UserError(
+            f"{section} must be a mapping, not {values!r}.",
+            where=f"{section} in {file}",
+            code="wrong-type",
+        )
     return values
 
 
 def _optimizer(values: object, file: Path) -> dict[str, Any]:
-    """`TorchOptim` is torch's optimizer of that name."""
+    """The section `optimizer`; `TorchOptim` stands for an optimizer of torch.
+
+    Raises:
+        UserError: an optimizer of s3prl with a built-in schedule.
+    """
     mapping = _mapping(values, "optimizer", file)
     settings = {str(key): value for key, value in mapping.items()}
     name = settings.get("name")
@@ -155,13 +168,15 @@ def _optimizer(values: object, file: Path) -> dict[str, Any]:
                 "TorchOptim needs the name of an optimizer of torch.",
                 where=f"optimizer.torch_optim_name in {file}",
                 fix="For example AdamW.",
+                code="missing-option",
             )
         settings["name"] = settings.pop("torch_optim_name")
     elif isinstance(name, str) and name.endswith(_SCHEDULED):
         raise UserError(
-            f"The optimizer {name!r} brings a schedule of its own, which is not supported.",
+            f"The optimizer {name!r} has a built-in schedule, which is not supported.",
             where=f"optimizer.name in {file}",
             fix="Take `name: AdamW`, and linear_schedule_with_warmup as the scheduler.",
+            code="not-supported",
         )
     return settings
 
@@ -175,6 +190,7 @@ def _specaug(values: object, file: Path, notes: Notes) -> Any:
             "Adaptive masking is not supported.",
             where=f"specaug.adaptive in {file}",
             fix="Set it to false: the numbers of masks are then num_time_mask and num_freq_mask.",
+            code="not-supported",
         )
     for key in _ADAPTIVE:
         if key in settings:

@@ -1,4 +1,4 @@
-"""Where the corpora of the branch's files are: where they say, or in the folder of `--data`."""
+"""Find corpora of the branch's config files in the folder of `--data`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 
 _PATHS = {
     "asr": ("libri_root",),
@@ -19,22 +19,22 @@ _PATHS = {
     "sv": ("file_path", "dev_trials", "test_trials"),
     "sd": ("data_dir",),
 }
-"""The settings of each task's `datarc` that are paths, by the names that they have here."""
+"""The settings of `datarc` that are paths, by task; names as in this package."""
 
 
 def look_in(
-    data: str | None, config: Mapping[str, Any], origin: str, remarks: Remarks
+    data: str | None, config: Mapping[str, Any], origin: str, deferred: DeferredLog
 ) -> dict[str, Any]:
-    """A config without the paths of corpora that are not on this machine.
+    """Remove the paths of corpora that do not exist on this machine from a config.
 
-    The defaults, which look for them in the folder of `--data`, then hold. A path that is there
-    stays as it is, and without a data folder all stay: an error will name them.
+    The defaults of the tasks, paths in the folder of `--data`, take their place. Without a data
+    folder the config is returned unchanged: the error of the corpus then names the path.
 
     Args:
-        data: the folder, if one is given.
-        config: a translated file of the branch.
-        origin: the file, for the remark.
-        remarks: take what is looked for elsewhere.
+        data: the data folder, if any.
+        config: a translated config of the branch.
+        origin: its file, for the remark.
+        deferred: receives the removed paths.
     """
     kept = dict(config)
     if not data:
@@ -46,25 +46,25 @@ def look_in(
         datarc = expert.get("datarc") if isinstance(expert, Mapping) else None
         if not isinstance(datarc, Mapping):
             continue
-        gone = {name: datarc[name] for name in names if not _is_there(datarc.get(name))}
-        absent += [f"{task} {name} ({_say(path)})" for name, path in gone.items()]
-        left = {name: value for name, value in datarc.items() if name not in gone}
+        missing = {name: datarc[name] for name in names if not _is_usable(datarc.get(name))}
+        absent += [f"{task} {name} ({_shown(path)})" for name, path in missing.items()]
+        left = {name: value for name, value in datarc.items() if name not in missing}
         kept[task] = {**block, "downstream_expert": {**expert, "datarc": left}}  # type: ignore[dict-item]
     if absent:
-        remarks.add(
+        deferred.add(
             f"{origin} names corpora that are not on this machine. They are looked for in the data "
             f"folder, {data}: {', '.join(absent)}."
         )
     return kept
 
 
-def _is_there(path: object) -> bool:
-    """Whether a setting may stay: what is none, refers to another setting, or exists."""
+def _is_usable(path: object) -> bool:
+    """Whether a path is unset, a reference to another setting, or exists."""
     if isinstance(path, list):
-        # Half of several lexicons would be another lexicon.
-        return all(map(_is_there, path))
+        # Some of several lexicons would be a different lexicon.
+        return all(map(_is_usable, path))
     return not isinstance(path, str) or "${" in path or Path(path).expanduser().exists()
 
 
-def _say(path: object) -> str:
+def _shown(path: object) -> str:
     return ", ".join(map(str, path)) if isinstance(path, list) else str(path)

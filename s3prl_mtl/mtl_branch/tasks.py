@@ -1,4 +1,4 @@
-"""The blocks of tasks in the branch's config, in the terms of the tasks here."""
+"""Translate the task blocks of a branch config to the settings of the tasks here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _asr(block: Block, evaluated: Sequence[str]) -> Settings:
     part.keep(datarc, "num_workers", "train_batch_size", "eval_batch_size", "zero_infinity")
     part.keep(datarc, "train")
     for kind in ("dev", "test"):
-        # There each split lists its sets; here each set that is evaluated is a split.
+        # In the branch a split lists sets of LibriSpeech; here each evaluated set is a split.
         sets: list[str] = []
         for key in [key for key in part.left() if key.partition("-")[0] == kind]:
             names = _list(part.take(key))
@@ -46,7 +46,7 @@ def _asr(block: Block, evaluated: Sequence[str]) -> Settings:
 
 
 def _ctc(block: Block, corpus: Block, datarc: Settings) -> Settings:
-    """What pr and sf have in common."""
+    """The settings of pr and sf, which share an expert in the branch."""
     corpus.keep(datarc, "num_workers")
     corpus.move(datarc, bucketing="bucketed", batch_size="train_batch_size")
     block.drop("text", VOCABULARY)
@@ -159,6 +159,7 @@ def _sd(block: Block, _evaluated: Sequence[str]) -> Settings:
             f"{', '.join(map(str, folders.values()))}.",
             where=f"{loader.path}.train_dir, dev_dir and test_dir in {loader.file}",
             fix="Make a folder with links of these names to them.",
+            code="invalid-value",
         )
     if parents:
         datarc["data_dir"] = str(parents.pop())
@@ -169,7 +170,7 @@ def _sd(block: Block, _evaluated: Sequence[str]) -> Settings:
 
 
 def _head(model: Block, width: str) -> Settings:
-    """The head that `select` names, with its settings."""
+    """The settings of the head that `select` names."""
     settings: Settings = {}
     model.keep(settings, width, "select")
     for head in HEADS:
@@ -191,7 +192,7 @@ _HEADS_HERE = {
     **dict.fromkeys(("ks", "ic", "sid", "er"), ("UtteranceLevel",)),
 }
 _SPLITS = {"ic": {"dev": "valid"}}
-"""The splits that have other names here than in the branch."""
+"""Splits with another name here than in the branch, by task: {theirs: ours}."""
 _CTC_TASKS = {"libriphone": "pr", "snips": "sf"}
 _TASKS = {
     "asr": "asr",
@@ -216,10 +217,10 @@ _READERS: dict[str, Callable[[Block, Sequence[str]], Settings]] = {
 
 
 def task_of(block: Block) -> str:
-    """Our name of the task whose expert `folder` names; takes the key.
+    """Our name of the task of a block, from the expert that its `folder` names; takes the key.
 
     Raises:
-        UserError: it is none of the nine tasks.
+        UserError: the expert is not that of one of the nine tasks.
     """
     folder = block.take("folder")
     if folder == "ctc":
@@ -230,32 +231,33 @@ def task_of(block: Block) -> str:
         if name in _CTC_TASKS:
             return _CTC_TASKS[name]
         raise UserError(
-            f"The expert `ctc` is known here with the corpora libriphone (pr) and snips (sf), not "
-            f"with {name!r}.",
+            f"The expert `ctc` takes the corpora libriphone (pr) and snips (sf), not {name!r}.",
             where=f"{block.path}.corpus.name in {block.file}",
             fix="Take s3prl's own expert: -d s3prl:ctc.",
+            code="not-supported",
         )
     if not isinstance(folder, str) or folder not in _TASKS:
         raise UserError(
-            f"The expert of folder {folder!r} is none of the nine tasks.",
+            f"The expert {folder!r} is not that of one of the nine tasks.",
             where=f"{block.path}.folder in {block.file}",
             fix=f"Take s3prl's own expert: -d s3prl:{folder}, and leave this block out.",
+            code="not-supported",
         )
     return _TASKS[folder]
 
 
 def split_of(task: str, split: str) -> str:
-    """Our name of a split of a task; one that has the same name, or is none, comes back."""
+    """Our name of a split of a task; a name without a translation is returned unchanged."""
     return _SPLITS.get(task, {}).get(split, split)
 
 
 def read_task(task: str, block: Block, evaluated: Sequence[str]) -> Settings:
-    """The `downstream_expert` of a task; what the file does not say keeps its default.
+    """The `downstream_expert` of a task; settings that the file leaves out keep their default.
 
     Args:
-        task: our name of it.
-        block: what the file says of it.
-        evaluated: the splits that `looprc` lists.
+        task: our name of the task.
+        block: its block in the file.
+        evaluated: the splits of its `looprc.eval_dataloaders`.
 
     Raises:
         UserError: a head that the task does not have here.
@@ -270,6 +272,7 @@ def read_task(task: str, block: Block, evaluated: Sequence[str]) -> Settings:
             where=f"{block.path}.{part}.select in {block.file}",
             fix=f"Take {' or '.join(heads)}; or take s3prl's own expert, which has all of its "
             f"heads: -d s3prl:{folder}, and leave this block out.",
+            code="unknown-name",
         )
     return {
         name: {key: value for key, value in part.items() if value is not None}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.nn.lstm import lstm_over_padded
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {
     "LSTM": nn.LSTM,
@@ -52,9 +53,14 @@ class RNNLayer(nn.Module):
         self.pj = nn.Linear(self.output_dim, self.output_dim) if proj else None
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        # Packed: the backward direction of a short utterance must not start in padding.
-        packed = pack_padded_sequence(features, lengths, batch_first=True, enforce_sorted=False)
-        hidden, lengths = pad_packed_sequence(self.layer(packed)[0], batch_first=True)
+        on_cpu = features.device.type == "cpu"
+        # In training only, so that evaluation stays bit-identical to packed sequences.
+        if isinstance(self.layer, nn.LSTM) and on_cpu and self.training:
+            hidden = lstm_over_padded(self.layer, features, lengths)
+        else:
+            # Packed: the backward direction of a short utterance must not start in padding.
+            packed = pack_padded_sequence(features, lengths, batch_first=True, enforce_sorted=False)
+            hidden, lengths = pad_packed_sequence(self.layer(packed)[0], batch_first=True)
         if self.ln is not None:
             hidden = self.ln(hidden)
         hidden = self.dropout(hidden)

@@ -34,16 +34,14 @@ class TDNN(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, T, input_dim) to (B, T - (context_size - 1) * dilation, output_dim)."""
-        # A linear layer over stacked frames is a convolution with kernel layout (out, frame,
-        # channel); the convolution avoids building the stacked frames.
-        weight = self.kernel.weight.unflatten(1, (self.context_size, -1)).transpose(1, 2)
-        hidden = F.conv1d(
-            features.transpose(1, 2), weight, self.kernel.bias, dilation=self.dilation
-        )
+        frames = features.shape[1] - (self.context_size - 1) * self.dilation
+        stacked = [features[:, i * self.dilation :][:, :frames] for i in range(self.context_size)]
+        # A matrix product: torch compiles a convolution anew for every length.
+        hidden = self.kernel(stacked[0] if len(stacked) == 1 else torch.cat(stacked, dim=-1))
         hidden = self.drop(F.relu(hidden))
         if self.bn is not None:
-            hidden = self.bn(hidden)
-        return hidden.transpose(1, 2)
+            hidden = self.bn(hidden.transpose(1, 2)).transpose(1, 2)
+        return hidden
 
 
 class FrameFeatures(nn.Module):

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from s3prl_mtl.errors import UserError, nearest
 
-# The arguments that the runner itself supplies, or that torch no longer has a use for.
+# Arguments that the runner supplies, or that torch has deprecated.
 _SUPPLIED = {"self", "params", "optimizer", "last_epoch", "verbose"}
 
 
@@ -37,11 +37,11 @@ def _optimizers() -> dict[str, type[Optimizer]]:
     return {
         name: entry
         for name, entry in vars(torch.optim).items()
-        # LBFGS evaluates the loss several times in a step, which a step of sampled batches cannot.
+        # LBFGS evaluates the loss several times a step, on the same batches.
         if inspect.isclass(entry)
         and issubclass(entry, Optimizer)
         and entry is not Optimizer
-        # SparseAdam takes sparse gradients alone, which no head has.
+        # SparseAdam takes sparse gradients only, which no head has.
         and name not in ("LBFGS", "SparseAdam")
     }
 
@@ -52,7 +52,7 @@ def _schedulers() -> dict[str, Any]:
         for name, entry in vars(lr_scheduler).items()
         if inspect.isclass(entry)
         and issubclass(entry, LRScheduler)
-        # These need a metric, a function or other schedules, which a config cannot hold.
+        # These need a metric, a function or other schedules, which a config cannot express.
         and name
         not in {
             "LRScheduler",
@@ -69,25 +69,29 @@ def _schedulers() -> dict[str, Any]:
 
 
 def optimizer_settings(name: str) -> list[str]:
-    """The settings that an optimizer takes.
+    """The names of the settings of an optimizer.
 
     Raises:
-        UserError: torch has no optimizer of that name.
+        UserError: torch has no such optimizer.
     """
     return _settings(_look_up(name, _optimizers(), "optimizer"))
 
 
 def scheduler_settings(name: str) -> list[str]:
-    """The settings that a schedule takes.
+    """The names of the settings of a schedule.
 
     Raises:
-        UserError: there is no schedule of that name.
+        UserError: no such schedule.
     """
     return _settings(_look_up(name, _schedulers(), "scheduler"))
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any]) -> Optimizer:
-    """The optimizer that a config's `optimizer` section describes."""
+    """Build the optimizer of a config's `optimizer` section.
+
+    Raises:
+        UserError: an unknown name, or settings that the optimizer refuses.
+    """
     kind = _look_up(settings["name"], _optimizers(), "optimizer")
     return _call(kind, "optimizer", settings, params=list(parameters))
 
@@ -95,7 +99,11 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: Mapping[str, An
 def make_scheduler(
     optimizer: Optimizer, settings: Mapping[str, Any] | None, total_steps: int
 ) -> LRScheduler | None:
-    """The schedule that a config's `scheduler` section describes; None for a constant rate."""
+    """Build the schedule of a config's `scheduler` section; None for a constant rate.
+
+    Raises:
+        UserError: an unknown name, or settings that the schedule refuses.
+    """
     if not settings:
         return None
     kind = _look_up(settings["name"], _schedulers(), "scheduler")
@@ -109,7 +117,7 @@ def make_scheduler(
 def _look_up(name: str, known: Mapping[str, Any], section: str) -> Any:
     if name not in known:
         raise UserError(
-            f"There is no {section} named {name!r}.",
+            f"Unknown {section} {name!r}.",
             where=f"{section}.name",
             fix=nearest(name, list(known)),
             code="unknown-name",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_mtl.errors import UserError, nearest
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.s3prl_compat.folders import expert_path, installed_root
 from s3prl_mtl.s3prl_compat.task_spec import PREFIX, is_s3prl_task, parse_spec
@@ -47,7 +47,7 @@ def block_defaults(
     task: str,
     layers: Sequence[Mapping[str, Any]],
     base: Mapping[str, Any] | None = None,
-    remarks: Remarks | None = None,
+    deferred: DeferredLog | None = None,
 ) -> Block:
     """The defaults of a task's block, from the config file of the expert.
 
@@ -61,7 +61,7 @@ def block_defaults(
             another `folder` or `config` file.
         base: the config of the run to resume. Its block replaces the file, which may have changed
             or gone since.
-        remarks: receives the unused parts of the file.
+        deferred: receives the unused parts of the file.
 
     Returns:
         `folder`, `config`, `train_split`, `dev_splits`, `test_splits`, `downstream_expert`.
@@ -112,9 +112,9 @@ def block_defaults(
     others = [split for split in splits if split not in tests]
     # s3prl evaluates only the listed splits: if they are all of one kind they serve as both.
     block["dev_splits"], block["test_splits"] = others or tests, tests or others
-    if content and remarks is not None:
+    if content and deferred is not None:
         unused = f"{', '.join(sorted(content))} and the step counts of runner"
-        remarks.add(
+        deferred.add(
             f"{task}: {unused} in {path} are for single-task training and are not used.",
             level=logging.INFO,
         )

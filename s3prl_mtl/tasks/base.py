@@ -328,7 +328,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
                 where=f"{where}, or {defaults}",
                 fix="List it in pyproject.toml: [tool.setuptools.package-data] "
                 f'{package} = ["*.yaml"].',
-                code="file-missing",
+                code="corpus-unset",
             )
         return UserError(
             f"The path of the corpus of {cls.name} is not set.",

@@ -77,5 +77,5 @@ def check_installed(name: str, expert_class: type) -> None:
             f"the task {name!r} have no defaults.",
             where=str(path),
             fix="List it in pyproject.toml, under [tool.setuptools.package-data].",
-            code="file-missing",
+            code="expert-invalid",
         )

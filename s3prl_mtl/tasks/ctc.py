@@ -71,7 +71,7 @@ class TranscriptionExpert(TaskExpert):
                 raise UserError(
                     f"The vocabulary of {self.name} has no {symbol!r}.",
                     where="the checkpoint's labels, or the corpus they were read from",
-                    code="invalid-value",
+                    code="label-unknown",
                 )
         width = self.size_setting(self.head_section, "project_dim")
         self.choice_setting(self.head_section, "select", choices=("RNNs", "FrameLevel"))

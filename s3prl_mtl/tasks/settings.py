@@ -79,6 +79,6 @@ class CheckedSettings:
                 f"The label space of {self.name} has no {key!r}.",
                 where="the checkpoint's labels, or the corpus they were read from",
                 fix=f"`{key}` must be a non-empty list of strings.",
-                code="invalid-value",
+                code="label-unknown",
             )
         return list(names)

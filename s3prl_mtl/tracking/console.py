@@ -1,4 +1,4 @@
-"""The terminal of the user: one console, so that progress bars and log lines do not collide."""
+"""The terminal: shared consoles, so that progress bars and log lines do not collide."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ MESSAGES = Console(stderr=True)
 
 
 def show_log(verbose: bool, on_terminal: bool = True) -> None:
-    """Log to the terminal: with colours on one, plain lines elsewhere.
+    """Send the log to standard error: with colours on a terminal, plain lines elsewhere.
 
     Args:
-        verbose: debug messages too.
-        on_terminal: False for all but one of several processes: their logs are in files, and only
-            what ends them is shown, since it may happen before there is a file.
+        verbose: include debug messages.
+        on_terminal: False for all but one of several processes. They log to files and show errors
+            only, which may occur before the file is open.
     """
     root = logging.getLogger()
     root.setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -1,4 +1,4 @@
-"""The progress bar of a run: on a terminal only, the log has the lines."""
+"""The progress bar of a training run, shown on a terminal only."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from s3prl_mtl.tracking.console import MESSAGES
 
 
 class StepProgress:
-    """Steps done of steps to do, with the latest losses.
+    """A bar of the steps done, with the latest losses.
 
     Args:
-        done: steps already done.
-        total: steps in all.
-        shown: whether this process is the one that writes to the terminal.
+        done: steps done before.
+        total: steps of the run.
+        shown: False for all but one of several processes.
     """
 
     def __init__(self, done: int, total: int, shown: bool = True) -> None:

@@ -22,15 +22,15 @@ _ARROWS = {"lower": "↓", "higher": "↑"}
 def results_table(
     run: Path, everything: bool = False, config: Mapping[str, Any] | None = None
 ) -> Table:
-    """The first and the last value of a run for every task.
+    """The first and the last value of every metric of a run, by task.
 
-    Fractions are shown as percent; what an expert reports without declaring what it is, as it is.
+    Fractions are shown as percent; metrics that an expert does not declare are shown unchanged.
 
     Args:
         run: the folder of the run.
         everything: every evaluated split and every metric, instead of the headline metrics on the
             test splits (the other splits where a task's test split was not evaluated).
-        config: of the run, where it is not the folder's `config.yaml`.
+        config: of the run, if it is not the folder's `config.yaml`.
 
     Raises:
         UserError: the folder is not that of a run.
@@ -71,8 +71,8 @@ def results_table(
 
 
 def _metrics_of(task: str, settings: Mapping[str, Any], logged: Sequence[str]) -> Sequence[Metric]:
-    """The metrics that an expert declares; a stranger's are the names that it logged."""
-    # Whether such a number is a fraction, a percentage or something else, nobody says.
+    """The metrics that an expert declares, or else those that it logged."""
+    # An undeclared metric may be a fraction, a percentage or anything else.
     unknown = tuple(
         Metric(name, better="", title=name, headline=True, percent=False) for name in logged
     )
@@ -80,7 +80,7 @@ def _metrics_of(task: str, settings: Mapping[str, Any], logged: Sequence[str]) -
         expert = load_task(task, settings.get("package"), folder=settings.get("folder"))
         return metrics_of(expert) or unknown
     except UserError:
-        # The plugin may have been uninstalled since; its numbers are still in the run's files.
+        # The plugin may have been uninstalled since the run.
         return unknown
 
 
@@ -98,7 +98,7 @@ def _config_of(run: Path) -> Mapping[str, Any]:
 
 
 def _block(config: Mapping[str, Any], task: str) -> Mapping[str, Any]:
-    """The block of a task in a config; nothing if it is not there."""
+    """The block of a task in a config; empty if absent."""
     settings = config.get(task)
     return settings if isinstance(settings, Mapping) else {}
 

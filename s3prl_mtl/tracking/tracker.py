@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: `metrics.jsonl`, TensorBoard, `results.json`."""
+"""Write and read the numbers of a run: `metrics.jsonl`, TensorBoard, `results.json`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Results = dict[str, dict[str, dict[str, float]]]
 """{task: {split: {metric: value}}}, fractions."""
 
 FEATURIZER = "featurizer"
-"""The entry of the learned layer weights, beside the tasks: {featurizer: {layer_weights: {...}}}"""
+"""The key of the learned layer weights in `Results`: {featurizer: {layer_weights: {...}}}."""
 
 
 @dataclass
@@ -59,15 +59,15 @@ class Report:
 
 
 class Tracker:
-    """Writes every number of a run where people and programs look for it.
+    """Write every number of a run to `metrics.jsonl`, TensorBoard and `results.json`.
 
     Args:
         folder: the run directory.
-        resumed_at: the step from which a training run goes on, 0 for one from its beginning. What
-            an interrupted run noted after it is dropped, since those steps are taken again. None:
-            only add, as evaluation does, also while another process trains there.
-        reevaluate: pairs of task and split that are evaluated again at that very step, because
-            their evaluation did not come to its end: what it noted is dropped too.
+        resumed_at: the step that training resumes at, 0 for a new run. Records of later steps are
+            dropped, since these steps are taken again. None to append only, as evaluation does,
+            also while another process trains in the folder.
+        reevaluate: pairs of task and split to evaluate again at that step, because their
+            evaluation was interrupted: their records of that step are dropped too.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Tracker:
     def close(self) -> None:
         try:
             self._lines.close()
-        except OSError as cause:  # what could not be written before cannot be now
+        except OSError as cause:  # buffered lines still cannot be written
             logger.warning("metrics.jsonl is incomplete: %s", cause)
         try:
             self._tensorboard.close()
@@ -116,12 +116,12 @@ class Tracker:
             logger.warning("TensorBoard's events are incomplete: %s", cause)
 
     def record(self, task: str, split: str, metric: str, value: float, step: int) -> None:
-        """Note one number: a line of `metrics.jsonl`, a point of TensorBoard's curve.
+        """Write one number: a line of `metrics.jsonl`, a point of a TensorBoard curve.
 
         Raises:
             UserError: the disk is full.
         """
-        # JSON has no NaN: a number that is none is null there.
+        # JSON has no NaN and no infinity: write null.
         stored = value if math.isfinite(value) else None
         entry = {"step": step, "task": task, "split": split, "metric": metric, "value": stored}
         try:
@@ -132,14 +132,14 @@ class Tracker:
             raise _unwritable(self.folder / "metrics.jsonl", cause) from cause
 
     def write(self, report: Report) -> None:
-        """Note all numbers of a split."""
+        """Write all numbers of a split."""
         for metric, value, step in report.scalars:
             self.record(report.task, report.split, metric, value, step)
 
     def keep(self, report: Report) -> None:
-        """Make these the results of the last evaluation of a split."""
+        """Replace the entry of a split in `results.json`; non-finite numbers are left out."""
         finite = {name: value for name, value in report.values.items() if math.isfinite(value)}
-        # Read anew: a run may be evaluated while it is trained.
+        # Read the file again: another process may evaluate the run while it is trained.
         results = self.results
         results.setdefault(report.task, {})[report.split] = finite
         _replace(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
@@ -158,9 +158,9 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _drop_incomplete_line(path: Path) -> None:
-    """Take away what a crash left of a last line: what is added begins on a new one.
+    """Truncate an incomplete last line that a crash left.
 
-    In place, since a process that trains may have the file open.
+    In place, since a training process may have the file open.
     """
     with path.open("r+b") as file:
         content = file.read()
@@ -172,29 +172,38 @@ def _unwritable(path: Path, cause: OSError) -> UserError:
     return UserError(
         f"The numbers of the run cannot be written: {cause.strerror or cause}.",
         where=str(path),
-        fix="Free space there or make it writable, then go on from the last checkpoint with -a.",
+        fix="Free space there or make it writable, then resume from the last checkpoint with -a.",
+        code="file-unwritable",
     )
 
 
 def read_results(folder: Path) -> Results:
-    """The `results.json` of a run; empty where it has none yet."""
+    """The `results.json` of a run; empty if it does not exist or is damaged."""
     path = folder / "results.json"
     if not path.is_file():
         return {}
     try:
         results: Results = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as cause:
-        # Nothing is lost: every number is in metrics.jsonl too.
-        logger.warning("%s is damaged and begun anew: %s.", path, cause)
+        # No number is lost: metrics.jsonl has them all.
+        logger.warning("%s is damaged and will be replaced: %s.", path, cause)
         return {}
     return results
 
 
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
-    """The records of `metrics.jsonl`, oldest first: step, task, split, metric, value."""
+    """Yield the records of `metrics.jsonl`, oldest first: step, task, split, metric, value.
+
+    Raises:
+        UserError: the folder is not that of a run, or a line is damaged.
+    """
     path = folder / "metrics.jsonl"
     if not path.is_file():
-        raise UserError(f"{folder} is not the folder of a run: it has no metrics.jsonl.")
+        raise UserError(
+            f"{folder} is not the folder of a run: it has no metrics.jsonl.",
+            where=str(folder),
+            code="file-missing",
+        )
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             # A run that was killed while writing leaves at most one incomplete last line.
@@ -205,6 +214,7 @@ def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
             except json.JSONDecodeError as cause:
                 raise UserError(
                     f"Line {number} is not JSON: {cause}.",
-                    where=str(path),
-                    fix="Take that line out; the other ones can be read.",
+                    where=f"{path}, line {number}",
+                    fix="Delete that line; the others can be read.",
+                    code="file-malformed",
                 ) from cause

@@ -5,21 +5,16 @@ from __future__ import annotations
 import inspect
 import logging
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from s3prl_mtl.checkpoint import files as checkpoints
-from s3prl_mtl.checkpoint.compatibility import check_encoder, check_head, check_selection
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
-from s3prl_mtl.checkpoint.restore import encoder_weights
 from s3prl_mtl.config import RunConfig
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml
-from s3prl_mtl.mtl_branch.checkpoint import unwrapped
 from s3prl_mtl.registry.plugins import (
     OUR_PACKAGE,
     find_upstream,
@@ -27,7 +22,7 @@ from s3prl_mtl.registry.plugins import (
     split_name,
     tasks_named,
 )
-from s3prl_mtl.registry.task_names import Packages, find_same_task, same_name_tasks, task_packages
+from s3prl_mtl.registry.task_names import Packages, same_name_tasks, task_packages
 from s3prl_mtl.tasks.contract import check_class
 from s3prl_mtl.training.preflight import (
     check_plain,
@@ -37,35 +32,34 @@ from s3prl_mtl.training.preflight import (
 )
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer, Upstream, load_upstream, rebuild_upstream
-from s3prl_mtl.upstreams.strict_loading import load_strictly
-from s3prl_mtl.upstreams.zoo.huggingface import HUGGING_FACE
 
 logger = logging.getLogger(__name__)
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of `--device`; `auto` is the GPU where there is one.
+    """The device of `--device`; `auto` is the GPU if there is one.
 
     Args:
-        name: of the device; `cuda` without a number is the one of this rank.
-        local_rank: which of the processes of this machine this is.
+        name: of the device; `cuda` without a number is the GPU of this rank.
+        local_rank: index of this process among those of this machine.
 
     Raises:
-        UserError: there is no such device here.
+        UserError: the device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise RuntimeError("torch finds no GPU here")
+            raise RuntimeError("torch does not find a GPU")
         if device.type == "cuda" and device.index is None:
             gpus = torch.cuda.device_count()
             if local_rank >= gpus:
                 raise UserError(
                     f"Process {local_rank} of this machine has no GPU: there are {gpus}.",
                     where="torchrun --nproc_per_node",
-                    fix=f"Start {gpus} processes here, or take --device cpu.",
+                    fix=f"Start {gpus} processes here, or use --device cpu.",
+                    code="device-unavailable",
                 )
             device = torch.device("cuda", local_rank)
             torch.cuda.set_device(device)
@@ -77,7 +71,8 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
         raise UserError(
             f"The device {name!r} cannot be used: {reason}.",
             where="--device",
-            fix="auto, cpu, cuda or cuda:<number>.",
+            fix="Use auto, cpu, cuda or cuda:<number>.",
+            code="device-unavailable",
         ) from cause
     return device
 
@@ -94,12 +89,16 @@ def build_upstream(config: RunConfig, saved: RunCheckpoint | None = None) -> Ups
     options = {name: value for name, value in offered.items() if value is not None}
     factory = find_upstream(settings.name)
     if factory is not None:
-        # The cache is offered to those that download; the rest need not know of it.
+        # Only upstreams that download take the cache.
         parameters = inspect.signature(factory).parameters
         if "cache_dir" not in parameters:
             options.pop("cache_dir", None)
         if "model_config" in options and "model_config" not in parameters:
-            raise UserError(f"The upstream {settings.name!r} takes no config file.", where="-g")
+            raise UserError(
+                f"The upstream {settings.name!r} does not take a config file.",
+                where="-g",
+                code="conflicting-options",
+            )
     return load_upstream(settings.name, settings.ckpt and str(settings.ckpt), **options)
 
 
@@ -110,7 +109,7 @@ def build_experts(
     folder: Path,
     saved: RunCheckpoint | None = None,
 ) -> dict[str, Any]:
-    """The experts of tasks, with the label spaces of a checkpoint where there is one.
+    """The experts of tasks, with the label spaces of a checkpoint if there is one.
 
     Args:
         config: of the run.
@@ -120,7 +119,7 @@ def build_experts(
         saved: a checkpoint of the run.
 
     Raises:
-        UserError: one report of all that keeps the corpora of the tasks from being read.
+        UserError: one report of all problems with the corpora of the tasks.
     """
     classes = {
         name: load_task(name, config.tasks[name].package, folder=config.tasks[name].folder)
@@ -130,18 +129,18 @@ def build_experts(
     held = task_packages(saved.config, past) if saved is not None else None
     for name, expert_class in classes.items():
         check_class(name, expert_class)
-        _check_held(name, expert_class, held)
-    # The branch's checkpoints hold no label spaces, nor do those of s3prl's experts.
+        _check_in_checkpoint(name, expert_class, held)
+    # Checkpoints of the branch and of s3prl's experts have no label spaces.
     labels = {name: task.labels for name, task in past.items()}
     own_labels = {name: kind for name, kind in classes.items() if labels.get(name) is None}
     problems = corpus_problems(config, own_labels)
-    mistakes = [line for lines in problems.values() for line in lines]
+    mistakes = [mistake for found in problems.values() for mistake in found]
     experts = {}
     for name, expert_class in classes.items():
         if name in problems:
             continue
         logger.info("Building task %s.", name)
-        # s3prl's experts write into their folder without making it.
+        # s3prl's experts write into their folder without creating it.
         (folder / name).mkdir(parents=True, exist_ok=True)
         arguments: dict[str, Any] = {
             "upstream_dim": featurizer.output_dim,
@@ -153,171 +152,60 @@ def build_experts(
         }
         if labels.get(name) is not None:
             arguments["labels"] = labels[name]
-        # A head starts from the same weights whatever other tasks the run has.
+        # The initial weights of a head do not depend on the other tasks of the run.
         with torch.random.fork_rng():
             torch.manual_seed(config.seed + zlib.crc32(name.encode()))
             try:
                 experts[name] = expert_class(**arguments)
                 check_plain(name, experts[name])
             except UserError as mistake:
-                mistakes.append(str(mistake))
+                mistakes.append(mistake)
             except Exception as cause:
-                _blame_plugin(name, config.tasks[name].package, cause)
+                _raise_fault_of_plugin(name, config.tasks[name].package, cause)
                 raise
     if mistakes:
-        # The splits are scanned later; with a report to give they belong in it.
+        # Otherwise the splits are scanned later; here they belong into the report.
         for name, expert in experts.items():
             mistakes += split_mistakes(Task.from_settings(name, expert, config.tasks[name]))
     raise_together(mistakes)
     return experts
 
 
-def _check_held(name: str, expert_class: type, held: Packages | None) -> None:
-    """Only what learns something is trained and held by checkpoints.
+def _check_in_checkpoint(name: str, expert_class: type, held: Packages | None) -> None:
+    """Check that a task can be trained, or that the checkpoint has it.
 
     Args:
-        held: the tasks of the checkpoint; None where there is none, and training begins.
+        held: the tasks of the checkpoint; None without one, when training begins.
     """
     learns = getattr(expert_class, "is_trained", True)
     if held is None and not learns:
         raise UserError(
-            f"{name} trains nothing: it can only be evaluated.",
+            f"The task {name} has nothing to train: it can only be evaluated.",
             where="-d",
             fix=f"Train without it, then: run_mtl.py -m evaluate -e RUN -d {name}.",
+            code="not-supported",
         )
     if held is not None and learns and name not in held:
-        rivals = same_name_tasks(name, held)
+        same = same_name_tasks(name, held)
         others = [other for other in held if split_name(other)[1] != split_name(name)[1]]
         raise UserError(
-            f"The checkpoint holds no task {name!r}.",
+            f"The checkpoint has no task {name!r}.",
             where="-d",
-            fix="It holds: " + ", ".join([*rivals, *others]) + ".",
+            fix="Its tasks: " + ", ".join([*same, *others]) + ".",
+            code="unknown-name",
         )
 
 
-def _blame_plugin(task: str, package: str | None, cause: Exception) -> None:
-    """An expert of another package failed: say whose it is. Ours is our own failure."""
+def _raise_fault_of_plugin(task: str, package: str | None, cause: Exception) -> None:
+    """Raise a `UserError` with the package of an expert that failed, unless it is ours."""
     for plugin in tasks_named(split_name(task)[1]):
         if plugin.package == package != OUR_PACKAGE:
             raise UserError(
                 f"The expert of task {task!r} cannot be built: {type(cause).__name__}: {cause}.",
                 where=f"{plugin.entry_point.value} of package {plugin}",
-                fix="Its settings are the task's block of the config; --verbose shows where it "
-                "failed.",
+                fix="Check the task's block of the config. Run with --verbose for the traceback.",
+                code="expert-failed",
             ) from cause
-
-
-def load_initial_weights(
-    config: RunConfig, upstream: Upstream, featurizer: Featurizer, experts: Mapping[str, nn.Module]
-) -> None:
-    """Start from other runs: `--init_upstream_ckpt` for the encoder, `-i` for the rest.
-
-    `-i` names a checkpoint of a run (encoder, featurizer and the heads that it holds), or a folder
-    of heads trained singly: `<task>/<upstream>_<task>.ckpt`, each with `Downstream`; <task> is the
-    plain name there. Of a run the heads are taken that are of the same task of the same package.
-    """
-    if config.init_ckpt:
-        path = Path(config.init_ckpt)
-        if path.is_dir() and not checkpoints.states_files(path):
-            _load_single_heads(path, _word(config.upstream.name), experts)
-        else:
-            saved = checkpoints.load(checkpoints.locate(path, "-i"))
-            _load_from_run(
-                saved,
-                upstream,
-                featurizer,
-                experts,
-                {name: config.tasks[name].package for name in experts},
-            )
-    load_initial_encoder(config, upstream)
-
-
-def load_initial_encoder(config: RunConfig, upstream: Upstream) -> None:
-    """Give the encoder the weights of `--init_upstream_ckpt`, if that is set.
-
-    Raises:
-        UserError: the file holds no encoder, or another one.
-    """
-    if not config.init_upstream_ckpt:
-        return
-    flag = "--init_upstream_ckpt"
-    path = checkpoints.locate(Path(config.init_upstream_ckpt), flag)
-    # Whatever program wrote it: `Upstream` is what s3prl calls it, too.
-    weights = checkpoints.read_tensors(path).get("Upstream")
-    if not isinstance(weights, Mapping) or not weights:
-        raise UserError(
-            f"{path} holds no encoder.",
-            where=flag,
-            fix="Give a run that trained its encoder; -k takes files of pre-training.",
-        )
-    _load_encoder(unwrapped(weights), upstream, flag)
-
-
-def _load_from_run(
-    saved: RunCheckpoint,
-    upstream: Upstream,
-    featurizer: Featurizer,
-    experts: Mapping[str, nn.Module],
-    packages: Packages,
-) -> None:
-    if saved.upstream:
-        _load_encoder(saved.upstream, upstream, "-i")
-    else:
-        logger.info("-i holds no encoder, it was frozen: it stays as it was pre-trained.")
-    check_selection(saved.featurizer, upstream, featurizer, "-i")
-    load_strictly(featurizer, saved.featurizer, "the featurizer", "-i")
-    held = task_packages(saved.config, saved.tasks)
-    for name, expert in experts.items():
-        other = find_same_task(name, packages[name], held)
-        rivals = same_name_tasks(name, held)
-        if other is not None:
-            _start_head(name, expert, saved.tasks[other].head, "-i")
-        elif rivals:
-            logger.warning(
-                "-i holds a head of %s, and the task here is that of package %s: it starts from "
-                "random weights.",
-                *(" and ".join(rivals), packages[name]),
-            )
-        else:
-            logger.info("-i holds no head of %s: it starts from random weights.", name)
-
-
-def _word(upstream_name: str) -> str:
-    """The name of an upstream within that of a file: of a path its last part."""
-    return Path(upstream_name.removeprefix(HUGGING_FACE)).name
-
-
-def _load_single_heads(folder: Path, upstream_name: str, experts: Mapping[str, nn.Module]) -> None:
-    for name, expert in experts.items():
-        # s3prl, which trained them, knows no packages.
-        plain = split_name(name)[1]
-        path = folder / plain / f"{upstream_name}_{plain}.ckpt"
-        if not path.is_file():
-            raise UserError(
-                f"There is no head of {name} to start from: {path} does not exist.",
-                where="-i",
-                fix=f"Expected {folder}/<task>/{upstream_name}_<task>.ckpt for every task of -d.",
-            )
-        saved = checkpoints.read_tensors(path)
-        if not isinstance(saved.get("Downstream"), Mapping):
-            raise UserError(f"{path} holds no weights as `Downstream`.", where="-i")
-        _start_head(name, expert, saved["Downstream"], str(path))
-
-
-def _start_head(name: str, expert: nn.Module, weights: Mapping[str, Any], where: str) -> None:
-    """Take over a head, but not how good it was: this run has its own best checkpoint."""
-    own = getattr(expert, "best_score", None)
-    score = own.clone() if isinstance(own, torch.Tensor) else None
-    check_head(name, weights, expert, where)
-    load_strictly(expert, weights, f"the head of {name}", where)
-    if score is not None:
-        expert.best_score.copy_(score)  # type: ignore[operator]
-
-
-def _load_encoder(saved: Mapping[str, Any], upstream: Upstream, where: str) -> None:
-    weights = encoder_weights(saved)
-    check_encoder(weights, upstream, where)
-    load_strictly(upstream, weights, "the encoder", where)
 
 
 def _read_upstream_config(path: Path | None) -> dict[str, Any] | None:

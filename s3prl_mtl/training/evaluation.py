@@ -1,4 +1,4 @@
-"""Evaluation of splits: divided over the ranks, measured as if one process had done all of it."""
+"""Evaluation of splits, divided over the ranks, with the metrics of a single process."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from s3prl_mtl.training.task import Task
 
 @dataclass
 class Share:
-    """What one rank found of a split.
+    """Records of one rank's batches of a split.
 
     Args:
-        records: {batch: what the expert recorded of it}.
+        records: those of the expert, by number of the batch.
         dropped: utterances that could not be decoded.
-        utterances: of the whole split, as far as its loader says so.
+        utterances: of the whole split; 0 if its loader does not tell.
     """
 
     records: dict[int, Records]
@@ -40,20 +40,19 @@ logger = logging.getLogger(__name__)
 
 Records = dict[str, list[Any]]
 Memory = tuple[dict[str, Any], Any]
-"""An expert's buffers, and its decision."""
+"""Buffers and decision of an expert: best scores, counts, tuned thresholds."""
 
 
 class Interrupted(Exception):
-    """A rank was asked to stop, so the evaluation ended on all of them without a result."""
+    """A rank was asked to stop: the evaluation ended on all ranks without a result."""
 
 
 class Evaluator:
-    """Evaluates splits with the weights as they are.
+    """Evaluates splits with the current weights.
 
-    The batches of a split are the same however many ranks there are; each rank that holds the task
-    takes every so-many-th one. What the expert recorded of each batch is put in the order of the
-    batches before the expert measures it, on the first of the task's ranks: the metrics are those
-    of one process, to the last digit.
+    The batches of a split do not depend on the number of ranks; the ranks that hold the task take
+    them in turn. On the first of these ranks the records are joined in the order of the batches,
+    and the expert computes its metrics: they equal those of one process to the last digit.
 
     Args:
         run: the run.
@@ -73,11 +72,11 @@ class Evaluator:
             splits: pairs of task and split.
 
         Returns:
-            on the first rank the reports of all splits, in their order; nothing on the others.
+            the reports of all splits in their order on the first rank; empty on the others.
 
         Raises:
-            Interrupted: on all ranks. What the experts remember is as it was before.
-            UserError: a split cannot be read, or has no utterances; likewise on all ranks.
+            Interrupted: on all ranks. Best scores and decisions of the experts are unchanged.
+            UserError: on all ranks; a split cannot be read, or has no utterances.
         """
         before = self.memories()
         share_buffers(self.run)
@@ -121,7 +120,7 @@ class Evaluator:
 
     @torch.no_grad()
     def try_out(self, splits: Sequence[tuple[str, str]]) -> None:
-        """One batch of each of the splits of this rank's tasks, through encoder and head."""
+        """Take one batch of each split of this rank's tasks through encoder and head."""
         self.run.encoder.set_training(False)
         for name, split in splits:
             if name not in self.run.tasks:
@@ -136,7 +135,7 @@ class Evaluator:
 
     @torch.no_grad()
     def _own_share(self, task: Task, split: str) -> Share | None:
-        """What the expert records of this rank's batches; None if it was asked to stop."""
+        """The records of this rank's batches; None if it was asked to stop."""
         self.run.encoder.set_training(False)
         task.expert.train(False)
         group = self.run.groups[task.name]
@@ -156,27 +155,32 @@ class Evaluator:
             if self.batches is not None and batch.number >= self.batches:
                 break
             features = self.run.encoder.inputs(task.expert, batch.wavs)
-            # s3prl numbers the batches of an evaluation for experts that want it.
+            # Experts of s3prl may take the number of the batch in an evaluation.
             number = {"batch_id": batch.number} if task.takes_batch_id else {}
             parts[batch.number] = defaultdict(list)
             task.expert(split, features, *batch.others, records=parts[batch.number], **number)
         return Share(parts, reader.dropped, reader.utterances)
 
     def _measure(self, task: Task, split: str, shares: Sequence[Share]) -> Report:
-        # Of all shares together, as one process would judge it.
+        # Over all shares, as one process does.
         check_dropped(sum(share.dropped for share in shares), shares[0].utterances)
         parts = {number: part for share in shares for number, part in share.records.items()}
         if not parts:
-            raise UserError(f"{task.name}: the split {split!r} has no utterances.")
+            raise UserError(
+                "The split has no utterances.",
+                where=f"{task.name} {split}",
+                code="corpus-empty",
+            )
         records: Records = defaultdict(list)
         for number in sorted(parts):
             for key, values in parts[number].items():
                 if not isinstance(values, list):
                     raise UserError(
                         f"The expert of {task.name} records {key!r} as {type(values).__name__}, "
-                        "and only lists can be put together from several batches.",
+                        "but only lists of several batches can be joined.",
                         where=f"{type(task.expert).__module__}.{type(task.expert).__qualname__}",
-                        fix="Let `forward` append to `records[...]`, or extend it.",
+                        fix="Append to or extend `records[...]` in `forward`.",
+                        code="expert-invalid",
                     )
                 records[key] += values
         report = report_split(
@@ -187,20 +191,20 @@ class Evaluator:
         return report
 
     def memories(self) -> dict[str, Memory]:
-        """What the experts of this rank remember: best scores, decisions, counts."""
+        """Buffers and decisions of the experts of this rank."""
         return {name: _memory(task) for name, task in self.run.tasks.items()}
 
     def restore(self, memories: Mapping[str, Memory]) -> None:
-        """Let the experts remember what they did, as if they had not evaluated since."""
+        """Restore buffers and decisions of the experts, as before an evaluation."""
         for name, task in self.run.tasks.items():
             _remember(task, memories[name])
 
 
 def share_buffers(run: Run) -> None:
-    """Give the heads that several ranks hold the buffers of the first of them.
+    """Copy the buffers of heads that several ranks hold from the first of these ranks.
 
-    Parameters are the same everywhere; what a head counts while it trains (batch normalisation
-    does) differs with the batches that a rank had.
+    Parameters are equal on all ranks; statistics of training, as of batch normalisation, depend on
+    the batches of a rank.
     """
     for name, task in run.tasks.items():
         group = run.groups[name]
@@ -209,7 +213,7 @@ def share_buffers(run: Run) -> None:
 
 
 def _follow(task: Task, group: Group) -> None:
-    """Take over what the expert that measured remembers: its best score, its decision."""
+    """Copy best score and decision from the expert that computed the metrics."""
     if group.size > 1:
         _remember(task, group.broadcast(_memory(task)))
 

@@ -1,4 +1,4 @@
-"""What must hold before a run takes its first step; every problem is found at once."""
+"""Checks before the first step of a run; all problems are reported together."""
 
 from __future__ import annotations
 
@@ -15,60 +15,64 @@ from s3prl_mtl.training.task import Task
 
 
 def check_splits(config: RunConfig, tasks: Mapping[str, Task]) -> None:
-    """Scan every split that a run will need.
+    """Scan every split that a run needs.
 
-    Of an expert of s3prl nothing can be scanned: it is asked for the loader of each split that is
-    evaluated, from which nothing is read.
+    Splits of s3prl's experts cannot be scanned: only their loaders are created.
 
     Raises:
-        UserError: one report of what is wrong with any of them, from the first error of an expert.
+        UserError: one report of all problems.
     """
     classes = {name: type(task.expert) for name, task in tasks.items()}
     problems = corpus_problems(config, classes)
-    mistakes = [line for lines in problems.values() for line in lines]
-    causes: list[UserError] = []
+    mistakes = [mistake for found in problems.values() for mistake in found]
     for name, task in tasks.items():
         if name not in problems:
             mistakes += split_mistakes(task)
-            causes += (found := loader_mistakes(config, task))
-            mistakes += [f"{name}: {mistake}" for mistake in found]
-    raise_together(mistakes, causes[0] if causes else None)
+            mistakes += loader_mistakes(config, task)
+    raise_together(mistakes)
 
 
-def corpus_problems(config: RunConfig, classes: Mapping[str, type]) -> dict[str, list[str]]:
-    """What is wrong with the data folders, for each task where anything is."""
+def corpus_problems(config: RunConfig, classes: Mapping[str, type]) -> dict[str, list[UserError]]:
+    """Problems with the data folders, by task; without the tasks that have none."""
     problems = {}
     for name, expert_class in classes.items():
         check = getattr(expert_class, "problems", None)
         lines = check(config.tasks[name].downstream_expert) if check is not None else []
         if lines:
-            # Our corpora name their task; a stranger's need not.
+            # Corpora of other packages may not begin with the task.
             problems[name] = [
-                line if line.startswith(f"{name}:") else f"{name}: {line}" for line in lines
+                UserError(
+                    line if line.startswith(f"{name}:") else f"{name}: {line}",
+                    code="corpus-incomplete",
+                )
+                for line in lines
             ]
     return problems
 
 
-def split_mistakes(task: Task) -> list[str]:
-    """What is wrong with the splits of a task, as far as a scan shows it."""
+def split_mistakes(task: Task) -> list[UserError]:
+    """Problems with the splits of a task that a scan finds."""
     mistakes = []
     if isinstance(task.expert, TaskExpert):
         for split in dict.fromkeys([task.train_split, *task.dev_splits, *task.test_splits]):
             try:
                 count = task.expert.utterances(split)
             except UserError as mistake:
-                mistakes.append(f"{task.name} {split}: {mistake}")
+                mistakes.append(_of(f"{task.name} {split}", mistake))
                 continue
             if split == task.train_split and count < task.stream.num_shares:
                 mistakes.append(
-                    f"{task.name} {split}: {count} utterances cannot be shared by "
-                    f"{task.stream.num_shares} processes."
+                    UserError(
+                        f"{task.name} {split}: {count} utterances are too few for "
+                        f"{task.stream.num_shares} processes.",
+                        code="corpus-empty",
+                    )
                 )
     return mistakes
 
 
 def loader_mistakes(config: RunConfig, task: Task) -> list[UserError]:
-    """What an expert of s3prl says of the splits that a run evaluates, asked for their loaders."""
+    """Errors of an expert of s3prl when it creates the loaders of the evaluated splits."""
     if not isinstance(task.expert, S3prlTask):
         return []
     runner = config.runner
@@ -76,33 +80,41 @@ def loader_mistakes(config: RunConfig, task: Task) -> list[UserError]:
     mistakes = []
     for split in dict.fromkeys([*task.dev_splits, *tested]):
         try:
-            # It leaves the random generators alone, as when the split is evaluated.
+            # This does not change the random state, as in an evaluation.
             EpochReader(task.name, task.expert, split, seed=task.stream.seed, training=False)
         except UserError as mistake:
-            mistakes.append(mistake)
+            mistakes.append(_of(task.name, mistake))
     return mistakes
 
 
+def _of(place: str, mistake: UserError) -> UserError:
+    error = UserError(f"{place}: {mistake}", code=mistake.code)
+    error.__cause__ = mistake
+    return error
+
+
 def check_plain(task: str, expert: Any) -> None:
-    """Refuse, before training, what a checkpoint could hold but never give back."""
+    """Refuse attributes of an expert that a checkpoint could not restore."""
     for attribute in ("labels", "decision"):
         try:
             json.dumps(getattr(expert, attribute, None))
         except (TypeError, ValueError) as cause:
             raise UserError(
-                f"The expert of {task} keeps in `{attribute}` what is not plain JSON: {cause}.",
+                f"The attribute `{attribute}` of the expert of {task} is not plain JSON: {cause}.",
                 where=f"{type(expert).__module__}.{type(expert).__qualname__}",
-                fix="Use lists, dictionaries, texts and Python's own numbers.",
+                fix="Use lists, dictionaries, strings and numbers of Python.",
+                code="expert-invalid",
             ) from cause
 
 
-def raise_together(mistakes: Sequence[str], cause: Exception | None = None) -> None:
-    """Raise what is wrong with several tasks as one report; nothing if nothing is.
+def raise_together(mistakes: Sequence[UserError]) -> None:
+    """Raise several mistakes as one report; return if there are none.
 
     Raises:
-        UserError: all of it, from the cause.
+        UserError: the mistake, or all of them together.
     """
     if len(mistakes) == 1:
-        raise UserError(mistakes[0]) from cause
+        raise mistakes[0]
     if mistakes:
-        raise UserError("Several tasks cannot be run.\n  " + "\n  ".join(mistakes)) from cause
+        lines = "\n  ".join(str(mistake) for mistake in mistakes)
+        raise UserError(f"Several tasks cannot be run.\n  {lines}", code="several") from mistakes[0]

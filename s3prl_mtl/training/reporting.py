@@ -1,4 +1,4 @@
-"""From what experts recorded to the numbers of a run."""
+"""Turn the records of experts into metrics."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def report_split(
     batch_ids: Sequence[int],
     total_batches: int,
 ) -> Report:
-    """Let an expert report the metrics of a split.
+    """Call an expert's `log_records` for a split.
 
     Args:
-        records: what its `forward` recorded.
+        records: of its `forward`.
         batch_ids: numbers of the batches in their epoch.
         total_batches: batches of the epoch; 0 where the loader does not say.
     """
@@ -39,9 +39,9 @@ def report_split(
 
 
 def report_layer_weights(featurizer: Featurizer, num_hidden_states: int, step: int) -> Report:
-    """How much each hidden state counts, `layer_0` being the first layer's input."""
+    """The weight of each hidden state; `layer_0` is the input of the first layer."""
     values = featurizer.layer_weights()
-    # A selection that leaves hidden states out leaves out the first ones.
+    # A selection of some hidden states omits the first ones.
     first = num_hidden_states - len(values)
     scalars = [(f"layer_{first + i}", value, step) for i, value in enumerate(values)]
     return Report(FEATURIZER, "layer_weights", scalars)

@@ -1,4 +1,4 @@
-"""The folder of a run while a process works in it: locked, the same on all machines, with a log."""
+"""The directory of a run in use: locked, shared by all machines, with a log."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def working_in(folder: Path, world: World, lock: bool) -> Iterator[None]:
-    """Make a run's folder, log into it, and while training keep others out of it.
+    """Create and lock the directory of a run, and log into it.
 
     The first rank logs to `log.txt`, the others to `log-rank<number>.txt`.
 
     Raises:
-        UserError: another process trains there, or not all ranks see the folder.
+        UserError: another process trains there, or not all machines share the directory.
     """
     folder.mkdir(parents=True, exist_ok=True)
     guard = FileLock(folder / ".lock", timeout=0) if lock and world.is_lead else None
@@ -35,10 +35,11 @@ def working_in(folder: Path, world: World, lock: bool) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # The command line shows it where there is a terminal; every rank has a log.
+        # The command line shows the error on a terminal; every rank has a log.
         known = isinstance(error, UserError | RankLost)
+        code = f" [{error.code}]" if isinstance(error, UserError) else ""
         record = logger.makeRecord(
-            *(logger.name, logging.ERROR, __file__, 0, "%s", (error,)),
+            *(logger.name, logging.ERROR, __file__, 0, "%s%s", (error, code)),
             None if known else (type(error), error, error.__traceback__),
         )
         handler.handle(record)
@@ -56,15 +57,19 @@ def _enter(guard: BaseFileLock | None, folder: Path) -> None:
             guard.acquire()
     except Timeout:
         raise UserError(
-            f"Another process trains in {folder}.", where="-n or -p", fix="Choose another name."
+            f"Another process trains in {folder}.",
+            where="-n or -p",
+            fix="Choose another name.",
+            code="folder-in-use",
         ) from None
 
 
 def _check_shared(folder: Path) -> None:
     if not (folder / ".lock").exists():
         raise UserError(
-            f"{folder} is not the same folder on all machines: what rank 0 writes there is not "
-            "seen here.",
+            f"{folder} is not shared: files that rank 0 writes there do not appear on this "
+            "machine.",
             where="-n or -p",
             fix="Choose a folder on a file system that all machines share.",
+            code="folder-not-shared",
         )

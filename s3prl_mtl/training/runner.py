@@ -1,4 +1,4 @@
-"""MultiTaskRunner: one encoder, several experts, one step for all of them."""
+"""MultiTaskRunner: trains one encoder with several experts, one step for all of them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from s3prl_mtl.distributed.placement import Placement
 from s3prl_mtl.distributed.sync import check_in_sync, resync_parameters
 from s3prl_mtl.distributed.world import Group, RankLost, World
 from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.fileio.signals import Stopped, StopSignals
 from s3prl_mtl.fileio.yaml_files import write_yaml
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.optim.factory import make_optimizer, make_scheduler
@@ -26,16 +27,14 @@ from s3prl_mtl.tracking.tracker import Results, Tracker
 from s3prl_mtl.training.build import (
     build_experts,
     build_upstream,
-    load_initial_encoder,
-    load_initial_weights,
     pick_device,
 )
 from s3prl_mtl.training.evaluation import Evaluator, Interrupted, share_buffers
+from s3prl_mtl.training.initial_weights import load_initial_encoder, load_initial_weights
 from s3prl_mtl.training.placement import choose_placement, write_placement
 from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.publishing import Publisher
 from s3prl_mtl.training.run import Run
-from s3prl_mtl.training.signals import Stopped, StopSignals
 from s3prl_mtl.training.state import RunState, trained_parameters
 from s3prl_mtl.training.step import StepReport, TrainingStep
 from s3prl_mtl.training.task import Task
@@ -72,7 +71,7 @@ class MultiTaskRunner:
         balancer: Balancer | None = None,
     ) -> None:
         self.source_config = config
-        """With its references, as it is kept beside the weights."""
+        """With its references, as checkpoints keep it."""
         settings = self.config = resolve(config)
         self.world = world = world if world is not None else World.alone()
         self.folder = Path(folder)
@@ -145,13 +144,13 @@ class MultiTaskRunner:
         return SharedEncoder(upstream, featurizer, self.device, freeze, bf16)
 
     def _build_tasks(self, placement: Placement) -> tuple[dict[str, Task], dict[str, Group]]:
-        """The tasks that this rank has shares of, and the ranks that share each of them."""
+        """The tasks of this rank, and the ranks that share each of them."""
         config, world = self.config, self.world
         own = placement.tasks_of(world.rank)
         experts = world.run_on_all_ranks(
             lambda: build_experts(config, own, self.featurizer, self.folder, self._resumed)
         )
-        # All ranks take part in making every group, so all go through all tasks.
+        # All ranks have to create every group.
         groups = {name: world.group(placement.ranks_of(name)) for name in config.downstream}
         tasks = {
             name: Task.from_settings(
@@ -169,10 +168,10 @@ class MultiTaskRunner:
     # ------------------------------------------------------------------------- training
 
     def train(self, signals: StopSignals | None = None) -> Results:
-        """Train to the last step, evaluating, logging and saving on the way.
+        """Train to the last step, with evaluations, logs and checkpoints.
 
         Args:
-            signals: entered; a signal that comes while this runs saves the run and ends it.
+            signals: entered; a signal during the training saves the run and ends it.
 
         Returns:
             the results of the last evaluation of every split, on the first rank.
@@ -219,7 +218,7 @@ class MultiTaskRunner:
                 save_is_due = self.step % runner.save_step == 0 or self.step == total
                 if self._evaluation_is_due():
                     if save_is_due:
-                        self.save()  # before what may take hours, and after it what it found
+                        self.save()  # before an evaluation of hours, and again with its result
                     self._evaluate_on_the_way(tracker)
                 if save_is_due:
                     self.save()
@@ -240,14 +239,15 @@ class MultiTaskRunner:
         return self.run.step
 
     def stop_asked(self) -> bool:
-        """Whether a signal came, here or on another rank."""
+        """Whether a signal came, on this rank or another."""
         watch = self.world.watch
         by_signal = self._signals is not None and self._signals.requested is not None
         return by_signal or (watch is not None and watch.stop_asked is not None)
 
     def _save_and_stop(self) -> None:
         self.save()
-        raise Stopped(f"The run was asked to stop and saved itself at step {self.step}.")
+        logger.warning("Saved the run at step %d, because it was asked to stop.", self.step)
+        raise Stopped(f"The run stopped after step {self.step}, which is saved.")
 
     def _evaluation_is_due(self) -> bool:
         runner = self.config.runner
@@ -266,18 +266,18 @@ class MultiTaskRunner:
         except RankLost:
             raise
         except Exception:
-            # What was trained since the last save is worth more than the evaluation.
-            logger.error("The evaluation failed: saving what was trained.")
+            # The steps since the last save are worth more than the evaluation.
+            logger.error("The evaluation failed: saving the run.")
             self.save()
             raise
         self.evaluated_step = self.step
 
     def _evaluate_or_stop(self, kind: str, tracker: Tracker | None) -> None:
-        """Evaluate before the first or after the last step, where nothing is left to save."""
+        """Evaluate before the first or after the last step, when there is nothing to save."""
         try:
             self.evaluate(self.splits(kind), tracker)
         except Interrupted:
-            raise Stopped("The run was asked to stop; there was nothing to save.") from None
+            raise Stopped("The run stopped; there was nothing to save.") from None
 
     def try_out(self) -> None:
         """One batch of every training and evaluation split, through everything but the update."""
@@ -291,7 +291,7 @@ class MultiTaskRunner:
     def evaluate(
         self, splits: Iterable[tuple[str, str]], tracker: Tracker | None, keep_best: bool = False
     ) -> None:
-        """Evaluate splits of tasks with the weights as they are.
+        """Evaluate splits of tasks with the current weights.
 
         Args:
             splits: pairs of task and split.
@@ -310,20 +310,21 @@ class MultiTaskRunner:
                     f"The run has no task {name!r}.",
                     where="-t",
                     fix=nearest(name, self.config.downstream),
+                    code="unknown-name",
                 )
         before = self.evaluator.memories()
         reports = self.evaluator.evaluate(wanted)
         try:
             self.publisher.publish_evaluation(tracker, reports, keep_best)
         except Exception:
-            # Nobody was told of these scores: they are measured again.
+            # These scores were not published: they are measured again.
             self.evaluator.restore(before)
             raise
 
     # ---------------------------------------------------------------------- checkpoints
 
     def save(self) -> Path:
-        """Write `states-<step>.ckpt`, and only then delete the ones that are too many."""
+        """Write `states-<step>.ckpt`, then delete the oldest ones beyond `max_keep`."""
         path = self.folder / f"states-{self.step}.ckpt"
         share_buffers(self.run)
         for name, group, held in self.run.parameters():
@@ -339,7 +340,7 @@ class MultiTaskRunner:
             checkpoints.keep_newest(self.folder, self.config.runner.max_keep)
 
     def state(self) -> RunCheckpoint | None:
-        """All that the run needs to go on, on the first rank; None on the others."""
+        """The complete state of the run on the first rank; None on the others."""
         return self.run_state.collect(self.evaluated_step)
 
     # ------------------------------------------------------------------------- the rest

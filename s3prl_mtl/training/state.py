@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 class RunState:
-    """Collects the state of a run from its ranks, and gives it back to them.
+    """Collects the state of a run from its ranks, and restores it.
 
-    What is saved does not depend on who held it: weights and the optimizer's state go by name, the
-    place in the data is one of the whole epoch. Only the random generators are those of each rank.
+    The saved state does not depend on the placement: weights and optimizer state are stored by
+    name, positions in the data refer to the whole epoch. Only random states are stored by rank.
 
     Args:
         config: with its references, as checkpoints keep it.
@@ -137,12 +137,11 @@ class RunState:
         if saved.micro_batches is not None:
             step.micro_batcher.load_state_dict(saved.micro_batches)
         streams = {name: task.stream.state_dict() for name, task in run.tasks.items()}
-        for sentence in changes(saved.placement, run.placement, saved.streams, streams):
-            logger.warning("%s", sentence)
+        warn_of_changes(saved.placement, run.placement, saved.streams, streams)
         if run.world.size == saved.placement.world_size:
             set_random_state(saved.random[run.world.rank])
         else:
-            # As many other draws as there are other ranks: none of the old ones is continued.
+            # With other ranks, no old random state is continued.
             seed_all(derived_seed("resumed", run.seed, run.step, run.world.rank))
 
     def _names(self) -> dict[str, nn.Parameter]:
@@ -187,34 +186,34 @@ def _union(lists: list[list[str] | None]) -> list[str] | None:
     return sorted({name for names in known for name in names}) if known else None
 
 
-def changes(
+def warn_of_changes(
     before: Placement,
     now: Placement,
     old_streams: Mapping[str, dict[str, Any]],
     new_streams: Mapping[str, dict[str, Any]],
-) -> list[str]:
-    """What cannot be exact when a run goes on with other processes than it had; empty if nothing.
+) -> None:
+    """Log what a resumed run cannot continue exactly, because processes or batches differ.
 
     Args:
-        before: who read what when the checkpoint was saved.
-        now: who does from here on.
+        before: placement when the checkpoint was saved.
+        now: placement of the resumed run.
         old_streams: positions of the tasks in their data when the checkpoint was saved.
-        new_streams: positions from which the tasks of this rank go on.
+        new_streams: positions from which the tasks of this rank continue.
     """
-    sentences = []
     old, new = before.world_size, now.world_size
     if old != new:
-        sentences.append(
-            f"The run was trained by {_processes(old)} and goes on with {_processes(new)}: step, "
-            "weights, optimizer, schedule and epochs are kept. A step now has "
-            f"{new} instead of {old} batches of every task, and dropout and SpecAugment draw anew."
+        logger.warning(
+            "Resuming a run of %d processes with %d: step, weights, optimizer, schedule and epochs "
+            "are kept. A step now has %d instead of %d batches of every task; dropout and "
+            "SpecAugment draw other numbers.",
+            *(old, new, new, old),
         )
     elif before != now:
-        sentences.append(
-            "The tasks are placed on other ranks than before: the batches go on as they were, but "
-            "dropout and SpecAugment draw anew."
+        logger.warning(
+            "The placement of the tasks has changed: batches are the same, but dropout and "
+            "SpecAugment draw other numbers."
         )
-    again, resized = {}, []
+    repeated, resized = {}, []
     for name, place in new_streams.items():
         was = old_streams[name]
         had, has = (entry["round"] * entry["num_shares"] for entry in (was, place))
@@ -223,18 +222,15 @@ def changes(
             had *= was["batch_size"]
             has *= place["batch_size"]
         if had > has:
-            again[name] = had - has
+            repeated[name] = had - has
     if resized:
-        sentences.append(
-            f"Batches have another size than before: {', '.join(resized)}. The current epoch goes "
-            "on after about as many utterances as it has had; where it is bucketed, utterances of "
-            "it may come again or not at all."
+        logger.warning(
+            "The batch size has changed: %s. The current epoch continues after about as many "
+            "utterances; where it is bucketed, some may be repeated or skipped.",
+            ", ".join(resized),
         )
-    elif again:
-        listed = ", ".join(f"{name} {count}" for name, count in again.items())
-        sentences.append(f"Batches of the current epoch that are drawn a second time: {listed}.")
-    return sentences
-
-
-def _processes(count: int) -> str:
-    return "one process" if count == 1 else f"{count} processes"
+    elif repeated:
+        logger.warning(
+            "Repeated batches of the current epoch: %s.",
+            ", ".join(f"{name} {count}" for name, count in repeated.items()),
+        )

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from s3prl_mtl.config import TaskConfig
-from s3prl_mtl.data.streams import TaskStream, accepts_argument
+from s3prl_mtl.data.epoch_reader import accepts_argument
+from s3prl_mtl.data.streams import TaskStream
 from s3prl_mtl.tasks.base import TaskExpert
 
 

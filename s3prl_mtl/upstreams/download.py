@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from s3prl_mtl.data import default_cache_dir
 from s3prl_mtl.errors import UserError, error_summary
-from s3prl_mtl.fileio.safe_torch import load_inert
+from s3prl_mtl.fileio.safe_torch import safe_load
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def _identification(headers: http.client.HTTPMessage) -> str:
 
 def _is_checkpoint(path: Path) -> bool:
     try:
-        load_inert(path, kind="checkpoint", verify=True)
+        safe_load(path, kind="checkpoint", verify=True)
     except UserError:
         return False
     return True

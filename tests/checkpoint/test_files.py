@@ -1,4 +1,4 @@
-"""Checkpoints survive what happens to files."""
+"""Checkpoint files: atomic writes, refused and damaged files, the newest undamaged one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,11 +55,11 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     new = RunCheckpoint(2, {{}}, {{}}, {{"w": torch.ones(1_000_000)}}, None, {{}}, {{}})
     checkpoints.save(new, Path({str(path)!r}))
-except UserError as mistake:
-    print("refused:", mistake)
+except UserError as error:
+    print(error.code, error.where)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "refused: The checkpoint could not be saved" in result.stdout, result.stderr
+    assert result.stdout == f"file-unwritable {path}\n", result.stderr
     assert checkpoints.load(path).step == 1
     assert os.listdir(tmp_path) == ["states-1.ckpt"]
 
@@ -65,7 +67,7 @@ except UserError as mistake:
 def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path):
     obstacle = tmp_path / "run"
     obstacle.write_text("a file where the folder of the run should be")
-    with pytest.raises(UserError, match=r"could not be saved.*Earlier checkpoints are intact"):
+    with user_error("file-unwritable", where=r"states-1\.ckpt"):
         checkpoints.save(content(1), obstacle / "states-1.ckpt")
 
 
@@ -74,14 +76,14 @@ def test_a_truncated_file_is_damaged(tmp_path: Path, kept: int):
     path = tmp_path / "states-1.ckpt"
     checkpoints.save(content(1), path)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(DamagedFile, match=r"states-1\.ckpt"):
+    with damaged_file(r"states-1\.ckpt"):
         checkpoints.load(path)
 
 
 def test_a_file_of_zeros_only_is_damaged(tmp_path: Path):
     path = tmp_path / "states-1.ckpt"
     path.write_bytes(bytes(5000))  # what a power cut may leave
-    with pytest.raises(DamagedFile, match=r"states-1\.ckpt"):
+    with damaged_file(r"states-1\.ckpt"):
         checkpoints.load(path)
 
 
@@ -97,8 +99,9 @@ def test_a_foreign_class_is_refused_by_name_and_not_executed(tmp_path: Path):
     witness = tmp_path / "executed"
     path = tmp_path / "states-1.ckpt"
     torch.save({"Format": 2, "Step": 1, "Bad": Payload(witness)}, path)
-    with pytest.raises(UserError, match="mkdir"):
+    with user_error("torch-file-refused", where=r"states-1\.ckpt") as caught:
         checkpoints.load(path)
+    assert "mkdir" in caught.value.what
     assert not witness.exists()
 
 
@@ -106,7 +109,7 @@ def test_a_plain_pickle_is_refused_and_not_executed(tmp_path: Path):
     witness = tmp_path / "executed"
     path = tmp_path / "states-1.ckpt"
     path.write_bytes(pickle.dumps({"Format": 2, "Bad": Payload(witness)}))
-    with pytest.raises(UserError):
+    with user_error("checkpoint-format", where=r"states-1\.ckpt"):
         checkpoints.load(path)
     assert not witness.exists()
 
@@ -114,18 +117,16 @@ def test_a_plain_pickle_is_refused_and_not_executed(tmp_path: Path):
 def test_another_programs_file_is_refused(tmp_path: Path):
     path = tmp_path / "other.ckpt"
     torch.save({"model": {}}, path)
-    with pytest.raises(UserError, match="not a checkpoint of a run") as raised:
+    with user_error("checkpoint-format", where=r"other\.ckpt"):
         checkpoints.load(path)
-    assert not isinstance(raised.value, DamagedFile)
 
 
-def test_an_archive_that_torch_did_not_write_is_no_damaged_checkpoint(tmp_path: Path):
+def test_an_archive_that_torch_did_not_write_is_not_a_damaged_checkpoint(tmp_path: Path):
     path = tmp_path / "states-1.ckpt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("letter.txt", "not a checkpoint")
-    with pytest.raises(UserError, match=r"not a file of torch\.save") as raised:
+    with user_error("checkpoint-format", where=r"states-1\.ckpt"):
         checkpoints.load(path)
-    assert not isinstance(raised.value, DamagedFile)
 
 
 def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path: Path):
@@ -160,7 +161,7 @@ def test_a_part_marked_as_a_folder_is_damage(tmp_path: Path):
     attributes = damaged.index(b"PK\x01\x02") + 38
     damaged[attributes] ^= 0x10
     path.write_bytes(damaged)
-    with pytest.raises(DamagedFile, match="marked as a folder"):
+    with damaged_file(r"states-1\.ckpt"):
         checkpoints.load(path)
 
 
@@ -185,10 +186,9 @@ def test_only_the_newest_are_kept_by_number(tmp_path: Path):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match=r"no states-\*\.ckpt"):
-        checkpoints.locate(tmp_path)
-    with pytest.raises(UserError, match="does not exist"):
-        checkpoints.locate(tmp_path / "nowhere")
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with user_error("checkpoint-missing", where=f"^-e {path}$"):
+            checkpoints.locate(path)
 
 
 def test_heads_of_s3prl_with_their_arguments_can_be_read(tmp_path: Path):
@@ -201,6 +201,19 @@ def make_run(folder: Path, *steps: int) -> Path:
     for step in steps:
         checkpoints.save(content(step), folder / f"states-{step}.ckpt")
     return folder
+
+
+@contextmanager
+def damaged_file(where: str | None = None) -> Iterator[pytest.ExceptionInfo[UserError]]:
+    with user_error("torch-file-refused", where=where) as caught:
+        yield caught
+    assert isinstance(caught.value, DamagedFile)
+
+
+def skipped(caplog: pytest.LogCaptureFixture) -> list[tuple[Path, str, str, str]]:
+    """Of each warning: the damaged file, its new name, the reason, and the file in its place."""
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    return [record.args for record in caplog.records]
 
 
 def flip(path: Path, position: int) -> None:
@@ -244,11 +257,11 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert torch.equal(loaded.upstream["w"], torch.full((1000,), 20.0))
     assert sorted(os.listdir(run)) == ["states-20.ckpt", "states-40.ckpt.damaged", "states-9.ckpt"]
     assert (run / "states-40.ckpt.damaged").read_bytes() == remains
-    assert str(run / "states-40.ckpt") in caplog.text
-    assert "Going on from states-20.ckpt" in caplog.text
-    with pytest.raises(DamagedFile) as raised:
+    with damaged_file() as caught:
         checkpoints.load(run / "states-40.ckpt.damaged")
-    assert raised.value.what in caplog.text
+    assert skipped(caplog) == [
+        (run / "states-40.ckpt", "states-40.ckpt.damaged", caught.value.what, "states-20.ckpt")
+    ]
 
 
 def test_a_whole_run_is_read_at_its_newest_and_nothing_is_said(
@@ -267,7 +280,10 @@ def test_several_damaged_ones_in_a_row_are_passed_over(
     truncate(run / "states-40.ckpt", 500)
     flip(run / "states-20.ckpt", 0)
     assert checkpoints.load_newest(run)[1].name == "states-9.ckpt"
-    assert len(caplog.records) == 2 and caplog.text.count("Going on from states-9.ckpt") == 2
+    assert [(path.name, used) for path, _, _, used in skipped(caplog)] == [
+        ("states-40.ckpt", "states-9.ckpt"),
+        ("states-20.ckpt", "states-9.ckpt"),
+    ]
     assert sorted(os.listdir(run)) == [
         "states-20.ckpt.damaged",
         "states-40.ckpt.damaged",
@@ -295,26 +311,27 @@ def test_who_only_reads_leaves_damaged_files_where_they_are(
     truncate(run / "states-40.ckpt", 500)
     assert checkpoints.load_newest(run, set_aside=False)[0].step == 20
     assert sorted(os.listdir(run)) == ["states-20.ckpt", "states-40.ckpt"]
-    assert "states-40.ckpt" in caplog.text and "Going on from states-20.ckpt" in caplog.text
+    ((path, kept_as, _, used),) = skipped(caplog)
+    assert (path.name, kept_as, used) == ("states-40.ckpt", "states-40.ckpt", "states-20.ckpt")
 
 
 def test_where_none_is_whole_each_is_listed_and_none_is_renamed(tmp_path: Path):
     run = make_run(tmp_path, 20, 40)
     truncate(run / "states-40.ckpt", 0)
     flip(run / "states-20.ckpt", weights_position(run / "states-20.ckpt"))
-    with pytest.raises(UserError) as raised:
+    with damaged_file(f"^-i {run}$") as caught:
         checkpoints.load_newest(run, "-i")
-    text = str(raised.value)
-    assert raised.value.where == "-i"
-    assert "states-40.ckpt: The checkpoint is empty." in text
-    assert "states-20.ckpt: The checkpoint is damaged: the checksum of its part" in text
+    for step in (40, 20):
+        with damaged_file() as single:
+            checkpoints.load(run / f"states-{step}.ckpt")
+        assert f"states-{step}.ckpt: {single.value.what}" in caught.value.what
     assert sorted(os.listdir(run)) == ["states-20.ckpt", "states-40.ckpt"]
 
 
 def test_the_only_checkpoint_damaged_is_an_error(tmp_path: Path):
     run = make_run(tmp_path, 40)
     truncate(run / "states-40.ckpt", 500)
-    with pytest.raises(UserError, match=r"None of the checkpoints .* is whole"):
+    with damaged_file(f"^-e {tmp_path}$"):
         checkpoints.load_newest(run)
     assert os.listdir(run) == ["states-40.ckpt"]
 
@@ -323,16 +340,15 @@ def test_a_file_that_is_named_is_read_or_refused_itself(tmp_path: Path):
     run = make_run(tmp_path, 20, 40)
     assert checkpoints.load_newest(run / "states-20.ckpt")[0].step == 20
     truncate(run / "states-40.ckpt", 500)
-    with pytest.raises(DamagedFile, match=r"states-40\.ckpt"):
+    with damaged_file(r"states-40\.ckpt"):
         checkpoints.load_newest(run / "states-40.ckpt")
     assert sorted(os.listdir(run)) == ["states-20.ckpt", "states-40.ckpt"]
 
 
 def test_where_there_is_no_run_the_flag_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match=r"no states-\*\.ckpt") as raised:
+    with user_error("checkpoint-missing", where=f"^-i {tmp_path}$"):
         checkpoints.load_newest(tmp_path, "-i")
-    assert raised.value.where == "-i"
-    with pytest.raises(UserError, match="does not exist"):
+    with user_error("checkpoint-missing", where=f"^-e {tmp_path / 'nowhere'}$"):
         checkpoints.load_newest(tmp_path / "nowhere")
 
 
@@ -347,15 +363,24 @@ def write_archive(path: Path) -> None:
 
 
 FOREIGN = {
-    "a text": write_text,
-    "a dictionary of another program": lambda path: torch.save({"model": {}}, path),
-    "a plain pickle": lambda path: path.write_bytes(pickle.dumps(list(range(1000)))),
-    "an archive whose pickle was never whole": write_archive,
-    "a foreign class": lambda path: torch.save({"Bad": Payload(path / "executed")}, path),
+    "text": ("checkpoint-format", write_text),
+    "dictionary of another program": (
+        "checkpoint-format",
+        lambda path: torch.save({"model": {}}, path),
+    ),
+    "plain pickle": (
+        "checkpoint-format",
+        lambda path: path.write_bytes(pickle.dumps(list(range(1000)))),
+    ),
+    "archive with an incomplete pickle": ("file-unreadable", write_archive),
+    "foreign class": (
+        "torch-file-refused",
+        lambda path: torch.save({"Bad": Payload(path / "executed")}, path),
+    ),
     # Reading the memory of a process where nothing is mapped is an input/output error.
-    "a file that cannot be read now": lambda path: (
-        path.unlink(),
-        path.symlink_to("/proc/self/mem"),
+    "file that cannot be read now": (
+        "file-unreadable",
+        lambda path: (path.unlink(), path.symlink_to("/proc/self/mem")),
     ),
 }
 
@@ -363,16 +388,16 @@ FOREIGN = {
 @pytest.mark.parametrize("other", FOREIGN)
 def test_only_damage_leads_to_the_checkpoint_before(tmp_path: Path, other: str):
     run = make_run(tmp_path, 20, 40)
-    FOREIGN[other](run / "states-40.ckpt")
-    with pytest.raises(UserError) as raised:
+    code, write = FOREIGN[other]
+    write(run / "states-40.ckpt")
+    with user_error(code, where=f"^{run / 'states-40.ckpt'}$") as caught:
         checkpoints.load_newest(run)
-    assert not isinstance(raised.value, DamagedFile)
-    assert str(run / "states-40.ckpt") in str(raised.value)
+    assert not isinstance(caught.value, DamagedFile)
     assert sorted(os.listdir(run)) == ["states-20.ckpt", "states-40.ckpt"]
 
 
 @pytest.mark.parametrize("reader", ["zipfile._EndRecData", "zipfile.ZipExtFile.read", "torch.load"])
-def test_an_error_of_the_disk_is_no_damage_wherever_it_happens(
+def test_an_error_of_the_disk_is_not_damage_wherever_it_happens(
     tmp_path: Path, reader: str, monkeypatch: pytest.MonkeyPatch
 ):
     def fail(*arguments: object, **options: object) -> None:
@@ -380,21 +405,21 @@ def test_an_error_of_the_disk_is_no_damage_wherever_it_happens(
 
     run = make_run(tmp_path, 20, 40)
     monkeypatch.setattr(reader, fail)
-    with pytest.raises(UserError, match="cannot be read: Input/output error") as raised:
+    with user_error("file-unreadable", where=r"states-40\.ckpt") as caught:
         checkpoints.load_newest(run)
-    assert not isinstance(raised.value, DamagedFile)
+    assert os.strerror(errno.EIO) in caught.value.what
     assert sorted(os.listdir(run)) == ["states-20.ckpt", "states-40.ckpt"]
 
 
-def test_too_little_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_too_little_memory_is_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("unable to mmap 5000 bytes from file: Cannot allocate memory (12)")
 
     run = make_run(tmp_path, 20, 40)
     monkeypatch.setattr("torch.load", fail)
-    with pytest.raises(UserError, match="Cannot allocate memory") as raised:
+    with user_error("file-unreadable", where=r"states-40\.ckpt") as caught:
         checkpoints.load_newest(run)
-    assert not isinstance(raised.value, DamagedFile)
+    assert "Cannot allocate memory" in caught.value.what
     assert sorted(os.listdir(run)) == ["states-20.ckpt", "states-40.ckpt"]
 
 
@@ -408,5 +433,6 @@ def test_a_damaged_file_that_cannot_be_renamed_stops_the_start(
     run = make_run(tmp_path, 20, 40)
     truncate(run / "states-40.ckpt", 500)
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(UserError, match=r"states-40\.ckpt is damaged.*Read-only file system"):
+    with user_error("file-unwritable", where=r"states-40\.ckpt") as caught:
         checkpoints.load_newest(run)
+    assert os.strerror(errno.EROFS) in caught.value.what

@@ -1,14 +1,17 @@
-"""The command line as a user types it: real processes, exit codes, files."""
+"""The command line as a user types it: exit codes, output, files."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,24 +19,55 @@ import yaml
 from filelock import FileLock
 
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 SMALL_HEADS = ROOT / "run_scripts" / "demo.yaml"
 
 
-@pytest.fixture
-def run_mtl(tiny_corpus: Path, manifest_cache: Path, tmp_path: Path):
-    """Run `run_mtl.py` in a folder of its own, with the tiny corpus as $SUPERB_DATA."""
+class Ended(NamedTuple):
+    """A command that ended: its exit code and what it printed."""
 
-    def _run_mtl(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "run_mtl.py"), *words],
-            cwd=tmp_path,
-            env=environment(tiny_corpus, manifest_cache, **variables),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """Restore the log of this process, which every command sets up."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def run_mtl(
+    tiny_corpus: Path,
+    manifest_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., Ended]:
+    """Run a command line in a folder of its own, with the tiny corpus as $SUPERB_DATA."""
+
+    def _run_mtl(*words: str, **variables: str) -> Ended:
+        added = {
+            "SUPERB_DATA": str(tiny_corpus),
+            "S3PRL_MTL_CACHE": str(manifest_cache),
+            "COLUMNS": "160",
+        }
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            for name, value in {**added, **variables}.items():
+                patch.setenv(name, value)
+            try:
+                code = main(list(words))
+            except SystemExit as end:
+                code = int(end.code or 0)
+        return Ended(code, *capsys.readouterr())
 
     return _run_mtl
 
@@ -43,15 +77,14 @@ def environment(corpus: Path, cache: Path, **variables: str) -> dict[str, str]:
     return {**os.environ, **added, **variables}
 
 
-def module(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "s3prl_mtl", *words],
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "160"},
-        capture_output=True,
-        text=True,
-        timeout=300,
+@pytest.mark.parametrize("program", [[str(ROOT / "run_mtl.py")], ["-m", "s3prl_mtl"]])
+def test_every_entry_point_reaches_the_command_line(program: list[str], tmp_path: Path):
+    words = [*program, "-u", "hubert_tiny", "--no_such_flag"]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
+    assert done.returncode == 2
+    assert "--no_such_flag" in done.stderr
 
 
 def test_train_evaluate_and_results(run_mtl, tmp_path: Path):
@@ -78,14 +111,14 @@ def test_train_evaluate_and_results(run_mtl, tmp_path: Path):
     results = json.loads((folder / "results.json").read_text())
     assert set(results["asr"]) == {"dev-clean", "test-clean", "test-other"}
 
-    table = module("results", str(folder), "--all", cwd=tmp_path)
+    table = run_mtl("results", str(folder), "--all")
     assert table.returncode == 0, table.stderr
     assert "UER" in table.stdout and "test-other" in table.stdout
 
     again = run_mtl("-c", str(folder / "config.yaml"), "-n", "again")
     assert again.returncode == 0, again.stderr
-    first = checkpoints.load(folder / "states-3.ckpt")["Upstream"]
-    second = checkpoints.load(tmp_path / "result/downstream/again/states-3.ckpt")["Upstream"]
+    first = checkpoints.load(folder / "states-3.ckpt").upstream
+    second = checkpoints.load(tmp_path / "result/downstream/again/states-3.ckpt").upstream
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -121,7 +154,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
     assert "Resuming" in resumed.stderr
     one = checkpoints.load(tmp_path / "result/downstream/whole/states-20.ckpt")
     two = checkpoints.load(folder / "states-20.ckpt")
-    assert all(torch.equal(one["Upstream"][n], two["Upstream"][n]) for n in one["Upstream"])
+    assert all(torch.equal(one.upstream[n], two.upstream[n]) for n in one.upstream)
 
 
 def test_a_dry_run_checks_all_and_trains_nothing(run_mtl, tmp_path: Path):
@@ -179,12 +212,12 @@ def test_a_run_described_by_a_file_alone_resumes(run_mtl, tmp_path: Path):
 def test_a_run_goes_on_with_its_own_tasks_only(run_mtl, tmp_path: Path):
     words = ["-u", "hubert_tiny", "-c", str(SMALL_HEADS)]
     assert run_mtl(*words, "-d", "er,ks", "--steps", "1", "-p", "run").returncode == 0
-    fewer = run_mtl("-e", "run", "-d", "ks", "--steps", "2")
+    fewer = run_mtl("-e", "run", "-d", "ks", "--steps", "2", "--verbose")
     assert fewer.returncode == 2
-    assert "cannot go on with ks" in fewer.stderr.replace("\n", " ")
+    assert "[resume-conflict]" in fewer.stderr
     reordered = run_mtl("-e", "run", "-d", "ks,er", "--steps", "2")
     assert reordered.returncode == 0, reordered.stderr
-    assert list(checkpoints.load(tmp_path / "run" / "states-2.ckpt")["Tasks"]) == ["er", "ks"]
+    assert list(checkpoints.load(tmp_path / "run" / "states-2.ckpt").tasks) == ["er", "ks"]
 
 
 def test_a_run_does_not_go_on_with_what_its_state_does_not_fit(run_mtl, tmp_path: Path):
@@ -206,8 +239,8 @@ def test_a_run_does_not_go_on_with_what_its_state_does_not_fit(run_mtl, tmp_path
     fork = run_mtl("-e", "run/states-1.ckpt", "--steps", "2", "-p", "fork")
     assert fork.returncode == 0, fork.stderr
     assert (tmp_path / "fork" / "states-2.ckpt").is_file()
-    one = checkpoints.load(tmp_path / "run" / "states-2.ckpt")["Upstream"]
-    two = checkpoints.load(tmp_path / "fork" / "states-2.ckpt")["Upstream"]
+    one = checkpoints.load(tmp_path / "run" / "states-2.ckpt").upstream
+    two = checkpoints.load(tmp_path / "fork" / "states-2.ckpt").upstream
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
@@ -246,28 +279,29 @@ def test_half_an_environment_of_torchrun_is_refused(run_mtl):
     assert "$RANK is None while $WORLD_SIZE is set" in done.stderr
 
 
-def test_a_mini_corpus_is_made_once_and_never_overwritten(tmp_path: Path):
-    made = module("make-corpus", "corpus", "--size", "tiny", "--seed", "3", cwd=tmp_path)
+@pytest.mark.slow
+def test_a_mini_corpus_is_made_once_and_never_overwritten(run_mtl, tmp_path: Path):
+    made = run_mtl("make-corpus", "corpus", "--size", "tiny", "--seed", "3")
     assert made.returncode == 0, made.stderr
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus").rglob("*")}
     assert len(stamps) > 100
-    again = module("make-corpus", "corpus", "--size", "tiny", "--seed", "3", cwd=tmp_path)
+    again = run_mtl("make-corpus", "corpus", "--size", "tiny", "--seed", "3")
     assert again.returncode == 0, again.stderr
-    other = module("make-corpus", "corpus", "--size", "tiny", "--seed", "4", cwd=tmp_path)
-    assert other.returncode == 2 and "another mini corpus" in other.stderr
+    other = run_mtl("make-corpus", "corpus", "--size", "tiny", "--seed", "4")
+    assert other.returncode == 2 and "size tiny, seed 3" in other.stderr
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus").rglob("*")}
 
 
-def test_the_lists_of_plugins(tmp_path: Path):
-    tasks = module("tasks", cwd=tmp_path)
+def test_the_lists_of_plugins(run_mtl):
+    tasks = run_mtl("tasks")
     assert tasks.returncode == 0, tasks.stderr
     assert "LibriSpeech" in tasks.stdout and "asv" in tasks.stdout
-    upstreams = module("upstreams", cwd=tmp_path)
+    upstreams = run_mtl("upstreams")
     assert "hubert_large_ll60k" in upstreams.stdout
 
 
-def test_the_results_of_no_run_are_refused(tmp_path: Path):
-    done = module("results", str(tmp_path), cwd=tmp_path)
+def test_the_results_of_no_run_are_refused(run_mtl, tmp_path: Path):
+    done = run_mtl("results", str(tmp_path))
     assert done.returncode == 2
     assert "not the folder of a run" in done.stderr
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from s3prl_mtl.config import DEFAULT_PATH, build_config, parse_tasks, resolve
 from s3prl_mtl.config.schema import Settings
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from tests.mistakes import user_error
 
@@ -55,17 +55,17 @@ def test_what_is_said_of_a_config_waits_for_who_asks_and_is_said_once(tmp_path: 
     (folder / "expert.py").write_text("")
     (folder / "config.yaml").write_text("optimizer: {lr: 1}\ndownstream_expert: {size: 3}\n")
 
-    def build(remarks: Remarks | None = None):
-        return config_of(tmp_path, "", tasks=f"s3prl:{folder}", remarks=remarks)
+    def build(deferred: DeferredLog | None = None):
+        return config_of(tmp_path, "", tasks=f"s3prl:{folder}", deferred=deferred)
 
-    remarks = Remarks()
+    deferred = DeferredLog()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
-            build(remarks)
+            build(deferred)
         assert not caplog.messages
         for _ in range(2):
-            build(remarks)
-            remarks.say()
+            build(deferred)
+            deferred.flush()
         (said,) = caplog.records
         assert said.levelno == logging.INFO
         assert "s3prl:tones" in said.getMessage() and str(folder) in said.getMessage()
@@ -76,11 +76,11 @@ def test_what_is_said_of_a_config_waits_for_who_asks_and_is_said_once(tmp_path: 
 
 def test_remarks_are_said_in_their_order_also_where_what_is_inside_fails(caplog):
     caplog.set_level(logging.INFO)
-    with pytest.raises(ValueError, match="inside"), Remarks() as remarks:
-        remarks.add("first %s")
-        remarks.say()
-        remarks.add("second", level=logging.INFO)
-        remarks.add("first %s")
+    with pytest.raises(ValueError, match="inside"), DeferredLog() as deferred:
+        deferred.add("first %s")
+        deferred.flush()
+        deferred.add("second", level=logging.INFO)
+        deferred.add("first %s")
         raise ValueError("inside")
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("WARNING", "first %s"),

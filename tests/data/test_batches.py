@@ -22,7 +22,7 @@ from s3prl_mtl.data import (
     make_loader,
     random_crop,
 )
-from s3prl_mtl.errors import UserError
+from tests.mistakes import user_error
 
 
 def cuts_of(count, seconds=lambda i: 1.0):
@@ -41,8 +41,8 @@ def read_first_500(cuts, generators):
     return [random_crop(load_waveform(cut), 500, g) for cut, g in pairs], [c.id for c in cuts]
 
 
-def who_reads(cuts, generators):
-    """The utterances, the reading process, and the seconds after which it ends itself."""
+def process_and_alarm(cuts, generators):
+    """Ids of the utterances, process id, and seconds until the process exits by its alarm."""
     return [cut.id for cut in cuts], (os.getpid(), signal.getitimer(signal.ITIMER_REAL)[0])
 
 
@@ -66,7 +66,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert ids(batches(cuts, seed=4, epoch=5)) != ids(first)
 
 
-def test_loading_leaves_the_global_random_state_alone():
+def test_loading_does_not_change_the_global_random_state():
     torch.manual_seed(1)
     before = torch.get_rng_state()
     batches(cuts_of(30), weights=[1.0] * 30)
@@ -86,7 +86,7 @@ def test_evaluation_keeps_the_order_and_the_last_partial_batch():
 
 
 @pytest.mark.parametrize("skip", [0, 1, 5, 8])
-def test_skipping_continues_an_epoch_exactly_where_it_was_left(skip):
+def test_skipping_batches_resumes_the_epoch_exactly(skip):
     cuts = cuts_of(30, lambda i: 0.5 + i / 20)
     whole = batches(cuts, bucketed=True, seed=1, epoch=2)
     rest = make_loader(
@@ -104,7 +104,7 @@ def test_skipping_continues_an_epoch_exactly_where_it_was_left(skip):
 
 
 def test_skipping_more_batches_than_there_are_is_an_error():
-    with pytest.raises(UserError, match="has 8 batches"):
+    with user_error("resume-conflict", where="batch 9 of 8, epoch 0"):
         batches(cuts_of(30), skip_batches=9)
 
 
@@ -120,7 +120,7 @@ def test_training_shares_are_disjoint_and_of_equal_length(num_shares, count, buc
     assert len({len(share) for share in shares}) == 1
     seen = Counter(identifier for share in shares for identifier in ids(share))
     assert max(seen.values()) == 1
-    # At most one utterance fewer than there are shares waits for the next epoch.
+    # Fewer utterances than shares are dropped.
     assert count - len(seen) < num_shares
 
 
@@ -157,25 +157,31 @@ def test_several_evaluation_shares_keep_the_order_of_the_split():
 def test_a_loader_of_one_share_knows_how_many_batches_the_epoch_has(shuffle):
     settings = {"batch_size": 4, "shuffle": shuffle, "shares": [1], "num_shares": 3}
     loader = make_loader(cuts_of(19), ids_and_numbers, **settings)
-    # 5 batches; in training the last two are dealt out as three.
+    # 5 batches; in training the last two are redistributed as three.
     assert loader.epoch_batches == (6 if shuffle else 5)
     assert len(loader) == 2
 
 
 @pytest.mark.parametrize("shares", [[3], [0, 0], [-1]])
-def test_shares_that_do_not_exist_or_come_twice_are_refused(shares):
-    with pytest.raises(ValueError, match="of 3"):
+def test_unknown_and_repeated_shares_are_errors(shares):
+    with pytest.raises(ValueError, match=r"\b3\b"):
         batches(cuts_of(30), shares=shares, num_shares=3)
 
 
 def test_fewer_utterances_than_shares_cannot_be_trained_on():
-    with pytest.raises(UserError, match="3 training utterances cannot be shared by 4 processes"):
+    with user_error("launch-invalid", where="3 utterances, 4 shares"):
         batches(cuts_of(3), shares=[0], num_shares=4)
 
 
 def test_no_utterances_are_an_error():
-    with pytest.raises(UserError, match="no utterances"):
+    with user_error("corpus-empty"):
         batches(cuts_of(0))
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 0}, {"max_batch_seconds": 0.0}])
+def test_settings_out_of_range_are_errors(settings):
+    with user_error("invalid-value"):
+        batches(cuts_of(4), **settings)
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -196,13 +202,13 @@ def test_buckets_put_similar_durations_together(shuffle):
         assert any(a > b for a, b in pairwise(means)) and any(a < b for a, b in pairwise(means))
 
 
-def test_a_batch_has_at_most_so_many_seconds_and_longer_utterances_stand_alone():
+def test_batches_respect_the_maximum_duration_and_longer_utterances_are_batches_alone():
     durations = [1.0, 2.0, 9.0, 1.0, 1.0, 1.0]
     found = batches(cuts_of(6, durations.__getitem__), shuffle=False, max_batch_seconds=3.0)
     assert [batch for batch, _ in found] == [["u0", "u1"], ["u2"], ["u3", "u4", "u5"]]
 
 
-def test_inverse_class_weights_make_every_class_as_likely():
+def test_inverse_class_weights_make_classes_equally_likely():
     labels = ["a"] * 80 + ["b"] * 15 + ["c"] * 5
     weights = inverse_class_weights(labels)
     assert weights[0] == 100 / 80 and weights[-1] == 100 / 5
@@ -215,14 +221,14 @@ def test_inverse_class_weights_make_every_class_as_likely():
     assert all(abs(drawn[label] - 2000) < 150 for label in "abc")
 
 
-def test_an_utterance_drawn_twice_gets_two_random_choices():
+def test_repeated_draws_of_an_utterance_have_different_random_numbers():
     found = batches(cuts_of(20), weights=[1.0] + [1e-9] * 19)
     assert set(ids(found)) == {"u0"}
     numbers = [number for _, draws in found for number in draws]
     assert len(set(numbers)) == 20
 
 
-def test_random_choices_are_a_function_of_the_draw():
+def test_random_numbers_are_a_function_of_the_draw():
     def number(*draw):
         return int(torch.randint(1 << 30, (), generator=item_generator(*draw)))
 
@@ -241,19 +247,24 @@ def test_crops_do_not_depend_on_the_number_of_workers(listed_corpus, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_a_file_damaged_after_the_scan_is_left_out_of_its_batch(listed_corpus, tmp_path, caplog):
+def test_a_file_damaged_after_the_scan_is_dropped_from_its_batch(listed_corpus, tmp_path, caplog):
     corpus = listed_corpus(6)
     cuts = load_cuts(corpus, "train", tmp_path / "cache")
     (corpus.root / "u003.wav").write_bytes(b"not audio")
     found = []
-    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match="1 of 6 utterances"):
+    with (
+        caplog.at_level(logging.WARNING),
+        user_error("audio-unreadable", where="1 of 6 utterances"),
+    ):
         for batch in make_loader(cuts, read_first_500, batch_size=3, shuffle=False):
             found.append(batch)
     assert [names for _, names in found] == [
         ["u000.wav", "u001.wav", "u002.wav"],
         ["u004.wav", "u005.wav"],
     ]
-    assert str(corpus.root / "u003.wav") in caplog.text
+    (record,) = caplog.records
+    assert record.name == "s3prl_mtl.data.batching"
+    assert record.args[0].where == str(corpus.root / "u003.wav")
 
 
 def test_a_training_batch_of_one_damaged_file_takes_another_utterance(listed_corpus, tmp_path):
@@ -265,36 +276,37 @@ def test_a_training_batch_of_one_damaged_file_takes_another_utterance(listed_cor
     assert names == ["u000.wav", "u001.wav", "u003.wav", "u003.wav"]
 
 
-def test_an_evaluation_goes_on_without_one_file_of_a_hundred(listed_corpus, tmp_path):
+def test_an_evaluation_tolerates_one_damaged_file_of_a_hundred(listed_corpus, tmp_path):
     corpus = listed_corpus(100)
     cuts = load_cuts(corpus, "train", tmp_path / "cache")
     (corpus.root / "u002.wav").write_bytes(b"not audio")
     found = list(make_loader(cuts, read_first_500, batch_size=1, shuffle=False))
     assert len(found) == 99
     (corpus.root / "u003.wav").write_bytes(b"not audio")
-    with pytest.raises(UserError, match="2 of 100 utterances of an evaluated split"):
+    with user_error("audio-unreadable", where="2 of 100 utterances"):
         list(make_loader(cuts, read_first_500, batch_size=1, shuffle=False))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_mistake_that_a_worker_meets_is_that_mistake(listed_corpus, tmp_path, num_workers):
+def test_a_user_error_in_a_worker_is_raised_unchanged(listed_corpus, tmp_path, num_workers):
     corpus = listed_corpus(1)
     cuts = load_cuts(corpus, "train", tmp_path / "cache")
     (corpus.root / "u000.wav").write_bytes(b"not audio")
     loader = make_loader(cuts, read_first_500, batch_size=1, shuffle=True, num_workers=num_workers)
-    with pytest.raises(UnreadableAudio, match=r"u000\.wav") as caught:
+    with user_error("audio-unreadable", where=r"u000\.wav") as caught:
         list(loader)
+    assert isinstance(caught.value, UnreadableAudio)
     assert "Traceback" not in str(caught.value)
     assert caught.value.utterance_id == cuts[0].id
 
 
-def test_workers_outlive_the_signals_by_which_a_scheduler_ends_a_job():
+def test_workers_survive_the_stop_signals_of_a_scheduler():
     settings = {"batch_size": 1, "shuffle": False, "num_workers": 2}
-    iterator = iter(make_loader(cuts_of(20), who_reads, **settings))
+    iterator = iter(make_loader(cuts_of(20), process_and_alarm, **settings))
     first = [next(iterator), next(iterator)]
     workers = {pid for _, (pid, _) in first}
     assert len(workers) == 2 and os.getpid() not in workers
-    # Sent by another process than the workers' parent, as a scheduler's are.
+    # Sent by a process that is not the workers' parent, like a scheduler.
     sender = multiprocessing.get_context("fork").Process(target=send_stop_signals, args=(workers,))
     sender.start()
     sender.join()
@@ -310,9 +322,11 @@ def send_stop_signals(processes):
             os.kill(process, number)
 
 
-def test_a_worker_ends_at_once_when_its_parent_terminates_it():
+def test_a_worker_terminated_by_its_parent_exits_at_once():
     before = set(multiprocessing.active_children())
-    iterator = iter(make_loader(cuts_of(20), who_reads, batch_size=1, shuffle=False, num_workers=1))
+    iterator = iter(
+        make_loader(cuts_of(20), process_and_alarm, batch_size=1, shuffle=False, num_workers=1)
+    )
     next(iterator)
     (worker,) = set(multiprocessing.active_children()) - before
     worker.terminate()

@@ -1,4 +1,4 @@
-"""One epoch of one expert: chance apart, samplers that divide, workers that die."""
+"""Epochs of experts: random state, shares, distributed samplers, dying workers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from s3prl_mtl import load_task
 from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.data import UnreadableAudio, make_loader
 from s3prl_mtl.data.epoch_reader import Batch, EpochReader
-from s3prl_mtl.errors import UserError
+from tests.mistakes import user_error
 
 
 class Utterances(Dataset):
@@ -53,8 +53,8 @@ def collate(items: list[tuple[int, float]]) -> tuple[list[torch.Tensor], list[An
     return [torch.zeros(1)] * len(items), items
 
 
-class Stranger:
-    """An expert as people write them for s3prl, with whatever loader a test wants."""
+class ThirdParty:
+    """An expert with s3prl's contract and any DataLoader."""
 
     def __init__(self, dataset: Dataset | None = None, **settings: Any) -> None:
         self.dataset = Utterances(11) if dataset is None else dataset
@@ -81,12 +81,12 @@ def states() -> list[Any]:
     return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
 
 
-# ------------------------------------------------------------------------------- chance
+# --------------------------------------------------------------------------- random state
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_strangers_epoch_is_a_function_of_seed_task_split_and_epoch(num_workers: int):
-    expert = Stranger(shuffle=True, num_workers=num_workers)
+def test_a_third_party_epoch_is_a_function_of_seed_task_split_and_epoch(num_workers: int):
+    expert = ThirdParty(shuffle=True, num_workers=num_workers)
     first = contents(read(expert, epoch=2))
     random.seed(1)
     np.random.seed(1)
@@ -99,9 +99,9 @@ def test_a_strangers_epoch_is_a_function_of_seed_task_split_and_epoch(num_worker
         assert contents(list(other)) != first
 
 
-def test_a_stranger_neither_reads_nor_changes_the_random_state_outside():
+def test_a_third_party_loader_neither_reads_nor_changes_the_global_random_state():
     before = states()
-    reader = EpochReader("x", Stranger(shuffle=True), "train", seed=3, training=True)
+    reader = EpochReader("x", ThirdParty(shuffle=True), "train", seed=3, training=True)
     first = reader.next_round()
     assert states() == before
     random.seed(1)
@@ -110,10 +110,10 @@ def test_a_stranger_neither_reads_nor_changes_the_random_state_outside():
     between = states()
     rest = list(reader)
     assert states() == between
-    assert contents([*first, *rest]) == contents(read(Stranger(shuffle=True)))
+    assert contents([*first, *rest]) == contents(read(ThirdParty(shuffle=True)))
 
 
-def test_a_failing_loader_gives_the_random_state_back():
+def test_a_failing_loader_restores_the_random_state():
     class Failing(Utterances):
         def __getitem__(self, i: int):
             super().__getitem__(i)
@@ -121,7 +121,7 @@ def test_a_failing_loader_gives_the_random_state_back():
 
     before = states()
     with pytest.raises(KeyError, match="no such file"):
-        read(Stranger(Failing(4)))
+        read(ThirdParty(Failing(4)))
     assert states() == before
 
 
@@ -129,17 +129,17 @@ def test_a_failing_loader_gives_the_random_state_back():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_shares_of_a_stranger_are_its_batches_dealt_out(training: bool):
-    whole = contents(read(Stranger(shuffle=True), training=training))
+def test_third_party_shares_are_the_batches_in_turn(training: bool):
+    whole = contents(read(ThirdParty(shuffle=True), training=training))
     assert [number for number, _ in whole] == list(range(6))
     for shares in [(0,), (1,), (2,), (3,), (2, 0)]:
-        part = read(Stranger(shuffle=True), training=training, shares=shares, num_shares=4)
+        part = read(ThirdParty(shuffle=True), training=training, shares=shares, num_shares=4)
         assert contents(part) == [entry for entry in whole if entry[0] % 4 in shares]
 
 
-def test_the_rounds_of_a_stranger_end_together_for_every_share():
+def test_third_party_rounds_end_together_for_every_share():
     readers = [
-        EpochReader("x", Stranger(), "train", seed=3, shares=[i], num_shares=4, training=True)
+        EpochReader("x", ThirdParty(), "train", seed=3, shares=[i], num_shares=4, training=True)
         for i in range(4)
     ]
     rounds = [[reader.next_round() for _ in range(4)] for reader in readers]
@@ -149,15 +149,17 @@ def test_the_rounds_of_a_stranger_end_together_for_every_share():
         assert over == [None, None]
 
 
-def test_an_epoch_of_a_stranger_is_entered_at_any_round():
-    whole = contents(read(Stranger(shuffle=True)))
+def test_a_third_party_epoch_can_start_at_any_round():
+    whole = contents(read(ThirdParty(shuffle=True)))
     for first_round in range(4):
-        entered = read(Stranger(shuffle=True), shares=(1, 0), num_shares=2, first_round=first_round)
+        entered = read(
+            ThirdParty(shuffle=True), shares=(1, 0), num_shares=2, first_round=first_round
+        )
         assert contents(entered) == whole[2 * first_round :]
 
 
-def test_a_stranger_that_takes_any_keyword_is_not_taken_for_one_that_knows_shares():
-    class Greedy(Stranger):
+def test_arbitrary_keyword_arguments_do_not_count_as_support_for_shares():
+    class Greedy(ThirdParty):
         def get_dataloader(self, split: str, epoch: int, **arguments: Any) -> DataLoader:
             assert epoch == 5 and arguments == {}
             return super().get_dataloader(split)
@@ -167,7 +169,7 @@ def test_a_stranger_that_takes_any_keyword_is_not_taken_for_one_that_knows_share
 
 
 class Shared:
-    """An expert on files of this package's loaders, asked for its shares."""
+    """An expert with a loader of this package, which supports shares."""
 
     def __init__(self, cuts: CutSet, collate: Any, num_workers: int = 0) -> None:
         self.cuts = cuts
@@ -207,7 +209,7 @@ def names_only(cuts: Any, generators: Any) -> tuple[list[Any], list[str]]:
 
 @pytest.mark.parametrize(("split", "batches"), [("train", 9), ("test", 8)])
 def test_batches_are_numbered_over_all_shares(split: str, batches: int):
-    # 15 utterances: the last round of two batches, 3 utterances, is dealt out as three.
+    # The last round, two batches with 3 utterances, is redistributed as three batches.
     expert = Shared(silent_cuts(15), names_only)
     by_number = {}
     for shares in [(2, 0), (1,)]:
@@ -234,14 +236,12 @@ def test_rounds_of_shares_come_in_the_order_of_the_shares():
 def names_but_of_two(cuts: Any, generators: Any) -> tuple[list[Any], list[str]]:
     damaged = [cut.id for cut in cuts if cut.id in ("u04", "u05")]
     if damaged:
-        error = UnreadableAudio("damaged")
-        error.utterance_id = damaged[0]
-        raise error
+        raise UnreadableAudio("damaged", utterance_id=damaged[0])
     return names_only(cuts, generators)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_batches_that_cannot_be_decoded_keep_their_numbers(num_workers: int):
+def test_undecodable_batches_keep_their_numbers(num_workers: int):
     # Two of 200 utterances may be damaged; they are batch 2.
     expert = Shared(silent_cuts(200), names_but_of_two, num_workers)
     settings = {"seed": 3, "num_shares": 2, "training": False}
@@ -254,7 +254,7 @@ def test_batches_that_cannot_be_decoded_keep_their_numbers(num_workers: int):
         assert batch.others == [[f"u{first:02d}", f"u{first + 1:02d}"]]
 
 
-def test_a_batch_that_was_passed_over_is_not_read_twice_when_a_worker_dies():
+def test_a_skipped_batch_is_not_read_again_after_a_worker_death():
     expert = Shared(silent_cuts(200), names_but_of_two, num_workers=1)
     before = children()
     reader = EpochReader("x", expert, "test", seed=3, training=False)
@@ -265,22 +265,22 @@ def test_a_batch_that_was_passed_over_is_not_read_twice_when_a_worker_dies():
     assert found == [i for i in range(100) if i != 2]
 
 
-def test_a_loader_that_does_not_say_its_length_has_none():
+def test_a_loader_without_length_has_zero_batches():
     class Endless(IterableDataset):
         def __iter__(self) -> Iterator[tuple[int, float]]:
             return iter([(i, 0.0) for i in range(5)])
 
-    reader = EpochReader("x", Stranger(Endless()), "train", seed=3, training=True)
+    reader = EpochReader("x", ThirdParty(Endless()), "train", seed=3, training=True)
     assert reader.num_batches == 0
     assert utterances(list(reader)) == list(range(5))
 
 
-# -------------------------------------------------------------- samplers that divide
+# -------------------------------------------------------------- distributed samplers
 
 
 @pytest.mark.parametrize("drop_last", [True, False])
-def test_a_distributed_sampler_is_told_to_leave_dividing_alone(drop_last: bool):
-    class Distributed(Stranger):
+def test_a_distributed_sampler_is_made_to_read_everything(drop_last: bool):
+    class Distributed(ThirdParty):
         def get_dataloader(self, split: str) -> DataLoader:
             self.settings["sampler"] = DistributedSampler(
                 self.dataset, num_replicas=4, rank=2, drop_last=drop_last
@@ -302,12 +302,12 @@ def test_a_distributed_sampler_is_told_to_leave_dividing_alone(drop_last: bool):
 def test_a_distributed_sampler_below_a_batch_sampler_is_found():
     dataset = Utterances(11)
     inner = DistributedSampler(dataset, num_replicas=2, rank=1)
-    expert = Stranger(dataset, batch_sampler=BatchSampler(inner, 3, drop_last=False))
+    expert = ThirdParty(dataset, batch_sampler=BatchSampler(inner, 3, drop_last=False))
     found = read(expert)
     assert sorted(utterances(found)) == list(range(11)) and len(found) == 4
 
 
-def test_a_sampler_of_lhotse_is_told_to_leave_dividing_alone():
+def test_a_sampler_of_lhotse_is_made_to_read_everything():
     class Names(Dataset):
         def __getitem__(self, cuts: CutSet) -> tuple[list[Any], list[str]]:
             return names_only(cuts, None)
@@ -328,7 +328,7 @@ def test_a_sampler_of_lhotse_is_told_to_leave_dividing_alone():
     assert names(first) != names(second)
 
 
-def test_a_sampler_that_divided_when_it_was_made_is_refused():
+def test_a_sampler_divided_at_construction_is_an_error():
     class Divided(Sampler):
         def __init__(self) -> None:
             self.num_replicas, self.rank, self.num_samples = 2, 1, 5
@@ -336,21 +336,21 @@ def test_a_sampler_that_divided_when_it_was_made_is_refused():
         def __iter__(self) -> Iterator[int]:
             return iter(range(1, 11, 2))
 
-    with pytest.raises(UserError, match=r"^x: its loader's Divided divides the epoch"):
-        read(Stranger(sampler=Divided()))
+    with user_error("expert-invalid", where="^Divided in get_dataloader of x$"):
+        read(ThirdParty(sampler=Divided()))
 
 
-# ------------------------------------------------------------------- workers that die
+# --------------------------------------------------------------------- dying workers
 
 
 @pytest.fixture(autouse=True)
-def deaths_are_seen_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loader asks every 5 seconds whether its workers are alive; here ten times a second."""
+def quick_health_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loaders check their workers every 5 seconds; here every 0.1 seconds."""
     monkeypatch.setattr(WithWorkers._try_get_data, "__defaults__", (0.1,))
 
 
 @pytest.fixture
-def keywords(tiny_corpus: Path, manifest_cache: Path, tmp_path: Path) -> Any:
+def keyword_expert(tiny_corpus: Path, manifest_cache: Path, tmp_path: Path) -> Any:
     """The expert of keyword spotting on the mini corpus, with two workers."""
     flags = {
         "downstream": ["ks"],
@@ -375,16 +375,22 @@ def children() -> set[Any]:
     return set(multiprocessing.active_children())
 
 
+def deaths(caplog: Any) -> list[tuple[Any, ...]]:
+    """Task and split of every logged death of a worker."""
+    module = "s3prl_mtl.data.epoch_reader"
+    return [record.args[:2] for record in caplog.records if record.name == module]
+
+
 def kill(processes: set[Any]) -> None:
     for process in processes:
         os.kill(process.pid, signal.SIGKILL)
         process.join()
 
 
-def test_killed_workers_are_replaced_and_no_batch_is_lost(keywords: Any, caplog: Any):
+def test_killed_workers_are_replaced_and_no_batch_is_lost(keyword_expert: Any, caplog: Any):
     def reader() -> EpochReader:
         return EpochReader(
-            "ks", keywords, "train", seed=5, shares=(0, 2), num_shares=3, training=True
+            "ks", keyword_expert, "train", seed=5, shares=(0, 2), num_shares=3, training=True
         )
 
     undisturbed = list(reader())
@@ -397,29 +403,29 @@ def test_killed_workers_are_replaced_and_no_batch_is_lost(keywords: Any, caplog:
             workers = children() - before
             assert len(workers) == 2
             kill(workers)
-            # More than the two workers can have read before they were killed.
+            # More than the two workers had prefetched.
             for _ in range(3):
                 found += disturbed.next_round()
     found += list(disturbed)
     assert equal(found, undisturbed)
-    assert caplog.text.count("a worker that loads the split 'train' died") == 2
+    assert deaths(caplog) == 2 * [("ks", "train")]
     assert children() == before
 
 
-def test_one_killed_worker_of_two_is_enough(keywords: Any, caplog: Any):
+def test_one_killed_worker_of_two_is_enough(keyword_expert: Any, caplog: Any):
     settings = {"seed": 5, "training": False}
-    undisturbed = list(EpochReader("ks", keywords, "train", **settings))
+    undisturbed = list(EpochReader("ks", keyword_expert, "train", **settings))
     before = children()
-    reader = EpochReader("ks", keywords, "train", **settings)
+    reader = EpochReader("ks", keyword_expert, "train", **settings)
     disturbed = iter(reader)
     found = [next(disturbed)]
     kill({(children() - before).pop()})
     assert equal(found + list(disturbed), undisturbed)
-    assert caplog.text.count("It is replaced and no batch is lost") == 1
+    assert deaths(caplog) == [("ks", "train")]
 
 
-def test_killed_workers_of_a_stranger_are_replaced_and_chance_is_repeated():
-    expert = Stranger(Utterances(30), shuffle=True, num_workers=2)
+def test_replaced_workers_of_a_third_party_loader_read_the_same_batches():
+    expert = ThirdParty(Utterances(30), shuffle=True, num_workers=2)
     undisturbed = read(expert)
     before = children()
     reader = EpochReader("x", expert, "train", seed=3, training=True)
@@ -437,25 +443,26 @@ class Deadly(Utterances):
         return super().__getitem__(i)
 
 
-def test_a_worker_that_dies_again_and_again_is_an_error_of_task_and_split(caplog: Any):
-    reader = EpochReader("x", Stranger(Deadly(8), num_workers=1), "train", seed=3, training=True)
+def test_repeated_worker_deaths_are_an_error(caplog: Any):
+    reader = EpochReader("x", ThirdParty(Deadly(8), num_workers=1), "train", seed=3, training=True)
     found = []
-    with pytest.raises(UserError, match=r"^x: workers .* split 'train' died 3 times in a row: "):
+    with user_error("worker-died", where=r"^x\..*\.num_workers$") as caught:
         while True:
             found += utterances(reader.next_round())
-    # Batches that it had read before may be lost with it, but none may be had twice or be wrong.
+    assert all(value in caught.value.what for value in ("'train'", " 3 "))
+    # Prefetched batches may be lost with the worker, but not repeated or changed.
     assert found in ([], [0, 1], [0, 1, 2, 3])
-    assert caplog.text.count("It is replaced") >= 2
+    assert deaths(caplog)[:2] == 2 * [("x", "train")]
 
 
-def test_deaths_with_a_batch_between_them_are_no_error():
+def test_worker_deaths_with_a_batch_between_them_are_not_an_error():
     before = children()
-    expert = Stranger(Utterances(30), num_workers=1)
+    expert = ThirdParty(Utterances(30), num_workers=1)
     reader = EpochReader("x", expert, "train", seed=3, training=True)
     found = reader.next_round()
     for _ in range(4):
         kill(children() - before)
-        # The worker can have read two batches more before it was killed.
+        # The worker may have prefetched two batches.
         for _ in range(3):
             found += reader.next_round()
     assert utterances(found) == list(range(26))
@@ -463,7 +470,7 @@ def test_deaths_with_a_batch_between_them_are_no_error():
 
 @pytest.fixture
 def torch_installs_its_handler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As in a process that has had no loader with workers yet; torch does it only once."""
+    """Undo torch's one-time installation of its SIGCHLD handler."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
     yield
@@ -471,47 +478,47 @@ def torch_installs_its_handler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 @pytest.mark.usefixtures("torch_installs_its_handler")
-def test_no_death_interrupts_what_is_done_between_two_batches(keywords: Any):
+def test_a_worker_death_does_not_interrupt_code_between_two_batches(keyword_expert: Any):
     before = children()
-    reader = EpochReader("ks", keywords, "train", seed=5, training=True)
+    reader = EpochReader("ks", keyword_expert, "train", seed=5, training=True)
     reader.next_round()
     assert signal_handling._SIGCHLD_handler_set
     assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
     for worker in children() - before:
         os.kill(worker.pid, signal.SIGKILL)
-        # Dead and not yet taken note of: here torch's handler raises.
+        # Dead but not reaped: torch's handler would raise here.
         os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
     for _ in range(3):
         assert reader.next_round()
 
 
 @pytest.mark.usefixtures("torch_installs_its_handler")
-def test_torchs_handler_is_taken_out_also_where_another_loader_installed_it():
+def test_torchs_handler_is_removed_even_if_another_loader_installed_it():
     signal_handling._set_SIGCHLD_handler()
     assert callable(signal.getsignal(signal.SIGCHLD))
-    read(Stranger())
+    read(ThirdParty())
     assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
 
 
-def test_a_mistake_in_a_worker_is_not_taken_for_its_death():
+def test_an_exception_in_a_worker_does_not_count_as_its_death():
     class Broken(Utterances):
         def __getitem__(self, i: int) -> tuple[int, float]:
             raise FileNotFoundError(f"utterance {i}")
 
     before = children()
     with pytest.raises(FileNotFoundError, match="utterance 0"):
-        read(Stranger(Broken(4), num_workers=1))
-    # torch keeps the iterator in the cycle of error and frame; its worker need not wait for that.
+        read(ThirdParty(Broken(4), num_workers=1))
+    # The traceback keeps the iterator, and with it the worker, alive.
     kill(children() - before)
 
 
-def test_a_strangers_workers_outlive_the_signals_of_a_scheduler_and_are_prepared_as_it_wants():
-    expert = Stranger(Utterances(30), num_workers=1, worker_init_fn=start_at_a_hundred)
+def test_third_party_workers_survive_stop_signals_and_keep_their_init_function():
+    expert = ThirdParty(Utterances(30), num_workers=1, worker_init_fn=start_at_a_hundred)
     before = children()
     reader = EpochReader("x", expert, "train", seed=3, training=True)
     found = reader.next_round()
     (worker,) = children() - before
-    # Sent by another process than the worker's parent, as a scheduler's are.
+    # Sent by a process that is not the worker's parent, like a scheduler.
     sender = multiprocessing.get_context("fork").Process(target=end, args=(worker.pid,))
     sender.start()
     sender.join()

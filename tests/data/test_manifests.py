@@ -16,7 +16,7 @@ import soundfile
 
 from s3prl_mtl.data import default_cache_dir, load_cuts, load_waveform
 from s3prl_mtl.data import manifests as manifests_module
-from s3prl_mtl.errors import UserError
+from tests.mistakes import user_error
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_changed_added_and_removed_audio_is_noticed(listed_corpus, tmp_path, sca
         file.write("u003.wav c0\n")
     assert len(load_cuts(corpus, "train", cache)) == 4
     (corpus.root / "u003.wav").unlink()
-    with pytest.raises(UserError, match=r"u003\.wav: missing"):
+    with user_error("corpus-incomplete", where=r"u003\.wav: missing"):
         load_cuts(corpus, "train", cache)
     assert scans == [3, 3, 4, 4]
 
@@ -150,7 +150,9 @@ def test_a_bad_file_is_skipped_counted_and_logged(listed_corpus, tmp_path, caplo
     assert caplog.text.count(str(corpus.root / "u042.wav")) == 1
     caplog.clear()
     assert len(load_cuts(corpus, "train", tmp_path / "cache")) == 99
-    assert "1 of 100 utterances are skipped" in caplog.text
+    (record,) = caplog.records
+    (source,) = (tmp_path / "cache").glob("manifests/*/source.json")
+    assert record.args == (corpus.task, "train", 1, 100, source)
 
 
 def test_a_truncated_flac_file_is_skipped(listed_corpus, tmp_path, write_audio, caplog):
@@ -183,34 +185,32 @@ def test_more_than_one_percent_of_bad_files_is_an_error_that_lists_them(listed_c
     corpus = listed_corpus(100)
     spoil(corpus.root / "u042.wav", "empty")
     spoil(corpus.root / "u043.wav", "text")
-    with pytest.raises(UserError) as caught:
+    with user_error("corpus-incomplete", where="^2 of 100 ") as caught:
         load_cuts(corpus, "train", tmp_path / "cache")
-    message = str(caught.value)
-    assert "2 of the 100" in message
-    assert f"{corpus.root / 'u042.wav'}: empty" in message
-    assert f"{corpus.root / 'u043.wav'}: unreadable" in message
+    assert f"{corpus.root / 'u042.wav'}: empty" in caught.value.where
+    assert f"{corpus.root / 'u043.wav'}: unreadable" in caught.value.where
 
 
 def test_an_utterance_listed_twice_is_an_error(listed_corpus, tmp_path):
     corpus = listed_corpus(3)
     with (corpus.root / "labels.txt").open("a") as file:
         file.write("u001.wav c0\n")
-    with pytest.raises(UserError, match=r"more than once, first u001\.wav"):
+    with user_error("corpus-malformed", where=r"u001\.wav"):
         load_cuts(corpus, "train", tmp_path / "cache")
 
 
 def test_a_misspelt_split_is_an_error_with_the_nearest_name(listed_corpus, tmp_path):
-    with pytest.raises(UserError, match="did you mean 'train'"):
+    with user_error("unknown-name", where="'trian'", fix="'train'"):
         load_cuts(listed_corpus(3), "trian", tmp_path / "cache")
 
 
 def test_a_cache_that_cannot_be_written_is_an_error_that_names_it(listed_corpus, tmp_path):
     (tmp_path / "cache").write_text("a file, not a folder")
-    with pytest.raises(UserError, match="--cache_dir"):
+    with user_error("file-unwritable", where=str(tmp_path / "cache"), fix="--cache_dir"):
         load_cuts(listed_corpus(3), "train", tmp_path / "cache")
 
 
-def test_a_rule_on_the_waveform_leaves_utterances_out_without_fault(listed_corpus, tmp_path):
+def test_utterances_rejected_by_the_content_check_are_not_faulty(listed_corpus, tmp_path):
     corpus = listed_corpus(10)
     corpus.content_check = lambda split: lambda waveform: waveform.shape[0] > 0.15 * 16_000
     cuts = load_cuts(corpus, "train", tmp_path / "cache")

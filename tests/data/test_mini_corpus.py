@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from s3prl_mtl.data.mini_corpus import make_corpus
-from s3prl_mtl.errors import UserError
+from tests.mistakes import user_error
 
 # The 71 symbols that SUPERB's phone recognition knows, less SIL and SPN.
 VOWELS = {"AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW"}
@@ -71,6 +71,7 @@ def transcripts(librispeech: Path) -> Iterator[tuple[str, list[str]]]:
             yield audio.relative_to(librispeech).as_posix(), words
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_corpus_of_the_same_make(corpus: Path, tmp_path: Path) -> None:
     make_corpus(tmp_path / "other", size="tiny", seed=1, jobs=2)
     ours, theirs = digests(corpus), digests(tmp_path / "other")
@@ -332,31 +333,30 @@ def test_libri2mix_marks_where_the_sound_is_and_some_of_it_overlaps(corpus: Path
     assert overlapped > 0
 
 
-def test_a_corpus_that_is_there_is_left_as_it_is(corpus: Path) -> None:
+def test_an_existing_corpus_is_not_changed(corpus: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in corpus.rglob("*")}
     make_corpus(corpus, size="tiny", seed=0)
     assert {path: path.stat().st_mtime_ns for path in corpus.rglob("*")} == before
 
 
-def test_another_corpus_in_its_place_is_an_error_and_is_kept(corpus: Path) -> None:
+def test_another_corpus_in_the_folder_is_an_error_and_is_kept(corpus: Path) -> None:
     before = digests(corpus)
-    with pytest.raises(UserError, match=r"another mini corpus.*seed 0") as caught:
+    with user_error("file-exists", where=f"^{re.escape(str(corpus))}.*size tiny, seed 0"):
         make_corpus(corpus, size="tiny", seed=5)
-    assert str(corpus) in str(caught.value)
     assert digests(corpus) == before
 
 
-def test_other_files_in_its_place_are_an_error_and_are_kept(tmp_path: Path) -> None:
+def test_other_files_in_the_folder_are_an_error_and_are_kept(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="no mini corpus"):
+    with user_error("file-exists", where=re.escape(str(tmp_path))):
         make_corpus(tmp_path, size="tiny")
     assert digests(tmp_path).keys() == {"thesis.tex"}
 
 
-def test_a_strangers_partial_folder_is_not_removed(tmp_path: Path) -> None:
+def test_a_partial_folder_with_other_files_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "corpus.partial").mkdir()
     (tmp_path / "corpus.partial" / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="something else"):
+    with user_error("file-exists", where=r"corpus\.partial"):
         make_corpus(tmp_path / "corpus", size="tiny")
     assert (tmp_path / "corpus.partial" / "thesis.tex").read_text() == "mine"
 
@@ -365,6 +365,7 @@ class Interruption(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_after_an_interruption_another_number_of_workers_makes_the_same_bytes(
     corpus: Path, tmp_path: Path
 ) -> None:
@@ -377,7 +378,7 @@ def test_after_an_interruption_another_number_of_workers_makes_the_same_bytes(
     assert not (tmp_path / "corpus").exists()
     assert (tmp_path / "corpus.partial").exists()
 
-    # One worker renders in another order than the two of the fixture: nothing may carry over.
+    # One worker renders in another order than two; the bytes must not depend on it.
     heard: list[tuple[int, int]] = []
     make_corpus(
         tmp_path / "corpus", size="tiny", seed=0, jobs=1, progress=lambda *at: heard.append(at)
@@ -388,28 +389,28 @@ def test_after_an_interruption_another_number_of_workers_makes_the_same_bytes(
     assert not (tmp_path / "corpus.partial").exists()
 
 
-def test_identity_file_says_what_the_corpus_is(corpus: Path) -> None:
+def test_the_identity_file_holds_size_and_seed(corpus: Path) -> None:
     identity = json.loads((corpus / "mini_corpus.json").read_text())
     assert (identity["size"], identity["seed"]) == ("tiny", 0)
 
 
-def test_without_the_synthesiser_the_error_says_what_to_install(
+def test_a_missing_synthesiser_is_an_error_with_the_package_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(UserError, match=r"s3prl-mtl\[demo\]"):
+    with user_error("missing-package", fix=r"s3prl-mtl\[demo\]"):
         make_corpus(tmp_path / "corpus", size="tiny")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_size_and_negative_seed_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="mini"):
+    with user_error("unknown-name", where="size", fix="'mini'"):
         make_corpus(tmp_path / "corpus", size="minni")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="-1"):
+    with user_error("invalid-value", where="seed -1"):
         make_corpus(tmp_path / "corpus", seed=-1)
 
 
-def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(UserError, match="cannot be written"):
+    with user_error("file-unwritable", where="file/corpus"):
         make_corpus(tmp_path / "file" / "corpus", size="tiny")

@@ -1,4 +1,4 @@
-"""A stream of batches can be left and entered anywhere, also with a stranger's loader."""
+"""A stream of batches can be resumed anywhere, with our own and with third-party loaders."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from s3prl_mtl.data.streams import TaskStream
-from s3prl_mtl.errors import UserError
+from tests.mistakes import user_error
 
 
-class Stranger:
-    """An expert whose loader shuffles with torch's own generator and knows no epochs."""
+class ThirdParty:
+    """An expert with s3prl's contract: its loader shuffles with torch's global generator."""
 
     def __init__(self, utterances: int = 7, num_workers: int = 0) -> None:
         self.dataset = TensorDataset(torch.arange(utterances))
@@ -33,22 +33,22 @@ class Stranger:
         return [torch.zeros(1) for _ in items], [int(item[0]) for item in items]
 
 
-class Unsized(Stranger):
-    """One whose loader does not say how long it is."""
+class Unsized(ThirdParty):
+    """An expert with a loader without length."""
 
     def get_dataloader(self, split: str):
         return (batch for batch in super().get_dataloader(split))
 
 
 class Empty:
-    """An expert whose split has no utterances."""
+    """An expert without utterances."""
 
     def get_dataloader(self, split: str):
         return []
 
 
 class Ours:
-    """An expert that orders an epoch by its number and can begin it anywhere: 3 rounds."""
+    """An expert that supports epochs, shares and skipped batches: 3 rounds."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
@@ -69,9 +69,9 @@ def labels(batches) -> list[int]:
     return [label for batch in batches for label in batch.others[0]]
 
 
-@pytest.mark.parametrize("expert", [Stranger, Unsized])
+@pytest.mark.parametrize("expert", [ThirdParty, Unsized])
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 5, 9])
-def test_a_strangers_batches_go_on_as_if_nothing_had_happened(stop: int, expert: type):
+def test_third_party_batches_resume_as_if_uninterrupted(stop: int, expert: type):
     uninterrupted = drawn(TaskStream("x", expert(), "train", seed=3), 14)
     torch.manual_seed(99)
     stream = TaskStream("x", expert(), "train", seed=3)
@@ -83,18 +83,18 @@ def test_a_strangers_batches_go_on_as_if_nothing_had_happened(stop: int, expert:
     assert drawn(TaskStream("x", expert(), "train", seed=4), 14) != uninterrupted
 
 
-def test_every_epoch_of_a_stranger_holds_every_utterance_once_in_an_order_of_its_own():
-    stream = TaskStream("x", Stranger(), "train", seed=0)
+def test_third_party_epochs_hold_every_utterance_once_in_different_orders():
+    stream = TaskStream("x", ThirdParty(), "train", seed=0)
     epochs = [[label for _ in range(4) for label in labels(stream.next_round())] for _ in range(3)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
 @pytest.mark.parametrize("utterances", [7, 9, 12])
-def test_the_processes_of_a_run_divide_every_epoch_of_a_stranger(utterances: int):
-    whole = TaskStream("x", Stranger(utterances), "train", seed=3)
+def test_processes_divide_every_epoch_of_a_third_party_loader(utterances: int):
+    whole = TaskStream("x", ThirdParty(utterances), "train", seed=3)
     parts = [
-        TaskStream("x", Stranger(utterances), "train", seed=3, shares=shares, num_shares=3)
+        TaskStream("x", ThirdParty(utterances), "train", seed=3, shares=shares, num_shares=3)
         for shares in [(1,), (2, 0)]
     ]
     batches = (utterances + 1) // 2
@@ -112,7 +112,7 @@ def test_the_processes_of_a_run_divide_every_epoch_of_a_stranger(utterances: int
         assert {part.epoch_batches for part in parts} == {batches}
 
 
-def test_our_own_loaders_are_told_where_to_begin():
+def test_our_own_loaders_get_the_position():
     expert = Ours()
     stream = TaskStream("x", expert, "train", seed=0)
     assert drawn(stream, 4) == [[[["0.0"]]], [[["0.1"]]], [[["0.2"]]], [[["1.0"]]]]
@@ -122,7 +122,7 @@ def test_our_own_loaders_are_told_where_to_begin():
     assert expert.asked == [(0, 0), (1, 0), (1, 1), (2, 0)]
 
 
-def test_our_own_loaders_are_asked_for_the_shares_alone():
+def test_our_own_loaders_get_the_shares():
     stream = TaskStream("x", Ours(), "train", seed=0, shares=(3, 1), num_shares=4)
     drawn(stream, 1)
     state = stream.state_dict()
@@ -137,12 +137,14 @@ def test_our_own_loaders_are_asked_for_the_shares_alone():
 @pytest.mark.parametrize("old", [1, 2, 3, 5])
 @pytest.mark.parametrize("new", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("rounds", [0, 1, 2, 3])
-def test_with_other_shares_than_saved_no_batch_of_the_epoch_is_left_out(
+def test_with_another_number_of_shares_no_batch_of_the_epoch_is_skipped(
     old: int, new: int, rounds: int
 ):
     def stream(num_shares: int) -> TaskStream:
         shares = tuple(range(num_shares))
-        return TaskStream("x", Stranger(50), "train", seed=3, shares=shares, num_shares=num_shares)
+        return TaskStream(
+            "x", ThirdParty(50), "train", seed=3, shares=shares, num_shares=num_shares
+        )
 
     first = stream(old)
     had = {batch.number for _ in range(rounds) for batch in first.next_round()}
@@ -152,11 +154,11 @@ def test_with_other_shares_than_saved_no_batch_of_the_epoch_is_left_out(
     while second.epoch == 0:
         rest |= {batch.number for batch in second.next_round()}
     assert had | rest == set(range(25))
-    # No more comes again than one round makes up.
+    # At most one round is repeated.
     assert len(had & rest) < new
 
 
-def test_an_epoch_that_is_over_with_other_shares_makes_room_for_the_next():
+def test_a_position_past_the_end_with_another_number_of_shares_starts_the_next_epoch():
     stream = TaskStream("x", Unsized(), "train", seed=3)
     drawn(stream, 4)
     assert stream.state_dict() == {"epoch": 0, "round": 4, "num_shares": 1, "batch_size": 1}
@@ -168,7 +170,7 @@ def test_an_epoch_that_is_over_with_other_shares_makes_room_for_the_next():
 
 def test_the_workers_of_an_epoch_end_with_its_last_batch():
     before = set(multiprocessing.active_children())
-    stream = TaskStream("x", Stranger(num_workers=2), "train", seed=3)
+    stream = TaskStream("x", ThirdParty(num_workers=2), "train", seed=3)
     drawn(stream, 3)
     assert len(set(multiprocessing.active_children()) - before) == 2
     drawn(stream, 1)
@@ -176,13 +178,13 @@ def test_the_workers_of_an_epoch_end_with_its_last_batch():
     assert stream.state_dict() == {"epoch": 1, "round": 0, "num_shares": 1, "batch_size": 1}
 
 
-def test_a_split_without_utterances_is_an_error_not_an_endless_loop():
-    with pytest.raises(UserError, match="'train' has no utterances"):
+def test_a_split_without_utterances_is_an_error():
+    with user_error("corpus-empty", where="'train' of x"):
         TaskStream("x", Empty(), "train", seed=0).next_round()
 
 
 class Sized(Ours):
-    """As ours, with the batch size in its settings as the built-in tasks have it."""
+    """An expert with a batch size in its settings, like the built-in tasks."""
 
     def __init__(self, batch_size: int) -> None:
         super().__init__()
@@ -190,9 +192,7 @@ class Sized(Ours):
 
 
 @pytest.mark.parametrize(("ranks", "size"), [(1, 8), (2, 8), (4, 1), (1, 3), (2, 4)])
-def test_with_batches_of_another_size_no_utterance_of_the_epoch_is_passed_over(
-    ranks: int, size: int
-):
+def test_with_another_batch_size_no_utterance_of_the_epoch_is_skipped(ranks: int, size: int):
     state = {"epoch": 2, "round": 5, "num_shares": 2, "batch_size": 4}
     stream = TaskStream("x", Sized(size), "train", seed=0, num_shares=ranks)
     stream.load_state_dict(state)

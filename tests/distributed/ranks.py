@@ -5,13 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 from s3prl_mtl.distributed.world import World
+from tests.launcher import free_port
 
 PROCESSES = multiprocessing.get_context("forkserver")
 # Imported once, by the server that all ranks are forked from.
@@ -60,12 +60,6 @@ def run_ranks(
             process.kill()
     assert not failures, "\n".join(failures)
     return results
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _be_rank(

@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from s3prl_mtl.distributed.rendezvous import rendezvous
-from tests.distributed.ranks import free_port
+from tests.launcher import free_port
 from tests.mistakes import user_error
 
 

@@ -1,4 +1,4 @@
-"""A run of several ranks goes on from its checkpoint as if it had not been interrupted."""
+"""A resumed run of several ranks equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.tracking.tracker import read_metrics
 from s3prl_mtl.training.runner import MultiTaskRunner
@@ -18,19 +19,21 @@ from tests.distributed.ranks import run_ranks
 from tests.distributed.test_updates import make_config
 
 
-def train(world: World, config: dict[str, Any], folder: Path, resume: Path | None) -> list[str]:
-    """Train to the end; what was said about the change of processes."""
-    said: list[str] = []
+def train(
+    world: World, config: dict[str, Any], folder: Path, resume: Path | None
+) -> list[tuple[Any, ...]]:
+    """Train to the end; the arguments of each warning about a change of processes."""
+    warnings: list[tuple[Any, ...]] = []
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
+            warnings.append(record.args)
 
     logging.getLogger("s3prl_mtl.training.state").addHandler(Listener())
     saved = checkpoints.load(resume) if resume is not None else None
-    torch.rand(17 + world.rank)  # chance must come from the checkpoint, not from what ran before
+    torch.rand(17 + world.rank)  # the random state has to come from the checkpoint
     MultiTaskRunner(config, folder, resume=saved, world=world).train()
-    return said
+    return warnings
 
 
 @pytest.fixture
@@ -50,7 +53,12 @@ def config(tiny_corpus: Path, manifest_cache: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("ranks", "parallel"),
-    [(2, "data"), (2, "task"), (3, "data"), pytest.param(4, "task", marks=pytest.mark.slow)],
+    [
+        (2, "data"),
+        pytest.param(2, "task", marks=pytest.mark.slow),
+        pytest.param(3, "data", marks=pytest.mark.slow),
+        pytest.param(4, "task", marks=pytest.mark.slow),
+    ],
 )
 def test_the_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     ranks: int, parallel: str, config: dict[str, Any], tmp_path: Path
@@ -58,22 +66,22 @@ def test_the_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     config["distributed"]["parallel"] = parallel
     run_ranks(ranks, train, config, tmp_path / "whole", None)
     half = tmp_path / "whole" / "states-4.ckpt"
-    said = run_ranks(ranks, train, config, tmp_path / "resumed", half)
-    assert said == [[]] * ranks, "nothing is inexact"
+    warnings = run_ranks(ranks, train, config, tmp_path / "resumed", half)
+    assert warnings == [[]] * ranks
     whole = checkpoints.load(tmp_path / "whole" / "states-8.ckpt")
     resumed = checkpoints.load(tmp_path / "resumed" / "states-8.ckpt")
-    assert any(task["Stream"]["epoch"] > 0 for task in whole["Tasks"].values())
-    assert len(whole["Random"]) == ranks
+    assert any(place["epoch"] > 0 for place in whole.training.streams.values())
+    assert len(whole.training.random) == ranks
     assert_same(whole, resumed)
     later = [e for e in read_metrics(tmp_path / "whole") if e["step"] > 4]
     assert [e for e in read_metrics(tmp_path / "resumed") if e["step"] > 4] == later
 
 
-def take_up(
-    world: World, config: dict[str, Any], folder: Path, resume: Path
-) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """The state of a resumed run before its first step, and where each task's data stands."""
-    saved = checkpoints.load(resume)
+def resume(
+    world: World, config: dict[str, Any], folder: Path, path: Path
+) -> tuple[RunCheckpoint | None, dict[str, Any]]:
+    """The state of a resumed run before its first step, and the position of each task."""
+    saved = checkpoints.load(path)
     runner = MultiTaskRunner(config, folder, resume=saved, world=world)
     runner.evaluated_step = saved.training.evaluated_step
     runner.run_state.restore_training(saved.training)
@@ -83,38 +91,42 @@ def take_up(
 
 
 @pytest.mark.parametrize(
-    ("before", "now"), [(1, 2), (2, 1), pytest.param(2, 3, marks=pytest.mark.slow)]
+    ("before", "now"),
+    [(1, 2), *(pytest.param(*ranks, marks=pytest.mark.slow) for ranks in ((2, 1), (2, 3)))],
 )
-def test_with_other_ranks_it_keeps_all_but_chance_and_says_so(
+def test_other_ranks_keep_all_but_the_random_state_and_log_this(
     before: int, now: int, config: dict[str, Any], tmp_path: Path
 ):
     run_ranks(before, train, config, tmp_path / "run", None)
     path = tmp_path / "run" / "states-4.ckpt"
     saved = checkpoints.load(path)
-    states = run_ranks(now, take_up, config, tmp_path / "next", path)
+    states = run_ranks(now, resume, config, tmp_path / "next", path)
     taken = states[0][0]
-    for key in ("Step", "Upstream", "Featurizer", "Optimizer", "Scheduler", "Tallies"):
-        assert_same(saved[key], taken[key], key)
-    for name, task in saved["Tasks"].items():
-        assert_same(task["Downstream"], taken["Tasks"][name]["Downstream"], name)
-        old, new = task["Stream"], taken["Tasks"][name]["Stream"]
+    for part in ("step", "upstream", "featurizer", "skips"):
+        assert_same(getattr(saved, part), getattr(taken, part), part)
+    for part in ("optimizer", "scheduler"):
+        assert_same(getattr(saved.training, part), getattr(taken.training, part), part)
+    for name, task in saved.tasks.items():
+        assert_same(task.head, taken.tasks[name].head, name)
+        old, new = saved.training.streams[name], taken.training.streams[name]
         assert new["epoch"] == old["epoch"]
         had, has = old["round"] * before, new["round"] * now
-        assert had - now < has <= had, "no batch is left out, and few come again"
+        assert had - now < has <= had, "no batch is skipped, and few are repeated"
 
-    said = run_ranks(now, train, config, tmp_path / "on", path)[0]
-    assert "goes on with" in said[0] and "step, weights, optimizer" in said[0]
-    assert checkpoints.load(tmp_path / "on" / "states-8.ckpt")["Step"] == 8
+    warnings = run_ranks(now, train, config, tmp_path / "on", path)[0]
+    assert warnings[0] == (before, now, now, before)
+    assert checkpoints.load(tmp_path / "on" / "states-8.ckpt").step == 8
 
 
-def test_from_data_to_task_parallel_the_batches_go_on_as_they_were(
+@pytest.mark.slow
+def test_from_data_to_task_parallel_the_batches_stay_the_same(
     config: dict[str, Any], tmp_path: Path
 ):
     run_ranks(2, train, config, tmp_path / "run", None)
     path = tmp_path / "run" / "states-4.ckpt"
     config["distributed"] = {"parallel": "task", "placement": "0:ks,sd;1:asr,sv"}
-    states = run_ranks(2, take_up, config, tmp_path / "next", path)
+    states = run_ranks(2, resume, config, tmp_path / "next", path)
     saved = checkpoints.load(path)
     streams = {name: place for _, own in states for name, place in own.items()}
-    assert streams == {name: task["Stream"] for name, task in saved["Tasks"].items()}
-    assert_same(saved["Optimizer"], states[0][0]["Optimizer"], "Optimizer")
+    assert streams == saved.training.streams
+    assert_same(saved.training.optimizer, states[0][0].training.optimizer, "optimizer")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from s3prl_mtl.checkpoint import files as checkpoints
-from tests.agents import (
+from tests.launcher import (
     TORCHRUN,
     Started,
     environment,

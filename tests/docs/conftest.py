@@ -1,4 +1,4 @@
-"""A folder for each page to work in."""
+"""A working folder for each page."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from s3prl_mtl.cli.main import main
+from tests.docs.prerequisites import add_recordings
 from tests.docs.session import Session, install, prepare_environment
-from tests.docs.workplace import add_recordings
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def process_as_before() -> Iterator[None]:
-    """The command line sets up the log of its process; the pages import packages that they make."""
+def restored_process() -> Iterator[None]:
+    """Undo the logging set-up of the command line and the imports of packages made by pages."""
     root = logging.getLogger()
     handlers, level, modules = root.handlers[:], root.level, set(sys.modules)
     yield
@@ -32,7 +32,7 @@ def process_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def trained(tiny_corpus: Path, manifest_cache: Path, tmp_path_factory) -> Path:
-    """The run that most pages take for granted."""
+    """The run that most pages presuppose."""
     run = tmp_path_factory.mktemp("docs") / "first"
     flags = ["-u", "hubert_tiny", "-d", "asr,ks,er,sv", "-c", str(ROOT / "run_scripts/demo.yaml")]
     places = ["--data", str(tiny_corpus), "--cache_dir", str(manifest_cache), "-p", str(run)]
@@ -42,10 +42,10 @@ def trained(tiny_corpus: Path, manifest_cache: Path, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def examples_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for Python's path in which the packages of `examples/` are installed."""
+    """A folder for `sys.path` with the packages of `examples/`."""
     folder = tmp_path_factory.mktemp("examples")
     for name in ("lid", "qbe"):
-        # From a copy: building leaves files in the source.
+        # A copy: building leaves files in the source.
         source = shutil.copytree(ROOT / "examples" / name, folder / name)
         install(source, folder / "site")
     return folder / "site"
@@ -59,7 +59,7 @@ def session(
     trained: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Session]:
-    """Makes a session in a folder with a corpus, recordings and, if wanted, the run."""
+    """Make a session in a folder with corpus, recordings and, optionally, the run."""
 
     def make(everything: bool, with_run: bool) -> Session:
         folder = tmp_path / "work"

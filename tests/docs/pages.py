@@ -1,4 +1,4 @@
-"""The pages of the documentation as blocks of code and lines to type."""
+"""Parse the pages of the documentation into blocks and commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHELL = ("", "bash")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its page, the line it begins in, what stands behind the fence, its text."""
+    """A fenced block: page, number of its first line, language, text."""
 
     page: str
     line: int
@@ -38,7 +38,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    """A line to type, in one piece and without its comment."""
+    """A command, with continued lines joined and without its comment."""
 
     block: Block
     text: str
@@ -65,12 +65,12 @@ def blocks(page: str) -> list[Block]:
         elif opened is not None:
             kept.append(line)
     if opened is not None:
-        raise ValueError(f"{page}: the block of line {opened[0]} has no end")
+        raise ValueError(f"{page}: unterminated block in line {opened[0]}")
     return found
 
 
 def indented_code(page: str) -> list[int]:
-    """Lines with which Markdown begins code that has no fence, and that no test would see."""
+    """Numbers of lines that start indented code, which has no language and no test."""
     found, inside, after_blank = [], False, True
     for number, line in enumerate(PAGES[page].read_text(encoding="utf-8").splitlines(), 1):
         if re.match(r"\s*(```|~~~)", line):

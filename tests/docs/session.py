@@ -1,4 +1,4 @@
-"""A page at work: its commands and its Python, one after the other, in one folder."""
+"""Run the commands and the Python blocks of a page in one folder."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ import pytest
 from s3prl_mtl.cli.main import main
 from tests.docs import not_run
 from tests.docs.pages import ROOT, Block, Command
-from tests.docs.typed import DOWNLOADED, training
+from tests.docs.training_command import DOWNLOADED, runnable
 
-TRIED = ("export", "predict", "results", "tasks", "upstreams")
-"""Commands of ours that need no corpus, and take seconds."""
-LONG = "check_task("
-"""What takes a block of Python half a minute."""
+QUICK = ("export", "predict", "results", "tasks", "upstreams")
+"""Commands of s3prl_mtl that need no corpus and take seconds."""
+SLOW_CALL = "check_task("
+"""Call that takes half a minute in a Python block."""
 PLACEHOLDERS = {"RUN", "OUT", "NAME"}
 
 
@@ -39,7 +39,7 @@ class Session:
     Args:
         folder: the working folder.
         corpora: the tiny corpus.
-        everything: also train, make corpora, install and check tasks.
+        everything: also run commands that train, make corpora, install and check tasks.
     """
 
     def __init__(self, folder: Path, corpora: Path, everything: bool) -> None:
@@ -51,7 +51,7 @@ class Session:
         self.ran: list[str] = []
 
     def python(self, block: Block) -> None:
-        if LONG in block.text and not self.everything:
+        if SLOW_CALL in block.text and not self.everything:
             return
         script = self.folder / f"block_{block.line}.py"
         script.write_text(block.text, encoding="utf-8")
@@ -66,7 +66,7 @@ class Session:
             if self.everything:
                 self._train(command)
         elif words[:3] == ["python", "-m", "s3prl_mtl"]:
-            if self.everything or (words[3] in TRIED and not PLACEHOLDERS & set(words)):
+            if self.everything or (words[3] in QUICK and not PLACEHOLDERS & set(words)):
                 self._ours(words[3:])
         elif words[:2] == ["pip", "install"]:
             if self.everything:
@@ -75,13 +75,13 @@ class Session:
             if self.everything:
                 self._run(sys.executable, *words[1:])
         else:
-            raise AssertionError(f"{command}: nothing says how this is run")
+            raise AssertionError(f"{command}: no rule to run this command")
         self.ran.append(line)
 
     def _train(self, command: Command) -> None:
-        launcher, words = training(command, self.corpora)
+        launcher, words = runnable(command, self.corpora)
         if not {"-n", "-p", "-e"} & set(words):
-            # Lines of a block are alternatives, and the default name would be the same.
+            # The lines of a block are alternatives that must not share the default name.
             words += ["-n", f"line_{len(self.ran)}"]
         words = [part for word in words for part in DOWNLOADED.get(word, [word])]
         program = str(ROOT / "run_mtl.py")
@@ -96,21 +96,21 @@ class Session:
     def _ours(self, words: list[str]) -> None:
         words = ["tiny" if word == "mini" else word for word in words]
         if words[0] == "make-corpus":
-            # The same corpus, made once for all tests, is there at once.
+            # Reuse the corpus of all tests: making it again would take long.
             shutil.copytree(self.corpora, self.folder / words[1], dirs_exist_ok=True)
         if "--data" in words and words[words.index("--data") + 1] == "DIR":
             words[words.index("--data") + 1] = str(self.corpora)
         self._main(words)
 
     def _main(self, words: list[str]) -> None:
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
             code = main(words)
-        self.printed = said.getvalue()
+        self.printed = output.getvalue()
         assert code == 0, (words, self.printed)
 
     def _install(self, package: str) -> None:
-        # From a copy: building leaves files in the source.
+        # A copy: building leaves files in the source.
         source = self.folder / "sources" / Path(package).name
         shutil.copytree(ROOT / package if package.startswith("./") else package, source)
         install(source, self.folder / "site")
@@ -124,7 +124,7 @@ class Session:
         assert done.returncode == 0, (words, done.stdout + done.stderr)
 
     def printed_json(self, block: Block) -> None:
-        """Every line of the block has the keys, and the types, of what was printed last."""
+        """Check that each line of the block has the keys and types of the last output."""
         shown = [json.loads(line) for line in block.text.splitlines()]
         printed = [json.loads(line) for line in self.printed.splitlines()]
         assert shown and printed, block
@@ -133,7 +133,7 @@ class Session:
 
 
 def install(source: Path, site: Path) -> None:
-    """Install a package into a folder for Python's path, with what is on this machine."""
+    """Install a package into a folder for `sys.path`, without network."""
     words = ["install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--upgrade"]
     pip = [sys.executable, "-m", "pip", *words, "--target", str(site), str(source)]
     done = subprocess.run(pip, capture_output=True, text=True)
@@ -141,7 +141,7 @@ def install(source: Path, site: Path) -> None:
 
 
 def shape(value: Any) -> Any:
-    """Keys and types of plain JSON; of a list those of its first element."""
+    """Keys and types of a JSON value; of a list only its first element."""
     if isinstance(value, dict):
         return {key: shape(held) for key, held in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Every block of the documentation is run, or checked as closely as it can be."""
+"""Every block of the documentation is run, or checked by a rule."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from s3prl_mtl import ClassificationExpert
-from s3prl_mtl.cli import run as command_line
-from s3prl_mtl.cli.main import COMMANDS, run_parser
+from s3prl_mtl.cli.main import command_parser, run_parser
+from s3prl_mtl.cli.run_inputs import config_of, parse_splits
 from s3prl_mtl.config import build_config
-from s3prl_mtl.fileio.deferred_log import Remarks
-from tests.docs import not_run, workplace
+from s3prl_mtl.fileio.deferred_log import DeferredLog
+from tests.docs import not_run, prerequisites
 from tests.docs.pages import (
     ALL_BLOCKS,
     PAGES,
@@ -32,14 +33,14 @@ from tests.docs.pages import (
     indented_code,
 )
 from tests.docs.session import Session, is_not_run
-from tests.docs.typed import training
+from tests.docs.training_command import runnable
 
 NAMES = list(PAGES)
 PARENTHESES = r"\(((?:[^()]|\([^()]*\))*)\)"
 
 
 def text_rule(block: Block) -> str | None:
-    """How a block that nobody types is checked."""
+    """The rule that checks a block that is not code, or None."""
     if block.language not in (*SHELL, "text"):
         return None
     for (page, beginning), reason in not_run.TEXTS.items():
@@ -52,86 +53,86 @@ def text_rule(block: Block) -> str | None:
     return None
 
 
-TYPED = [
+COMMANDS = [
     command
     for block in ALL_BLOCKS
     if block.language in SHELL and text_rule(block) is None
     for command in commands(block)
 ]
-TRAINING = [command for command in TYPED if "run_mtl.py" in command.text]
-OURS = [command for command in TYPED if command.text.startswith("python -m s3prl_mtl ")]
-OTHERS = [command for command in TYPED if command not in TRAINING and command not in OURS]
+TRAINING = [command for command in COMMANDS if "run_mtl.py" in command.text]
+OURS = [command for command in COMMANDS if command.text.startswith("python -m s3prl_mtl ")]
+OTHERS = [command for command in COMMANDS if command not in TRAINING and command not in OURS]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_code_stands_in_fences(name: str):
+def test_code_is_fenced(name: str):
     assert indented_code(name) == []
 
 
 @pytest.mark.parametrize("block", ALL_BLOCKS, ids=str)
-def test_every_block_is_of_a_kind_that_is_tested(block: Block):
-    known = block.language in ("python", "yaml")
+def test_every_block_is_tested(block: Block):
+    # Mermaid blocks: test_import_graph.py.
+    known = block.language in ("python", "yaml", "mermaid")
     if block.language == "json":
-        # It is compared with what the last command before it printed.
-        known = any("predict" in c.text for c in TYPED if c.block.page == block.page)
+        # Compared with the output of the command before it.
+        known = any("predict" in c.text for c in COMMANDS if c.block.page == block.page)
     assert known or text_rule(block) or (block.language in SHELL and commands(block)), (
-        "This block has no rule: mark it as python, yaml, json or bash, or say in not_run.TEXTS "
-        "why it cannot be tested."
+        "No rule tests this block: give it the language python, yaml, json or bash, or state in "
+        "not_run.TEXTS why it cannot be tested."
     )
 
 
-def test_what_is_not_run_is_there():
+def test_exceptions_refer_to_existing_blocks():
     for beginning in not_run.COMMANDS:
-        assert any(command.text.startswith(beginning) for command in TYPED), beginning
+        assert any(command.text.startswith(beginning) for command in COMMANDS), beginning
     for page, beginning in not_run.TEXTS:
         assert any(block.first_line.strip().startswith(beginning) for block in blocks(page))
 
 
 @pytest.mark.parametrize("command", TRAINING, ids=str)
-def test_the_settings_of_a_training_command_hold(
+def test_training_commands_give_a_config(
     command: Command,
     tiny_corpus: Path,
     examples_site: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """Its flags, files and tasks give a config, as when it is run."""
     monkeypatch.syspath_prepend(str(examples_site))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SUPERB_DATA", str(tiny_corpus))
     if "s3prl:" in command.text:
-        workplace.add_tasks_of_s3prl(tmp_path, tiny_corpus)
+        prerequisites.add_tasks_of_s3prl(tmp_path, tiny_corpus)
     if "multitask.yaml" in command.text or "states-200000" in command.text:
-        workplace.add_branch_config(tmp_path, tiny_corpus)
+        prerequisites.add_branch_config(tmp_path, tiny_corpus)
     if "stft.yaml" in command.text:
-        workplace.add_stft(tmp_path)
-    launcher, words = training(command, tiny_corpus)
+        prerequisites.add_stft(tmp_path)
+    launcher, words = runnable(command, tiny_corpus)
     if launcher[0] == "torchrun":
         torchrun_parser().parse_args([*launcher[1:], "run_mtl.py", *words])
     else:
         assert launcher == ["python"]
     arguments = run_parser().parse_args(words)
     if arguments.mode == "evaluate":
-        splits = command_line._parse_splits(arguments.evaluate_split)
+        splits = parse_splits(arguments.evaluate_split)
         assert arguments.past_exp and (splits or arguments.downstream)
         return
     if arguments.downstream == "spoken_words":
-        # Its package is made where the page is run.
+        # The page makes its package when it is run.
         arguments.downstream = "ks"
-    config = command_line._config(arguments, None, Remarks())
+    config = config_of(arguments, None, DeferredLog())
     assert config["downstream"] and config["runner"]["total_steps"] == 2
 
 
 @pytest.mark.parametrize("command", OURS, ids=str)
-def test_every_other_command_of_ours_can_be_typed(command: Command):
+def test_other_commands_of_s3prl_mtl_are_parsed(command: Command):
     line = command.text.replace("fairseq|transformers|s3prl|onnx", "onnx")
     name, *words = shlex.split(line)[3:]
-    COMMANDS[name]().parse_args(words)
+    command_parser(name).parse_args(words)
 
 
 @pytest.mark.parametrize("command", OTHERS, ids=str)
-def test_a_line_of_another_program_can_be_typed(command: Command):
-    """What it names is there; the pages' own tests run what can be run."""
+def test_commands_of_other_programs_are_valid(command: Command):
+    """The files and flags that they name exist."""
     words = command.words
     if words[:2] == ["pip", "install"]:
         check_installation(command)
@@ -149,7 +150,7 @@ def test_a_line_of_another_program_can_be_typed(command: Command):
         found = list((ROOT / "examples").glob(f"*/{package}/{module}.py"))
         assert len(found) == 1 and len(words) == 4
     else:
-        raise AssertionError(f"{command}: no rule says how this line is checked")
+        raise AssertionError(f"{command}: no rule to check this command")
 
 
 def check_installation(command: Command) -> None:
@@ -164,7 +165,7 @@ def check_installation(command: Command) -> None:
         elif not word.startswith("-") and word != ".":
             before = [earlier.text for earlier in commands(command.block)]
             made = [line for line in before if "new-task" in line and line.split()[-1] == word]
-            assert made, f"{command}: nothing makes {word}"
+            assert made, f"{command}: no earlier command makes {word}"
 
 
 def flags_of_s3prl() -> set[str]:
@@ -180,7 +181,7 @@ def flags_of_s3prl() -> set[str]:
 
 
 @pytest.mark.parametrize("block", [b for b in ALL_BLOCKS if text_rule(b) == "signatures"], ids=str)
-def test_signatures_that_are_shown_are_those_of_our_experts(block: Block):
+def test_shown_signatures_are_those_of_our_experts(block: Block):
     shown = re.findall(rf"^(?:def )?(\w+){PARENTHESES}", block.text, flags=re.MULTILINE)
     assert shown
     for name, text in shown:
@@ -192,13 +193,13 @@ def test_signatures_that_are_shown_are_those_of_our_experts(block: Block):
 
 
 @pytest.mark.parametrize("block", [b for b in ALL_BLOCKS if text_rule(b) == "folders"], ids=str)
-def test_the_folders_that_are_shown_are_those_of_the_corpora(block: Block, tiny_corpus: Path):
+def test_shown_folders_are_those_of_the_corpora(block: Block, tiny_corpus: Path):
     named = re.findall(r"([\w.]+)/", block.text.partition("\n")[2])
     assert set(named) == {path.name for path in tiny_corpus.iterdir() if path.is_dir()}
 
 
 @pytest.mark.parametrize("block", [b for b in ALL_BLOCKS if b.language == "yaml"], ids=str)
-def test_settings_that_are_shown_are_settings(
+def test_shown_settings_are_valid(
     block: Block,
     tiny_corpus: Path,
     examples_site: Path,
@@ -220,7 +221,7 @@ def test_settings_that_are_shown_are_settings(
 
 
 def assert_holds(whole: object, part: object) -> None:
-    """What a file says is what the config has."""
+    """Check that `whole` contains `part`."""
     if isinstance(part, dict):
         assert isinstance(whole, dict)
         for key, value in part.items():
@@ -230,17 +231,24 @@ def assert_holds(whole: object, part: object) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_link_leads_to_a_file(name: str):
+def test_links_lead_to_files(name: str):
     page = PAGES[name]
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if not link.startswith("http"):
             assert (page.parent / link).exists(), link
 
 
+def test_the_example_of_the_readme_gives_features_of_two_utterances():
+    (block,) = [block for block in blocks("README.md") if block.language == "python"]
+    namespace: dict[str, Any] = {}
+    exec(block.text, namespace)
+    assert [features.shape[1] for features in namespace["features"]] == [96, 96]
+
+
 WITH_PYTHON = [n for n in NAMES if any(block.language == "python" for block in blocks(n))]
 
 
-def walk(session: Session, name: str) -> None:
+def run_page(session: Session, name: str) -> None:
     for block in blocks(name):
         if block.language == "python":
             session.python(block)
@@ -252,35 +260,35 @@ def walk(session: Session, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_PYTHON)
-def test_the_python_of_a_page_runs_with_the_exports_and_predictions_between(
+def test_python_blocks_and_quick_commands_of_a_page_run_in_order(
     name: str, session: Callable[..., Session]
 ):
-    walk(session(everything=False, with_run=True), name)
+    run_page(session(everything=False, with_run=True), name)
 
 
 PRESUPPOSE_A_RUN = ("docs/export.md",)
 WITH_COMMANDS = list(
-    dict.fromkeys(command.block.page for command in TYPED if not is_not_run(command.text))
+    dict.fromkeys(command.block.page for command in COMMANDS if not is_not_run(command.text))
 )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_COMMANDS)
-def test_the_commands_of_a_page_run_one_after_the_other(
+def test_all_commands_of_a_page_run_in_order(
     name: str, session: Callable[..., Session], tiny_corpus: Path, tmp_path: Path
 ):
-    """With a small encoder, the tiny corpus and two steps; all else is what the page says."""
+    """With a small encoder, the tiny corpus and two steps, otherwise unchanged."""
     place = session(everything=True, with_run=name in PRESUPPOSE_A_RUN)
-    prepared = workplace.PREPARED.get(name, ())
+    prepared = prerequisites.PREPARED.get(name, ())
     if "encoders" in prepared:
-        workplace.add_encoders(place.folder)
+        prerequisites.add_encoders(place.folder)
     if "stft" in prepared:
-        workplace.add_stft(place.folder)
+        prerequisites.add_stft(place.folder)
     if "tasks" in prepared:
-        workplace.add_tasks_of_s3prl(place.folder, tiny_corpus)
+        prerequisites.add_tasks_of_s3prl(place.folder, tiny_corpus)
     if "branch" in prepared:
-        workplace.add_branch_run(
-            place.folder, workplace.add_branch_config(place.folder, tiny_corpus)
+        prerequisites.add_branch_run(
+            place.folder, prerequisites.add_branch_config(place.folder, tiny_corpus)
         )
-    walk(place, name)
+    run_page(place, name)
     assert place.ran

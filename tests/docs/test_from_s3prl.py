@@ -1,4 +1,4 @@
-"""What docs/from-s3prl.md tells users of s3prl to type instead, they can type."""
+"""The commands in the table of docs/from-s3prl.md are valid."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.cli import run as command_line
 from s3prl_mtl.cli.main import run_parser
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.cli.run_inputs import config_of, parse_splits
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from tests.docs.pages import PAGES, Block, Command
-from tests.docs.typed import training
+from tests.docs.training_command import runnable
 
 PAGE = "docs/from-s3prl.md"
 ROWS = [
@@ -19,7 +19,7 @@ ROWS = [
     for line in PAGES[PAGE].read_text(encoding="utf-8").splitlines()
     if line.startswith("| ") and not line.startswith(("| ---", "| in s3prl"))
 ]
-TO_TYPE = [
+COMMANDS = [
     span
     for theirs, ours in ROWS
     for span in re.findall(r"`([^`]+)`", theirs if ours.startswith("the same") else ours)
@@ -27,12 +27,12 @@ TO_TYPE = [
 ]
 
 
-def test_the_table_is_read():
-    assert len(ROWS) >= 12 and len(TO_TYPE) >= 10 and all(len(row) == 2 for row in ROWS)
+def test_the_table_is_parsed():
+    assert len(ROWS) >= 12 and len(COMMANDS) >= 10 and all(len(row) == 2 for row in ROWS)
 
 
-@pytest.mark.parametrize("span", TO_TYPE)
-def test_what_stands_in_the_table_can_be_typed(
+@pytest.mark.parametrize("span", COMMANDS)
+def test_commands_in_the_table_are_valid(
     span: str, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -42,8 +42,8 @@ def test_what_stands_in_the_table_can_be_typed(
         span += " FILE"
     line = span if span.startswith("run_mtl.py") else f"run_mtl.py ... {span}"
     command = Command(Block(PAGE, 0, "", line), f"python {line}")
-    arguments = run_parser().parse_args(training(command, tiny_corpus)[1])
+    arguments = run_parser().parse_args(runnable(command, tiny_corpus)[1])
     if arguments.mode == "evaluate":
-        assert command_line._parse_splits(arguments.evaluate_split)
+        assert parse_splits(arguments.evaluate_split)
     else:
-        assert command_line._config(arguments, None, Remarks())["runner"]["total_steps"] == 2
+        assert config_of(arguments, None, DeferredLog())["runner"]["total_steps"] == 2

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from downstream_plugins.sd import SpeakerDiarization
-from s3prl_mtl.errors import UserError
+from tests.mistakes import user_error
 
 
 def build(folder: Path, labels: dict[str, Any] | None = None, **datarc: Any) -> SpeakerDiarization:
@@ -138,7 +138,7 @@ def test_dev_and_test_are_whole_recordings_and_training_is_chunks(
 
 
 def test_another_number_of_speakers_than_the_head_has_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="for 2 speakers"):
+    with user_error("checkpoint-mismatch", where=r"datarc\.num_speakers", fix="2"):
         build(tmp_path, num_speakers=3)
-    with pytest.raises(UserError, match="speakers_per_recording"):
+    with user_error("invalid-value", where="label space"):
         build(tmp_path, labels={"speakers_per_recording": 0})

@@ -1,4 +1,4 @@
-"""The command `export`: which checkpoint it takes, and what it refuses."""
+"""The command `export`: the checkpoint that it takes, and the errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.cli.main import main
-from s3prl_mtl.errors import UserError
 from s3prl_mtl.export import FORMATS, export
 from s3prl_mtl.export.command import Format
 from s3prl_mtl.export.saved_run import SavedRun
@@ -25,12 +24,13 @@ from s3prl_mtl.upstreams import load_upstream
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream
 from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
 from tests.export.tuned_runs import HEAD, move, save_run, tuned
+from tests.mistakes import user_error
 
 ROOT = Path(__file__).parents[2]
 
 
 class PluginUpstream(Upstream):
-    """Somebody's encoder, which cannot be rebuilt from a checkpoint."""
+    """An encoder of another package, which cannot be rebuilt from a checkpoint."""
 
     hidden_size = 4
     num_hidden_states = 2
@@ -44,7 +44,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_folder_means_its_newest_whole_state_and_keeps_its_files(tmp_path: Path) -> None:
+def test_a_folder_stands_for_its_newest_undamaged_state_and_keeps_its_files(tmp_path: Path) -> None:
     run = tmp_path / "run"
     encoders = {step: tuned("odd_base") for step in (5, 40, 100)}
     for step, encoder in encoders.items():
@@ -59,7 +59,7 @@ def test_a_folder_means_its_newest_whole_state_and_keeps_its_files(tmp_path: Pat
     assert names_in(run) == ["states-100.ckpt", "states-40.ckpt", "states-5.ckpt"]
 
 
-def test_a_best_checkpoint_can_be_named(tmp_path: Path) -> None:
+def test_a_best_checkpoint_can_be_exported(tmp_path: Path) -> None:
     states = save_run(tmp_path, tuned("odd_base"), heads={"ks": HEAD}) / "states-40.ckpt"
     best = tmp_path / "ks" / "dev-best.ckpt"
     best.parent.mkdir()
@@ -69,19 +69,19 @@ def test_a_best_checkpoint_can_be_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_is_there_is_never_overwritten(
+def test_existing_files_and_folders_are_not_overwritten(
     format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = save_run(tmp_path / "run", tuned("odd_base"))
     out = tmp_path / "out"
     out.write_text("mine")
-    assert main(["export", str(run), "--format", format, "-o", str(out)]) == 2
-    assert "overwrite nothing" in capsys.readouterr().err
+    assert main(["export", str(run), "--verbose", "--format", format, "-o", str(out)]) == 2
+    assert "[file-exists]" in capsys.readouterr().err
     assert out.read_text() == "mine"
     out.unlink()
     out.mkdir()
     (out / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"is a folder already.*Choose another name"):
+    with user_error("file-exists", where=f"^-o {out}$"):
         export(run, format, out)
     assert names_in(out) == ["mine.txt"]
     assert names_in(tmp_path) == ["out", "run"]
@@ -90,12 +90,12 @@ def test_what_is_there_is_never_overwritten(
 def test_the_second_file_of_an_onnx_export_is_not_overwritten(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", tuned("odd_base"))
     (tmp_path / "out.onnx.data").write_text("mine")
-    with pytest.raises(UserError, match=r"out\.onnx\.data exists"):
+    with user_error("file-exists", where=r"out\.onnx\.data$"):
         export(run, "onnx", tmp_path / "out.onnx")
 
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if FORMATS[name].is_folder])
-def test_an_empty_folder_may_be_there(format: str, tmp_path: Path) -> None:
+def test_an_empty_folder_may_exist(format: str, tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", tuned("odd_base"))
     (tmp_path / "out").mkdir()
     assert any(export(run, format, tmp_path / "out").iterdir())
@@ -103,10 +103,10 @@ def test_an_empty_folder_may_be_there(format: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if FORMATS[name].is_folder])
-def test_the_folder_that_one_is_in_may_be_filled(
+def test_the_working_directory_may_be_filled(
     format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stays the same folder: the shell that is in it sees the files."""
+    """It stays the same folder: a shell in it sees the files."""
     run = save_run(tmp_path / "run", tuned("odd_base"), heads={"ks": HEAD})
     here = tmp_path / "here"
     here.mkdir()
@@ -115,22 +115,22 @@ def test_the_folder_that_one_is_in_may_be_filled(
     assert main(["export", str(run), "--format", format, "-o", "."]) == 0
     assert here.stat().st_ino == before
     assert names_in(Path()) == names_in(export(run, format, tmp_path / "out"))
-    with pytest.raises(UserError, match=r"here is a folder already"):
+    with user_error("file-exists", where=f"^-o {here}$"):
         export(run, format, ".")
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_folders_that_cannot_be_the_place_are_named(
+def test_folders_that_are_not_empty_are_refused(
     format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = save_run(tmp_path / "run", tuned("odd_base"))
     for out in ("/", str(tmp_path / "run" / "..")):
-        assert main(["export", str(run), "--format", format, "-o", out]) == 2
-        assert "is a folder already" in capsys.readouterr().err
+        assert main(["export", str(run), "--verbose", "--format", format, "-o", out]) == 2
+        assert "[file-exists]" in capsys.readouterr().err
     if not FORMATS[format].is_folder:
         (tmp_path / "empty").mkdir()
         monkeypatch.chdir(tmp_path / "empty")
-        with pytest.raises(UserError, match="empty is a folder already"):
+        with user_error("file-exists", where=r"/empty$"):
             export(run, format, ".")
 
 
@@ -147,7 +147,7 @@ def test_a_failure_leaves_the_empty_folder_empty(
         (tmp_path / "out" / "b").write_text("mine")
 
     monkeypatch.setitem(FORMATS, "s3prl", Format(write, ("hubert",), is_folder=True))
-    with pytest.raises(UserError, match="could not be written"):
+    with user_error("file-unwritable", where=f"^-o {tmp_path / 'out'}$"):
         export(run, "s3prl", tmp_path / "out")
     assert names_in(tmp_path / "out") == ["b"]
     assert (tmp_path / "out" / "b").read_text() == "mine"
@@ -170,7 +170,7 @@ raise SystemExit(main(["export", "run", "--format", "fairseq", "-o", sys.argv[1]
 
 @pytest.fixture
 def endless(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    """Starts an export that is in the middle of writing, until its input ends."""
+    """Start an export that stays in the middle of writing until its input ends."""
     save_run(tmp_path / "run", tuned("odd_base"))
     started: list[subprocess.Popen[str]] = []
 
@@ -195,7 +195,7 @@ def endless(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_an_export_that_is_ended_leaves_nothing(
+def test_a_terminated_export_leaves_nothing(
     number: signal.Signals, endless: Callable[[str], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process = endless("out")
@@ -204,7 +204,7 @@ def test_an_export_that_is_ended_leaves_nothing(
     assert names_in(tmp_path) == ["run"]
 
 
-def test_what_a_killed_export_left_goes_with_the_next_one_to_the_same_place(
+def test_files_of_a_killed_export_are_removed_by_the_next_one_to_the_same_path(
     endless: Callable[[str], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     killed, running, elsewhere = endless("out"), endless("out"), endless("out2")
@@ -216,14 +216,14 @@ def test_what_a_killed_export_left_goes_with_the_next_one_to_the_same_place(
     content = save.read_bytes()
     left = [name for name in names_in(tmp_path) if name.startswith(".")]
     assert sorted(name.split(".")[1] for name in left) == ["out", "out2"]
-    # The one that still runs was not disturbed: it ends in order, and overwrites nothing.
+    # The running one was not disturbed, and does not overwrite.
     running.communicate()
     assert running.returncode == 2
     assert save.read_bytes() == content
     assert [name for name in names_in(tmp_path) if name.startswith(".out.")] == []
 
 
-def test_folders_above_are_made_and_files_are_readable_by_others(tmp_path: Path) -> None:
+def test_missing_folders_are_created_and_files_are_readable_by_others(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", tuned("odd_base"))
     umask = os.umask(0o022)
     try:
@@ -238,7 +238,7 @@ def test_folders_above_are_made_and_files_are_readable_by_others(tmp_path: Path)
 def test_an_encoder_of_the_zoo_is_refused_by_all_but_s3prl(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", load_upstream("fbank"), name="fbank")
     for format in ("fairseq", "transformers", "onnx"):
-        with pytest.raises(UserError, match=rf"'fbank', is not HuBERT.*{format}.*--format s3prl"):
+        with user_error("not-supported", where=f"--format {format}", fix="--format s3prl"):
             export(run, format, tmp_path / "out")
     assert names_in(tmp_path) == ["run"]
     assert names_in(export(run, "s3prl", tmp_path / "out")) == ["fbank.ckpt"]
@@ -247,18 +247,19 @@ def test_an_encoder_of_the_zoo_is_refused_by_all_but_s3prl(tmp_path: Path) -> No
 @pytest.mark.parametrize("format", FORMATS)
 def test_an_encoder_of_another_package_is_refused(format: str, tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", PluginUpstream(), name="theirs")
-    with pytest.raises(UserError, match=r"'theirs', is not .* No format takes it"):
+    with user_error("not-supported", where=f"--format {format}") as caught:
         export(run, format, tmp_path / "out")
+    assert "'theirs'" in caught.value.what and "--format" not in str(caught.value.fix)
 
 
-def test_runs_and_formats_that_are_none_are_named(tmp_path: Path) -> None:
+def test_unknown_runs_and_formats_are_named(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", tuned("odd_base"))
-    with pytest.raises(UserError, match="did you mean 'fairseq'"):
+    with user_error("unknown-name", where="^--format$", fix="'fairseq'"):
         export(run, "fairsek", tmp_path / "out")
-    with pytest.raises(UserError, match=r"nothing does not exist\. Where: RUN"):
+    with user_error("checkpoint-missing", where=f"^RUN {tmp_path / 'nothing'}$"):
         export(tmp_path / "nothing", "fairseq", tmp_path / "out")
-    with pytest.raises(UserError, match="not a checkpoint of a run"):
-        torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
+    with user_error("checkpoint-format", where=r"other\.pt$"):
         export(tmp_path / "other.pt", "fairseq", tmp_path / "out")
     assert names_in(tmp_path) == ["other.pt", "run"]
 
@@ -269,8 +270,9 @@ def test_weights_that_do_not_fit_the_settings_are_named(tmp_path: Path) -> None:
     saved.upstream["model.mask_emb"] = torch.zeros(3)
     checkpoints.save(saved, tmp_path / "run" / "states-41.ckpt")
     for format in FORMATS:
-        with pytest.raises(UserError, match="mask_emb has shape"):
+        with user_error("checkpoint-mismatch") as caught:
             export(tmp_path / "run", format, tmp_path / "out")
+        assert "mask_emb" in caught.value.what and "(3,)" in caught.value.what
     assert names_in(tmp_path) == ["run"]
 
 
@@ -292,30 +294,34 @@ def test_a_missing_package_says_how_to_install_it(
         return None if name == package else find_spec(name, *rest)
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
-    wanted = rf"{package} is not installed.*pip install 's3prl-mtl\[{extra}\]'"
-    with pytest.raises(UserError, match=wanted):
+    with user_error("missing-package", fix=rf"pip install 's3prl-mtl\[{extra}\]'") as caught:
         export(run, format, tmp_path / "out")
+    assert package in caught.value.what
     assert names_in(tmp_path) == ["run"]
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_place_that_cannot_be_written_is_named(format: str, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_named(format: str, tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", tuned("odd_base"))
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file" / "out", tmp_path / "file" / "deeper" / "out"):
-        with pytest.raises(UserError, match=r"could not be written: .*/file is no folder.*with -o"):
+        with user_error("file-unwritable", where=f"^-o {out}$") as caught:
             export(run, format, out)
+        assert str(tmp_path / "file") in caught.value.what
 
 
 FULL = """
 import resource, sys
 from s3prl_mtl.cli.main import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-raise SystemExit(main(["export", "run", "--format", sys.argv[1], "-o", "out"]))
+raise SystemExit(main(["export", "run", "--verbose", "--format", sys.argv[1], "-o", "out"]))
 """
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    "format",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "onnx")) for name in FORMATS],
+)
 def test_a_full_disk_leaves_nothing_behind(format: str, tmp_path: Path) -> None:
     save_run(tmp_path / "run", tuned("base_style"))
     done = subprocess.run(
@@ -326,7 +332,7 @@ def test_a_full_disk_leaves_nothing_behind(format: str, tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 2, done.stderr
-    assert "The export could not be written" in done.stderr
+    assert "[file-unwritable]" in done.stderr
     assert names_in(tmp_path) == ["run"]
 
 

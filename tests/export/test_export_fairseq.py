@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from s3prl_mtl.errors import UserError
 from s3prl_mtl.export import export
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
 from s3prl_mtl.upstreams.hubert.encoder import Hubert
 from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert, read_fairseq_checkpoint
 from tests.export.tuned_runs import FIXTURES, HUBERTS, save_run, tuned
+from tests.mistakes import user_error
 
 
 @pytest.mark.parametrize("case", HUBERTS)
@@ -54,6 +54,6 @@ def test_an_encoder_without_the_parts_of_pretraining_is_refused(
         conv_pos_groups=2,
     )
     run = save_run(tmp_path / "run", Hubert(config))
-    with pytest.raises(UserError, match=r"no final_proj.*transformers or onnx"):
+    with user_error("checkpoint-incomplete", where="final_proj", fix="transformers or onnx"):
         export(run, format, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

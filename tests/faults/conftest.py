@@ -9,19 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.faults.launching import Launcher
+from tests.launcher import environment
 
 
 @pytest.fixture(scope="session")
 def variables(tiny_corpus: Path, manifest_cache: Path) -> dict[str, str]:
     """The environment of every run: the tiny corpus, one thread for each process."""
-    added = {
-        "SUPERB_DATA": str(tiny_corpus),
-        "S3PRL_MTL_CACHE": str(manifest_cache),
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "COLUMNS": "160",
-    }
-    return {**os.environ, **added}
+    return environment(tiny_corpus, manifest_cache, COLUMNS="160")
 
 
 @pytest.fixture

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.fileio.atomic import PARTIAL
 from s3prl_mtl.tracking.tracker import read_metrics
 from tests.comparison import assert_same
+from tests.launcher import ROOT, TORCHRUN, Started, free_port, send, state
 
-ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "run_scripts" / "demo.yaml"
 
 DEADLINE_SECONDS = 120.0
@@ -69,33 +66,22 @@ class Run:
     ) -> None:
         self.folder = folder
         self.ranks = ranks
-        self._terminal = terminal
         # What a former start logged into the same files is not this run's.
         self._log_starts = {r: size(self._log_file(r)) for r in range(ranks)}
         command = [sys.executable]
         if ranks > 1:
-            command += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
+            command = [*TORCHRUN, "--nproc_per_node", str(ranks)]
             command += ["--master_port", str(free_port()), *torchrun]
         command += [str(ROOT / "run_mtl.py"), *words, "-p", str(folder)]
-        self.started = time.monotonic()
-        with terminal.open("wb") as output:
-            self.process = subprocess.Popen(
-                command,
-                cwd=terminal.parent,
-                env=dict(variables),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                # A group of its own, that a signal to all of it does not reach the tests.
-                start_new_session=True,
-            )
+        self._started = Started(command, terminal, variables, folder=terminal.parent)
+        self.process = self._started.process
 
     # ------------------------------------------------------------------------ its output
 
     @property
     def terminal(self) -> str:
         """What it has printed so far."""
-        return self._terminal.read_text(encoding="utf-8", errors="replace")
+        return self._started.text()
 
     def log(self, rank: int = 0) -> str:
         """What a rank has logged so far."""
@@ -106,8 +92,13 @@ class Run:
             file.seek(self._log_starts[rank])
             return file.read().decode()
 
+    def logged(self, module: str, level: str = "WARNING", rank: int = 0) -> list[str]:
+        """The messages of a module of the package in the log of a rank."""
+        pattern = rf"^\S+ \S+ {level} s3prl_mtl\.{re.escape(module)}: (.*)$"
+        return re.findall(pattern, self.log(rank), re.MULTILINE)
+
     def logged_step(self) -> int:
-        """The last step that the log says was taken, 0 if none was."""
+        """The last step in the log, 0 before the first."""
         return max((int(n) for n in re.findall(r"step (\d+)  loss", self.log())), default=0)
 
     def _log_file(self, rank: int) -> Path:
@@ -133,8 +124,9 @@ class Run:
             assert time.monotonic() < deadline, f"not in {seconds:g} s: {what}:\n{self.terminal}"
             time.sleep(POLL_SECONDS)
 
-    def until_logged(self, text: str, rank: int = 0, seconds: float = DEADLINE_SECONDS) -> None:
-        self.until(lambda: text in self.log(rank), f"rank {rank} logged {text!r}", seconds)
+    def until_logged(self, module: str, seconds: float = DEADLINE_SECONDS) -> list[str]:
+        """Wait for warnings of a module on the first rank."""
+        return self.until(lambda: self.logged(module), f"a warning of {module}", seconds)
 
     def until_step(self, step: int) -> None:
         self.until(lambda: self.logged_step() >= step, f"step {step}")
@@ -174,10 +166,7 @@ class Run:
 
     def wait(self, seconds: float = DEADLINE_SECONDS) -> int:
         """The exit code of the command."""
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"still there after {seconds:g} s:\n{self.terminal}") from None
+        return self._started.wait(seconds)
 
     # -------------------------------------------------------------------- its processes
 
@@ -185,23 +174,14 @@ class Run:
         """{rank: process} of all ranks, as soon as all have started."""
 
         def find() -> dict[int, int]:
-            if self.ranks == 1:
-                return {0: self.process.pid}
-            found = {}
-            for pid in children(self.process.pid):
-                match = re.search(rb"(?:^|\0)RANK=(\d+)", read(f"/proc/{pid}/environ"))
-                if match and b"run_mtl.py" in read(f"/proc/{pid}/cmdline"):
-                    found[int(match[1])] = pid
+            found = {0: self.process.pid} if self.ranks == 1 else self._started.ranks()
             return found if len(found) == self.ranks else {}
 
         return self.until(find, "all ranks have started")
 
     def kill(self) -> None:
-        """SIGKILL to the command and all its descendants at once."""
-        everything = [self.process.pid, *descendants(self.process.pid)]
-        for pid in everything:
-            send(pid, signal.SIGKILL)
-        self.process.wait()
+        """SIGKILL to the command and all its descendants."""
+        self._started.kill()
 
 
 class Launcher:
@@ -241,11 +221,7 @@ class Launcher:
 
     def close(self) -> None:
         for run in self._runs:
-            if run.process.poll() is None:
-                run.kill()
-            # torchrun may be gone and its ranks not.
-            for pid in processes_with(f"{run.folder}\0".encode()):
-                send(pid, signal.SIGKILL)
+            run.kill()
 
 
 # --------------------------------------------------------------------------- comparisons
@@ -258,7 +234,7 @@ def assert_ended_alike(run: Path, whole: Path, steps: int) -> None:
     of every rank.
     """
     state = checkpoints.load(run / f"states-{steps}.ckpt")
-    assert state["Random"] and state["Step"] == steps
+    assert state.training.random and state.step == steps
     assert_same(state, checkpoints.load(whole / f"states-{steps}.ckpt"))
     noted = list(read_metrics(run))
     places = [(e["step"], e["task"], e["split"], e["metric"]) for e in noted]
@@ -270,69 +246,7 @@ def assert_ended_alike(run: Path, whole: Path, steps: int) -> None:
 def newest(folder: Path) -> int:
     """The step of the newest checkpoint, which must be whole; 0 without one."""
     files = checkpoints.states_files(folder)
-    return int(checkpoints.load(files[-1])["Step"]) if files else 0
-
-
-# ----------------------------------------------------------------------------- processes
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def send(pid: int, number: signal.Signals) -> None:
-    """A signal to a process that may be gone."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def children(pid: int) -> list[int]:
-    return [child for child, parent in _parents() if parent == pid]
-
-
-def descendants(pid: int) -> list[int]:
-    found = [pid]
-    parents = list(_parents())
-    for one in found:
-        found += [child for child, parent in parents if parent == one]
-    return found[1:]
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process is there, and not only waiting to be reaped."""
-    return state(pid) not in (b"", b"Z")
-
-
-def state(pid: int) -> bytes:
-    """R, S, D, T (stopped), Z (waits to be reaped), or empty: the process is gone."""
-    return read(f"/proc/{pid}/stat").rpartition(b") ")[2][:1]
-
-
-def processes_with(words: bytes) -> list[int]:
-    """Processes whose command line holds these words."""
-    numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    return [pid for pid in numbers if words in read(f"/proc/{pid}/cmdline")]
-
-
-def _parents() -> Iterator[tuple[int, int]]:
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            # After the name of the program, which may hold anything: state, then parent.
-            fields = read(f"/proc/{name}/stat").rpartition(b") ")[2].split()
-            if fields:
-                yield int(name), int(fields[1])
-
-
-def read(path: str) -> bytes:
-    """A file of a process; empty if it is gone."""
-    file: IO[bytes]
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
+    return checkpoints.load(files[-1]).step if files else 0
 
 
 def size(path: Path) -> int:
@@ -342,7 +256,7 @@ def size(path: Path) -> int:
 def partial_files(folder: Path) -> list[tuple[Path, int]]:
     """Checkpoints that are not whole, each with the time of its last change in ns."""
     found = []
-    for path in folder.glob(".states-*.partial"):
+    for path in folder.glob(f"{PARTIAL}states-*.ckpt"):
         try:
             found.append((path, path.stat().st_mtime_ns))
         except FileNotFoundError:

@@ -1,23 +1,25 @@
-"""A GPU that is too small: the step is taken in parts on all ranks, with the same outcome.
+"""A GPU that is too small: steps are divided into micro-batches on all ranks, with equal results.
 
-A package apart brings an encoder that raises torch's OutOfMemoryError on one rank, in the forward
-or in the backward pass, when it gets too many utterances at once.
+A separate package brings an encoder that raises torch's OutOfMemoryError on one rank, in the
+forward or in the backward pass, when it gets too many utterances at once.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.tracking.tracker import read_metrics
 from tests.faults.launching import TRACE, Launcher, words_of
 
 Plugin = Callable[[str], dict[str, str]]
 
-# Without dropout: chance is drawn anew for parts.
+# Without dropout, which draws other numbers in micro-batches.
 LIMITED = """
 import dataclasses
 from s3prl_mtl.upstreams import HiddenStates, Hubert, load_upstream
@@ -59,42 +61,41 @@ STEPS = 4
 SETTINGS = {"optimizer__name": "SGD", "optimizer__lr": 0.1}
 
 
-def weights(states: dict) -> dict[str, torch.Tensor]:
-    held = {f"encoder/{name}": tensor for name, tensor in states["Upstream"].items()}
-    for task, entry in states["Tasks"].items():
-        held |= {f"{task}/{name}": tensor for name, tensor in entry["Downstream"].items()}
+def weights(states: RunCheckpoint) -> dict[str, torch.Tensor]:
+    held = {f"encoder/{name}": tensor for name, tensor in states.upstream.items()}
+    for task, entry in states.tasks.items():
+        held |= {f"{task}/{name}": tensor for name, tensor in entry.head.items()}
     return held
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize(("ranks", "small"), [(1, 0), (2, 1)])
-def test_a_step_in_parts_is_the_step_as_a_whole(
+def test_a_step_in_micro_batches_equals_the_whole_step(
     ranks: int, small: int, where: str, launch: Launcher, plugin: Plugin
 ):
     variables = {**plugin(LIMITED), "SMALL": str(small), "PASS": where}
     words = words_of("ks,er", STEPS, **SETTINGS)
     words[words.index("-u") + 1] = "limited"
     whole = launch.finished(words, name="whole", ranks=ranks, **variables)
-    assert "too small" not in whole.log()
-    parted = launch.finished(words, ranks=ranks, LIMIT="3", **variables)
+    assert whole.logged("training.microbatch") == []
+    divided = launch.finished(words, ranks=ranks, LIMIT="3", **variables)
 
     for rank in range(ranks):
-        for step in range(1, STEPS + 1):
-            for parts in (2, 4):
-                said = f"too small for step {step}: it is taken in {parts} parts"
-                assert said in parted.log(rank)
-        assert "drifted apart" not in parted.log(rank)
+        # The first step finds out that four micro-batches fit; the next ones start with four.
+        attempts = [re.findall(r"\d+", w) for w in divided.logged("training.microbatch", rank=rank)]
+        assert attempts == [["1", "2"], ["1", "4"]]
+        assert divided.logged("distributed.sync", rank=rank) == []
     counts = {
         entry["step"]: entry["value"]
-        for entry in read_metrics(parted.folder)
+        for entry in read_metrics(divided.folder)
         if (entry["task"], entry["metric"]) == ("run", "steps_in_parts")
     }
     assert counts == {step: step for step in range(1, STEPS + 1)}
 
     one, two, first = (
         weights(checkpoints.load(folder / f"states-{step}.ckpt"))
-        for folder, step in [(whole.folder, STEPS), (parted.folder, STEPS), (whole.folder, 3)]
+        for folder, step in [(whole.folder, STEPS), (divided.folder, STEPS), (whole.folder, 3)]
     )
     assert one.keys() == two.keys()
     for name in one:
@@ -112,6 +113,7 @@ def test_where_single_utterances_do_not_fit_the_run_ends_on_all_ranks(
     run = launch(words, ranks=2, **variables)
     assert run.wait() == 1, run.terminal
     assert "exitcode  : 2" in run.terminal
-    assert "error: The memory of the GPU is too small" in run.terminal
-    assert "cannot be parted further: at most 1 utterances" in run.terminal
+    (error,) = run.logged("training.run_dir", "ERROR")
+    assert "[out-of-memory]" in error
+    assert "error: " in run.terminal and "1 utterances" in run.terminal
     assert TRACE not in run.terminal

@@ -14,17 +14,8 @@ from pathlib import Path
 import pytest
 
 from s3prl_mtl.checkpoint import files as checkpoints
-from tests.faults.launching import (
-    TRACE,
-    Launcher,
-    Run,
-    assert_ended_alike,
-    children,
-    is_alive,
-    newest,
-    send,
-    words_of,
-)
+from tests.faults.launching import TRACE, Launcher, Run, assert_ended_alike, newest, words_of
+from tests.launcher import children, is_alive, send
 
 GRACE_SECONDS = 30.0
 """What schedulers and torchrun give."""
@@ -52,7 +43,7 @@ def assert_saved_itself(run: Run, since: float, record: Record, exit_code: int =
     assert run.wait(left) == exit_code, run.terminal
     record("seconds to stop", round(time.monotonic() - since, 1))
     step = run.logged_step()
-    assert f"asked to stop and saved itself at step {step}" in run.terminal
+    assert f"step {step}" in run.logged("training.runner", "WARNING")[-1]
     assert [path.name for path in checkpoints.states_files(run.folder)] == [f"states-{step}.ckpt"]
     assert newest(run.folder) == step
     return step
@@ -89,7 +80,7 @@ def test_a_signal_to_the_process_and_its_loader_workers_loses_nothing(
     since = time.monotonic()
     os.killpg(run.process.pid, number)
     assert 3 <= assert_saved_itself(run, since, record_property) < 30
-    assert "died" not in run.log()
+    assert run.logged("data.epoch_reader") == []
     launch.finished(WITH_WORKERS, "-a")
     assert_ended_alike(run.folder, uninterrupted(WITH_WORKERS), 30)
 
@@ -111,7 +102,7 @@ def test_in_an_evaluation_the_run_saves_itself_and_makes_the_evaluation_up(
     send(victim, number)
     assert assert_saved_itself(run, since, record_property) == 6
     state = checkpoints.load(run.folder / "states-6.ckpt")
-    assert state["EvaluatedStep"] == 0, "the evaluation was over before the signal came"
+    assert state.training.evaluated_step == 0, "the evaluation was over before the signal came"
     launch.finished(WITH_EVALUATION, "-a", ranks=ranks)
     assert_ended_alike(run.folder, uninterrupted(WITH_EVALUATION, ranks), 12)
 
@@ -139,9 +130,8 @@ def test_while_the_corpora_are_read_the_run_ends_at_once(
     assert_ended_alike(run.folder, uninterrupted(EVERYTHING, ranks), 2)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_to_one_of_two_ranks_stops_both_at_the_same_step(
     number: signal.Signals,
     launch: Launcher,
@@ -194,6 +184,6 @@ def test_signals_to_a_whole_job_with_its_loader_workers_lose_nothing(
         os.killpg(rank, signal.SIGTERM)
     send(run.process.pid, signal.SIGTERM)
     assert_saved_itself(run, since, record_property, exit_code=1)
-    assert "died" not in run.log() + run.log(1)
+    assert run.logged("data.epoch_reader") + run.logged("data.epoch_reader", rank=1) == []
     launch.finished(WITH_WORKERS, "-a", ranks=2)
     assert_ended_alike(run.folder, uninterrupted(WITH_WORKERS, 2), 30)

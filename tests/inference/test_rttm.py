@@ -1,4 +1,4 @@
-"""RTTM files: no other file is lost, and no two recordings have one name."""
+"""RTTM files: no other file is overwritten, and names of recordings are unique."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.errors import UserError
 from s3prl_mtl.inference.rttm import recording_names, rttm_file, write_rttm
+from tests.mistakes import user_error
 
 
 def names_of(*files: str) -> list[str]:
@@ -19,7 +19,7 @@ def test_names_are_stems_without_white_space():
     assert names_of("x/a.wav", "a b.wav", "tab\tand space .flac") == ["a", "a_b", "tab_and_space"]
 
 
-def test_names_that_would_be_the_same_are_told_apart():
+def test_equal_names_are_made_unique():
     assert names_of("x/a.wav", "y/a.wav") == ["x/a.wav", "y/a.wav"]
     assert names_of("a b.wav", "a_b.wav") == ["a_b.wav", "a_b.wav_2"]
     assert names_of("a.wav", "a.flac", "a b.wav") == ["a.wav", "a.flac", "a_b"]
@@ -32,7 +32,7 @@ def test_a_file_that_is_given_twice_has_one_name():
     assert names_of("a.wav", "./a.wav", "x/../a.wav", "b.wav") == ["a", "a", "a", "b"]
 
 
-def test_a_file_takes_its_place_when_all_is_written(tmp_path: Path):
+def test_a_file_is_replaced_when_all_is_written(tmp_path: Path):
     path = tmp_path / "who.rttm"
     path.write_text("before")
     with pytest.raises(KeyError), rttm_file(path) as file:
@@ -57,13 +57,13 @@ def test_a_link_stays_a_link(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["q1.wav", "notes", "folder", "folder.rttm"])
-def test_what_is_no_rttm_file_is_not_written_over(tmp_path: Path, name: str):
+def test_another_file_is_not_overwritten(tmp_path: Path, name: str):
     path = tmp_path / name
     if name.startswith("folder"):
         path.mkdir()
     else:
         path.write_bytes(b"RIFF")
-    with pytest.raises(UserError, match="would be lost"), rttm_file(path):
+    with user_error("file-exists", where=f"^--rttm {path}$"), rttm_file(path):
         raise AssertionError("it was opened")
     assert path.is_dir() or path.read_bytes() == b"RIFF"
 
@@ -79,6 +79,6 @@ def test_what_is_no_rttm_file_is_not_written_over(tmp_path: Path, name: str):
     ],
 )
 def test_answers_without_segments_are_refused(tmp_path: Path, answer: dict):
-    with (tmp_path / "x").open("w") as file, pytest.raises(UserError, match="my_sd makes no seg"):
+    with (tmp_path / "x").open("w") as file, user_error("not-supported", where="task my_sd$"):
         write_rttm(file, "a", answer, "my_sd")
     assert (tmp_path / "x").read_text() == ""

@@ -12,11 +12,12 @@ import yaml
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.deferred_log import Remarks
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.mtl_branch.config import translate
 from s3prl_mtl.tracking.tracker import read_results
 from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.runner import MultiTaskRunner
+from tests.mistakes import user_error
 from tests.mtl_branch.branch_config import NINE, REAL
 
 
@@ -70,7 +71,7 @@ def test_corpora_that_are_not_where_the_file_says_are_looked_for_in_the_data_fol
     assert datarc["sd"]["data_dir"] == str(tiny_corpus / "Libri2Mix")
     assert datarc["pr"]["lexicon"] == [f"{tiny_corpus}/LibriSpeech/librispeech-lexicon.txt"]
     assert datarc["sv"]["dev_trials"] is None
-    (said,) = [line for line in caplog.messages if "not on this machine" in line]
+    (said,) = [line for line in caplog.messages if str(tiny_corpus) in line]
     assert "ks speech_commands_test_root (/SpeechNet/datasets/speech_commands_test_set" in said
     assert "ks speech_commands_root" not in said
 
@@ -90,38 +91,29 @@ def test_without_a_data_folder_the_paths_of_the_file_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("SUPERB_DATA", raising=False)
-    reason = r"er: /SpeechNet/datasets/IEMOCAP does not exist.*set `--data`"
-    with pytest.raises(UserError, match=reason):
+    with pytest.raises(UserError) as caught:
         MultiTaskRunner(config_of(REAL, ["er"]), tmp_path / "run")
+    assert "er: /SpeechNet/datasets/IEMOCAP" in str(caught.value) and "--data" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("task", "part", "head", "message"),
+    ("task", "part", "head", "advice"),
     [
-        (
-            "er",
-            "modelrc",
-            "DeepModel",
-            r"'DeepModel' here.*er\.modelrc\.select in .*UtteranceLevel.*"
-            r"-d s3prl:emotion",
-        ),
-        ("pr", "model", "RNNs", r"'RNNs' here.*pr\.model\.select in .*FrameLevel.*-d s3prl:ctc"),
-        (
-            "asr",
-            "modelrc",
-            "Wav2Letter",
-            r"asr\.modelrc\.select in .*RNNs or FrameLevel.*s3prl:asr",
-        ),
+        ("er", "modelrc", "DeepModel", r"UtteranceLevel.*-d s3prl:emotion"),
+        ("pr", "model", "RNNs", r"FrameLevel.*-d s3prl:ctc"),
+        ("asr", "modelrc", "Wav2Letter", r"RNNs or FrameLevel.*-d s3prl:asr"),
     ],
 )
-def test_a_head_that_there_is_not_here_is_named_by_the_files_own_key(
-    task: str, part: str, head: str, message: str, multitask_yaml: Path, tmp_path: Path
+def test_an_unsupported_head_is_named_with_the_key_of_the_file(
+    task: str, part: str, head: str, advice: str, multitask_yaml: Path, tmp_path: Path
 ):
     def choose(values):
         values[task][part]["select"] = head
 
-    with pytest.raises(UserError, match=message):
+    where = rf"^{task}\.{part}\.select in .*changed\.yaml"
+    with user_error("unknown-name", where=where, fix=advice) as caught:
         config_of(changed(multitask_yaml, tmp_path, choose), [task])
+    assert repr(head) in caught.value.what
 
 
 def test_every_value_that_has_a_meaning_arrives(multitask_yaml: Path, tiny_corpus: Path):
@@ -173,30 +165,31 @@ def test_keys_without_a_meaning_are_said_once_by_every_build(
         "ks.looprc.eval_dataloaders",
     ):
         assert key in said[0]
-    assert "all tasks have the same one, 4" in said[0]
+    assert re.search(r"looprc\.eval_step: .*\b4\b", said[0])
     assert "asr.datarc.decoder_args" not in said[0]  # Without a language model, as here.
 
 
 @pytest.mark.parametrize(
-    ("path", "message"),
+    ("path", "advice"),
     [
-        (("pr", "corpus", "batchsize"), r"'pr\.corpus\.batchsize'.*did you mean 'batch_size'"),
-        (("sd", "loaderrc", "train_dirs"), r"'sd\.loaderrc\.train_dirs'"),
-        (("ks", "looprc", "steps"), r"'ks\.looprc\.steps'"),
-        (("sv", "color"), r"'sv\.color'"),
-        (("runner", "toatl_steps"), r"'runner\.toatl_steps'"),
-        (("sound",), "'sound'"),
+        (("pr", "corpus", "batchsize"), "'batch_size'"),
+        (("sd", "loaderrc", "train_dirs"), "'train_dir'"),
+        (("ks", "looprc", "steps"), None),
+        (("sv", "color"), None),
+        (("runner", "toatl_steps"), "'total_steps'"),
+        (("sound",), None),
     ],
 )
-def test_keys_that_the_branch_does_not_know_are_refused(
-    path: tuple[str, ...], message: str, multitask_yaml: Path, tmp_path: Path
+def test_keys_that_the_branch_does_not_have_are_refused(
+    path: tuple[str, ...], advice: str | None, multitask_yaml: Path, tmp_path: Path
 ):
     def add(values):
         for key in path[:-1]:
             values = values[key]
         values[path[-1]] = 1
 
-    with pytest.raises(UserError, match=message):
+    key = re.escape(".".join(path))
+    with user_error("unknown-key", where=rf"^{key} in .*changed\.yaml", fix=advice):
         config_of(changed(multitask_yaml, tmp_path, add))
 
 
@@ -219,17 +212,21 @@ def test_choices_that_do_something_else_are_named(multitask_yaml: Path, tmp_path
     with caplog.at_level(logging.WARNING):
         config_of(changed(multitask_yaml, tmp_path, change))
     (said,) = caplog.messages
-    assert "asr.datarc.decoder_args: decoding is greedy" in said
-    assert "sd.datarc.subsampling: every label frame is used" in said
-    assert "sv.datarc.vad_config.min_sec: utterances under 2 s are left out" in said
+    for key in (
+        "asr.datarc.decoder_args",
+        "sd.datarc.subsampling",
+        "sv.datarc.vad_config.min_sec",
+    ):
+        assert f"{key}: " in said
+    assert "use_last_samples" not in said
 
 
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
-        ("separation_stft", r"ks: the block is left out: .*none of the nine tasks"),
-        ("emotion", r"(er|ks): the block is left out: '(ks|er)' is the task 'er' too"),
-        (["keyword"], r"ks: the block is left out: .*none of the nine tasks"),
+        ("separation_stft", r"ks: .*'separation_stft'.*ks\.folder in .*-d s3prl:separation_stft"),
+        ("emotion", r"(er|ks): .*'(ks|er)'.*'er'"),
+        (["keyword"], r"ks: .*\['keyword'\].*ks\.folder in "),
     ],
 )
 def test_blocks_of_experts_beyond_the_nine_are_left_out_and_that_is_said(
@@ -245,26 +242,23 @@ def test_blocks_of_experts_beyond_the_nine_are_left_out_and_that_is_said(
 
 
 @pytest.mark.parametrize(
-    ("section", "value", "message"),
-    [
-        ("runner", [1], "runner must be a mapping"),
-        ("optimizer", "AdamW", "optimizer must be a mapping"),
-    ],
+    ("section", "value"),
+    [("runner", [1]), ("optimizer", "AdamW")],
 )
 def test_sections_of_another_kind_are_refused(
-    section: str, value: object, message: str, multitask_yaml: Path, tmp_path: Path
+    section: str, value: object, multitask_yaml: Path, tmp_path: Path
 ):
     def change(values):
         values[section] = value
 
-    with pytest.raises(UserError, match=message):
+    with user_error("wrong-type", where=rf"^{section} in .*changed\.yaml"):
         config_of(changed(multitask_yaml, tmp_path, change))
 
 
 REMARKS = (
-    "These keys have no meaning here:",
+    "er.datarc.pre_load",
     "ks speech_commands_root (/nowhere/commands)",
-    "The block 's3prl:misspelt' is left out",
+    "'s3prl:misspelt'",
 )
 
 
@@ -319,14 +313,14 @@ def test_a_block_may_have_another_name(multitask_yaml: Path, tmp_path: Path, cap
     with caplog.at_level(logging.WARNING):
         config = config_of(changed(multitask_yaml, tmp_path, rename), ["sv"])
     assert config["sv"]["downstream_expert"]["modelrc"]["input_dim"] == 16
-    assert "asv: it is the task 'sv' here" in caplog.text
+    assert re.search(r"\basv: .*'sv'", caplog.text)
 
 
 def test_folders_of_diarization_must_lie_together(multitask_yaml: Path, tmp_path: Path):
     def move(values):
         values["sd"]["loaderrc"]["dev_dir"] = "/elsewhere/dev"
 
-    with pytest.raises(UserError, match=r"DIR/train, DIR/dev and DIR/test"):
+    with user_error("invalid-value", where=r"sd\.loaderrc\.train_dir, dev_dir and test_dir in "):
         config_of(changed(multitask_yaml, tmp_path, move))
 
 
@@ -334,7 +328,7 @@ def test_optimizers_with_a_schedule_of_their_own_are_refused(multitask_yaml: Pat
     def change(values):
         values["optimizer"] = {"name": "BertAdam_with_schedule", "lr": 1e-4}
 
-    with pytest.raises(UserError, match="schedule of its own"):
+    with user_error("not-supported", where=r"optimizer\.name in .*changed\.yaml", fix="AdamW"):
         config_of(changed(multitask_yaml, tmp_path, change))
 
 
@@ -345,17 +339,17 @@ def test_paths_beside_s3prls_downstream_folder_are_found(tmp_path: Path, multita
     (lists / "veri_test_class.txt").write_text("")
     values = yaml.safe_load(multitask_yaml.read_text())
     values["sid"]["datarc"]["meta_data"] = "./downstream/voxceleb1/veri_test_class.txt"
-    translated = translate(values, tmp_path / "downstream" / "multitask.yaml", Remarks())
+    translated = translate(values, tmp_path / "downstream" / "multitask.yaml", DeferredLog())
     found = translated["sid"]["downstream_expert"]["datarc"]["meta_data"]
     assert Path(found).resolve() == (lists / "veri_test_class.txt").resolve()
 
 
 def test_other_configs_are_left_as_they_are():
     values = {"runner": {"total_steps": 3}, "ks": {"downstream_expert": {}, "dev_splits": ["dev"]}}
-    remarks = Remarks()
-    assert translate(values, "own.yaml", remarks) is values
+    deferred = DeferredLog()
+    assert translate(values, "own.yaml", deferred) is values
     experts = {"s3prl:ctc": {"folder": "/somewhere/ctc"}}
-    assert translate(experts, "own.yaml", remarks) is experts
+    assert translate(experts, "own.yaml", deferred) is experts
 
 
 def test_two_steps_of_all_nine_tasks_from_the_file(

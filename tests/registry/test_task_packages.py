@@ -121,7 +121,7 @@ def run(plain_run: Path, tmp_path: Path) -> Path:
 
 
 def head_of(run: Path, task: str = "ks") -> dict[str, torch.Tensor]:
-    return dict(checkpoints.load_newest(run)[0]["Tasks"][task]["Downstream"])
+    return dict(checkpoints.load_newest(run)[0].tasks[task].head)
 
 
 def without_package(run: Path) -> None:
@@ -135,7 +135,7 @@ def without_package(run: Path) -> None:
 
 def test_a_run_records_the_packages_of_its_tasks(plain_run: Path):
     written = yaml.safe_load((plain_run / "config.yaml").read_text())
-    saved = checkpoints.load_newest(plain_run)[0]["Config"]
+    saved = checkpoints.load_newest(plain_run)[0].config
     for config in (written, saved):
         assert [config[task]["package"] for task in ("ks", "sv")] == ["s3prl-mtl", "s3prl-mtl"]
 
@@ -148,17 +148,17 @@ def test_another_package_does_not_change_a_resumed_run(
     rival()
     assert main(["-e", str(alone), "--steps", "2"]) == 0
     beside, wanted = checkpoints.load_newest(run)[0], checkpoints.load_newest(alone)[0]
-    assert beside["Step"] == wanted["Step"] == 2
+    assert beside.step == wanted.step == 2
     for part in ("Upstream", "Featurizer", "Tasks", "Optimizer"):
         assert_same(beside[part], wanted[part], part)
-    assert beside["Config"]["ks"]["package"] == "s3prl-mtl"
+    assert beside.config["ks"]["package"] == "s3prl-mtl"
 
 
 @pytest.mark.parametrize("word", ["ks,sv", "s3prl-mtl:ks,asv", "S3PRL_MTL:ks,sv"])
 def test_a_run_is_resumed_by_any_spec_of_its_tasks(run: Path, rival, word: str):
     words = ["-u", "hubert_tiny", "-d", word, "-c", str(SMALL_HEADS), "-o", "scheduler=null"]
     assert main([*words, "-a", "-p", str(run), "--steps", "2", "--device", "cpu"]) == 0
-    assert list(checkpoints.load(run / "states-2.ckpt")["Tasks"]) == ["ks", "sv"]
+    assert list(checkpoints.load(run / "states-2.ckpt").tasks) == ["ks", "sv"]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_init_ckpt_takes_heads_of_the_same_package_only(
     with caplog.at_level(logging.WARNING):
         started = MultiTaskRunner(build_config([blocks], flags), tmp_path / "new").state()
     assert started is not None
-    ours, other = (started["Tasks"][task]["Downstream"] for task in tasks)
+    ours, other = (started.tasks[task].head for task in tasks)
     for name in wanted.keys() - {"best_score"}:
         assert torch.equal(ours[name], wanted[name]), name
     assert not torch.equal(other["projector.weight"], wanted["projector.weight"])
@@ -237,7 +237,7 @@ def test_heads_of_single_task_runs_go_by_their_plain_names(
     flags |= {"init_ckpt": str(tmp_path / "heads"), "seed": 9}
     started = MultiTaskRunner(build_config([SMALL_HEADS], flags), tmp_path / "new").state()
     assert started is not None
-    head = started["Tasks"]["rival-tasks:ks"]["Downstream"]
+    head = started.tasks["rival-tasks:ks"].head
     assert torch.equal(head["projector.weight"], wanted["projector.weight"])
 
 
@@ -259,15 +259,15 @@ def test_a_run_started_beside_the_other_package_resumes_without_it(
     assert trained.predict([wav], ["ks"])[0]["s3prl-mtl:ks"]["class"] != "rival"
     assert main(["-m", "evaluate", "-e", str(folder), "-t", "ks:test"]) == 0
     assert main(["-e", str(folder), "-d", "ks", "--steps", "2"]) == 0
-    assert list(checkpoints.load(folder / "states-2.ckpt")["Tasks"]) == ["s3prl-mtl:ks"]
+    assert list(checkpoints.load(folder / "states-2.ckpt").tasks) == ["s3prl-mtl:ks"]
     again = build_config([folder / "config.yaml"])
     assert again["downstream"] == ["s3prl-mtl:ks"]
     first = str(checkpoints.states_files(folder)[0])
     flags = settings_of(tiny_corpus, manifest_cache, "ks") | {"init_ckpt": first, "seed": 9}
     started = MultiTaskRunner(build_config([SMALL_HEADS], flags), tmp_path / "new").state()
     assert started is not None
-    head = started["Tasks"]["ks"]["Downstream"]
-    saved = checkpoints.load(Path(first))["Tasks"]["s3prl-mtl:ks"]["Downstream"]
+    head = started.tasks["ks"].head
+    saved = checkpoints.load(Path(first)).tasks["s3prl-mtl:ks"].head
     assert torch.equal(head["projector.weight"], saved["projector.weight"])
     assert head["projector.weight"].shape == wanted["projector.weight"].shape
 
@@ -300,7 +300,7 @@ def test_a_checkpoint_without_packages_is_used_if_one_package_has_the_task(
     without_package(run)
     assert s3prl_mtl.load(run, device="cpu").tasks == ["ks", "sv"]
     assert main(["-e", str(run), "--steps", "2"]) == 0
-    assert checkpoints.load(run / "states-2.ckpt")["Config"]["ks"]["package"] == "s3prl-mtl"
+    assert checkpoints.load(run / "states-2.ckpt").config["ks"]["package"] == "s3prl-mtl"
 
 
 def test_a_checkpoint_without_packages_may_be_ambiguous(run: Path, rival, capsys):
@@ -314,8 +314,8 @@ def test_a_checkpoint_without_packages_may_be_ambiguous(run: Path, rival, capsys
     assert main(["-m", "evaluate", "-e", str(run), "-t", "s3prl-mtl:ks:test"]) == 0
     assert main(["-e", str(run), "-d", "s3prl-mtl:ks,sv", "--steps", "2"]) == 0
     saved = checkpoints.load(run / "states-2.ckpt")
-    assert list(saved["Tasks"]) == ["ks", "sv"]
-    assert saved["Config"]["ks"]["package"] == "s3prl-mtl"
+    assert list(saved.tasks) == ["ks", "sv"]
+    assert saved.config["ks"]["package"] == "s3prl-mtl"
 
 
 def configured(tmp_path: Path, text: str, *tasks: str, **flags) -> dict:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from s3prl_mtl.checkpoint import files as checkpoints
-from tests.agents import (
+from tests.launcher import (
     ROOT,
     Started,
+    descendants,
     environment,
     free_port,
     reached,
@@ -145,7 +146,7 @@ def ask_by_term(job: Started) -> None:
 def children_of_the_tasks(job: Started) -> list[int]:
     """All processes of the job but its shell and srun, which do not belong to the step."""
     below = []
-    for pid in job.children():
+    for pid in descendants(job.process.pid):
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         if not any(word.endswith(b"/srun") for word in words[:2]):
             below.append(pid)
@@ -168,6 +169,7 @@ def test_slurm_reads_all_that_the_script_asks_of_it():
     assert len(asked) > 8 and max(asked) < command
 
 
+@pytest.mark.slow
 def test_a_run_that_nobody_interrupts_trains_to_the_end_and_is_not_requeued(
     whole: tuple[Path, Cluster, int, str],
 ):
@@ -195,8 +197,8 @@ def test_an_interrupted_run_is_requeued_once_and_ends_as_if_it_had_not_been(
         assert job.wait() == 0, job.text()
     assert len(cluster.requeued()) == 1, job.text()
     (saved,) = checkpoints.states_files(folder)
-    assert 3 <= checkpoints.load(saved)["Step"] < STEPS
-    assert "Resuming" in finish(cluster, folder, machines)
+    assert 3 <= checkpoints.load(saved).step < STEPS
+    assert saved.name in finish(cluster, folder, machines)
     name = f"states-{STEPS}.ckpt"
     assert same_weights(whole[0] / name, folder / name)
 
@@ -226,9 +228,10 @@ def test_a_run_that_was_cancelled_saves_itself_and_stays_out_of_the_queue(cluste
     assert len(checkpoints.states_files(folder)) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_not_requeued(cluster: Cluster):
     words = [word if word != "ks,er" else "ks,ar" for word in training(cluster.folder / "run", 1)]
     with cluster.batch(words) as job:
         assert job.wait() not in (0, INTERRUPTED), job.text()
-    assert "no task named 'ar'" in job.text()
+    assert "'ar'" in job.text()
     assert cluster.requeued() == []

@@ -89,7 +89,7 @@ def test_an_expert_of_s3prl_trains_beside_a_built_in_task(
     assert all(values for values in results[name].values())
     trained = [e for e in read_metrics(tmp_path / "run") if e["task"] == name]
     assert {e["split"] for e in trained} == {*splits, "train"}
-    saved = checkpoints.load(tmp_path / "run" / "states-2.ckpt")["Tasks"][name]["Downstream"]
+    saved = checkpoints.load(tmp_path / "run" / "states-2.ckpt").tasks[name].head
     assert saved.keys() == before.keys()
     moved = [key for key in saved if not torch.equal(saved[key], before[key])]
     assert any(key.endswith("weight") for key in moved), f"only {moved} moved"
@@ -107,12 +107,12 @@ def test_a_run_with_an_expert_of_s3prl_resumes_bit_for_bit(
     for file in tmp_path.rglob("*.yaml"):
         if "run" not in file.parts:
             file.unlink()  # The run has stored its settings.
-    again = build_config(base=saved["Config"], flags={"downstream": [f"s3prl:{folder}"]})
+    again = build_config(base=saved.config, flags={"downstream": [f"s3prl:{folder}"]})
     assert again == config
     MultiTaskRunner(again, tmp_path / "resumed", resume=saved).train()
     one = checkpoints.load(tmp_path / "run" / "states-4.ckpt")
     two = checkpoints.load(tmp_path / "resumed" / "states-4.ckpt")
     for part in ("Upstream", "Featurizer"):
         assert all(torch.equal(one[part][key], two[part][key]) for key in one[part])
-    heads = [run["Tasks"][f"s3prl:{folder}"]["Downstream"] for run in (one, two)]
+    heads = [run.tasks[f"s3prl:{folder}"].head for run in (one, two)]
     assert all(torch.equal(heads[0][key], heads[1][key]) for key in heads[0])

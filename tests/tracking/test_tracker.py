@@ -1,18 +1,17 @@
-"""What a run leaves behind of its numbers."""
+"""The files with the numbers of a run."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from s3prl_mtl.errors import UserError
 from s3prl_mtl.tracking.tracker import Report, Tracker, read_metrics, read_results
+from tests.mistakes import user_error
 
 
-def test_a_number_reaches_all_three_places(tmp_path: Path):
+def test_a_number_is_written_to_all_three_places(tmp_path: Path):
     with Tracker(tmp_path) as tracker:
         report = Report("asr", "dev-clean")
         report.add_scalar("asr/dev-clean-wer", 0.25, global_step=3)
@@ -26,7 +25,7 @@ def test_a_number_reaches_all_three_places(tmp_path: Path):
     assert [(e.step, e.value) for e in events.Scalars("asr/dev-clean-wer")] == [(3, 0.25)]
 
 
-def test_a_strangers_prefix_does_not_matter():
+def test_the_prefix_of_a_tag_does_not_matter():
     report = Report("er", "dev")
     report.add_scalar("emotion-fold1/dev-acc", 0.5, global_step=1)
     assert report.values == {"acc": 0.5}
@@ -45,7 +44,7 @@ def test_the_results_are_those_of_the_last_evaluation(tmp_path: Path):
     }
 
 
-def test_a_resumed_run_drops_the_steps_that_it_takes_again(tmp_path: Path):
+def test_a_resumed_run_drops_the_records_of_later_steps(tmp_path: Path):
     with Tracker(tmp_path, resumed_at=0) as tracker:
         for step in (1, 2, 3):
             tracker.record("ks", "train", "loss", float(step), step)
@@ -55,7 +54,7 @@ def test_a_resumed_run_drops_the_steps_that_it_takes_again(tmp_path: Path):
     assert values == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
-def test_a_line_cut_off_by_a_crash_is_passed_over(tmp_path: Path):
+def test_an_incomplete_last_line_is_ignored(tmp_path: Path):
     with Tracker(tmp_path) as tracker:
         tracker.record("ks", "train", "loss", 1.0, 1)
     with (tmp_path / "metrics.jsonl").open("a") as lines:
@@ -63,7 +62,7 @@ def test_a_line_cut_off_by_a_crash_is_passed_over(tmp_path: Path):
     assert [entry["step"] for entry in read_metrics(tmp_path)] == [1]
 
 
-def test_what_follows_an_incomplete_line_begins_on_a_new_one(tmp_path: Path):
+def test_a_record_after_an_incomplete_line_is_on_its_own_line(tmp_path: Path):
     with Tracker(tmp_path) as tracker:
         tracker.record("ks", "train", "loss", 1.0, 1)
     with (tmp_path / "metrics.jsonl").open("a") as lines:
@@ -75,11 +74,11 @@ def test_what_follows_an_incomplete_line_begins_on_a_new_one(tmp_path: Path):
 
 def test_a_damaged_line_is_named(tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
-    with pytest.raises(UserError, match=r"Line 2 is not JSON.*metrics\.jsonl"):
+    with user_error("file-malformed", where=r"metrics\.jsonl, line 2$"):
         list(read_metrics(tmp_path))
 
 
-def test_a_run_from_its_beginning_starts_with_no_numbers(tmp_path: Path):
+def test_a_new_run_starts_without_records(tmp_path: Path):
     with Tracker(tmp_path, resumed_at=0) as tracker:
         tracker.record("ks", "test", "acc", 0.1, 0)
     with Tracker(tmp_path, resumed_at=0) as tracker:
@@ -87,7 +86,7 @@ def test_a_run_from_its_beginning_starts_with_no_numbers(tmp_path: Path):
     assert [entry["value"] for entry in read_metrics(tmp_path)] == [0.2]
 
 
-def test_a_value_that_is_no_number_is_valid_json(tmp_path: Path):
+def test_a_non_finite_value_is_written_as_valid_json(tmp_path: Path):
     with Tracker(tmp_path) as tracker:
         tracker.record("ks", "train", "loss", float("nan"), 1)
         tracker.keep(Report("ks", "train", [("loss", float("inf"), 1), ("acc", 0.5, 1)]))
@@ -112,7 +111,7 @@ def test_a_run_is_evaluated_while_it_trains_and_no_number_is_lost(tmp_path: Path
     assert read_results(tmp_path) == {"ks": {"test": {"acc": 0.5}, "dev": {"acc": 0.6}}}
 
 
-def test_an_evaluation_that_is_made_up_is_noted_once(tmp_path: Path):
+def test_an_evaluation_that_is_repeated_is_recorded_once(tmp_path: Path):
     with Tracker(tmp_path, resumed_at=0) as tracker:
         tracker.record("ks", "train", "loss", 1.0, 2)
         tracker.record("ks", "dev", "acc", 0.5, 1)

@@ -15,12 +15,12 @@ import torch
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.restore import encoder_weights
 from s3prl_mtl.config import Config, build_config, parse_tasks
-from s3prl_mtl.errors import UserError
 from s3prl_mtl.tracking.tracker import Tracker, read_metrics, read_results
 from s3prl_mtl.training.forward import forward
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 from tests.comparison import assert_same
+from tests.mistakes import user_error
 
 SMALL_HEADS = Path(__file__).parents[2] / "run_scripts" / "demo.yaml"
 NINE = ["asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd"]
@@ -55,7 +55,7 @@ def losses_of_a_draw(runner: MultiTaskRunner) -> list[torch.Tensor]:
     return forward(batches, run.tasks, run.encoder, run.specaug, records)
 
 
-def test_nine_tasks_train_together_and_leave_a_whole_run(make_config, tmp_path: Path):
+def test_nine_tasks_train_together_and_write_a_complete_run(make_config, tmp_path: Path):
     config = make_config("all", runner__total_steps=2, runner__test_last=True)
     runner = MultiTaskRunner(config, tmp_path)
     before = {name: value.clone() for name, value in runner.upstream.state_dict().items()}
@@ -81,8 +81,10 @@ def test_nine_tasks_train_together_and_leave_a_whole_run(make_config, tmp_path: 
     assert trained == {*NINE, "run"}
 
 
-def test_a_step_is_the_sum_of_what_each_task_would_do_alone(make_config, tmp_path: Path):
-    # Dropout off: what is left of chance is the data, which seed and epoch settle.
+def test_the_gradient_of_a_step_is_the_sum_of_the_gradients_of_its_tasks(
+    make_config, tmp_path: Path
+):
+    # Without dropout the batches are the only random part, and seed and epoch determine them.
     config = make_config("ks,asr,sd", runner__total_steps=3)
     gradients = []
     for tasks in (["ks", "asr", "sd"], ["ks"], ["asr"], ["sd"]):
@@ -132,8 +134,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     MultiTaskRunner(config, whole).train()
 
     saved = checkpoints.load(whole / f"states-{half}.ckpt")
-    assert any(task["Stream"]["epoch"] > 0 for task in saved["Tasks"].values())
-    torch.rand(17)  # Chance must come from the checkpoint, not from what ran here before.
+    assert any(place["epoch"] > 0 for place in saved.training.streams.values())
+    torch.rand(17)  # The random state has to come from the checkpoint.
     resumed = tmp_path / "resumed"
     MultiTaskRunner(config, resumed, resume=saved).train()
 
@@ -179,13 +181,13 @@ def test_a_frozen_encoder_does_not_move_and_the_heads_do(make_config, tmp_path: 
     assert not torch.equal(head, runner.tasks["ks"].expert.projector.weight)
 
 
-def test_the_best_checkpoint_evaluates_its_task_where_its_corpus_is_not(
+def test_the_best_checkpoint_evaluates_its_task_without_its_corpus(
     make_config, tmp_path: Path, tiny_corpus: Path
 ):
     config = make_config("ks,sd", runner__total_steps=2, runner__eval_step=1)
     results = MultiTaskRunner(config, tmp_path).train()
     best = checkpoints.load(tmp_path / "ks" / "dev-best.ckpt")
-    assert set(best["Tasks"]) == {"ks"}
+    assert set(best.tasks) == {"ks"}
     away = json.loads(json.dumps({**config, "downstream": ["ks"]}))
     away["ks"]["downstream_expert"]["datarc"]["speech_commands_root"] = "/nowhere"
     away["ks"]["downstream_expert"]["datarc"]["speech_commands_test_root"] = "/nowhere"
@@ -194,7 +196,7 @@ def test_the_best_checkpoint_evaluates_its_task_where_its_corpus_is_not(
     records = defaultdict(list)
     runner.tasks["ks"].expert("test", features, [3], records=records)
     assert len(records["hypothesis"]) == 1
-    best_score = best["Tasks"]["ks"]["Downstream"]["best_score"].item()
+    best_score = best.tasks["ks"].head["best_score"].item()
     assert results["ks"]["dev"]["acc"] <= best_score + 1e-6
 
     back = MultiTaskRunner({**config, "downstream": ["ks"]}, tmp_path / "back", resume=best)
@@ -204,7 +206,7 @@ def test_the_best_checkpoint_evaluates_its_task_where_its_corpus_is_not(
     assert again == pytest.approx(best_score)
 
 
-def test_what_sd_chose_on_dev_travels_with_the_checkpoint(make_config, tmp_path: Path):
+def test_the_decision_of_sd_on_dev_is_saved_in_the_checkpoint(make_config, tmp_path: Path):
     config = make_config("sd", runner__total_steps=1)
     runner = MultiTaskRunner(config, tmp_path)
     runner.train()
@@ -216,7 +218,7 @@ def test_what_sd_chose_on_dev_travels_with_the_checkpoint(make_config, tmp_path:
     )
 
 
-def test_a_gradient_that_is_no_number_is_skipped_and_counted(make_config, tmp_path: Path):
+def test_a_step_with_a_non_finite_gradient_is_skipped_and_counted(make_config, tmp_path: Path):
     runner = MultiTaskRunner(make_config("er", runner__total_steps=5), tmp_path)
     runner.train_step()
     weights = {n: p.clone() for n, p in runner.tasks["er"].expert.state_dict().items()}
@@ -233,7 +235,7 @@ def test_all_problems_with_the_data_are_one_report(make_config, tmp_path: Path):
     config = make_config("ks,er,sv")
     config["ks"]["downstream_expert"]["datarc"]["speech_commands_root"] = "/no/commands"
     config["er"]["downstream_expert"]["datarc"]["root"] = "/no/iemocap"
-    with pytest.raises(UserError) as caught:
+    with user_error("several") as caught:
         MultiTaskRunner(config, tmp_path)
     text = str(caught.value)
     assert "ks: /no/commands" in text and "er: /no/iemocap" in text
@@ -253,7 +255,7 @@ def test_every_split_is_checked_before_the_first_step(
     config = make_config("ks,er", data=str(corpus), cache_dir=str(tmp_path / "cache"))
     config["er"]["test_splits"] = ["tset"]
     runner = MultiTaskRunner(config, tmp_path / "run")
-    with pytest.raises(UserError) as caught:
+    with user_error("several") as caught:
         runner.train()
     assert "ks test:" in str(caught.value) and "er tset:" in str(caught.value)
     assert runner.step == 0
@@ -271,7 +273,7 @@ def test_a_run_starts_from_the_weights_of_another(make_config, tmp_path: Path):
     assert donated.pop("best_score") > 0
     assert taken.pop("best_score") == 0, "this run has its own best checkpoint"
     assert_same(donated, taken)
-    # Once it has been started it does not need them any more.
+    # A resumed run does not need them.
     gone = {**config, "init_ckpt": str(tmp_path / "gone")}
     MultiTaskRunner(gone, tmp_path / "later", resume=states)
     encoder_only = make_config("sid", init_upstream_ckpt=str(tmp_path / "first"))
@@ -279,7 +281,9 @@ def test_a_run_starts_from_the_weights_of_another(make_config, tmp_path: Path):
     assert_same(dict(first.upstream.state_dict()), dict(third.upstream.state_dict()))
 
 
-def test_heads_trained_singly_are_where_the_branch_expects_them(make_config, tmp_path: Path):
+def test_heads_of_single_task_runs_are_found_where_the_branch_expects_them(
+    make_config, tmp_path: Path
+):
     donor = MultiTaskRunner(make_config("ks,ic", seed=5), tmp_path / "donor")
     for task in ("ks", "ic"):
         (tmp_path / "heads" / task).mkdir(parents=True)
@@ -292,7 +296,7 @@ def test_heads_trained_singly_are_where_the_branch_expects_them(make_config, tmp
             dict(donor.tasks[task].expert.state_dict()),
             dict(runner.tasks[task].expert.state_dict()),
         )
-    with pytest.raises(UserError, match=r"no head of er.*hubert_tiny_er\.ckpt"):
+    with user_error("checkpoint-missing", where=r"hubert_tiny_er\.ckpt"):
         MultiTaskRunner(make_config("er", init_ckpt=str(tmp_path / "heads")), tmp_path / "x")
 
 
@@ -301,10 +305,12 @@ def test_weights_of_another_size_are_refused(make_config, tmp_path: Path):
     donor.save()
     config = make_config("ks", init_ckpt=str(tmp_path / "donor"))
     config["ks"]["downstream_expert"]["modelrc"]["projector_dim"] = 7
-    with pytest.raises(UserError, match=r"do not fit the head of ks.*projector"):
+    with user_error("checkpoint-mismatch", where="-i") as caught:
         MultiTaskRunner(config, tmp_path / "run")
+    assert "the head of ks" in str(caught.value) and "projector" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_bf16_trains_to_nearly_the_same_losses(make_config, tmp_path: Path):
     losses = {}
     for precision in ("fp32", "bf16"):
@@ -315,8 +321,8 @@ def test_bf16_trains_to_nearly_the_same_losses(make_config, tmp_path: Path):
     assert losses["bf16"] != losses["fp32"]
 
 
-def test_our_encoder_state_is_what_s3prl_names_it(make_config, tmp_path: Path):
+def test_the_encoder_state_has_the_names_of_s3prl(make_config, tmp_path: Path):
     runner = MultiTaskRunner(make_config("ks", runner__total_steps=1), tmp_path)
     saved = checkpoints.load(runner.save())
-    assert all(name.startswith("model.") for name in saved["Upstream"])
+    assert all(name.startswith("model.") for name in saved.upstream)
     assert_same(encoder_weights(saved.upstream), dict(runner.upstream.state_dict()))

@@ -361,7 +361,7 @@ def test_two_steps_train_all_parameters_and_resume_bit_for_bit(
     before = load_upstream(f"hf:{folder}").state_dict()
     MultiTaskRunner(config, tmp_path / "whole").train()
     whole = checkpoints.load(tmp_path / "whole" / "states-2.ckpt")
-    after = {name.removeprefix("model."): held for name, held in whole["Upstream"].items()}
+    after = {name.removeprefix("model."): held for name, held in whole.upstream.items()}
     still = [name for name, held in before.items() if torch.equal(after[name], held)]
     assert still == ["masked_spec_embed"]
     shutil.rmtree(folder)
@@ -372,5 +372,5 @@ def test_two_steps_train_all_parameters_and_resume_bit_for_bit(
         for name, held in whole[part].items():
             assert torch.equal(resumed[part][name], held), name
     for task in nine:
-        for name, held in whole["Tasks"][task]["Downstream"].items():
-            assert torch.equal(resumed["Tasks"][task]["Downstream"][name], held), name
+        for name, held in whole.tasks[task].head.items():
+            assert torch.equal(resumed.tasks[task].head[name], held), name

@@ -213,9 +213,9 @@ def test_parameters_have_s3prls_names_in_checkpoints(name: str, checkpoint_of):
         for parameter in upstream.parameters():
             parameter.add_(0.01)
     saved = RunCheckpoint.capture({}, 1, {}, upstream, Featurizer(upstream), {})
-    theirs.load_state_dict(saved["Upstream"], strict=True)
+    theirs.load_state_dict(saved.upstream, strict=True)
     earlier = {f"model.{key}": held for key, held in upstream.state_dict().items()}
-    for names in (saved["Upstream"], earlier, theirs.state_dict()):
+    for names in (saved.upstream, earlier, theirs.state_dict()):
         again = load_upstream(name, path)
         load_strictly(again, encoder_weights(names), "it", "-i")
         for key, held in upstream.expert.state_dict().items():
@@ -370,7 +370,7 @@ def test_an_encoder_of_the_zoo_trains_and_resumes_bit_for_bit(
     MultiTaskRunner(config, tmp_path / "whole").train()
     whole = checkpoints.load(tmp_path / "whole" / "states-2.ckpt")
     changed = [
-        n for n, held in before.items() if not torch.equal(whole["Upstream"][f"model.{n}"], held)
+        n for n, held in before.items() if not torch.equal(whole.upstream[f"model.{n}"], held)
     ]
     assert len(changed) > len(before) / 2
     path.unlink()
@@ -381,8 +381,8 @@ def test_an_encoder_of_the_zoo_trains_and_resumes_bit_for_bit(
         for name, held in whole[part].items():
             assert torch.equal(resumed[part][name], held), name
     for task in ("ks", "er", "sd"):
-        for name, held in whole["Tasks"][task]["Downstream"].items():
-            assert torch.equal(resumed["Tasks"][task]["Downstream"][name], held), name
+        for name, held in whole.tasks[task].head.items():
+            assert torch.equal(resumed.tasks[task].head[name], held), name
 
 
 def test_heads_train_on_features_without_parameters(
@@ -391,7 +391,7 @@ def test_heads_train_on_features_without_parameters(
     config = run_config(tiny_corpus, manifest_cache, 1, **{"upstream.name": "fbank"})
     MultiTaskRunner(config, tmp_path / "run").train()
     saved = checkpoints.load(tmp_path / "run" / "states-1.ckpt")
-    assert saved["Tasks"]["ks"]["Downstream"]["projector.weight"].shape == (256, 240)
+    assert saved.tasks["ks"].head["projector.weight"].shape == (256, 240)
     assert MultiTaskRunner(config, tmp_path / "run", resume=saved).step == 1
 
 

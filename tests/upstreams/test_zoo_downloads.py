@@ -174,6 +174,7 @@ def test_a_checkpoint_given_by_its_url_is_needed_once(
         load_upstream(name, f"{address}/encoder.pt", cache_dir=tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_a_run_resumes_without_its_downloads(
     network_with, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ):
@@ -189,8 +190,8 @@ def test_a_run_resumes_without_its_downloads(
     halfway = checkpoints.load(tmp_path / "whole" / "states-1.ckpt")
     MultiTaskRunner(config, tmp_path / "resumed", resume=halfway).train()
     resumed = checkpoints.load(tmp_path / "resumed" / "states-2.ckpt")
-    for name, held in whole["Upstream"].items():
-        assert torch.equal(resumed["Upstream"][name], held), name
+    for name, held in whole.upstream.items():
+        assert torch.equal(resumed.upstream[name], held), name
 
 
 def test_s3prls_downloads_are_restored(network_with, tmp_path: Path):

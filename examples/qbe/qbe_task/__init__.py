@@ -210,7 +210,7 @@ class QueryByExample(TaskExpert):
                 f"qbe: no query of {split} is in any document.",
                 where=str(self.corpus.truth_folder(split)),
                 fix="Check that the lists and the ground truth are of the same corpus.",
-                code="corpus-incomplete",
+                code="undefined-metric",
             )
         values = {
             layer: maximum_term_weighted_value(score, targets, self.false_alarm_weight)

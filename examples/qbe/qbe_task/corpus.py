@@ -152,7 +152,7 @@ class Quesst14(Corpus):
                 "qbe: the ground truth is missing.",
                 where=f"{self.truth_folder(split)}/*.rttm",
                 fix="Unpack the corpus again.",
-                code="corpus-incomplete",
+                code="corpus-malformed",
             )
         pairs = set()
         for path in files:

@@ -1,7 +1,7 @@
 """A small spoken corpus, synthesised by espeak-ng in the folder layouts of the nine tasks.
 
     DIR/
-      mini_corpus.json                      what this is: size, seed, version
+      mini_corpus.json                      size, seed, version
       LibriSpeech/                          asr, pr
       speech_commands_v0.01/                ks
       speech_commands_test_set_v0.01/       ks
@@ -11,8 +11,8 @@
       SNIPS/                                sf
       Libri2Mix/                            sd
 
-It is speech enough to learn every task from, and to test the whole way of the data on; it is no
-benchmark. One module lays out one corpus.
+It is enough to train every task and to test the whole data path, but it is not a benchmark. Each
+module lays out one corpus.
 """
 
 from s3prl_mtl.data.mini_corpus.build import make_corpus

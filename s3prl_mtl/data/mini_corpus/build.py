@@ -1,4 +1,4 @@
-"""Building the mini corpus: all nine layouts, in parallel, complete or not there."""
+"""Build the mini corpus: all layouts, in parallel, atomically."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LAYOUTS = (
 )
 IDENTITY_FILE = "mini_corpus.json"
 Identity = dict[str, str | int]
-VERSION = 1  # to be raised whenever the same size and seed come to give other bytes
+VERSION = 1  # increment when the same size and seed give other bytes
 _CHUNK = 8
 
 
@@ -55,30 +55,36 @@ def make_corpus(
 ) -> None:
     """Synthesise a small spoken corpus in the folder layouts of SUPERB's nine tasks.
 
-    The same size and seed give the same bytes, whatever `jobs` is. The corpus is built in
-    `<directory>.partial` and renamed when complete. A folder that already holds this very corpus
-    is left as it is. Worker processes import the caller's main module, so a script calls this
+    The same size and seed give the same bytes for any `jobs`. The corpus is built in
+    `<directory>.partial` and renamed when complete; if `directory` already contains this corpus,
+    nothing is done. Worker processes import the caller's main module, so a script must call this
     under `if __name__ == "__main__":`.
 
     Args:
-        directory: where to; it gets `LibriSpeech`, `SNIPS`, ... and `mini_corpus.json`.
-        size: `tiny` for tests (seconds to make), `mini` to learn something from (minutes).
-        seed: not negative; another seed gives other speakers and sentences.
-        jobs: worker processes; None: one for each usable core.
-        progress: called with (recordings done, recordings in all).
+        directory: destination of `LibriSpeech`, `SNIPS`, ... and `mini_corpus.json`.
+        size: `tiny` for tests (takes seconds), `mini` for training (takes minutes).
+        seed: non-negative; changes speakers and sentences.
+        jobs: worker processes; default: one per usable core.
+        progress: called with (recordings done, recordings in total).
 
     Raises:
-        UserError: espeak-ng is missing, the size is unknown, the seed is negative, or
-            `directory` holds something else or cannot be written.
+        UserError: espeak-ng is missing, unknown size, negative seed, or `directory` contains
+            something else or cannot be written.
     """
     if size not in get_args(Size):
         raise UserError(
-            f"There is no mini corpus of size {size!r}.",
+            f"Unknown size of the mini corpus: {size!r}.",
             where="size",
             fix=nearest(str(size), list(get_args(Size))),
+            code="unknown-name",
         )
     if seed < 0:
-        raise UserError(f"The seed is {seed}.", where="seed", fix="Give one that is 0 or more.")
+        raise UserError(
+            f"The seed is negative: {seed}.",
+            where=f"seed {seed}",
+            fix="Use 0 or more.",
+            code="invalid-value",
+        )
     target = Path(os.path.abspath(directory))
     identity: Identity = {
         "format": "s3prl_mtl mini corpus",
@@ -86,7 +92,7 @@ def make_corpus(
         "size": size,
         "seed": seed,
     }
-    if _holds(target, identity):
+    if _exists(target, identity):
         return
     espeak_paths()  # fail before anything is written
     partial_target = target.with_name(target.name + ".partial")
@@ -98,12 +104,13 @@ def make_corpus(
         raise UserError(
             f"The mini corpus cannot be written: {error}.",
             where=str(partial_target),
-            fix="Choose a folder that can be written to, on a disk with room.",
+            fix="Choose a writable folder on a disk with free space.",
+            code="file-unwritable",
         ) from error
 
 
-def _holds(target: Path, identity: Identity) -> bool:
-    """Whether the corpus is there already; an error if something else is in its place."""
+def _exists(target: Path, identity: Identity) -> bool:
+    """Whether the corpus already exists; an error if the folder contains something else."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     try:
@@ -112,26 +119,26 @@ def _holds(target: Path, identity: Identity) -> bool:
         found = None
     if found == identity:
         return True
-    what = (
-        "holds files that are no mini corpus"
-        if found is None
-        else "holds another mini corpus: " + ", ".join(f"{k} {v}" for k, v in found.items())
-    )
+    content = "other files"
+    if found is not None:
+        content = "a mini corpus with " + ", ".join(f"{k} {v}" for k, v in found.items())
     raise UserError(
-        f"The folder for the mini corpus {what}.",
-        where=str(target),
-        fix="Give a folder that does not exist yet, or remove this one.",
+        "The folder for the mini corpus is not empty.",
+        where=f"{target}, which contains {content}",
+        fix="Use a new folder, or remove this one.",
+        code="file-exists",
     )
 
 
 def _start_over(folder: Path, identity: Identity) -> None:
-    """An empty folder with the identity file; what an interrupted run left there is removed."""
+    """Make an empty folder with the identity file, after removing what an interrupted run left."""
     if folder.exists():
         if not (folder / IDENTITY_FILE).is_file():
             raise UserError(
-                "The folder in which the mini corpus would be built holds something else.",
+                "The folder for building the mini corpus contains other files.",
                 where=str(folder),
-                fix="Remove it, or give another folder for the corpus.",
+                fix="Remove it, or use another folder for the corpus.",
+                code="file-exists",
             )
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -148,7 +155,7 @@ def _build(
     plans = [layout.plan(size, seed) for layout in LAYOUTS]
     recordings = [recording for plan in plans for recording in plan.recordings]
     renderings: dict[str, Rendered] = {}
-    # Fresh processes: espeak-ng must be theirs alone, and forking is unsafe beside threads.
+    # Spawned: each needs its own copy of espeak-ng, and forking is unsafe beside threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         try:
@@ -158,7 +165,7 @@ def _build(
                 if progress is not None:
                     progress(done, len(recordings))
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # but wait for what is being written
+            pool.shutdown(cancel_futures=True)  # waits for files being written
             raise
     for plan in plans:
         plan.write_side_files(root, renderings)

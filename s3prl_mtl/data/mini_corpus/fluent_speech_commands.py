@@ -40,7 +40,7 @@ DEMOGRAPHICS = [
 
 @dataclass(frozen=True)
 class Amounts:
-    """Speakers of a split, and how many commands each says."""
+    """Numbers of speakers of a split and commands per speaker."""
 
     speakers: int
     commands_each: int
@@ -87,7 +87,7 @@ def plan(size: str, seed: int) -> Plan:
 
 
 def _in_turn(count: int, rng: np.random.Generator) -> list[Intent]:
-    """`count` intents, each as often as every other, in random order."""
+    """`count` intents, all equally frequent, in random order."""
     order = [index % len(INTENTS) for index in range(count)]
     return [INTENTS[index] for index in rng.permutation(order)]
 

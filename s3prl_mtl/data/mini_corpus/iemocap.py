@@ -1,4 +1,4 @@
-"""IEMOCAP: dialogues of two actors a session, with an emotion for each turn.
+"""IEMOCAP: sessions of dialogues between two actors, with an emotion for each turn.
 
 IEMOCAP_full_release/Session<1-5>/
   dialog/EmoEvaluation/<dialog>.txt      one block a turn: [start - end] turn emotion [V, A, D]
@@ -29,9 +29,13 @@ TURN_GAP_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Emotion:
-    """An emotion: its label, the annotators' word, the way of speaking, the attributes.
+    """An emotion.
 
-    `attributes` are valence, activation and dominance, 1 to 5.
+    Args:
+        code: its label.
+        name: its name in the annotators' votes.
+        prosody: its way of speaking.
+        attributes: valence, activation and dominance, 1 to 5.
     """
 
     code: str
@@ -83,7 +87,7 @@ class _Turn:
 def plan(size: str, seed: int) -> Plan:
     """The recordings and annotations of IEMOCAP.
 
-    The words are drawn apart from the emotion: only the way of speaking tells it.
+    Words are independent of the emotion; only the prosody expresses it.
     """
     rng = generator(seed, ROOT)
     voices = draw_speakers(10, ACTORS, rng)

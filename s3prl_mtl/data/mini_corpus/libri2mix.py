@@ -1,4 +1,4 @@
-"""Libri2Mix for diarization: two speakers who partly talk over each other, in Kaldi form.
+"""Libri2Mix for diarization: partly overlapping speech of two speakers, in Kaldi format.
 
 Libri2Mix/{train,dev,test}/
   wav/<recording>.wav
@@ -33,7 +33,7 @@ ROOT = "Libri2Mix"
 
 @dataclass(frozen=True)
 class Amounts:
-    """Speakers of a split, and mixtures of two of them."""
+    """Numbers of speakers and mixtures of a split."""
 
     speakers: int
     mixtures: int
@@ -78,7 +78,7 @@ def plan(size: str, seed: int) -> Plan:
 def _track(
     voice: Speaker, texts: list[str], start_seconds: float, rng: np.random.Generator
 ) -> tuple[Phrase, ...]:
-    """What one speaker says, with pauses in which the other may be heard alone, or nobody."""
+    """Phrases of one speaker, separated by pauses."""
     pauses = [start_seconds, *rng.uniform(0.4, 1.6, len(texts) - 1)]
     return tuple(
         Phrase(text.lower(), voice, pause_seconds=float(pause))
@@ -87,7 +87,7 @@ def _track(
 
 
 def _write_kaldi(folder: Path, rendered: list[tuple[Rendered, list[int]]]) -> None:
-    """Kaldi's files, each sorted by its first column, as Kaldi wants them."""
+    """Write Kaldi's files, sorted by their first column as Kaldi requires."""
     wav_scp, durations, segments, utt2spk = [], [], [], []
     rttm: dict[str, list[str]] = {}
     spk2utt: dict[str, list[str]] = defaultdict(list)

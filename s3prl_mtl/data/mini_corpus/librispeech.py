@@ -1,4 +1,4 @@
-"""LibriSpeech: sentences read by unseen speakers, and their lexicon.
+"""LibriSpeech: read sentences with disjoint speakers per subset, and a lexicon.
 
 LibriSpeech/
   SPEAKERS.TXT                                  id | sex | subset | minutes | name
@@ -28,7 +28,7 @@ ROOT = "LibriSpeech"
 
 @dataclass(frozen=True)
 class Subset:
-    """How much of a subset to make; `other` ones have accents and more noise."""
+    """Size of a subset; `other` subsets have accents and more noise."""
 
     name: str
     speakers: int

@@ -1,4 +1,4 @@
-"""What one audio file of the mini corpus is to hold, before and after it is synthesised."""
+"""Planned and rendered audio files of the mini corpus."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Speaker:
-    """A voice: an espeak-ng voice and what is changed about it.
+    """A voice of espeak-ng and its modifications.
 
     Args:
         voice: name of the espeak-ng voice and variant, such as `en-us+m3`.
-        female: whether the variant is a woman's voice.
-        pitch: espeak-ng's pitch, 0 to 100, 50 being the variant's own.
+        female: whether the variant is female.
+        pitch: espeak-ng's pitch, 0 to 100; 50 is the default of the variant.
         pitch_range: espeak-ng's pitch range, 0 to 100.
         words_per_minute: speaking rate.
-        tract_scale: factor on all frequencies, as of a shorter (> 1) or longer vocal tract.
-        resonances: (centre in Hz, gain in dB) of the speaker's fixed equalisation.
+        tract_scale: factor on all frequencies; above 1 for a shorter vocal tract.
+        resonances: (centre in Hz, gain in dB) of a fixed equalisation.
     """
 
     voice: str
@@ -35,7 +35,7 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Prosody:
-    """How a phrase departs from its speaker's usual way of speaking.
+    """Deviation of a phrase from its speaker's usual way of speaking.
 
     Args:
         rate: factor on the speaking rate.
@@ -54,7 +54,7 @@ class Prosody:
 
 @dataclass(frozen=True)
 class Phrase:
-    """Words that one speaker says without a break, `pause_seconds` after the phrase before."""
+    """Words of one speaker without a break, `pause_seconds` after the previous phrase."""
 
     text: str
     speaker: Speaker
@@ -64,14 +64,14 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Recording:
-    """One audio file: parallel tracks of phrases over a background noise.
+    """A planned audio file: parallel tracks of phrases over background noise.
 
     Args:
-        path: where it lies, relative to the corpus root, with forward slashes.
-        tracks: each a sequence of phrases; tracks overlap in time. None: noise only.
+        path: path relative to the corpus root, with forward slashes.
+        tracks: sequences of phrases that overlap in time; empty for noise only.
         noise: name of the background noise (`noise.NOISES`).
-        noise_db: its level (RMS), in dB of full scale.
-        seconds: fixed length; None: as long as the speech and a little silence around it.
+        noise_db: RMS level of the noise in dB of full scale.
+        seconds: fixed duration; None: the speech and a short margin.
     """
 
     path: str
@@ -83,9 +83,9 @@ class Recording:
 
 @dataclass(frozen=True)
 class Rendered:
-    """What became of a recording: its length, and where each phrase lies, in seconds.
+    """A written audio file: its duration and the (start, end) of each phrase, in seconds.
 
-    `spans` holds (start, end) of the phrases of the first track, then of the second, ...
+    `spans` are those of the first track, then of the second, and so on.
     """
 
     path: str
@@ -98,9 +98,11 @@ Renderings = Mapping[str, Rendered]
 
 @dataclass(frozen=True)
 class Plan:
-    """A corpus to be: its recordings, and what writes its side files once they are rendered.
+    """A planned corpus.
 
-    `write_side_files(root, renderings)` gets the corpus root and the renderings by path.
+    Args:
+        recordings: its audio files.
+        write_side_files: writes its metadata, given the root folder and the renderings by path.
     """
 
     recordings: list[Recording]
@@ -108,12 +110,12 @@ class Plan:
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
-    """Random numbers that depend on the seed and the name only, not on what was drawn before."""
+    """A random generator that depends on seed and name only."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
 
 def write_lines(path: Path, lines: list[str]) -> None:
-    """Write text lines, each ended by a newline on every platform, making the folder."""
+    """Write lines that end in a newline on every platform, and create the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes("".join(line + "\n" for line in lines).encode("utf-8"))

@@ -1,4 +1,4 @@
-"""From a planned recording to an audio file: synthesis, speaker, prosody, level, noise."""
+"""Rendering of a planned recording: synthesis, speaker, prosody, level and noise."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PEAK = 0.9
 
 
 def render(root: Path, seed: int, recording: Recording) -> Rendered:
-    """Synthesise a recording and write it, 16 kHz mono 16-bit, below `root`.
+    """Synthesise a recording and write it below `root`, 16 kHz mono, 16 bits.
 
-    The bytes depend on the seed and the recording alone, never on what was rendered before.
+    The bytes depend on seed and recording only, not on earlier renderings.
     """
     rng = generator(seed, recording.path)
     tracks = [[(phrase, _speak(phrase, rng)) for phrase in track] for track in recording.tracks]
@@ -38,7 +38,7 @@ def render(root: Path, seed: int, recording: Recording) -> Rendered:
     if recording.seconds is not None:
         spare = round(recording.seconds * SAMPLE_RATE) - samples
         if spare < 0:
-            raise RuntimeError(f"{recording.path}: the speech is longer than the file is to be")
+            raise RuntimeError(f"{recording.path}: the speech is longer than the file")
         samples, offset = samples + spare, int(rng.integers(spare + 1))
 
     waveform = background(recording.noise, samples, recording.noise_db, rng)
@@ -57,13 +57,13 @@ def render(root: Path, seed: int, recording: Recording) -> Rendered:
 
 
 def _speak(phrase: Phrase, rng: np.random.Generator) -> np.ndarray:
-    """One phrase at 16 kHz, without silence around it, at its level."""
+    """Waveform of a phrase at 16 kHz and at its level, without silence around it."""
     speaker, prosody = phrase.speaker, phrase.prosody
-    # No two utterances of a speaker are alike: small changes of pitch, rate and level.
+    # Small random changes of pitch, rate and level make each utterance different.
     speech = synthesise(
         phrase.text,
         speaker.voice,
-        # Scaling the vocal tract below makes the speech shorter by the same factor.
+        # Scaling the vocal tract (below) shortens the speech by the same factor.
         words_per_minute=np.clip(
             speaker.words_per_minute * prosody.rate * rng.uniform(0.95, 1.05) / speaker.tract_scale,
             80,
@@ -83,7 +83,7 @@ def _speak(phrase: Phrase, rng: np.random.Generator) -> np.ndarray:
 
 
 def _scaled_tract(speech: np.ndarray, scale: float) -> np.ndarray:
-    """Resample to 16 kHz as if the samples had come `scale` times as fast."""
+    """Resample to 16 kHz as if the sample rate had been `scale` times as high."""
     up, down = 320, round(ESPEAK_RATE * 320 / SAMPLE_RATE * scale)
     return resample_poly(speech, up, down, window=_low_pass(up, down))
 
@@ -95,7 +95,7 @@ def _low_pass(up: int, down: int) -> np.ndarray:
 
 
 def _trimmed(speech: np.ndarray) -> np.ndarray:
-    """Cut what is 40 dB below the loudest 10 ms, at both ends."""
+    """Trim both ends where the level is 40 dB below the loudest 10 ms."""
     window = SAMPLE_RATE // 100
     frames = speech[: len(speech) // window * window].reshape(-1, window)
     energies = np.mean(frames**2, axis=1)
@@ -104,12 +104,12 @@ def _trimmed(speech: np.ndarray) -> np.ndarray:
 
 
 def _limited(speech: np.ndarray) -> np.ndarray:
-    """Round off the peaks of voices that are spiky, so that loudness can be equal."""
+    """Compress peaks, so that voices with high peaks can be equally loud."""
     return 0.8 * np.tanh(speech / 0.8)
 
 
 def _peak_filter(hertz: float, gain_db: float) -> np.ndarray:
-    """A bell of an octave or so around `hertz` (R. Bristow-Johnson's audio EQ cookbook)."""
+    """Peaking filter, about one octave wide (R. Bristow-Johnson's audio EQ cookbook)."""
     root = 10 ** (gain_db / 40)
     omega = 2 * np.pi * hertz / SAMPLE_RATE
     alpha = np.sin(omega) / 2
@@ -120,7 +120,7 @@ def _peak_filter(hertz: float, gain_db: float) -> np.ndarray:
 
 
 def _high_shelf(hertz: float, gain_db: float) -> np.ndarray:
-    """Gain of `gain_db` above `hertz`, none below (the same cookbook, slope 1)."""
+    """High-shelf filter with `gain_db` above `hertz` (same cookbook, slope 1)."""
     root = 10 ** (gain_db / 40)
     omega = 2 * np.pi * hertz / SAMPLE_RATE
     cosine, side = np.cos(omega), 2 * np.sqrt(root) * np.sin(omega) / np.sqrt(2)

@@ -1,12 +1,12 @@
-"""Audio SNIPS: requests with slots, told apart into splits by speaker.
+"""Audio SNIPS: requests with slots, split by speaker.
 
     SNIPS/
       {train,valid,test}/<speaker>/<speaker>-snips-<split>-<n>.wav
       all.iob.snips.txt     <utterance> BOS WORDS... EOS<TAB>O slots... intent
       slots.txt             O, then one slot a line
 
-As in the original, every speaker reads something in every folder; SUPERB takes from each folder
-only the speakers of that split.
+As in the original, speakers of other splits occur in every folder; SUPERB takes from each folder
+only the speakers of its split.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ SPEAKERS = {
 
 @dataclass(frozen=True)
 class Amounts:
-    """Requests of each speaker in the folder of their split, and of one stranger to each folder."""
+    """Requests per speaker of the split, and of one speaker of another split, in each folder."""
 
     own: dict[str, int]
-    strangers: int
+    other: int
 
 
 AMOUNTS = {
-    "tiny": Amounts({"train": 2, "valid": 1, "test": 1}, strangers=1),
-    "mini": Amounts({"train": 60, "valid": 15, "test": 20}, strangers=1),
+    "tiny": Amounts({"train": 2, "valid": 1, "test": 1}, other=1),
+    "mini": Amounts({"train": 60, "valid": 15, "test": 20}, other=1),
 }
 
 
@@ -56,9 +56,9 @@ def plan(size: str, seed: int) -> Plan:
     recordings: list[Recording] = []
     lines: list[str] = []
     for split, own_speakers in SPEAKERS.items():
-        stranger = next(name for name in names if name not in own_speakers)
-        for name in (*own_speakers, stranger):
-            count = amounts.own[split] if name in own_speakers else amounts.strangers
+        other_speaker = next(name for name in names if name not in own_speakers)
+        for name in (*own_speakers, other_speaker):
+            count = amounts.own[split] if name in own_speakers else amounts.other
             for number in range(count):
                 words, slots, intent = draw_slot_sentence(rng)
                 utterance = f"{name}-snips-{split}-{number}"

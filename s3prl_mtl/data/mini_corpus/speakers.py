@@ -11,13 +11,13 @@ from s3prl_mtl.data.mini_corpus.recording import Speaker
 
 @dataclass(frozen=True)
 class Population:
-    """The kind of people that a corpus recorded.
+    """A distribution of voices.
 
     Args:
-        accents: espeak-ng's voices to choose from.
-        male: espeak-ng's variants for men.
-        female: espeak-ng's variants for women.
-        spread: how far vocal tracts, pitches and equalisations lie apart; 0: not at all.
+        accents: voices of espeak-ng.
+        male: male variants of espeak-ng.
+        female: female variants of espeak-ng.
+        spread: relative range of vocal tracts, pitches and equalisations; 0 for none.
     """
 
     accents: tuple[str, ...]
@@ -26,8 +26,8 @@ class Population:
     spread: float
 
 
-# All variants here sound like people and come out the same every time
-# (`caleb` and `Reed` read memory that espeak-ng does not initialise).
+# Variants that sound human and are reproducible
+# (`caleb` and `Reed` depend on uninitialised memory in espeak-ng).
 _MEN = (
     "m1",
     "m3",
@@ -67,10 +67,10 @@ ACTORS = Population(("en-us",), ("m1", "m3"), ("f1", "f4"), spread=0.4)
 
 
 def draw_speakers(count: int, population: Population, rng: np.random.Generator) -> list[Speaker]:
-    """Draw speakers who are spread evenly over the ways in which voices differ.
+    """Draw speakers with evenly spread voice parameters.
 
-    Men and women alternate. Any contiguous part of the list is drawn like any other, so speakers
-    who are held out are of the same kind as those who are trained on, but never the same.
+    Male and female alternate. All contiguous parts of the list have the same distribution, so
+    held-out speakers are similar to, but different from, training speakers.
     """
     spread = population.spread
     male, female = rng.permutation(population.male), rng.permutation(population.female)
@@ -98,5 +98,5 @@ def draw_speakers(count: int, population: Population, rng: np.random.Generator) 
 
 
 def _even_places(count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` numbers in (-1, 1), one from each of as many equal intervals, in random order."""
+    """`count` numbers in (-1, 1), one from each of `count` equal intervals, in random order."""
     return (rng.permutation(count) + rng.random(count)) / count * 2 - 1

@@ -1,4 +1,4 @@
-"""Speech Commands v0.01 and its test set: single words of one second, and noises.
+"""Speech Commands v0.01 and its test set: single words of one second, and noise.
 
     speech_commands_v0.01/
       <word>/<speaker: 8 hex digits>_nohash_<n>.wav
@@ -7,8 +7,8 @@
     speech_commands_test_set_v0.01/
       <keyword>/*.wav  _unknown_/*.wav  _silence_/*.wav
 
-The split follows from the SHA-1 of the speaker's name: below 10 % validation, 10 to 20 % testing
-(dropped by SUPERB, which has the separate test set), the rest training.
+The SHA-1 of the speaker's name determines the split: below 10 % validation, 10 to 20 % testing
+(not used by SUPERB, which uses the separate test set), the rest training.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ NOISE_FILES = {
     "mains_hum": "hum",
     "exercise_bike": "bike",
 }
-_BUCKETS = 2**27  # of the data set's own rule
+_BUCKETS = 2**27  # constant of the data set's split rule
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """Speakers of each part; `takes` repetitions of a word by a training speaker."""
+    """Speakers of each part; `takes` is the repetitions of a word by a training speaker."""
 
     training: int
     validation: int
@@ -63,7 +63,7 @@ AMOUNTS = {
 
 
 def hash_fraction(speaker: str) -> float:
-    """Where in [0, 1) the data set's rule puts a speaker."""
+    """Position of a speaker in [0, 1) according to the data set's split rule."""
     return int(hashlib.sha1(speaker.encode()).hexdigest(), 16) % _BUCKETS / (_BUCKETS - 1)
 
 
@@ -92,7 +92,7 @@ def plan(size: str, seed: int) -> Plan:
                     recordings.append(
                         Recording(
                             path=f"{TEST_ROOT if part == 'test_set' else ROOT}/{path}",
-                            # A little slower and clearer than running speech.
+                            # Slower and clearer than running speech.
                             tracks=((Phrase(word, voice, Prosody(rate=0.85)),),),
                             noise=str(rng.choice(["pink", "brown", "white"])),
                             noise_db=float(rng.uniform(-60, -50)),
@@ -128,12 +128,12 @@ def plan(size: str, seed: int) -> Plan:
 
 
 def _test_words(speaker_index: int) -> list[str]:
-    """All keywords and one unknown word, as every class is about as frequent in the test set."""
+    """All keywords and one unknown word: classes are about equally frequent in the test set."""
     return [*KEYWORDS, UNKNOWN_WORDS[speaker_index % len(UNKNOWN_WORDS)]]
 
 
 def _name_between(low: float, high: float, rng: np.random.Generator) -> str:
-    """A speaker's name that the rule puts between two fractions."""
+    """A speaker's name with a position between two fractions."""
     while True:
         name = f"{rng.integers(2**32):08x}"
         if low <= hash_fraction(name) < high:

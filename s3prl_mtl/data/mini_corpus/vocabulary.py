@@ -1,4 +1,4 @@
-"""The words of the mini corpus: sentences of a small grammar, pronunciations, intents, slots."""
+"""Sentences, pronunciations, intents and slots of the mini corpus."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _PATTERNS = (
 
 
 def draw_sentences(count: int, rng: np.random.Generator, *, shortest: int = 3) -> list[str]:
-    """Different sentences of `shortest` to five words, upper case."""
+    """Distinct sentences of `shortest` to five words, in upper case."""
     patterns = [pattern for pattern in _PATTERNS if len(pattern) >= shortest]
     sentences: dict[str, None] = {}
     while len(sentences) < count:
@@ -77,7 +77,7 @@ def draw_sentences(count: int, rng: np.random.Generator, *, shortest: int = 3) -
 
 
 def pick(choices: Sequence[str], rng: np.random.Generator) -> str:
-    """One of the choices, each as likely."""
+    """A uniformly random choice."""
     return choices[int(rng.integers(len(choices)))]
 
 
@@ -87,7 +87,7 @@ UNKNOWN_WORDS = ("bed", "bird", "cat", "dog", "happy", "house")
 
 @dataclass(frozen=True)
 class Intent:
-    """What a spoken command asks for, in the three slots of Fluent Speech Commands."""
+    """An intent of Fluent Speech Commands, and commands that express it."""
 
     action: str
     object: str
@@ -126,7 +126,7 @@ SLOT_VALUES = {
     "timeRange": ("TODAY", "TOMORROW", "TONIGHT"),
 }
 
-# Carrier sentences by intent; a word in braces is filled with a value of that slot.
+# Sentences by intent; a word in braces is replaced with a value of that slot.
 SLOT_CARRIERS = {
     "AddToPlaylist": ("ADD THIS SONG TO {playlist}", "ADD {artist} TO {playlist}"),
     "BookRestaurant": ("BOOK A TABLE IN {city} FOR {party_size_number}",),
@@ -138,7 +138,7 @@ SLOT_CARRIERS = {
 
 
 def draw_slot_sentence(rng: np.random.Generator) -> tuple[list[str], list[str], str]:
-    """A sentence with slots: its words, the slot of each word (`O`: none), and the intent."""
+    """A random request: words, slot of each word (`O`: none), and intent."""
     intent = pick(list(SLOT_CARRIERS), rng)
     words: list[str] = []
     slots: list[str] = []

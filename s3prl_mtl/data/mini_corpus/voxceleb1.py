@@ -1,4 +1,4 @@
-"""VoxCeleb1: many speakers, several videos of each.
+"""VoxCeleb1: speakers with several videos each.
 
 VoxCeleb1/
   dev/wav/<speaker>/<video>/<n>.wav         id10001, id10002, ...
@@ -33,7 +33,7 @@ FIRST_DEV, FIRST_TEST = 10001, 10270
 
 @dataclass(frozen=True)
 class Amounts:
-    """Speakers, clips a video, and videos by code of the identification split (1, 2, 3)."""
+    """Speakers, clips per video, and videos per code of the identification split (1, 2, 3)."""
 
     dev_speakers: int
     test_speakers: int
@@ -52,8 +52,8 @@ AMOUNTS = {
 def plan(size: str, seed: int) -> Plan:
     """The recordings and lists of VoxCeleb1.
 
-    Clips hold over two seconds of speech, as verification trains on no shorter ones. A video has
-    its own background noise and way of speaking, so that clips of one video are more alike.
+    Clips contain over two seconds of speech, the minimum for training verification. Each video has
+    its own background noise and prosody, so that its clips are similar.
     """
     rng = generator(seed, ROOT)
     amounts = AMOUNTS[size]
@@ -95,7 +95,7 @@ def plan(size: str, seed: int) -> Plan:
 
     def write_side_files(root: Path, _renderings: Renderings) -> None:
         write_lines(root / ROOT / "iden_split.txt", codes)
-        # The original and the cleaned list differ by a few wrong trials; here there are none.
+        # In the original, veri_test2 is veri_test without a few wrong trials.
         write_lines(root / ROOT / "veri_test.txt", trials)
         write_lines(root / ROOT / "veri_test2.txt", trials)
 
@@ -103,7 +103,7 @@ def plan(size: str, seed: int) -> Plan:
 
 
 def draw_trials(clips: list[str], count: int, rng: np.random.Generator) -> list[str]:
-    """At most `count` different trials, half of them of the same speaker in two videos."""
+    """At most `count` distinct trials, half of them target trials between two videos."""
     same: list[str] = []
     other: list[str] = []
     for one, two in combinations(clips, 2):

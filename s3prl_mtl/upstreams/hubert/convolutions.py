@@ -1,7 +1,9 @@
 """HuBERT's convolutional front end, over one packed signal instead of padded waveforms.
 
-Every utterance starts at a multiple of the total stride, so that each convolution meets it in the
-same phase as alone. Outputs that straddle two utterances are computed and dropped:
+Frames are rows, channels are columns. A convolution is a matrix product on a view of the rows, so
+no operation plans or compiles a kernel for the length of an utterance. Every utterance
+starts at a multiple of the total stride, so that each convolution meets it in the same phase as
+alone. Outputs that straddle two utterances are computed and dropped:
 
     signal     |aaaaaaaaaaaa....|bbbbbbb.|cccccc..|      . = gap, less than one total stride
     frames      a   a   a   x    b   x    c   x          x = dropped
@@ -68,51 +70,99 @@ class ConvolutionalFrontEnd(nn.Module):
     def _frames(self, wavs: list[Tensor]) -> list[Tensor]:
         """``(T_i, C)`` of each waveform."""
         total_stride = self.config.total_stride
-        first_stride = self.config.conv_feature_layers[0][2]
-        *first_modules, gelu = self.conv_layers[0].children()
+        width, kernel, stride = self.config.conv_feature_layers[0]
+        conv, norm, gelu = self._parts(0)
+        weight = conv.weight.flatten(1)
         pieces: list[Tensor] = []
         slots = []
         for wav in wavs:
-            # The first block runs on each utterance alone because its GroupNorm averages over
-            # time. It is cheap: one input channel.
-            x = wav[None, None]
-            for module in first_modules:
-                x = module(x)
+            # The first block runs on one utterance at a time: its GroupNorm averages over time,
+            # and one utterance fits into the processor's cache.
+            x = F.linear(wav.unfold(0, kernel, stride), weight, conv.bias)
+            pieces.append(x if norm is None else norm.over_rows(x))
             slots.append(math.ceil(len(wav) / total_stride))
-            gap = slots[-1] * total_stride // first_stride - x.shape[-1]
-            pieces.append(x)
+            gap = slots[-1] * total_stride // stride - len(x)
             if gap:
-                pieces.append(x.new_zeros(1, x.shape[1], gap))
-        x = gelu(torch.cat(pieces, dim=-1))
-        for block in list(self.conv_layers)[1:]:
-            x = block(x)
-        frames = x[0].t()
+                pieces.append(x.new_zeros(gap, width))
+        x = gelu(torch.cat(pieces))
+        for index in range(1, len(self.conv_layers)):
+            conv, norm, gelu = self._parts(index)
+            x = strided_convolution(x, conv.weight, conv.bias, conv.stride[0])
+            x = gelu(x if norm is None else norm.over_rows(x))
         result = []
         start = 0
         for wav, slot in zip(wavs, slots, strict=True):
-            result.append(frames[start : start + self.config.num_frames(len(wav))])
+            result.append(x[start : start + self.config.num_frames(len(wav))])
             start += slot
         return result
 
+    def _parts(self, index: int) -> tuple[nn.Conv1d, TimeNorm | ChannelNorm | None, nn.GELU]:
+        """Convolution, norm (or None) and activation of a block."""
+        modules: list[Any] = list(self.conv_layers[index].modules())
+        norms = [module for module in modules if isinstance(module, TimeNorm | ChannelNorm)]
+        conv = next(module for module in modules if isinstance(module, nn.Conv1d))
+        return conv, norms[0] if norms else None, modules[-1]
+
+
+def strided_convolution(rows: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """Convolution over the first dimension, one product per ``stride`` kernel positions.
+
+    With kernel 3 and stride 2, output j is ``[row 2j, row 2j + 1] @ W01 + row 2j+2 @ W2``.
+
+    Args:
+        rows: ``(N, C)``, N a multiple of the stride.
+        weight: ``(C_out, C, kernel)``.
+        bias: ``(C_out,)`` or None.
+        stride: rows from one output to the next.
+
+    Returns:
+        ``(N / stride, C_out)``. Outputs whose kernel goes beyond the last row are incomplete.
+    """
+    channels = weight.shape[1]
+    blocks = rows.reshape(-1, stride * channels)
+    # Kernel positions side by side, like the rows of a block.
+    by_block = weight.transpose(1, 2).flatten(1).split(stride * channels, dim=1)
+    out = F.linear(blocks[:, : by_block[0].shape[1]], by_block[0], bias)
+    for behind, part in enumerate(by_block[1:], 1):
+        later = F.linear(blocks[behind:, : part.shape[1]], part)
+        out = out + F.pad(later, (0, 0, 0, behind))
+    return out
+
 
 class TimeNorm(nn.GroupNorm):
-    """GroupNorm computed in float32 at least, given back in the type it came in."""
+    """GroupNorm with one group a channel: each channel is normalised over the time."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def over_rows(self, x: Tensor) -> Tensor:
+        """Normalise ``(T, C)`` of one utterance in at least float32; the dtype is kept."""
         wide = _at_least_float32(x)
-        y = F.group_norm(wide, self.num_groups, self.weight.to(wide), self.bias.to(wide), self.eps)
-        return y.to(x.dtype)
+        # Batch norm of a single image reads rows in place; group norm would copy them.
+        image = wide[None, None].permute(0, 3, 1, 2)
+        y = F.batch_norm(
+            image,
+            None,
+            None,
+            self.weight.to(wide),
+            self.bias.to(wide),
+            training=True,
+            eps=self.eps,
+        )
+        return y[0, :, 0].t().to(x.dtype)
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of ``(1, C, T)``, computed in float32 at least."""
+    """LayerNorm over channels, computed in at least float32; the dtype is kept."""
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = _at_least_float32(x).transpose(1, 2)
+        """Normalise ``(1, C, T)``."""
+        return self.over_rows(x.transpose(1, 2)).transpose(1, 2)
+
+    def over_rows(self, x: Tensor) -> Tensor:
+        """Normalise ``(T, C)``."""
+        wide = _at_least_float32(x)
         y = F.layer_norm(
             wide, self.normalized_shape, self.weight.to(wide), self.bias.to(wide), self.eps
         )
-        return y.transpose(1, 2).to(x.dtype)
+        return y.to(x.dtype)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -13,8 +13,10 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream, check_waveforms
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
 from s3prl_mtl.upstreams.hubert.convolutions import ConvolutionalFrontEnd, ScaleGradient
+from s3prl_mtl.upstreams.hubert.dropout import dropout
 from s3prl_mtl.upstreams.hubert.packing import group_by_length
 from s3prl_mtl.upstreams.hubert.transformer import TransformerEncoder
+from s3prl_mtl.upstreams.strict_loading import load_strictly
 
 # Share of padding allowed in a group that attends together. On a CPU a tenth takes 0.87 of the
 # time that no padding takes (hubert_tiny, 66 utterances of 1 to 3 s). The share for a GPU, where
@@ -91,7 +93,7 @@ class Hubert(Upstream):
         if self.post_extract_proj is not None:
             # The residual stream stays in the parameters' type under autocast.
             features = self.post_extract_proj(features).to(weight.dtype)
-        features = F.dropout(features, self.config.dropout_input, self.training)
+        features = dropout(features, self.config.dropout_input, self.training)
         max_padding = MAX_PADDING.get(weight.device.type, MAX_PADDING["cuda"])
         groups = group_by_length(lengths, max_padding, weight.device)
         states = torch.stack(self.encoder(features, groups))
@@ -147,25 +149,14 @@ def build_hubert(
     # Initialising 95 M parameters only to overwrite them takes a second.
     with torch.device("meta"):
         model = Hubert(config, fairseq_header)
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state_dict.items()}
-    faults = [f"{name} is missing" for name in wanted if name not in found]
-    faults += [f"{name} does not belong there" for name in found if name not in wanted]
-    faults += [
-        f"{name} has shape {found[name]} instead of {shape}"
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
-    ]
-    if faults:
-        shown = "; ".join(faults[:4]) + (f"; {len(faults) - 4} more" if len(faults) > 4 else "")
-        raise UserError(
-            f"The parameters do not fit the HuBERT that the settings describe: {shown}.",
-            where=where,
-            fix="Take a complete HuBERT checkpoint from pre-training.",
-            code="checkpoint-mismatch",
-        )
     model.to_empty(device="cpu")
-    model.load_state_dict(state_dict)
+    load_strictly(
+        model,
+        state_dict,
+        "the HuBERT that the settings describe",
+        where,
+        fix="Take a complete HuBERT checkpoint from pre-training.",
+    )
     return model
 
 

@@ -18,7 +18,7 @@ from s3prl_mtl.fileio.safe_torch import (
     CLASS_KEY,
     NamingPickle,
     from_plain,
-    load_inert,
+    safe_load,
     to_plain,
 )
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
@@ -52,7 +52,7 @@ def read_fairseq_checkpoint(path: str | os.PathLike[str]) -> FairseqCheckpoint:
         UserError: not a checkpoint, truncated, of another model, or with objects of other classes.
     """
     path = Path(path)
-    loaded = load_inert(path, kind=KIND)
+    loaded = safe_load(path, kind=KIND)
     where = str(path)
     state_dict = loaded.get("model") if isinstance(loaded, Mapping) else None
     if not isinstance(state_dict, Mapping) or not any(map(loaded.get, ("cfg", "args"))):

@@ -12,6 +12,7 @@ side; it gets them in groups whose lengths differ little:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,14 +24,12 @@ class LengthGroup:
     """Consecutive utterances of the packed frames, to be padded to the longest.
 
     Args:
-        start: first row of the group in the packed frames.
         lengths: frames of its utterances, falling.
         slots: where each frame lies in the padded group, flattened to ``(B * T_max,)``; None if
             all lengths are equal, so that padding and unpadding are views.
         mask: ``(B, T_max)``, True at frames, None as above.
     """
 
-    start: int
     lengths: list[int]
     slots: Tensor | None
     mask: Tensor | None
@@ -39,10 +38,9 @@ class LengthGroup:
     def frames(self) -> int:
         return sum(self.lengths)
 
-    def pad(self, packed: Tensor) -> Tensor:
-        """``(sum T, D)`` of the whole batch -> ``(B, T_max, D)`` of this group, zeros between."""
-        rows = packed[self.start : self.start + self.frames]
-        size = (len(self.lengths), self.lengths[0], packed.shape[1])
+    def pad(self, rows: Tensor) -> Tensor:
+        """``(frames, D)`` of this group -> ``(B, T_max, D)``, zeros between."""
+        size = (len(self.lengths), self.lengths[0], rows.shape[1])
         if self.slots is None:
             return rows.view(size)
         padded = rows.new_zeros(size[0] * size[1], size[2])
@@ -52,6 +50,14 @@ class LengthGroup:
         """``(B, T_max, D)`` -> ``(frames, D)``, padding dropped."""
         rows = padded.reshape(-1, padded.shape[-1])
         return rows if self.slots is None else rows.index_select(0, self.slots)
+
+
+def split_by_group(packed: Tensor, groups: list[LengthGroup]) -> Sequence[Tensor]:
+    """``(sum T, D)`` of the whole batch -> ``(frames, D)`` of each group.
+
+    A single split: the gradient of one slice per group is as large as the whole batch.
+    """
+    return [packed] if len(groups) == 1 else packed.split([group.frames for group in groups])
 
 
 def group_by_length(
@@ -65,7 +71,7 @@ def group_by_length(
         device: where the index tensors go.
     """
     groups: list[LengthGroup] = []
-    first = start = 0
+    first = 0
     while first < len(lengths):
         longest = lengths[first]
         after = first + 1
@@ -78,7 +84,6 @@ def group_by_length(
             mask = torch.arange(longest) < frame_counts[:, None]
             slots = mask.flatten().nonzero()[:, 0].to(device, non_blocking=True)
             mask = mask.to(device, non_blocking=True)
-        groups.append(LengthGroup(start, group_lengths, slots, mask))
-        start += sum(group_lengths)
+        groups.append(LengthGroup(group_lengths, slots, mask))
         first = after
     return groups

@@ -77,7 +77,7 @@ def nothing_executed() -> Iterator[None]:
 
 
 def _s3prl_modules() -> list[ModuleType]:
-    return [module for name, module in sys.modules.items() if name.startswith(_PREFIX)]
+    return [module for name, module in list(sys.modules.items()) if name.startswith(_PREFIX)]
 
 
 def _make_checked_eval() -> Callable[..., Any]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.safe_torch import NamingPickle, from_plain, load_inert, to_plain
+from s3prl_mtl.fileio.safe_torch import NamingPickle, from_plain, safe_load, to_plain
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def s3prl_downloads(
 
 def _store(path: Path) -> dict[str, Any] | None:
     try:
-        loaded = to_plain(load_inert(path, kind="checkpoint"))
+        loaded = to_plain(safe_load(path, kind="checkpoint"))
     except UserError:
         if path.stat().st_size > MAX_STORED_BYTES:
             return None

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-HEADS = Path(__file__).parents[1] / "fixtures" / "heads"
+HEADS = Path(__file__).parents[2] / "fixtures" / "heads"
 
 
 @pytest.fixture

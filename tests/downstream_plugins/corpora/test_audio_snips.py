@@ -5,7 +5,7 @@ import re
 import pytest
 
 from downstream_plugins.sf.corpus import AudioSnips, parse_iob, slot_target
-from s3prl_mtl.errors import UserError
+from tests.mistakes import user_error
 
 
 @pytest.fixture
@@ -94,24 +94,20 @@ def test_slots_open_and_close_around_runs_and_punctuation_goes(words, slots, tar
 
 
 @pytest.mark.parametrize(
-    ("line", "fault"),
-    [
-        ("BOS PLAY EOS O O PlayMusic", "no tab"),
-        ("BOS PLAY EOS\tO O", "3 words have 2 slots"),
-        ("PLAY EOS\tO PlayMusic", "BOS and EOS"),
-    ],
+    "line",
+    ["BOS PLAY EOS O O PlayMusic", "BOS PLAY EOS\tO O", "PLAY EOS\tO PlayMusic"],
 )
-def test_a_malformed_annotation_is_named_with_its_line(snips, write_text, line, fault):
+def test_a_malformed_annotation_is_named_with_its_line(snips, write_text, line):
     path = write_text(snips / "all.iob.snips.txt", f"Amy-snips-valid-0 {line}\n")
-    with pytest.raises(UserError, match=fault) as caught:
+    with user_error("corpus-malformed", where=f"^{path}, line 1$"):
         AudioSnips(snips_root=snips).utterances("valid")
-    assert f"{path}, line 1" in str(caught.value)
 
 
 def test_an_unknown_slot_is_named(snips, write_text):
     write_text(snips / "slots.txt", "O\ncity\n")
-    with pytest.raises(UserError, match="'artist'"):
+    with user_error("label-unknown", fix=r"slots\.txt") as caught:
         AudioSnips(snips_root=snips).utterances("train")
+    assert "'artist'" in caught.value.what
 
 
 def test_problems_name_what_is_missing(snips, tmp_path):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from downstream_plugins.ic.corpus import FluentSpeechCommands
-from s3prl_mtl.errors import UserError
+from tests.mistakes import user_error
 
 HEADER = ",path,speakerId,transcription,action,object,location\n"
 ROWS = {
@@ -48,14 +48,16 @@ def test_values_are_numbered_by_first_appearance_in_training(fluent):
 def test_a_value_that_training_lacks_is_an_error_with_its_line(fluent, write_text):
     row = "0,wavs/speakers/c/1.wav,c,Up,increase,volume,attic\n"
     write_text(fluent / "data" / "valid_data.csv", HEADER + row)
-    with pytest.raises(UserError, match=r"'attic'.*valid_data\.csv, line 2"):
+    with user_error("label-unknown", where=r"valid_data\.csv, line 2$") as caught:
         FluentSpeechCommands(file_path=fluent).utterances("valid")
+    assert "'attic'" in caught.value.what
 
 
 def test_a_table_without_a_column_is_an_error_that_names_it(fluent, write_text):
     write_text(fluent / "data" / "test_data.csv", "path,action,object\na.wav,x,y\n")
-    with pytest.raises(UserError, match=r"no column location.*test_data\.csv"):
+    with user_error("corpus-malformed", where=r"test_data\.csv$") as caught:
         FluentSpeechCommands(file_path=fluent).utterances("test")
+    assert "location" in caught.value.what
 
 
 def test_problems_name_missing_tables(fluent):

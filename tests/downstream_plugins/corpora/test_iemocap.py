@@ -7,7 +7,7 @@ import torch
 
 from downstream_plugins.er.corpus import IEMOCAP
 from downstream_plugins.er.dialogue_order import DIALOGUES
-from s3prl_mtl.errors import UserError
+from tests.mistakes import user_error
 
 EMOTIONS = ["neu", "hap", "exc", "ang", "sad", "fru", "xxx", "sur"]
 KEPT = ["neu", "hap", "exc", "ang", "sad"]
@@ -90,7 +90,8 @@ def test_classes_are_in_superbs_order(iemocap):
     ("setting", "value"), [("test_fold", "fold6"), ("valid_ratio", 0.0), ("valid_ratio", 20)]
 )
 def test_settings_out_of_range_are_errors(tmp_path, setting, value):
-    with pytest.raises(UserError, match=f"datarc.{setting}"):
+    code = "unknown-name" if setting == "test_fold" else "invalid-value"
+    with user_error(code, where=rf"datarc\.{setting}"):
         IEMOCAP(root=tmp_path, **{setting: value})
 
 

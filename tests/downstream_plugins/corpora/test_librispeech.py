@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
@@ -8,6 +9,7 @@ from downstream_plugins.asr.corpus import LibriSpeech, build_symbols, spell
 from downstream_plugins.pr.corpus import VOCABULARY, LibriSpeechPhones
 from s3prl_mtl.data import load_cuts
 from s3prl_mtl.errors import UserError
+from tests.mistakes import user_error
 
 TEXTS = {
     "train-clean-100": {"19-198-0000": "THE CAT SAT", "26-495-0001": "A DOG RAN HOME"},
@@ -92,8 +94,9 @@ def test_asr_symbols_fall_by_count_then_code_point_and_fill_up_to_eights(libri):
 def test_asr_a_transcript_without_its_file_counts_as_unreadable(libri, tmp_path):
     next((libri / "dev-clean").rglob("*.flac")).unlink()
     corpus = LibriSpeech(libri_root=libri)
-    with pytest.raises(UserError, match=r"84-121123-0000\.flac: missing"):
+    with user_error("corpus-incomplete") as caught:
         load_cuts(corpus, "dev-clean", tmp_path / "cache")
+    assert "84-121123-0000.flac" in str(caught.value)
 
 
 def test_asr_problems_name_every_missing_set(tmp_path, libri):
@@ -135,16 +138,18 @@ def test_pr_a_word_missing_from_the_lexicon_is_named_with_both_files(libri):
 def test_pr_many_missing_words_come_in_one_error(libri, write_text):
     words = " ".join(f"WORD{letter}" for letter in "ABCDEFGHIJKLM")
     write_text(libri / "dev-clean/84/121123/84-121123.trans.txt", f"84-121123-0000 {words}\n")
-    with pytest.raises(UserError, match=r"13 words.*WORDA .*WORDJ .*and 3 more") as caught:
+    with user_error("corpus-incomplete", where=r"librispeech-lexicon\.txt") as caught:
         phones_of(libri, "librispeech-lexicon.txt").utterances("dev")
-    assert "WORDK" not in str(caught.value)
+    found = re.findall(r"\b(?:13|3|WORD[A-M])\b", caught.value.what)
+    assert found == ["13", *(f"WORD{letter}" for letter in "ABCDEFGHIJ"), "3"]
 
 
 @pytest.mark.parametrize("line", ["HOME  HH OW9 M", "HOME"])
 def test_pr_a_malformed_pronunciation_is_named_with_its_line(libri, write_text, line):
     write_text(libri / "g2p.txt", f"CAT  K AA1 T\n{line}\n")
-    with pytest.raises(UserError, match=r"HOME.*g2p\.txt, line 2"):
+    with user_error("corpus-malformed", where=r"g2p\.txt, line 2$") as caught:
         phones_of(libri, "g2p.txt").utterances("train")
+    assert "HOME" in caught.value.what
 
 
 def test_pr_problems_name_a_missing_lexicon(libri):

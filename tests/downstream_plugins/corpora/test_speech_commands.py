@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from downstream_plugins.ks.corpus import CLASSES, KEYWORDS, SpeechCommands, hashed_split
-from s3prl_mtl.errors import UserError
+from tests.mistakes import user_error
 
 SPEAKERS = [f"{i:08x}" for i in range(60)]
 
@@ -105,8 +105,9 @@ def test_test_classes_are_the_folders_of_the_test_set(speech_commands):
 
 def test_an_unknown_folder_in_the_test_set_is_an_error(speech_commands, write_audio):
     write_audio(speech_commands.test_root / "bed" / "a.wav")
-    with pytest.raises(UserError, match="'bed'"):
+    with user_error("corpus-malformed", where=str(speech_commands.test_root)) as caught:
         speech_commands.utterances("test")
+    assert "'bed'" in caught.value.what
 
 
 def test_classes_are_in_superbs_order(speech_commands):

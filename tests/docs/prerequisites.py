@@ -1,4 +1,4 @@
-"""Folders with what the pages take for granted beside the corpora: files of s3prl, encoders."""
+"""Files that the pages presuppose besides the corpora: files of s3prl, encoders, runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.cli.main import main
-from tests.docs.typed import DEMO, SMALL_HUBERT
+from tests.docs.training_command import DEMO, SMALL_HUBERT
 from tests.mtl_branch.branch_config import write_small
 from tests.s3prl_compat import corpora as of_s3prl
 from tests.s3prl_compat.conftest import CONFIG, EXPERT, TONES
@@ -31,7 +31,7 @@ def add_recordings(folder: Path, corpus: Path) -> None:
 
 
 def add_tasks_of_s3prl(folder: Path, corpus: Path) -> None:
-    """An expert of somebody's, the configs that s3prl's package lacks, a checkout of `ctc`."""
+    """A third-party expert, the configs that s3prl's package lacks, a checkout of `ctc`."""
     task = folder / "my_task"
     task.mkdir()
     for name, text in (("expert.py", EXPERT), ("tones.py", TONES), ("config.yaml", CONFIG)):
@@ -48,7 +48,7 @@ def add_tasks_of_s3prl(folder: Path, corpus: Path) -> None:
 
 
 def add_branch_config(folder: Path, corpus: Path) -> Path:
-    """The branch's `multitask.yaml` where the page has it."""
+    """The branch's `multitask.yaml` at the path used by the page."""
     path = folder / "s3prl" / "downstream" / "multitask.yaml"
     path.parent.mkdir(parents=True)
     return write_small(path, corpus)
@@ -67,7 +67,7 @@ def add_encoders(folder: Path) -> None:
 
 
 def add_branch_run(folder: Path, config: Path) -> None:
-    """A checkpoint as the branch saves it, and a folder of heads as s3prl's trainer leaves them."""
+    """A checkpoint in the format of the branch, and a folder of heads of s3prl's trainer."""
     settings = "device=cpu,,runner.total_steps=1,,runner.test_last=false"
     words = ["-c", str(config), "-u", "hubert", "-k", str(SMALL_HUBERT), "-s", "layer_results"]
     run = folder / "branch"
@@ -85,15 +85,15 @@ def add_branch_run(folder: Path, config: Path) -> None:
             seed=1337,
         ),
         "Config": yaml.safe_load(config.read_text()),
-        "Upstream": OrderedDict(saved["Upstream"]),
-        "Featurizer": OrderedDict(saved["Featurizer"]),
+        "Upstream": OrderedDict(saved.upstream),
+        "Featurizer": OrderedDict(saved.featurizer),
         "WorldSize": 1,
     }
     for task in BRANCH_TASKS:
-        states[task] = OrderedDict(saved["Tasks"][task]["Downstream"])
+        states[task] = OrderedDict(saved.tasks[task].head)
         states[f"Epoch.{task}"] = 1
     torch.save(states, folder / "states-200000.ckpt")
-    # The page starts heads of our own defaults: of these, not of the branch's config.
+    # The page uses these heads with our own defaults, not with the branch's config.
     words = ["-u", "hubert_base", "-k", str(SMALL_HUBERT), "-c", str(DEMO)]
     heads = folder / "heads"
     assert main([*words, "-d", "asr,pr,ks", "-p", str(heads), "--steps", "1", "-o", settings]) == 0
@@ -107,4 +107,4 @@ PREPARED = {
     "docs/s3prl-experts.md": ("tasks",),
     "docs/from-s3prl.md": ("tasks",),
 }
-"""What of it each page needs."""
+"""Prerequisites of each page."""

@@ -1,4 +1,4 @@
-"""A training command of the documentation with what it takes for granted put in."""
+"""Complete training commands of the documentation so that they run quickly in a test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SMALL_HUBERT = ROOT / "tests" / "fixtures" / "hubert" / "base_style.pt"
 DEMO = ROOT / "run_scripts" / "demo.yaml"
 BRANCH_CONFIG = "s3prl/downstream/multitask.yaml"
 STEPS = "2"
-# One measurement at the end is what shows that evaluation works; the others cost time.
+# One evaluation, at the end, is enough.
 SETTINGS = "runner.test_first=false,,runner.log_step=1,,runner.eval_step=1000,,device=cpu"
 ENCODERS = {
     "hf:microsoft/wavlm-base": "hf:wavlm",
@@ -21,15 +21,15 @@ ENCODERS = {
 }
 
 DOWNLOADED = {"wavlm_base_plus": ["wavlm_local", "-k", "wavlm.pt"]}
-"""Names that fetch a checkpoint, and what is of the same module without."""
+"""Upstreams that download a checkpoint, and equivalents of the same module that do not."""
 
 
-def training(command: Command, corpora: Path) -> tuple[list[str], list[str]]:
-    """What stands before and after `run_mtl.py` in a line, ready to be run in a workplace.
+def runnable(command: Command, corpora: Path) -> tuple[list[str], list[str]]:
+    """The words before and after `run_mtl.py`, changed so that the command runs in seconds.
 
-    All its flags are kept. `...` becomes what a run needs besides, an official encoder a small
-    checkpoint of the same format, any folder of corpora the tiny corpus, the number of steps 2,
-    and the heads are the demo's where the line does not say how large they are.
+    All flags are kept. `...` is replaced with the missing encoder and tasks, an official encoder
+    with a small checkpoint of the same format, folders of corpora with the tiny corpus, and the
+    number of steps with 2; heads have the sizes of the demo unless the command sets them.
     """
     words = [word.replace("DATA/", f"{corpora}/") for word in command.words]
     place = next(n for n, word in enumerate(words) if word.endswith("run_mtl.py"))
@@ -54,7 +54,7 @@ def training(command: Command, corpora: Path) -> tuple[list[str], list[str]]:
     tasks = words[words.index("-d") + 1]
     settings = SETTINGS
     for name in re.findall(r"s3prl:(\w+)(?=,|$)", tasks):
-        # s3prl's package on the registry has no config files.
+        # The published package of s3prl has no config files.
         if f"s3prl:{name}.config=" not in " ".join(words):
             settings += f",,s3prl:{name}.config=my/{name}.yaml"
     if "-o" in words:
@@ -63,14 +63,14 @@ def training(command: Command, corpora: Path) -> tuple[list[str], list[str]]:
     else:
         words += ["-o", settings]
     if "multitask.yaml" not in " ".join(words):
-        # The branch's checkpoint of the tests has the heads of the branch's config of the tests.
+        # The branch's checkpoint in the tests has the heads of the branch's config.
         of_branch = "-i" in words and "states-200000.ckpt" in words
         words = ["-c", BRANCH_CONFIG if of_branch else str(DEMO), *words]
     return launcher, words
 
 
 def _completed(words: list[str]) -> list[str]:
-    """What `...` stands for: an encoder and tasks, those that the rest of the line names."""
+    """Replace `...` with an encoder and the tasks that the other words name."""
     named = sorted(set(re.findall(r"(s3prl:\w+|\b[a-z]+)\.\w+[.=]", " ".join(words))))
     tasks = [name for name in named if name.startswith("s3prl:") or name == "asr"]
     chosen = "all" if {"--placement", "-a"} & set(words) else ",".join(tasks) or "ks,asr"

@@ -1,0 +1,25 @@
+"""`export`: write the encoder of a run for another program."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from s3prl_mtl.export import FORMATS, export
+from s3prl_mtl.fileio.signals import exit_on_signals
+from s3prl_mtl.tracking.console import OUTPUT
+
+DESCRIPTION = "Write the encoder of a run for another program."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="a run's folder, or one of its .ckpt files")
+    parser.add_argument("--format", required=True, choices=list(FORMATS))
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the file or folder to write")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the file or folder and print its path."""
+    with exit_on_signals():
+        path = export(arguments.run, arguments.format, arguments.out)
+    OUTPUT.print(f"Wrote {path}", soft_wrap=True, markup=False, highlight=False)

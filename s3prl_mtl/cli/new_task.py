@@ -1,0 +1,33 @@
+"""`new-task`: write a package with a task to start from."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from s3prl_mtl.authoring.new_task import new_task, words_of
+from s3prl_mtl.tracking.console import OUTPUT
+
+DESCRIPTION = "Write a package with a task of your own."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="the word after -d")
+    parser.add_argument("directory", metavar="DIR", type=Path, help="where the package is written")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the package; print its files and the next commands to type."""
+    name, directory = arguments.name, arguments.directory
+    for path in new_task(name, directory):
+        OUTPUT.print(str(path), markup=False, highlight=False, soft_wrap=True)
+    module = words_of(name)["module"]
+    OUTPUT.print(f"Next (then make {module}/corpus.py your own):", markup=False)
+    for step in (
+        f"pip install -e {shlex.quote(str(directory))}",
+        "python -m s3prl_mtl make-corpus corpora --size tiny",
+        f"python -m s3prl_mtl check-task {name} --data corpora",
+        f'python run_mtl.py -u hubert_tiny -d {name} --data corpora --steps 20 -o "scheduler=null"',
+    ):
+        OUTPUT.print(f"  {step}", markup=False, highlight=False, soft_wrap=True)

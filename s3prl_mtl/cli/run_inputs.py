@@ -1,0 +1,103 @@
+"""The config, folder, checkpoint and splits that the flags of `run_mtl.py` name."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
+from s3prl_mtl.config import Config, build_config
+from s3prl_mtl.config.layers import ARGUMENT_KEYS
+from s3prl_mtl.distributed.world import World
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.deferred_log import DeferredLog
+from s3prl_mtl.registry.plugins import split_name
+from s3prl_mtl.registry.task_names import split_specs
+
+RUNS = Path("result") / "downstream"
+"""The folder of the runs that `-n` names."""
+
+
+def config_of(
+    arguments: argparse.Namespace, saved: RunCheckpoint | None, deferred: DeferredLog
+) -> Config:
+    """The config of a run, references unresolved: the flags over the files over the checkpoint."""
+    flags: dict[str, Any] = {
+        key: getattr(arguments, flag)
+        for flag, key in ARGUMENT_KEYS.items()
+        if getattr(arguments, flag) is not None and getattr(arguments, flag) is not False
+    }
+    if arguments.upstream_trainable:
+        flags["upstream.freeze"] = False
+    if arguments.parallel and not arguments.placement:
+        # A placement implies `--parallel task`: do not inherit that of an earlier run.
+        flags["distributed.placement"] = None
+    if arguments.downstream:
+        flags["downstream"] = split_specs(arguments.downstream)
+    return build_config(
+        files=arguments.config,
+        flags=flags,
+        overrides=arguments.override,
+        base=saved.config if saved is not None else None,
+        deferred=deferred,
+    )
+
+
+def named_folder(arguments: argparse.Namespace) -> Path | None:
+    """The folder of `-p` or `-n`; None without either."""
+    if arguments.expdir:
+        return Path(arguments.expdir)
+    return RUNS / arguments.expname if arguments.expname else None
+
+
+def default_folder(config: Config) -> Path:
+    """The folder of a run that has no name: named after its upstream and its tasks."""
+    # Upstreams and tasks may be paths. The name of a task is without its package: a second package
+    # with a task of that name, for which `-d` needs the package, must not change the folder.
+    words = [config["upstream"]["name"], *(split_name(task)[1] for task in config["downstream"])]
+    return RUNS / "-".join(Path(word.rstrip("/")).name for word in words)
+
+
+def load_checkpoint(run: Path, world: World, set_aside: bool) -> tuple[RunCheckpoint, Path]:
+    """Load the same checkpoint on all ranks.
+
+    Only the first rank chooses the file: it may have to pass over a damaged one.
+
+    Args:
+        run: a run's folder, or a checkpoint file.
+        world: the ranks.
+        set_aside: rename damaged files, so that they are not tried again.
+
+    Returns:
+        The checkpoint and its file.
+    """
+    chosen = world.run_on_all_ranks(
+        lambda: checkpoints.load_newest(run, set_aside=set_aside) if world.is_lead else None
+    )
+    path = world.broadcast(chosen[1] if chosen is not None else run)
+    saved = world.run_on_all_ranks(
+        lambda: chosen[0] if chosen is not None else checkpoints.load(path)
+    )
+    return saved, path
+
+
+def parse_splits(text: str | None) -> list[tuple[str, str]]:
+    """The pairs of task and split of `-t`.
+
+    Raises:
+        UserError: an entry without a task or a split.
+    """
+    targets = []
+    for entry in filter(None, map(str.strip, (text or "").split(","))):
+        task, _, split = entry.rpartition(":")
+        if not task or not split:
+            raise UserError(
+                f"{entry!r} is not of the form task:split.",
+                where="-t",
+                fix='For example: "asr:test-clean".',
+                code="invalid-value",
+            )
+        targets.append((task, split))
+    return targets

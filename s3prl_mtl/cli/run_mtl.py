@@ -1,0 +1,105 @@
+"""`run_mtl.py`: the flags of training and evaluation, and the choice between the two."""
+
+from __future__ import annotations
+
+import argparse
+
+from s3prl_mtl.cli.evaluate import evaluate
+from s3prl_mtl.cli.train import train
+from s3prl_mtl.distributed.world import DEFAULT_TIMEOUT_SECONDS, RankLost, World
+from s3prl_mtl.fileio.deferred_log import DeferredLog
+from s3prl_mtl.fileio.signals import Stopped, StopSignals
+
+DESCRIPTION = "Train one self-supervised speech encoder on several tasks at once, or evaluate it."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of s3prl's multi-task branch, and those of this package."""
+    what = parser.add_argument_group("what to run")
+    what.add_argument("-m", "--mode", choices=["train", "evaluate"], default="train")
+    what.add_argument("-u", "--upstream", metavar="NAME", help="the encoder, such as hubert")
+    what.add_argument("-k", "--upstream_ckpt", metavar="PATH", help="its checkpoint file")
+    what.add_argument("-g", "--upstream_model_config", metavar="YAML", help="its config file")
+    what.add_argument("-d", "--downstream", metavar="TASKS", help="asr,pr,...; all = SUPERB's nine")
+    what.add_argument("--data", metavar="DIR", help="folder of the corpora (or $SUPERB_DATA)")
+    what.add_argument(
+        "-s",
+        "--upstream_feature_selection",
+        choices=["hidden_states", "layer_results", "last_hidden_state"],
+        help="the layers that the features are a weighted sum of",
+    )
+    # The branch's flag: there the encoder is frozen without it; here it is trained by default.
+    train = what.add_mutually_exclusive_group()
+    train.add_argument(
+        "-f", "--upstream_trainable", action="store_true", help="train the encoder (the default)"
+    )
+    train.add_argument("--freeze_upstream", action="store_true", help="train the heads only")
+
+    how = parser.add_argument_group("settings")
+    how.add_argument("-c", "--config", metavar="YAML", action="append", default=[])
+    how.add_argument(
+        "-o", "--override", metavar="KEY=VALUE,,...", help='"config.optimizer.lr=1e-4,,args.seed=1"'
+    )
+    how.add_argument("--steps", type=int, help="total steps")
+    how.add_argument("--precision", choices=["fp32", "bf16"])
+    how.add_argument("--seed", type=int)
+    how.add_argument("--device", help="auto, cpu, cuda, cuda:1")
+    how.add_argument("--cache_dir", metavar="DIR", help="downloads and scanned corpora")
+
+    several = parser.add_argument_group("several processes, started with torchrun")
+    several.add_argument(
+        "--parallel", choices=["data", "task"], help="each rank a share of every task, or few tasks"
+    )
+    several.add_argument(
+        "--placement", metavar="RANK:TASKS;...", help='by hand: "0:asr;1:pr,ks" (--parallel task)'
+    )
+    several.add_argument("--backend", choices=["gloo", "nccl"], help="of torch.distributed")
+    several.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=DEFAULT_TIMEOUT_SECONDS,
+        help="how long a rank waits for the others (%(default)g)",
+    )
+
+    where = parser.add_argument_group("where to start and what to write")
+    where.add_argument("-n", "--expname", metavar="NAME", help="the run is result/downstream/NAME")
+    where.add_argument("-p", "--expdir", metavar="DIR", help="the run's folder itself")
+    where.add_argument(
+        "-e", "--past_exp", metavar="RUN", help="resume, or evaluate: a run's folder or .ckpt file"
+    )
+    where.add_argument(
+        "-a", "--auto_resume", action="store_true", help="resume if the run's folder has one"
+    )
+    where.add_argument("-i", "--init_ckpt", metavar="PATH", help="weights to start from")
+    where.add_argument("--init_upstream_ckpt", metavar="PATH", help="encoder weights to start from")
+    where.add_argument(
+        "-t", "--evaluate_split", metavar="TASK:SPLIT,...", help='"asr:test-clean,ks:test"'
+    )
+    where.add_argument(
+        "--dry-run", action="store_true", help="check everything, one batch of each, no training"
+    )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError
+    return seconds
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train or evaluate, alone or as one rank of several."""
+    with World.join(arguments.backend, arguments.timeout) as world, DeferredLog() as deferred:
+        if arguments.mode == "evaluate":
+            evaluate(arguments, world, deferred)
+            return
+        watch = world.watch
+        with StopSignals(watch.ask_to_stop if watch is not None else None) as signals:
+            try:
+                train(arguments, world, signals, deferred)
+            except RankLost:
+                # A rank that is asked to stop while it builds ends at once, and so do the others.
+                if watch is None or watch.stop_asked is None or signals.was_deferred:
+                    raise
+                raise Stopped("Another rank was asked to stop before the training began.") from None

@@ -1,0 +1,143 @@
+"""Start a run from the weights of other runs: `-i` and `--init_upstream_ckpt`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.compatibility import check_encoder, check_head, check_selection
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
+from s3prl_mtl.checkpoint.restore import encoder_weights
+from s3prl_mtl.config import RunConfig
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.mtl_branch.checkpoint import unwrapped
+from s3prl_mtl.registry.plugins import split_name
+from s3prl_mtl.registry.task_names import Packages, find_same_task, same_name_tasks, task_packages
+from s3prl_mtl.upstreams import Featurizer, Upstream
+from s3prl_mtl.upstreams.strict_loading import load_strictly
+from s3prl_mtl.upstreams.zoo.huggingface import HUGGING_FACE
+
+logger = logging.getLogger(__name__)
+
+
+def load_initial_weights(
+    config: RunConfig, upstream: Upstream, featurizer: Featurizer, experts: Mapping[str, nn.Module]
+) -> None:
+    """Start from other runs: `--init_upstream_ckpt` for the encoder, `-i` for the rest.
+
+    `-i` names a checkpoint of a run, whose encoder, featurizer and heads of the same tasks of the
+    same packages are loaded; or a folder with heads of single-task runs of s3prl,
+    `<task>/<upstream>_<task>.ckpt` with `Downstream`, where <task> is the name without a package.
+
+    Raises:
+        UserError: a file is missing, or its weights do not fit.
+    """
+    if config.init_ckpt:
+        path = Path(config.init_ckpt)
+        if path.is_dir() and not checkpoints.states_files(path):
+            _load_single_heads(path, _file_stem(config.upstream.name), experts)
+        else:
+            saved = checkpoints.load(checkpoints.locate(path, "-i"))
+            packages = {name: config.tasks[name].package for name in experts}
+            _load_from_run(saved, upstream, featurizer, experts, packages)
+    load_initial_encoder(config, upstream)
+
+
+def load_initial_encoder(config: RunConfig, upstream: Upstream) -> None:
+    """Load `--init_upstream_ckpt` into the encoder, if it is set.
+
+    Raises:
+        UserError: the file has no encoder, or another one.
+    """
+    if not config.init_upstream_ckpt:
+        return
+    flag = "--init_upstream_ckpt"
+    path = checkpoints.locate(Path(config.init_upstream_ckpt), flag)
+    # Files of s3prl have the key `Upstream`, too.
+    weights = checkpoints.read_tensors(path).get("Upstream")
+    if not isinstance(weights, Mapping) or not weights:
+        raise UserError(
+            f"{path} has no encoder.",
+            where=flag,
+            fix="Give a run that trained its encoder, or a pre-trained encoder with -k.",
+            code="checkpoint-incomplete",
+        )
+    _load_encoder(unwrapped(weights), upstream, flag)
+
+
+def _load_from_run(
+    saved: RunCheckpoint,
+    upstream: Upstream,
+    featurizer: Featurizer,
+    experts: Mapping[str, nn.Module],
+    packages: Packages,
+) -> None:
+    if saved.upstream:
+        _load_encoder(saved.upstream, upstream, "-i")
+    else:
+        logger.info("The run of -i froze its encoder: the pre-trained one is kept.")
+    check_selection(saved.featurizer, upstream, featurizer, "-i")
+    load_strictly(featurizer, saved.featurizer, "the featurizer", "-i")
+    held = task_packages(saved.config, saved.tasks)
+    for name, expert in experts.items():
+        other = find_same_task(name, packages[name], held)
+        same = same_name_tasks(name, held)
+        if other is not None:
+            _start_head(name, expert, saved.tasks[other].head, "-i")
+        elif same:
+            logger.warning(
+                "-i has a head of %s, but the task here is of package %s: its head starts from "
+                "random weights.",
+                *(" and ".join(same), packages[name]),
+            )
+        else:
+            logger.info("-i has no head of %s: it starts from random weights.", name)
+
+
+def _file_stem(upstream_name: str) -> str:
+    """The name of an upstream in the name of a file: the last part of a path."""
+    return Path(upstream_name.removeprefix(HUGGING_FACE)).name
+
+
+def _load_single_heads(folder: Path, upstream_name: str, experts: Mapping[str, nn.Module]) -> None:
+    for name, expert in experts.items():
+        # s3prl, which wrote the files, has no packages.
+        plain = split_name(name)[1]
+        path = folder / plain / f"{upstream_name}_{plain}.ckpt"
+        if not path.is_file():
+            raise UserError(
+                f"The file with the head of {name} does not exist.",
+                where=f"-i, {path}",
+                fix=f"Put {folder}/<task>/{upstream_name}_<task>.ckpt there for every task of -d.",
+                code="checkpoint-missing",
+            )
+        saved = checkpoints.read_tensors(path)
+        if not isinstance(saved.get("Downstream"), Mapping):
+            raise UserError(
+                f"{path} has no weights under the key `Downstream`.",
+                where="-i",
+                code="checkpoint-format",
+            )
+        _start_head(name, expert, saved["Downstream"], str(path))
+
+
+def _start_head(name: str, expert: nn.Module, weights: Mapping[str, Any], where: str) -> None:
+    """Load a head, but keep the best score: this run selects its own best checkpoint."""
+    own = getattr(expert, "best_score", None)
+    score = own.clone() if isinstance(own, torch.Tensor) else None
+    check_head(name, weights, expert, where)
+    load_strictly(expert, weights, f"the head of {name}", where)
+    if score is not None:
+        expert.best_score.copy_(score)  # type: ignore[operator]
+
+
+def _load_encoder(saved: Mapping[str, Any], upstream: Upstream, where: str) -> None:
+    weights = encoder_weights(saved)
+    check_encoder(weights, upstream, where)
+    load_strictly(upstream, weights, "the encoder", where)
