@@ -53,6 +53,7 @@ def test_the_wheel_carries_every_yaml_file_and_the_weights(wheel: Path):
     assert not any(name.startswith("tests/") for name in names)
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_trains_without_the_checkout(
     wheel: Path, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ):

@@ -1,4 +1,4 @@
-"""From defaults, config files and overrides to one checked config."""
+"""The settings of a run: schema, defaults, and the merging of config files and overrides."""
 
 from s3prl_mtl.config.build import (
     DEFAULT_PATH,

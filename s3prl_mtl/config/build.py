@@ -1,8 +1,8 @@
-"""From defaults, config files and overrides to one checked config.
+"""Merge defaults, config files and overrides into one checked config.
 
 The layers, each over the one before: `default.yaml`, the `config.yaml` of every task, the files
-of `-c`, the flags of the command line, `-o`. `schema.py` has the names and types of all settings,
-the `config.yaml` of a task those of its block.
+of `-c`, the flags of the command line, `-o`. `schema.py` defines the names and types of all
+settings, the `config.yaml` of a task those of its block.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from s3prl_mtl.config.keys import check_block
-from s3prl_mtl.config.layers import nested, parse_overrides, words_of
+from s3prl_mtl.config.checks import (
+    TYPE_NAMES,
+    check_block,
+    check_task_values,
+    check_values,
+)
+from s3prl_mtl.config.layers import nested, parse_overrides, task_specs
 from s3prl_mtl.config.schema import RunConfig, Settings, TaskConfig
-from s3prl_mtl.config.values import check_task_values, check_values
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.fileio.yaml_files import read_yaml
@@ -42,18 +46,18 @@ from s3prl_mtl.s3prl_compat.settings import block_defaults, check_blocks, parse_
 from s3prl_mtl.s3prl_compat.task_spec import is_s3prl_task
 
 Config = dict[str, Any]
-"""A config as files and checkpoints hold it: plain values, references such as `${data}` in it."""
+"""A config in files and checkpoints: plain values, with references such as `${data}`."""
 
 Layer = tuple[Config, str]
-"""A layer, and what it is from."""
+"""A layer and its origin, for errors."""
 
 DEFAULT_PATH = Path(__file__).with_name("default.yaml")
 
 PATHS = ("data", "cache_dir", "upstream.ckpt", "upstream.config", "init_ckpt", "init_upstream_ckpt")
-"""Settings that are made absolute."""
+"""Settings that are made absolute paths."""
 
 CLASS_SETTINGS = {"optimizer": optimizer_settings, "scheduler": scheduler_settings}
-"""Sections whose keys are the arguments of the class that they name, and who lists these."""
+"""Sections with the arguments of the class that they name: {section: lists the arguments}."""
 
 TASK_SETTINGS: Config = {
     "package": None,
@@ -62,18 +66,18 @@ TASK_SETTINGS: Config = {
     "test_splits": None,
     "downstream_expert": {},
 }
-"""What a task's block may hold beside the settings of its own `config.yaml`.
+"""Settings of every task's block, beside those of its own `config.yaml`.
 
-`package` is the distribution whose task it is. A block may choose it; in the config of a run it is
-always there, so that the run goes on with the same task whatever is installed later.
+`package` is the distribution of the task. A file may set it; the config of a run always has it, so
+that the run is resumed with the same task whatever is installed later.
 """
 
 
 def parse_tasks(text: str, flag: str = "-d") -> list[str]:
-    """The task names of a flag: separated by commas; `all` is every task of this distribution.
+    """The task names of a flag, separated by commas; `all` is every task of this distribution.
 
     Raises:
-        UserError: there is none, or a word is that of no task or of several.
+        UserError: no name, an unknown name, or one of several packages.
     """
     return list(choose_tasks(split_specs(text, flag), {}, {}))
 
@@ -85,47 +89,47 @@ def build_config(
     base: Mapping[str, Any] | None = None,
     deferred: DeferredLog | None = None,
 ) -> Config:
-    """The config of a run, checked; references such as `${data}` are still in it.
+    """Merge and check the config of a run; references such as `${data}` stay in it.
 
-    It is kept like this in `config.yaml` and in checkpoints, so that a run whose corpora have
-    moved can be told with `--data`. :func:`resolve` fills the references in.
+    `config.yaml` and checkpoints keep it in this form, so that `--data` still works for a run whose
+    corpora have moved. :func:`resolve` fills the references in.
 
     Args:
         files: YAML files, the later over the earlier.
-        flags: values by dotted key, such as `{"runner.total_steps": 40}`; the last layer that
-            has `downstream` says which tasks are trained.
+        flags: values by dotted key, such as `{"runner.total_steps": 40}`. The last layer with
+            `downstream` decides which tasks are trained.
         overrides: the text of `-o`: `key=value` pairs separated by `,,`.
-        base: the config of an earlier run, which takes the place of the defaults' values.
+        base: the config of an earlier run, a layer over the defaults.
         deferred: receives warnings about the files, for the log of the run; None logs them
             at once.
 
     Raises:
-        UserError: an unknown key, a value of the wrong type, a file that is not there, a path
-            that needs `--data` while it is not set.
+        UserError: an unknown key, a value of the wrong type or range, a missing file, or a path
+            that needs `--data` without it.
     """
     if deferred is None:
         with DeferredLog() as log:
             return build_config(files, flags, overrides, base, log)
     read = [(read_yaml(path, "-c"), path) for path in files]
-    told: list[Layer] = [
+    typed: list[Layer] = [
         (nested(key, value), f"the command line ({key})") for key, value in (flags or {}).items()
     ]
-    told += parse_overrides(overrides)
+    typed += parse_overrides(overrides)
     layers: list[Layer] = []
-    # The branch's files have their paths written out, and may come from another machine.
-    folder = _data_folder([base or {}, *(layer for layer, _ in [*read, *told])])
+    # The branch's files contain absolute paths, possibly of another machine.
+    folder = _data_folder([base or {}, *(layer for layer, _ in [*read, *typed])])
     if base is not None:
         whole = "data" in base
         origin = "The config of the checkpoint"
         own = dict(base) if whole else look_in(folder, base, origin, deferred)
         layers.append((own, "the config of the run"))
     layers += [(translate(values, path, deferred, folder), str(path)) for values, path in read]
-    layers += told
+    layers += typed
 
-    words: list[str] = []
+    specs: list[str] = []
     for layer, origin in reversed(layers):
-        words = words or words_of(layer, origin)
-    if not words:
+        specs = specs or task_specs(layer, origin)
+    if not specs:
         raise UserError(
             "No task is named.",
             where="-d",
@@ -133,16 +137,16 @@ def build_config(
             code="missing-option",
         )
     held = task_packages(base, base.get("downstream") or ()) if base is not None else {}
-    packages = choose_tasks(words, held, stated_packages(layers))
+    packages = choose_tasks(specs, held, stated_packages(layers))
     layers = rename_blocks(layers, packages)
 
-    # A word such as s3prl:/path/to/folder is a name and a part of the block that goes by it.
+    # `s3prl:/path/to/folder` gives both the name of a task and the `folder` of its block.
     chosen, blocks = parse_specs(list(packages))
     if blocks:
         layers.append((dict(blocks), "-d"))
 
     blocks_of = {task: _defaults_of(task, layers, base, packages, deferred) for task in chosen}
-    check_blocks(told, chosen)
+    check_blocks(typed, chosen)
     known = {*chosen, *(entry.name for entry in fields(Settings))}
     layers, others = _blocks_left_out(layers, base, known, deferred)
     merged = _merge({**blocks_of, **others}, layers)
@@ -150,7 +154,7 @@ def build_config(
         del merged[task]
     for task in chosen:
         if is_s3prl_task(task):
-            # As the word or the layers said, the path now absolute.
+            # From the spec or the layers, as an absolute path.
             for key in ("folder", "config"):
                 merged[task][key] = blocks_of[task][key]
         else:
@@ -162,7 +166,7 @@ def build_config(
 
 
 def _merge(blocks: Config, layers: Sequence[Layer]) -> Config:
-    """The layers over the defaults, each checked; unresolved and plain.
+    """Merge the layers over the defaults, checking each; plain values, references unresolved.
 
     Args:
         blocks: the default block of every task.
@@ -207,9 +211,9 @@ def _plain(node: Any) -> Config:
 def _refusal(
     cause: OmegaConfBaseException, layer: Mapping[str, Any], origin: str, tasks: Sequence[str]
 ) -> UserError:
-    """OmegaConf's error in our words: key, origin, and the nearest key or the right type."""
+    """A `UserError` for an error of OmegaConf: key, origin, and the nearest key or right type."""
     key = str(cause.full_key or "")
-    if not key:  # a scalar in place of a section: OmegaConf does not say which
+    if not key:  # a scalar in place of a section: OmegaConf does not name it
         key = next(
             name
             for name, value in layer.items()
@@ -237,9 +241,7 @@ def _refusal(
 
 
 def _type_name(key: str) -> str:
-    """The type of a setting, in words."""
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
-    names |= {Path: "a path", list: "a list", dict: "a mapping"}
+    """The type of a setting, as error messages name it."""
     kind: Any = Settings
     for part in re.split(r"[.\[]", key):
         if get_origin(kind) is list:
@@ -247,7 +249,7 @@ def _type_name(key: str) -> str:
             continue
         kind = get_type_hints(kind)[part]
         kind = next((entry for entry in get_args(kind) if isinstance(kind, UnionType)), kind)
-    return names.get(get_origin(kind) or kind, "a mapping")
+    return TYPE_NAMES.get(get_origin(kind) or kind, "a mapping")
 
 
 def _class_section(
@@ -258,13 +260,13 @@ def _class_section(
     settings_of: Callable[[str], list[str]],
     origin: str,
 ) -> Config:
-    """Check and complete a layer's section of a class with arguments, such as an optimizer.
+    """Check and complete a layer's `optimizer` or `scheduler`: a class and its arguments.
 
-    A class of another name starts from the rate alone: its arguments are others. A section that an
-    earlier layer switched off starts from the defaults.
+    Another class than before inherits `lr` only. A section that an earlier layer switched off
+    starts from the defaults.
 
     Raises:
-        UserError: the class does not exist, or does not take an argument.
+        UserError: an unknown class, or an argument that it does not take.
     """
     values = layer.get(section)
     if not isinstance(values, dict):
@@ -296,16 +298,19 @@ def _class_section(
 def _blocks_left_out(
     layers: list[Layer], base: Mapping[str, Any] | None, others: Set[str], deferred: DeferredLog
 ) -> tuple[list[Layer], dict[str, Config]]:
-    """The layers without the blocks that nothing can check, and the defaults of those it can.
+    """Handle blocks of tasks that are not in this run.
 
-    A file may hold the blocks of tasks that this run leaves out: they are checked all the same.
-    What is not installed, is broken, or is that of several packages is no concern of this run.
+    They are checked like the others. Those of tasks that are not installed, are broken, or belong
+    to several packages cannot be checked and are left out.
 
     Args:
-        layers: of the config.
-        base: the config of the run that goes on.
-        others: the keys that are no such blocks.
+        layers: all layers.
+        base: the config of the run that is resumed.
+        others: keys that are not such blocks.
         deferred: receives the blocks that are left out, with the reasons.
+
+    Returns:
+        The layers without the blocks that are left out, and the defaults of those to check.
     """
     stated = stated_packages(layers)
     defaults: dict[str, Config] = {}
@@ -328,14 +333,14 @@ def _defaults_of(
     packages: Packages,
     deferred: DeferredLog | None = None,
 ) -> Config:
-    """The block of a task before any layer is merged into it."""
+    """The default block of a task."""
     if is_s3prl_task(task):
         return block_defaults(task, [layer for layer, _ in layers], base, deferred)
     return {**TASK_SETTINGS, **task_defaults(task, packages.get(task))}
 
 
 def _tasks_left_out(layers: Sequence[Layer], stated: Iterable[str]) -> set[str]:
-    """The names in the layers that are those of tasks: installed ones, or ones they list."""
+    """The keys of the layers that are names of tasks, installed or listed in `downstream`."""
     known = {*BUILT_IN_TASKS, *stated}
     for name, plugin in discover_tasks().items():
         plain = name.removeprefix(f"{plugin.package}:")
@@ -404,7 +409,7 @@ def _make_absolute(config: Config) -> None:
 
 
 def _data_folder(layers: Sequence[Mapping[str, Any]]) -> str | None:
-    """The folder of the corpora that the last of the layers names, or the environment."""
+    """The data folder of the last layer that sets it, or else of the environment."""
     named = [layer["data"] for layer in layers if "data" in layer]
     folder = named[-1] if named else os.environ.get("SUPERB_DATA")
     return None if folder is None else str(folder)
@@ -416,7 +421,7 @@ def _require_data_folder(config: Config, tasks: Sequence[str]) -> None:
     needing = [task for task in tasks if _mentions_data(config[task])]
     if needing:
         raise UserError(
-            f"No data folder is set, and the corpora of {', '.join(needing)} are looked for there.",
+            f"No data folder is set, and the corpora of {', '.join(needing)} need one.",
             fix="Pass --data DIR or set SUPERB_DATA, or give each task its path "
             "(`downstream_expert.datarc` in its block of the config).",
             where="--data",

@@ -1,4 +1,4 @@
-"""What `-o`, `downstream` and the flags say, as layers of a config."""
+"""Parse `-o`, `downstream` and flags into layers of a config."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.registry.task_names import split_specs
 
-# The arguments of the command line that `-o args.NAME=...` may set, and their keys.
+# Arguments of the command line that `-o args.NAME=...` may set, with their keys.
 ARGUMENT_KEYS = {
     "upstream": "upstream.name",
     "upstream_ckpt": "upstream.ckpt",
@@ -33,11 +33,11 @@ ARGUMENT_KEYS = {
 }
 
 
-def words_of(layer: Mapping[str, Any], origin: str) -> list[str]:
-    """The words for tasks of a layer; none if it says nothing of them.
+def task_specs(layer: Mapping[str, Any], origin: str) -> list[str]:
+    """The task specs in `downstream` of a layer; empty if absent.
 
     Raises:
-        UserError: `downstream` is no list.
+        UserError: `downstream` is not a list.
     """
     tasks = layer.get("downstream") or []
     if isinstance(tasks, str):
@@ -48,10 +48,10 @@ def words_of(layer: Mapping[str, Any], origin: str) -> list[str]:
 
 
 def parse_overrides(text: str | None) -> list[tuple[dict[str, Any], str]]:
-    """The layers of the text of `-o`, each with what it is from.
+    """Parse the text of `-o` into layers, each with its origin.
 
     Raises:
-        UserError: a pair is none, or names an argument that there is not.
+        UserError: not of the form `key=value`, or an unknown argument.
     """
     layers = []
     for pair in (text or "").split(",,"):
@@ -89,7 +89,7 @@ def parse_overrides(text: str | None) -> list[tuple[dict[str, Any], str]]:
 
 
 def nested(dotted: str, value: Any) -> dict[str, Any]:
-    """A layer that holds a value under a dotted key."""
+    """A layer with one value, at a dotted key."""
     for key in reversed(dotted.split(".")):
         value = {key: value}
     return value

@@ -1,6 +1,6 @@
 """The settings of a run as types: one dataclass for each section of `config.yaml`.
 
-OmegaConf checks names and types of a config file against these classes, `values.py` the ranges
+OmegaConf checks names and types of a config file against these classes, `checks.py` the ranges
 that the metadata of a field states. Default values are in `default.yaml`.
 """
 

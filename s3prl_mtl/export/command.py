@@ -12,7 +12,7 @@ from pathlib import Path
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.export import fairseq_file, onnx_file, s3prl_folder, transformers_folder
 from s3prl_mtl.export.saved_run import SavedRun
-from s3prl_mtl.export.workplace import appearing_whole, remove_stale
+from s3prl_mtl.export.staging import atomic_output, remove_stale
 from s3prl_mtl.fileio.atomic import write_reason
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def export(run: str | os.PathLike[str], format: str, out: str | os.PathLike[str]
     saved = SavedRun.open(Path(run))
     _refuse_other_kinds(saved, format)
     logger.info("Exporting step %d of %s.", saved.step, saved.path)
-    with _write_errors(path), appearing_whole(path) as partial:
+    with _write_errors(path), atomic_output(path) as partial:
         chosen.write(saved, partial)
     return Path(out)
 

@@ -49,7 +49,7 @@ def test_a_written_config_builds_the_same_config(tmp_path: Path):
     assert build_config(files=[again]) == first
 
 
-def test_what_is_said_of_a_config_waits_for_who_asks_and_is_said_once(tmp_path: Path, caplog):
+def test_warnings_about_a_config_are_logged_once_and_only_on_request(tmp_path: Path, caplog):
     folder = tmp_path / "tones"
     folder.mkdir()
     (folder / "expert.py").write_text("")
@@ -74,7 +74,7 @@ def test_what_is_said_of_a_config_waits_for_who_asks_and_is_said_once(tmp_path: 
             assert caplog.messages == [said.getMessage()] * number
 
 
-def test_remarks_are_said_in_their_order_also_where_what_is_inside_fails(caplog):
+def test_warnings_are_logged_in_order_even_after_an_error(caplog):
     caplog.set_level(logging.INFO)
     with pytest.raises(ValueError, match="inside"), DeferredLog() as deferred:
         deferred.add("first %s")

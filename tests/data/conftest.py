@@ -61,7 +61,7 @@ class ListedCorpus(Corpus):
 
 @pytest.fixture
 def listed_corpus(tmp_path: Path, write_audio: WriteAudio) -> Callable[[int], ListedCorpus]:
-    """A corpus of so many files, `u000.wav`, ... labelled `c0`, `c1`, ... in turn."""
+    """A corpus of the given number of files: `u000.wav`, ..., labelled `c0`, `c1`, ... in turn."""
 
     def make(files: int) -> ListedCorpus:
         root = tmp_path / "listed"

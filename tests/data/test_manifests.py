@@ -1,4 +1,4 @@
-"""Manifests: what is written, when it is made again, and which files are left out."""
+"""Manifests: content, invalidation, and skipped files."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_source_json_names_the_folder(listed_corpus, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["train.jsonl.gz", "source.json"])
-def test_a_damaged_cache_is_made_again(listed_corpus, tmp_path, damage):
+def test_a_damaged_cache_is_rebuilt(listed_corpus, tmp_path, damage):
     corpus = listed_corpus(3)
     load_cuts(corpus, "train", tmp_path / "cache")
     (folder,) = (tmp_path / "cache" / "manifests").iterdir()

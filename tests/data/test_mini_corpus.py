@@ -1,4 +1,4 @@
-"""The mini corpus: same bytes every time, sound in every file, side files that agree with it."""
+"""The mini corpus: reproducible bytes, audible files, consistent metadata."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def transcripts(librispeech: Path) -> Iterator[tuple[str, list[str]]]:
             yield audio.relative_to(librispeech).as_posix(), words
 
 
-def test_another_seed_gives_another_corpus_of_the_same_make(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_another_seed_gives_another_corpus_of_the_same_size(corpus: Path, tmp_path: Path) -> None:
     make_corpus(tmp_path / "other", size="tiny", seed=1, jobs=2)
     ours, theirs = digests(corpus), digests(tmp_path / "other")
     assert len(ours) == len(theirs)
@@ -84,7 +85,7 @@ def test_tiny_is_small(corpus: Path) -> None:
     assert sum(path.stat().st_size for path in corpus.rglob("*") if path.is_file()) < 15e6
 
 
-def test_every_file_is_sound_at_16_khz_neither_silent_nor_clipped(corpus: Path) -> None:
+def test_audio_is_16_khz_and_neither_silent_nor_clipped(corpus: Path) -> None:
     paths = audio_files(corpus)
     assert len(paths) > 200
     for path in paths:
@@ -96,7 +97,7 @@ def test_every_file_is_sound_at_16_khz_neither_silent_nor_clipped(corpus: Path) 
         assert 0.5 <= layout.duration <= 10.0, path
 
 
-def test_speech_stands_out_of_the_noise(corpus: Path) -> None:
+def test_speech_is_louder_than_the_noise(corpus: Path) -> None:
     for path in audio_files(corpus):
         if "_silence_" in path or "_background_noise_" in path:
             continue
@@ -106,7 +107,7 @@ def test_speech_stands_out_of_the_noise(corpus: Path) -> None:
         assert loudness[-len(loudness) // 10] - loudness[0] > 12, path
 
 
-def test_librispeech_transcripts_and_audio_are_each_other(corpus: Path) -> None:
+def test_librispeech_transcripts_match_the_audio(corpus: Path) -> None:
     root = corpus / "LibriSpeech"
     found = dict(transcripts(root))
     assert set(found) == audio_files(root)
@@ -170,7 +171,7 @@ def test_speech_commands_has_noise_to_cut_silence_from_and_its_test_set(corpus: 
         assert soundfile.info(corpus / path).frames == 16_000
 
 
-def test_fluent_speech_commands_tables_and_audio_are_each_other(corpus: Path) -> None:
+def test_fluent_speech_commands_tables_match_the_audio(corpus: Path) -> None:
     root = corpus / "fluent_speech_commands_dataset"
     paths: list[str] = []
     speakers: dict[str, set[str]] = {}
@@ -225,7 +226,7 @@ def test_voxceleb_clips_are_long_enough_for_verification(corpus: Path) -> None:
         assert soundfile.info(path).duration > 2.1
 
 
-def test_iemocap_annotations_and_audio_are_each_other(corpus: Path) -> None:
+def test_iemocap_annotations_match_the_audio(corpus: Path) -> None:
     root = corpus / "IEMOCAP_full_release"
     line_format = re.compile(
         r"\[(\d+\.\d{4}) - (\d+\.\d{4})\]\t(\w+)\t(\w{3})\t\[\d\.\d{4}, \d\.\d{4}, \d\.\d{4}\]"
@@ -253,7 +254,7 @@ def test_iemocap_annotations_and_audio_are_each_other(corpus: Path) -> None:
         assert len({turn[-8] for turn in turns}) == len(actors) == 2
 
 
-def test_snips_transcripts_and_audio_are_each_other(corpus: Path) -> None:
+def test_snips_transcripts_match_the_audio(corpus: Path) -> None:
     root = corpus / "SNIPS"
     none, *slots = lines(root / "slots.txt")
     assert none == "O"
@@ -315,7 +316,7 @@ def test_libri2mix_kaldi_files_agree_with_each_other_and_the_audio(corpus: Path)
             assert len({spk for recording, _, _, spk in turns if recording == name}) == 2
 
 
-def test_libri2mix_marks_where_the_sound_is_and_some_of_it_overlaps(corpus: Path) -> None:
+def test_libri2mix_turns_match_the_sound_and_some_overlap(corpus: Path) -> None:
     overlapped = 0.0
     for folder in (corpus / "Libri2Mix").iterdir():
         activity: dict[str, np.ndarray] = {}
@@ -364,6 +365,7 @@ class Interruption(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_after_an_interruption_another_number_of_workers_makes_the_same_bytes(
     corpus: Path, tmp_path: Path
 ) -> None:

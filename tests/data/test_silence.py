@@ -1,4 +1,4 @@
-"""Silence trimming does what SoX's `silence` effect does, sample by sample."""
+"""Silence trimming equals SoX's `silence` effect, sample by sample."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_trimming_equals_sox_sample_by_sample(seed):
     np.testing.assert_array_equal(trimmed.numpy(), sox_silence(samples))
 
 
-def test_leading_inner_and_trailing_silence_go_and_short_pauses_stay():
+def test_silences_are_removed_and_short_pauses_kept():
     sound, pause, silence = torch.full((8000,), 0.2), torch.zeros(800), torch.zeros(8000)
     kept = trim_silence(torch.cat([silence, sound, pause, sound, silence, sound, silence]))
     # The window of 20 ms sees the sound for up to 320 samples after its end.
@@ -56,11 +56,11 @@ def test_leading_inner_and_trailing_silence_go_and_short_pauses_stay():
     assert kept[0] == kept[7000] == torch.tensor(0.2)
 
 
-def test_nothing_is_left_of_silence():
+def test_silence_is_removed_completely():
     assert trim_silence(torch.zeros(20_000)).shape == (0,)
     assert trim_silence(torch.zeros(0)).shape == (0,)
 
 
-def test_all_of_continuous_sound_is_left():
+def test_continuous_sound_is_kept_completely():
     sound = torch.full((5000,), 0.5)
     assert torch.equal(trim_silence(sound), sound)

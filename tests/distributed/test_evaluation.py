@@ -41,7 +41,11 @@ def alone(
 
 @pytest.mark.parametrize(
     ("ranks", "placement"),
-    [(2, None), (3, None), (2, "0:asr,pr,sf,sd,sv;1:ks,ic,sid,er,sd")],
+    [
+        (2, None),
+        pytest.param(3, None, marks=pytest.mark.slow),
+        pytest.param(2, "0:asr,pr,sf,sd,sv;1:ks,ic,sid,er,sd", marks=pytest.mark.slow),
+    ],
 )
 def test_the_metrics_of_every_task_are_those_of_one_process(
     ranks: int, placement: str | None, alone, tiny_corpus: Path, manifest_cache: Path, tmp_path

@@ -53,7 +53,12 @@ def config(tiny_corpus: Path, manifest_cache: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("ranks", "parallel"),
-    [(2, "data"), (2, "task"), (3, "data"), pytest.param(4, "task", marks=pytest.mark.slow)],
+    [
+        (2, "data"),
+        pytest.param(2, "task", marks=pytest.mark.slow),
+        pytest.param(3, "data", marks=pytest.mark.slow),
+        pytest.param(4, "task", marks=pytest.mark.slow),
+    ],
 )
 def test_the_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     ranks: int, parallel: str, config: dict[str, Any], tmp_path: Path
@@ -86,7 +91,8 @@ def resume(
 
 
 @pytest.mark.parametrize(
-    ("before", "now"), [(1, 2), (2, 1), pytest.param(2, 3, marks=pytest.mark.slow)]
+    ("before", "now"),
+    [(1, 2), *(pytest.param(*ranks, marks=pytest.mark.slow) for ranks in ((2, 1), (2, 3)))],
 )
 def test_other_ranks_keep_all_but_the_random_state_and_log_this(
     before: int, now: int, config: dict[str, Any], tmp_path: Path
@@ -112,6 +118,7 @@ def test_other_ranks_keep_all_but_the_random_state_and_log_this(
     assert checkpoints.load(tmp_path / "on" / "states-8.ckpt").step == 8
 
 
+@pytest.mark.slow
 def test_from_data_to_task_parallel_the_batches_stay_the_same(
     config: dict[str, Any], tmp_path: Path
 ):

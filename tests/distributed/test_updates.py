@@ -182,7 +182,7 @@ def test_task_parallel_ranks_make_the_update_of_data_parallel_ones(
         assert_same_update(by_data[0], rank, names=rank[0])
 
 
-@pytest.mark.parametrize("parallel", ["data", "task"])
+@pytest.mark.parametrize("parallel", [pytest.param("data", marks=pytest.mark.slow), "task"])
 def test_accumulated_batches_of_two_ranks_are_those_of_one_process(
     parallel: str, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ):

@@ -318,7 +318,10 @@ raise SystemExit(main(["export", "run", "--verbose", "--format", sys.argv[1], "-
 """
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    "format",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "onnx")) for name in FORMATS],
+)
 def test_a_full_disk_leaves_nothing_behind(format: str, tmp_path: Path) -> None:
     save_run(tmp_path / "run", tuned("base_style"))
     done = subprocess.run(

@@ -21,7 +21,8 @@ WORDS = words_of(
 )
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_killed_worker_is_replaced_and_no_batch_is_lost(
     ranks: int, launch: Launcher, uninterrupted: Callable[..., Path]
 ):

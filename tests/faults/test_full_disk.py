@@ -26,7 +26,8 @@ LIMIT_BYTES = 1_000_000
 """Well below a checkpoint, well above log and metrics."""
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_checkpoint_that_does_not_fit_costs_none_of_those_before(
     ranks: int, launch: Launcher, uninterrupted: Callable[..., Path]
 ):

@@ -27,9 +27,8 @@ def assert_named(text: str, rank: int, pid: int) -> None:
     assert re.search(rf"{name} .*at step \d+", text), text
 
 
-@pytest.mark.parametrize(
-    ("ranks", "victim"), [(2, 1), *[pytest.param(3, v, marks=pytest.mark.slow) for v in (0, 2)]]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "victim"), [(2, 1), (3, 0), (3, 2)])
 def test_when_a_rank_is_killed_the_others_name_it_and_end(
     ranks: int, victim: int, launch: Launcher, record_property: Record
 ):

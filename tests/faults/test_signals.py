@@ -130,9 +130,8 @@ def test_while_the_corpora_are_read_the_run_ends_at_once(
     assert_ended_alike(run.folder, uninterrupted(EVERYTHING, ranks), 2)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_to_one_of_two_ranks_stops_both_at_the_same_step(
     number: signal.Signals,
     launch: Launcher,

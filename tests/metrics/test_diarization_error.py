@@ -1,4 +1,4 @@
-"""Diarization errors: two ways to compute them, against trying every mapping of speakers."""
+"""Diarization errors: two implementations against brute force over speaker mappings."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_errors_of_a_recording_by_hand() -> None:
     assert diarization_error_rate([(reference, hypothesis)]) == pytest.approx(4 / 5)
 
 
-def test_nobody_speaking_misses_everything_once() -> None:
+def test_an_empty_hypothesis_misses_all_speech() -> None:
     reference = np.array([[1, 0], [1, 1], [0, 1]])
     assert diarization_error_rate([(reference, np.zeros_like(reference))]) == 1.0
     assert diarization_errors(reference, np.zeros_like(reference)).error_rate == 1.0

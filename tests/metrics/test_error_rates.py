@@ -40,7 +40,7 @@ def edits(reference: Sequence[object], hypothesis: Sequence[object]) -> int:
 
 
 @pytest.mark.usefixtures("either_edit_distance")
-def test_asr_rates_of_the_original_are_ours_with_the_two_sides_exchanged(
+def test_asr_rates_of_the_original_are_ours_with_references_and_hypotheses_swapped(
     golden: Callable[[str], Golden],
 ) -> None:
     # The branch hands its two sides over in the wrong order, so that it divides by the length of
@@ -94,7 +94,7 @@ def test_an_empty_hypothesis_loses_every_word_and_insertions_can_exceed_one() ->
 
 
 @pytest.mark.usefixtures("either_edit_distance")
-def test_words_part_at_white_space_unless_a_separator_is_given() -> None:
+def test_words_are_split_at_white_space_or_a_given_separator() -> None:
     assert word_error_rate(["A B"], ["  A   B "]) == 0.0
     # One space parts "A", "" and "B": one word too many.
     assert word_error_rate(["A B"], ["A  B"], separator=" ") == 0.5
@@ -114,7 +114,7 @@ def test_rates_of_nothing_and_of_unequal_numbers_are_errors(rate: Callable[..., 
         rate(["A"], ["A", "B"])
 
 
-def test_accuracy_counts_items_whose_every_part_is_right() -> None:
+def test_accuracy_counts_items_with_all_parts_correct() -> None:
     assert accuracy([1, 2, 3, 4], [1, 0, 3, 0]) == 0.5
     assert accuracy(torch.tensor([1, 2]), torch.tensor([1, 2])) == 1.0
     rows = torch.tensor([[1, 2, 3], [4, 5, 6]])

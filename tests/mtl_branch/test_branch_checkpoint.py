@@ -132,7 +132,7 @@ def moved_corpora(branch_file: Path, tiny_corpus: Path) -> None:
     torch.save(saved, branch_file)
 
 
-def test_corpora_that_were_elsewhere_are_looked_for_in_the_data_folder(
+def test_missing_corpora_are_looked_for_in_the_data_folder(
     run,
     branch_file: Path,
     tiny_corpus: Path,
@@ -162,7 +162,7 @@ def test_corpora_that_were_elsewhere_are_looked_for_in_the_data_folder(
     assert load(branch_file, ["er"]).labels == load(folder, ["er"]).labels
 
 
-def test_training_does_not_go_on_from_the_branchs_optimizers(
+def test_training_is_not_resumed_from_the_branchs_checkpoint(
     branch_file: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main(["-e", str(branch_file), "--device", "cpu", "--verbose"]) == 2
@@ -180,7 +180,7 @@ def test_the_branchs_checkpoint_is_used_as_ours_is(run, branch_file: Path, tiny_
     assert_same(theirs.predict(wavs), ours.predict(wavs))
 
 
-def test_label_spaces_that_are_not_there_are_named(branch_file: Path, tiny_corpus: Path):
+def test_missing_label_spaces_are_named(branch_file: Path, tiny_corpus: Path):
     moved_corpora(branch_file, tiny_corpus)
     with pytest.raises(UserError) as caught:
         load(branch_file, ["ks"])
@@ -206,7 +206,7 @@ def test_the_encoder_of_the_branch_is_exported_as_ours_is(
     same({f"model.{name}": value for name, value in found.items()}, wanted)
 
 
-def test_an_encoder_that_cannot_be_had_is_named(branch_file: Path, tmp_path: Path):
+def test_a_missing_encoder_file_is_named(branch_file: Path, tmp_path: Path):
     saved = torch.load(branch_file, weights_only=False)
     saved["Args"].upstream, saved["Args"].upstream_ckpt = "hubert_local", str(tmp_path / "gone.pt")
     torch.save(saved, branch_file)
@@ -216,7 +216,7 @@ def test_an_encoder_that_cannot_be_had_is_named(branch_file: Path, tmp_path: Pat
     assert caught.value.where == str(branch_file)
 
 
-def test_the_encoder_alone_is_taken_over(
+def test_a_run_starts_from_the_encoder_only(
     run, branch_file: Path, multitask_yaml: Path, manifest_cache: Path, tmp_path: Path
 ):
     _, saved = run
@@ -237,7 +237,7 @@ def test_the_encoder_alone_is_taken_over(
     assert not torch.equal(head, saved.tasks["er"].head["projector.weight"])
 
 
-def test_heads_trained_singly_in_s3prl_are_taken_over(
+def test_a_run_starts_from_heads_of_single_task_runs_of_s3prl(
     run, multitask_yaml: Path, manifest_cache: Path, tmp_path: Path
 ):
     _, saved = run
@@ -434,9 +434,7 @@ def test_the_branchs_official_encoders_need_no_original(branch_file: Path):
         ("Step", "x"),
     ],
 )
-def test_a_part_that_is_not_what_the_branch_writes_is_named(
-    key: str, value: object, branch_file: Path
-):
+def test_a_part_of_the_wrong_type_is_named(key: str, value: object, branch_file: Path):
     content = torch.load(branch_file, weights_only=False)
     content[key] = value
     torch.save(content, branch_file)

@@ -53,7 +53,7 @@ def test_the_branchs_own_file_builds_and_all_nine_tasks_have_its_splits(
             assert runner.tasks[task].expert.utterances(split) > 0, (task, split)
 
 
-def test_corpora_that_are_not_where_the_file_says_are_looked_for_in_the_data_folder(
+def test_missing_corpora_are_looked_for_in_the_data_folder(
     tiny_corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     elsewhere = tmp_path / "ks"
@@ -116,7 +116,7 @@ def test_an_unsupported_head_is_named_with_the_key_of_the_file(
     assert repr(head) in caught.value.what
 
 
-def test_every_value_that_has_a_meaning_arrives(multitask_yaml: Path, tiny_corpus: Path):
+def test_supported_values_are_translated(multitask_yaml: Path, tiny_corpus: Path):
     config = config_of(multitask_yaml)
     assert config["optimizer"] == {"name": "AdamW", "lr": 1e-5}
     assert config["scheduler"] == {"name": "linear_schedule_with_warmup", "num_warmup_steps": 1}
@@ -143,7 +143,7 @@ def test_every_value_that_has_a_meaning_arrives(multitask_yaml: Path, tiny_corpu
     assert splits["asr"] == (["dev-clean"], ["test-clean"])
 
 
-def test_keys_without_a_meaning_are_said_once_by_every_build(
+def test_keys_without_a_meaning_are_logged_once_a_build(
     multitask_yaml: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     copy = tmp_path / "copy.yaml"
@@ -202,7 +202,7 @@ def test_sections_that_are_commented_out_are_switched_off(multitask_yaml: Path, 
     assert config["specaug"] is None
 
 
-def test_choices_that_do_something_else_are_named(multitask_yaml: Path, tmp_path: Path, caplog):
+def test_ignored_choices_are_logged(multitask_yaml: Path, tmp_path: Path, caplog):
     def change(values):
         values["asr"]["datarc"]["decoder_args"]["decoder_type"] = "kenlm"
         values["sd"]["datarc"]["subsampling"] = 2
@@ -229,7 +229,7 @@ def test_choices_that_do_something_else_are_named(multitask_yaml: Path, tmp_path
         (["keyword"], r"ks: .*\['keyword'\].*ks\.folder in "),
     ],
 )
-def test_blocks_of_experts_beyond_the_nine_are_left_out_and_that_is_said(
+def test_blocks_of_other_experts_are_left_out_and_logged(
     folder: object, message: str, multitask_yaml: Path, tmp_path: Path, caplog
 ):
     def change(values):
@@ -276,7 +276,7 @@ def words_of_a_dry_run(multitask_yaml: Path, tiny_corpus: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("place", ["named", "found"])
-def test_what_is_said_of_a_config_is_once_in_the_log_of_every_run_and_on_the_terminal(
+def test_warnings_about_a_config_are_once_in_the_log_and_once_on_the_terminal(
     place: str,
     words_of_a_dry_run: list[str],
     manifest_cache: Path,
@@ -297,7 +297,7 @@ def test_what_is_said_of_a_config_is_once_in_the_log_of_every_run_and_on_the_ter
             assert [text.count(remark) for remark in REMARKS] == [1, 1, 1]
 
 
-def test_what_is_said_of_a_config_is_not_lost_where_the_run_cannot_begin(
+def test_warnings_about_a_config_are_shown_if_the_run_cannot_start(
     words_of_a_dry_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main([*words_of_a_dry_run, "-p", str(tmp_path / "new"), "-o", "seed=none"]) == 2
@@ -324,7 +324,7 @@ def test_folders_of_diarization_must_lie_together(multitask_yaml: Path, tmp_path
         config_of(changed(multitask_yaml, tmp_path, move))
 
 
-def test_optimizers_with_a_schedule_of_their_own_are_refused(multitask_yaml: Path, tmp_path: Path):
+def test_optimizers_with_a_built_in_schedule_are_refused(multitask_yaml: Path, tmp_path: Path):
     def change(values):
         values["optimizer"] = {"name": "BertAdam_with_schedule", "lr": 1e-4}
 

@@ -169,6 +169,7 @@ def test_slurm_reads_all_that_the_script_asks_of_it():
     assert len(asked) > 8 and max(asked) < command
 
 
+@pytest.mark.slow
 def test_a_run_that_nobody_interrupts_trains_to_the_end_and_is_not_requeued(
     whole: tuple[Path, Cluster, int, str],
 ):
@@ -227,6 +228,7 @@ def test_a_run_that_was_cancelled_saves_itself_and_stays_out_of_the_queue(cluste
     assert len(checkpoints.states_files(folder)) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_not_requeued(cluster: Cluster):
     words = [word if word != "ks,er" else "ks,ar" for word in training(cluster.folder / "run", 1)]
     with cluster.batch(words) as job:

@@ -310,6 +310,7 @@ def test_weights_of_another_size_are_refused(make_config, tmp_path: Path):
     assert "the head of ks" in str(caught.value) and "projector" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_bf16_trains_to_nearly_the_same_losses(make_config, tmp_path: Path):
     losses = {}
     for precision in ("fp32", "bf16"):

@@ -174,6 +174,7 @@ def test_a_checkpoint_given_by_its_url_is_needed_once(
         load_upstream(name, f"{address}/encoder.pt", cache_dir=tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_a_run_resumes_without_its_downloads(
     network_with, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ):

@@ -1,16 +1,64 @@
-"""Ranges and choices of settings, as the fields of the schema state them."""
+"""Checks beyond OmegaConf's: keys and types of task blocks, ranges and choices of all settings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from s3prl_mtl.config.schema import Settings
-from s3prl_mtl.errors import UserError
+from s3prl_mtl.errors import UserError, nearest
+
+TYPE_NAMES: dict[Any, str] = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    Path: "a path",
+    list: "a list",
+    dict: "a mapping",
+}
+"""The types of settings, as error messages name them."""
 
 DATARC_AT_LEAST = {"num_workers": 0, "train_batch_size": 1, "eval_batch_size": 1}
 """Settings that most experts have in `downstream_expert.datarc`."""
+
+
+def check_block(
+    values: Mapping[str, Any], defaults: Mapping[str, Any], path: str, origin: str
+) -> None:
+    """Check that a block has no key that its defaults lack, and no value of another type.
+
+    Args:
+        values: the block in a layer, or a mapping in it.
+        defaults: the mapping that it is merged into. An empty one is open: the expert checks it.
+        path: the dotted key of the mapping.
+        origin: the layer, for the error.
+
+    Raises:
+        UserError: names the key.
+    """
+    for key, value in values.items():
+        full = f"{path}.{key}" if path else str(key)
+        if key not in defaults:
+            raise UserError(
+                f"Unknown key {full!r}.",
+                where=f"{full} in {origin}",
+                fix=nearest(str(key), list(defaults)),
+                code="unknown-key",
+            )
+        default = defaults[key]
+        if isinstance(default, dict) and isinstance(value, Mapping):
+            if default:
+                check_block(value, default, full, origin)
+        elif not _same_type(value, default):
+            raise UserError(
+                f"{full} must be {TYPE_NAMES.get(type(default), 'a mapping')}, not {value!r}.",
+                where=f"{full} in {origin}",
+                fix=f"The default is {default!r}.",
+                code="wrong-type",
+            )
 
 
 def check_values(settings: Mapping[str, Any], origin: str) -> None:
@@ -28,7 +76,7 @@ def check_values(settings: Mapping[str, Any], origin: str) -> None:
 
 
 def check_task_values(task: str, block: Mapping[str, Any], origin: str) -> None:
-    """Check the numbers of a task's `datarc` that are common to all experts.
+    """Check the settings of a task's `datarc` that most experts share.
 
     Raises:
         UserError: names the key and the lowest value.
@@ -38,6 +86,16 @@ def check_task_values(task: str, block: Mapping[str, Any], origin: str) -> None:
         _check(
             f"{task}.downstream_expert.datarc.{key}", datarc.get(key), {"at_least": least}, origin
         )
+
+
+def _same_type(value: Any, default: Any) -> bool:
+    if default is None or any(isinstance(v, str) and v.startswith("${") for v in (value, default)):
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    return isinstance(value, type(default))
 
 
 def _rules(
