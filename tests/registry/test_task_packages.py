@@ -147,10 +147,10 @@ def test_another_package_does_not_change_a_resumed_run(
     assert main(["-e", str(run), "--steps", "2"]) == 0
     rival()
     assert main(["-e", str(alone), "--steps", "2"]) == 0
-    beside, wanted = checkpoints.load_newest(run)[0], checkpoints.load_newest(alone)[0]
+    beside, wanted = (checkpoints.load_newest(folder)[0] for folder in (run, alone))
     assert beside.step == wanted.step == 2
     for part in ("Upstream", "Featurizer", "Tasks", "Optimizer"):
-        assert_same(beside[part], wanted[part], part)
+        assert_same(beside.to_dict()[part], wanted.to_dict()[part], part)
     assert beside.config["ks"]["package"] == "s3prl-mtl"
 
 
