@@ -16,9 +16,9 @@ SCORINGS = ("reference", "branch")
 class SpeechRecognition(TranscriptionExpert):
     """SUPERB's `asr`: letters by CTC, decoded greedily, no language model.
 
-    `modelrc.scoring` says whether rates are SUPERB's, over the length of the reference, or those of
-    the multi-task branch, which has reference and hypothesis in each other's place. A head built
-    from the branch's own settings, which have no such key, reports the branch's.
+    `modelrc.scoring` selects SUPERB's rates, divided by the length of the reference, or those of
+    the multi-task branch, which swaps reference and hypothesis. The settings of the branch have no
+    such key; a head built from them reports the branch's rates.
     """
 
     name = "asr"
@@ -54,7 +54,7 @@ class SpeechRecognition(TranscriptionExpert):
 
     def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
         if self.scoring == "branch":
-            # The sides are exchanged on purpose.
+            # Swapped, as in the multi-task branch.
             sides = [records["hypothesis"], records["reference"]]
             words = [[words_of(text) for text in side] for side in sides]
             return {"wer": token_error_rate(*words), "uer": character_error_rate(*sides)}

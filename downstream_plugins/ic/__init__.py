@@ -1,4 +1,4 @@
-"""Intent classification: what a command of Fluent Speech Commands wants done, to what, where."""
+"""Intent classification: the action, object and location of a spoken command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from s3prl_mtl import ClassificationExpert
 
 
 class IntentClassification(ClassificationExpert):
-    """SUPERB's `ic`: an intent is right if its action, object and location all are."""
+    """SUPERB's `ic`: an intent is correct if its action, object and location all are."""
 
     name = "ic"
     corpus_type = FluentSpeechCommands

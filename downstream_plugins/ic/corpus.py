@@ -21,7 +21,7 @@ SLOTS = ("action", "object", "location")
 
 
 class FluentSpeechCommands(Corpus):
-    """Fluent Speech Commands: spoken commands to a home, each an action on an object somewhere.
+    """Fluent Speech Commands: spoken commands for smart-home devices.
 
     The splits are the three csv files. Labels: `action`, `object`, `location`.
 

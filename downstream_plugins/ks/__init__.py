@@ -1,4 +1,4 @@
-"""Keyword spotting: which of ten words of Speech Commands is said, another one, or none."""
+"""Keyword spotting: ten words of Speech Commands, other words, and silence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from s3prl_mtl.data import SAMPLE_RATE, inverse_class_weights, random_crop
 
 
 class KeywordSpotting(ClassificationExpert):
-    """SUPERB's `ks`: twelve classes, drawn equally often in training and in dev."""
+    """SUPERB's `ks`: twelve classes, sampled equally often in training and dev."""
 
     name = "ks"
     corpus_type = SpeechCommands

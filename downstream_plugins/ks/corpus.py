@@ -110,7 +110,7 @@ class SpeechCommands(Corpus):
         for folder in list_folders(self.test_root):
             if folder not in CLASSES:
                 raise UserError(
-                    f"ks: the folder {folder!r} of the test set is none of the twelve classes.",
+                    f"ks: the folder {folder!r} of the test set is not one of the twelve classes.",
                     where=str(self.test_root),
                     fix=f"The classes are {', '.join(CLASSES)}.",
                     code="corpus-malformed",

@@ -1,4 +1,4 @@
-"""Speaker diarization: who of the two speakers of a Libri2Mix recording speaks when."""
+"""Speaker diarization: when does each of the two speakers of a recording speak?"""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_THRESHOLD = 0.5
 DEFAULT_MEDIAN_FILTER = 11
-"""Label frames. Both are used only as long as nothing was chosen on dev."""
+"""In label frames. Both are replaced by what is chosen on dev."""
 
 
 class SpeakerDiarization(TaskExpert):
-    """SUPERB's `sd`: an LSTM over the features says for each frame and speaker: speaks, or not.
+    """SUPERB's `sd`: an LSTM predicts the speech activity of each speaker in each frame.
 
     Training is on chunks. Dev and test are whole recordings, scored by NIST's rules with the
     threshold and the median filter that gave the lowest error rate on dev (`decision`).
@@ -51,7 +51,7 @@ class SpeakerDiarization(TaskExpert):
         speakers = self.labels.get("speakers_per_recording")
         if isinstance(speakers, bool) or not isinstance(speakers, int) or speakers < 1:
             raise UserError(
-                f"`speakers_per_recording` is a whole number above 0, not {speakers!r}.",
+                f"`speakers_per_recording` must be a positive integer, not {speakers!r}.",
                 where="the label space of sd",
                 code="invalid-value",
             )
@@ -67,7 +67,7 @@ class SpeakerDiarization(TaskExpert):
         layers = self.setting("modelrc", "rnn_layers")
         if isinstance(layers, bool) or not isinstance(layers, int) or layers < 0:
             raise UserError(
-                f"A number of layers is a whole number, 0 or above, not {layers!r}.",
+                f"The number of layers must be a non-negative integer, not {layers!r}.",
                 where=self.key_path("modelrc", "rnn_layers"),
                 code="invalid-value",
             )

@@ -1,4 +1,4 @@
-"""Slot filling: what a command of Audio SNIPS says, and which of its words fill which slot."""
+"""Slot filling: the words of a spoken command, and the slots that they fill."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Score = Callable[[Sequence[str], Sequence[str]], float]
 
 
 class SlotFilling(TranscriptionExpert):
-    """SUPERB's `sf`: letters by CTC, with a symbol where a slot begins and one where it ends."""
+    """SUPERB's `sf`: letters by CTC, with a symbol at the start and at the end of each slot."""
 
     name = "sf"
     corpus_type = AudioSnips
@@ -95,7 +95,7 @@ class SlotFilling(TranscriptionExpert):
             try:
                 values[metric] = score(records["reference"], records["hypothesis"])
             except UserError:
-                # A few training batches may well hold no slot; a whole split may not.
+                # A few training batches may have no slots; a whole split must have some.
                 if split != self.train_split:
                     raise
                 logger.debug("sf: %s is undefined for these training batches", metric)

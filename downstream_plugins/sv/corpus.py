@@ -221,7 +221,7 @@ def draw_trials(
     half = min(trials // 2, len(same), different_count)
     if half == 0:
         raise UserError(
-            "sv: no dev trials can be drawn: they take two speakers, one with two utterances.",
+            "sv: dev trials need two speakers, one of them with two utterances.",
             fix="Check the corpus, or name a file of trials in sv's `datarc.dev_trials`.",
             code="corpus-incomplete",
         )

@@ -1,4 +1,4 @@
-"""Whether a task keeps its contract: each line is tried out on the task itself."""
+"""Check a task against every clause of the contract."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from pathlib import Path
 
 import torch
 
-from s3prl_mtl.authoring.batch_checks import BATCH_CHECKS
-from s3prl_mtl.authoring.building_checks import BUILDING_CHECKS
-from s3prl_mtl.authoring.contract import CONTRACT, Clause, Finding
-from s3prl_mtl.authoring.harness import NeedsData, Subject
-from s3prl_mtl.authoring.head_checks import HEAD_CHECKS
-from s3prl_mtl.authoring.measuring_checks import MEASURING_CHECKS
-from s3prl_mtl.authoring.sayings import said_by
-from s3prl_mtl.authoring.shared_checks import SHARED_CHECKS
-from s3prl_mtl.authoring.verdicts import Broken, Check, NotApplicable
+# Importing the modules of checks registers their clauses.
+import s3prl_mtl.authoring.expert_checks
+import s3prl_mtl.authoring.loader_checks
+import s3prl_mtl.authoring.metric_checks
+import s3prl_mtl.authoring.parallel_checks  # noqa: F401
+from s3prl_mtl.authoring.contract import (
+    CLAUSES,
+    Clause,
+    Finding,
+    NotApplicable,
+    Violated,
+    failure_summary,
+)
+from s3prl_mtl.authoring.harness import NeedsData, TaskHarness
 from s3prl_mtl.errors import UserError
 
-CHECKS: dict[int, Check] = {
-    **BUILDING_CHECKS,
-    **BATCH_CHECKS,
-    **HEAD_CHECKS,
-    **MEASURING_CHECKS,
-    **SHARED_CHECKS,
-}
+CONTRACT = tuple(CLAUSES[number] for number in sorted(CLAUSES))
+"""The clauses that the runner relies on, in the order in which `check-task` checks them."""
 
 
 def check_task(
@@ -36,7 +36,7 @@ def check_task(
     batches: int | None = None,
     lines: Collection[int] | None = None,
 ) -> list[Finding]:
-    """Try out every line of the contract on an installed task.
+    """Check an installed task against the contract.
 
     In a test of the task's own package::
 
@@ -44,34 +44,35 @@ def check_task(
             findings = check_task("lid", data="corpora")
             assert not [str(finding) for finding in findings if finding.holds is False]
 
-    No encoder is needed: the heads get pseudo-random features. Workers and processes are real
-    ones, which are started from nothing and import the task again.
+    No encoder is needed: the heads get pseudo-random features. Loader workers and ranks are real
+    processes, started from scratch, which import the task again.
 
     Args:
         name: of the task, as after `-d`.
-        data: the folder of the corpora, as after `--data`; by default `$SUPERB_DATA`. Without
-            either, the lines that need the corpus are not checked.
-        config: files of settings, as after `-c`.
+        data: folder of the corpora, as after `--data`; by default `$SUPERB_DATA`. Without either,
+            the clauses that need the corpus are not checked.
+        config: YAML files of settings, as after `-c`.
         overrides: settings, as after `-o`.
-        batches: how many batches of a split are read at most. By default 16 of the training split
-            and all of the splits that are evaluated. At least 1.
-        lines: numbers of the lines to try out; None: all. (The first always is: it builds.)
+        batches: maximum number of batches to read of each split, at least 1. By default 16 of the
+            training split and all of the evaluated splits.
+        lines: numbers of the clauses to check; None: all. Clause 1 is always checked.
 
     Returns:
-        one finding for each of the lines, in the order of the contract.
+        One finding for each clause, in the order of the contract.
 
     Raises:
-        UserError: there is no such task, it cannot be imported, its settings are wrong, its
-            corpus is not where it is said to be, or `batches` is no such number.
+        UserError: the task does not exist or cannot be imported, its settings are wrong, its corpus
+            is missing, or `batches` is less than 1.
     """
     if batches is not None and batches < 1:
         raise UserError(
-            f"{batches} batches cannot be read.",
+            f"The number of batches must be at least 1, not {batches}.",
             where="--batches",
             fix="Give 1 or more, or leave it out.",
+            code="invalid-value",
         )
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
-        subject = Subject(name, Path(folder), data, config, overrides, batches)
+        harness = TaskHarness(name, Path(folder), data, config, overrides, batches)
         findings: list[Finding] = []
         for clause in CONTRACT:
             if lines is not None and clause.number not in (1, *lines):
@@ -79,19 +80,19 @@ def check_task(
             if findings and findings[0].holds is False:
                 findings.append(Finding(clause, None, "it cannot be built.", checked=False))
                 continue
-            findings.append(_try_out(clause, subject))
+            findings.append(_check(clause, harness))
     return findings
 
 
-def _try_out(clause: Clause, subject: Subject) -> Finding:
+def _check(clause: Clause, harness: TaskHarness) -> Finding:
     try:
-        return Finding(clause, True, CHECKS[clause.number](subject))
+        return Finding(clause, True, clause.check(harness))
     except NotApplicable as reason:
         return Finding(clause, None, str(reason))
     except NeedsData as reason:
         return Finding(clause, None, f"needs --data DIR: {reason}.", checked=False)
-    except Broken as reason:
+    except Violated as reason:
         return Finding(clause, False, str(reason))
     except (Exception, SystemExit) as error:
-        # Whatever a stranger's code raises is a finding about it.
-        return Finding(clause, False, f"{said_by(error)}.")
+        # Code of another package may raise anything; that is a finding, not a failure of ours.
+        return Finding(clause, False, f"{failure_summary(error)}.")

@@ -1,28 +1,70 @@
-"""The contract of a task, line by line, and what was found out about a line."""
+"""Clauses of a task's contract, each with its check, and findings about them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+import s3prl_mtl
+from s3prl_mtl.authoring.harness import TaskHarness
+from s3prl_mtl.errors import error_summary
+from s3prl_mtl.registry.fault import frames_of
+
+Check = Callable[[TaskHarness], str]
+"""Checks a task; returns what it observed. Raises `Violated` or `NotApplicable`."""
+
+
+class Violated(Exception):
+    """The clause does not hold; the message says why."""
+
+
+class NotApplicable(Exception):
+    """The clause does not apply to the task, or cannot be checked; the message says why."""
 
 
 @dataclass(frozen=True)
 class Clause:
-    """One line of the contract, as `docs/plugins.md` numbers it."""
+    """One clause of the contract, as `docs/plugins.md` numbers and quotes it.
+
+    Args:
+        number: from 1.
+        text: what must hold.
+        check: tests it on a task.
+    """
 
     number: int
     text: str
+    check: Check = field(repr=False)
+
+
+CLAUSES: dict[int, Clause] = {}
+"""All clauses by number, registered by :func:`clause`."""
+
+
+def clause(number: int, text: str) -> Callable[[Check], Check]:
+    """Register the decorated function as the check of a clause."""
+
+    def register(check: Check) -> Check:
+        assert number not in CLAUSES, f"two clauses {number}"
+        CLAUSES[number] = Clause(number, text, check)
+        return check
+
+    return register
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Whether a task keeps a line of the contract.
+    """Whether a task keeps a clause of the contract.
 
     Args:
-        clause: the line.
-        holds: None where the line does not apply to the task, or was not checked.
-        why: what was seen.
-        checked: False: whether the line holds is not known, for want of a corpus or because the
-            expert cannot be built.
+        clause: the clause.
+        holds: None if the clause does not apply to the task, or was not checked.
+        why: what was observed.
+        checked: False if the clause could not be checked, because there is no corpus or the expert
+            cannot be built.
     """
 
     clause: Clause
@@ -32,7 +74,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """The finding in words."""
+        """The outcome, as `check-task` prints it."""
         if not self.checked:
             return "not checked"
         return {True: "holds", False: "does not hold", None: "not applicable"}[self.holds]
@@ -41,40 +83,11 @@ class Finding:
         return f"{self.clause.number}. {self.clause.text} {self.verdict.upper()}: {self.why}"
 
 
-_LINES = (
-    "The class is a `torch.nn.Module` that is built from `upstream_dim`, `upstream_rate`, "
-    "`downstream_expert` and `expdir`, all by keyword, with the settings of the `config.yaml` "
-    "beside its module; whatever else the runner passes does not disturb it.",
-    "It keeps its label space in `labels`, plain JSON; built with `labels=` it needs nothing of "
-    "the corpus and has the same parameters.",
-    "A misspelt setting is refused: `config.yaml` lists every setting, or the class checks them.",
-    "`get_dataloader(split)` gives, for every split that the task's block names, batches `(wavs, "
-    "*others)` of at least one utterance: 1-D waveforms at 16 kHz, finite, within [-1, 1], of at "
-    "least 400 samples.",
-    "The batches of an epoch follow from the seed and the epoch's number: read twice they are the "
-    "same, and reading can begin after any of them.",
-    "Loader workers can be used: what is sent to them can be pickled, and with one worker the "
-    "batches are the same, whether it is forked or spawned.",
-    "Two shares of a training epoch, each read by a process of its own, hold all its utterances, "
-    "each once.",
-    "`forward(split, features, *others, records=...)` takes the batches of every split and returns "
-    "a scalar that is finite.",
-    "The training loss has a finite gradient for the features and for every parameter.",
-    "A batch may hold a single utterance.",
-    "What `forward` records are lists, and other processes can be sent them.",
-    "`log_records` reports by `logger.add_scalar` each number that `metrics` declares: finite, and "
-    "within the metric's `range`, by default a fraction in [0, 1].",
-    "`log_records` gives the names of the checkpoints to keep: plain file names, or none at all. A "
-    "`TaskExpert` keeps one of its first evaluation on dev whose value is inside the range.",
-    "`log_records` copes with the records of no batch, and then reports nothing made up.",
-    "An evaluation that is divided between two processes reports what one process reports.",
-    "A training step that is divided between two processes has the loss and the gradient of one "
-    "process that takes the same batches.",
-    "All that was learned is in `state_dict()`: loaded strictly into a new expert it gives the "
-    "same loss.",
-    "`predict(features, lengths_samples)`, where there is one, gives a dict of plain JSON for each "
-    "utterance.",
-)
+_LIBRARIES = tuple(f"{Path(str(module.__file__)).parent}/" for module in (torch, s3prl_mtl))
 
-CONTRACT = tuple(Clause(number, text) for number, text in enumerate(_LINES, 1))
-"""What the runner asks of a task, in the order in which `check-task` looks at it."""
+
+def failure_summary(error: BaseException) -> str:
+    """An error on one line: type, message, and the innermost frame in the task's own code."""
+    summary = error_summary(error)
+    own = [frame for frame in frames_of(error) if not frame.path.startswith((*_LIBRARIES, "<"))]
+    return f"{summary} ({own[-1]})" if own else summary

@@ -1,7 +1,8 @@
-"""A task under test: its experts, features for them, and evaluations as the runner makes them."""
+"""Run a task under test as the runner does, with a fake upstream that needs no weights."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -12,11 +13,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from s3prl_mtl.authoring.fake_upstream import FRAME_SAMPLES, WIDTH, pseudo_encoding
-from s3prl_mtl.authoring.processes import Answer
 from s3prl_mtl.config import Config, RunConfig, build_config, parse_tasks, resolve
+from s3prl_mtl.data import MINIMUM_SAMPLES
 from s3prl_mtl.data.epoch_reader import Batch, EpochReader
 from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.distributed.placement import data_parallel
@@ -29,33 +30,68 @@ from s3prl_mtl.training.evaluation import Evaluator, Records
 from s3prl_mtl.training.preflight import corpus_problems, raise_together
 from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.task import Task
+from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream
+from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 
 TRAINING_BATCHES = 16
-"""How many batches of a training epoch are read, if nobody says otherwise."""
+"""Maximum number of batches read of a training epoch, by default."""
+
+WIDTH = 24
+LAYERS = 3
+FRAME_SAMPLES = 320
+
+
+class FakeUpstream(Upstream):
+    """Hidden states drawn from a normal distribution, seeded by the waveform.
+
+    The hidden states of an utterance do not depend on its batch. They require a gradient where
+    gradients are enabled.
+    """
+
+    hidden_size = WIDTH
+    num_hidden_states = LAYERS
+    downsample_rate = FRAME_SAMPLES
+
+    def forward(self, wavs: list[Tensor]) -> HiddenStates:
+        """Waveforms (samples_i,) -> packed states (LAYERS, sum of frames_i, WIDTH)."""
+        states = [_noise(wav) for wav in wavs]
+        packed = torch.cat(states, dim=1).requires_grad_(torch.is_grad_enabled())
+        return HiddenStates(packed, [state.shape[1] for state in states])
+
+
+def _noise(wav: Tensor) -> Tensor:
+    frames = max(1, (len(wav) - MINIMUM_SAMPLES) // FRAME_SAMPLES + 1)
+    digest = hashlib.blake2b(wav.contiguous().numpy().tobytes(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    return torch.randn(LAYERS, frames, WIDTH, generator=generator)
+
+
+def fake_encoder() -> SharedEncoder:
+    """The fake upstream as the encoder of a run; features are its last hidden state."""
+    upstream = FakeUpstream()
+    featurizer = Featurizer(upstream, "last_hidden_state")
+    return SharedEncoder(upstream, featurizer, torch.device("cpu"), freeze=False, bf16=False)
 
 
 class NeedsData(Exception):
-    """A line cannot be checked because nobody said where the corpora are."""
+    """A clause cannot be checked without the folder of the corpora."""
 
 
-class Subject:
-    """A task under test.
-
-    Everything is as in a run but for the encoder, which gives pseudo-random numbers that follow
-    from the waveform: no weights are needed.
+class TaskHarness:
+    """A task under test, run as in training but with the fake upstream.
 
     Args:
         name: of the task, as after `-d`.
-        folder: for what its experts write.
-        data: the folder of the corpora. Without one, what needs the corpus of a task whose settings
-            mention `${data}` raises :class:`NeedsData`.
+        folder: for the files of its experts.
+        data: the folder of the corpora. Without it, reading the corpus of a task that has
+            `${data}` in its settings raises :class:`NeedsData`.
         files: YAML files of settings, as after `-c`.
         overrides: settings, as after `-o`.
-        batches: how many batches of a split are read at most; None reads `TRAINING_BATCHES` of the
+        batches: maximum number of batches to read of a split; None reads `TRAINING_BATCHES` of the
             training split and all of the others.
 
     Raises:
-        UserError: there is no such task, its settings are wrong, or its corpus is not there.
+        UserError: the task does not exist, its settings are wrong, or its corpus is missing.
     """
 
     def __init__(
@@ -67,24 +103,27 @@ class Subject:
         overrides: str | None = None,
         batches: int | None = None,
     ) -> None:
-        words = parse_tasks(name, flag="NAME")
-        if len(words) > 1:
-            raise UserError(f"{name!r} names {len(words)} tasks.", where="NAME", fix="Check one.")
-        (self.word,) = words
+        specs = parse_tasks(name, flag="NAME")
+        if len(specs) > 1:
+            raise UserError(
+                f"{name!r} names {len(specs)} tasks.",
+                where="NAME",
+                fix="Check one task at a time.",
+                code="invalid-value",
+            )
+        (self.task_spec,) = specs
         self.folder = folder
         self.files = list(files)
         self.overrides = overrides
         self.batches = batches
-        self.encoding = pseudo_encoding()
-        self.on_two_ranks: list[Answer] | None = None
-        """What two processes found out about it, once they did."""
+        self.encoder = fake_encoder()
         self.data = None if data is None else str(data)
         unresolved = self._unresolved(self.data)
         (self.name,) = unresolved["downstream"]
-        self.has_data = unresolved["data"] != str(self._nowhere) or "${data}" not in json.dumps(
+        self.has_data = unresolved["data"] != str(self._no_corpora) or "${data}" not in json.dumps(
             unresolved[self.name]
         )
-        """Whether the corpus is there, as far as the settings say."""
+        """Whether the settings name a corpus."""
         self.config = resolve(unresolved)
         block = self.config.tasks[self.name]
         self.expert_class: Any = load_task(self.name, block.package, folder=block.folder)
@@ -92,11 +131,11 @@ class Subject:
             problems = corpus_problems(self.config, {self.name: self.expert_class})
             raise_together(problems.get(self.name, []))
 
-    def again(self) -> partial[Subject]:
-        """What makes this subject once more, in another process."""
+    def factory(self) -> partial[TaskHarness]:
+        """A picklable function that makes this harness in another process."""
         return partial(
-            Subject,
-            self.word,
+            TaskHarness,
+            self.task_spec,
             self.folder,
             data=self.data,
             files=self.files,
@@ -106,7 +145,7 @@ class Subject:
 
     # ------------------------------------------------------------------------- building
 
-    def configured(self, overrides: str) -> RunConfig:
+    def configure(self, overrides: str) -> RunConfig:
         """The task's config with further settings, as after `-o`.
 
         Raises:
@@ -115,23 +154,23 @@ class Subject:
         return resolve(self._unresolved(str(self.config.data), overrides, DeferredLog()))
 
     def without_corpus(self) -> RunConfig:
-        """The task's config where there are no corpora."""
-        return resolve(self._unresolved(str(self._nowhere), deferred=DeferredLog()))
+        """The task's config with a folder of corpora that does not exist."""
+        return resolve(self._unresolved(str(self._no_corpora), deferred=DeferredLog()))
 
     @property
-    def _nowhere(self) -> Path:
+    def _no_corpora(self) -> Path:
         return self.folder / "no" / "corpora"
 
     def _unresolved(
         self, data: str | None, more: str | None = None, deferred: DeferredLog | None = None
     ) -> Config:
-        # The first time it is logged what is to be said of the config, and no more after that.
-        flags: dict[str, Any] = {"downstream": [self.word], "device": "cpu"}
+        # Warnings about the config are logged for the first config only (`deferred` is None).
+        flags: dict[str, Any] = {"downstream": [self.task_spec], "device": "cpu"}
         if data is not None:
             flags["data"] = data
-        # Where nothing else says it, neither a file nor an override: it is the first of the layers.
+        # As the lowest layer, so that a file or an override may still set `data`.
         missing = data is None and not os.environ.get("SUPERB_DATA")
-        base = {"data": str(self._nowhere)} if missing else None
+        base = {"data": str(self._no_corpora)} if missing else None
         overrides = ",,".join(part for part in (self.overrides, more) if part)
         return build_config(self.files, flags, overrides, base, deferred)
 
@@ -139,12 +178,12 @@ class Subject:
         """A new expert, built as the runner builds it.
 
         Args:
-            config: another one than the task's.
-            labels: the label space that stands in for the corpus.
-            seed: of its weights.
+            config: in place of the task's.
+            labels: the label space, in place of the corpus.
+            seed: of the weights.
 
         Raises:
-            NeedsData: there is no corpus, and it is not built without.
+            NeedsData: there is no corpus, and building the expert without it failed.
         """
         config = config or self.config
         folder = self.folder / self.name
@@ -167,10 +206,10 @@ class Subject:
                 raise
             known = isinstance(error, UserError | OSError)
             reason = "" if known else f" ({type(error).__name__}: {error})"
-            raise NeedsData(f"it is not built without its corpus{reason}") from error
+            raise NeedsData(f"it cannot be built without its corpus{reason}") from error
 
     def task(self, expert: Any) -> Task:
-        """The place of an expert in a run: its splits."""
+        """The expert with its splits, as a run holds it."""
         return Task.from_settings(self.name, expert, self.config.tasks[self.name], seed=self.seed)
 
     def splits(self, expert: Any) -> list[tuple[str, bool]]:
@@ -201,7 +240,7 @@ class Subject:
         Raises:
             NeedsData: there is no corpus.
         """
-        self._need_corpus()
+        self._require_corpus()
         return reader_class(
             self.name,
             expert,
@@ -213,15 +252,16 @@ class Subject:
             training=training,
         )
 
-    def _need_corpus(self) -> None:
+    def _require_corpus(self) -> None:
         if not self.has_data:
             raise NeedsData("it reads the corpus")
 
-    def some(self, reader: EpochReader, training: bool) -> Iterator[Batch]:
-        """As many batches of a reader as are to be looked at, each once and in order."""
+    def limited(self, reader: EpochReader, training: bool) -> Iterator[Batch]:
+        """The first batches of a reader, at most :meth:`limit`."""
         return islice(reader, self.limit(training))
 
     def limit(self, training: bool) -> int | None:
+        """Maximum number of batches to read of a split; None: all."""
         if self.batches is None:
             return TRAINING_BATCHES if training else None
         return self.batches
@@ -230,20 +270,22 @@ class Subject:
         """The first batch of a split.
 
         Raises:
-            UserError: there is none.
+            UserError: the split has no batch.
         """
         for batch in self.reader(expert, split, training):
             return batch
-        raise UserError(f"The split {split!r} has no batch.")
+        raise UserError(f"The split {split!r} has no batch.", code="corpus-empty")
 
     # ------------------------------------------------------------------------- forward
 
     def features(self, expert: Any, wavs: Sequence[Any]) -> list[Tensor]:
-        """Features (frames_i, WIDTH), or hidden states (LAYERS, frames_i, WIDTH) if it wants them.
+        """What the expert's `forward` gets for waveforms.
 
-        Each keeps its gradient where gradients are enabled.
+        Returns:
+            Features (frames_i, WIDTH), or hidden states (LAYERS, frames_i, WIDTH) if the expert
+            wants them. Each retains its gradient where gradients are enabled.
         """
-        features = self.encoding.inputs(expert, wavs)
+        features = self.encoder.inputs(expert, wavs)
         for feature in features:
             if feature.requires_grad:
                 feature.retain_grad()
@@ -257,7 +299,7 @@ class Subject:
         records: Records | None = None,
         features: list[Tensor] | None = None,
     ) -> Any:
-        """What the expert's `forward` gives for a batch."""
+        """What the expert's `forward` returns for a batch."""
         task = self.task(expert)
         features = self.features(expert, batch.wavs) if features is None else features
         evaluated = split != task.train_split
@@ -266,19 +308,19 @@ class Subject:
         return expert(split, features, *batch.others, records=records, **number)
 
     def evaluate(self, expert: Any, world: World) -> list[Report]:
-        """Evaluate all evaluated splits, each rank its share, with the evaluator of the runner.
+        """Evaluate all dev and test splits with the runner's evaluator, each rank its share.
 
         Args:
-            expert: of this rank, with the same weights on all.
-            world: all ranks; they must all call this.
+            expert: of this rank, with the same weights on all ranks.
+            world: all ranks; each of them must call this.
 
         Returns:
-            the reports on the first rank, nothing on the others.
+            The reports on rank 0, an empty list on the others.
 
         Raises:
             NeedsData: there is no corpus.
         """
-        self._need_corpus()
+        self._require_corpus()
         task = self.task(expert)
         run = Run(
             [self.name],
@@ -286,7 +328,7 @@ class Subject:
             world,
             data_parallel([self.name], world.size),
             {self.name: world},
-            self.encoding,
+            self.encoder,
             {self.name: task},
             step=1,
         )

@@ -1,4 +1,4 @@
-"""What is installed: tasks and upstreams, whose they are, and what is wrong with them."""
+"""List the installed tasks and upstreams with their packages and problems."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Column, Table
 
-from s3prl_mtl.authoring.sayings import said_by
+from s3prl_mtl.authoring.contract import failure_summary
 from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import (
@@ -31,8 +31,8 @@ ZOO_PAGE = "docs/upstreams.md"
 
 
 def list_tasks(data: str | None) -> None:
-    """Print every installed task, whether its data is there, and what is broken."""
-    # Names are to be typed and searched for: other columns give way first.
+    """Print every installed task, whether its data is present, and what is broken."""
+    # Names are copied into commands, so other columns wrap first.
     names = [Column(title, no_wrap=True) for title in ("task", "package")]
     table = Table(*names, "metric", "corpus", "data", "state")
     paragraphs: dict[str, str] = {}
@@ -42,7 +42,7 @@ def list_tasks(data: str | None) -> None:
         try:
             cells, lines = _task_row(name, tasks, data)
         except (Exception, SystemExit) as cause:
-            # Whatever a stranger's class does, the others are listed.
+            # A broken task of another package must not hide the others.
             cells, lines = ("", "", "", "broken"), [_why_broken(cause, "Task", name, plugin)]
         table.add_row(name, str(plugin), *cells)
         if lines:
@@ -53,19 +53,19 @@ def list_tasks(data: str | None) -> None:
     experts = installed_experts()
     if experts:
         listed = ", ".join(f"s3prl:{folder}" for folder in sorted(experts))
-        said = f"{_s3prl()}'s own experts: {listed}. Which of them run: {EXPERTS_PAGE}."
-        OUTPUT.print(said, markup=False, soft_wrap=True)
+        text = f"{_s3prl()}'s own experts: {listed}. Which of them run: {EXPERTS_PAGE}."
+        OUTPUT.print(text, markup=False, soft_wrap=True)
     if not data:
-        OUTPUT.print("Whether the data is there is shown with --data DIR (or $SUPERB_DATA).")
+        OUTPUT.print("Pass --data DIR (or set $SUPERB_DATA) to check the corpora.")
 
 
 def _task_row(
     name: str, tasks: Mapping[str, Plugin], data: str | None
 ) -> tuple[tuple[str, ...], list[str]]:
-    """What the table says of a task beside its name and package; what is wrong with its corpus.
+    """The cells of a task after name and package, and the problems of its corpus.
 
     Raises:
-        Exception: of any kind: the task is broken.
+        Exception: of any kind, if the task is broken.
     """
     expert = load_task(name)
     task_defaults(name)
@@ -77,13 +77,13 @@ def _task_row(
 
 
 def _why_broken(cause: BaseException, kind: str, name: str, plugin: Plugin) -> str:
-    said = str(cause) if isinstance(cause, UserError) else f"{said_by(cause)}."
+    reason = str(cause) if isinstance(cause, UserError) else f"{failure_summary(cause)}."
     owner = f"of package {plugin.package}"
-    return said if owner in said else f"{kind} {name!r} {owner} {plugin.version}: {said}"
+    return reason if owner in reason else f"{kind} {name!r} {owner} {plugin.version}: {reason}"
 
 
 def _metrics(expert: type) -> str:
-    """The titles of what the task shows in the table of results."""
+    """The titles of the metrics that the table of results shows."""
     metrics = metrics_of(expert)
     shown = [metric.title for metric in metrics if metric.headline or metric is metrics[0]]
     return ", ".join(map(str, shown))
@@ -92,17 +92,17 @@ def _metrics(expert: type) -> str:
 def _state(name: str, expert: Any, tasks: Mapping[str, Plugin]) -> str:
     stated = getattr(expert, "name", None)
     if stated != name and stated in tasks:
-        return f"another word for {stated}"
+        return f"alias of {stated}"
     if ":" in name and name not in (stated, f"s3prl:{stated}"):
-        return "ok, by this name: two packages have it"
+        return "ok; two packages have this name"
     return "ok"
 
 
 def _data_state(name: str, expert: Any, data: str | None) -> tuple[str, list[str]]:
-    """Whether the corpus of a task is there, and what is wrong with it."""
+    """Whether the corpus of a task is present, and its problems."""
     check = getattr(expert, "problems", None)
     if check is None:
-        return "it does not say", []
+        return "unknown", []
     flags: dict[str, Any] = {"downstream": [name]}
     if data:
         flags["data"] = data
@@ -114,13 +114,13 @@ def _data_state(name: str, expert: Any, data: str | None) -> tuple[str, list[str
         return ("?", []) if not data else ("?", [str(mistake)])
     except Exception as error:
         return "?", [f"its check of the corpus failed: {type(error).__name__}: {error}."]
-    return ("missing", problems) if problems else ("there", [])
+    return ("missing", problems) if problems else ("present", [])
 
 
 def list_upstreams() -> None:
     """Print every installed upstream, and what is broken."""
     names = [Column(title, no_wrap=True) for title in ("upstream", "package")]
-    table = Table(*names, "what it is", "state")
+    table = Table(*names, "description", "state")
     broken = []
     for name, plugin in discover_upstreams().items():
         try:
@@ -131,17 +131,17 @@ def list_upstreams() -> None:
     OUTPUT.print(table)
     for paragraph in broken:
         OUTPUT.print(paragraph, markup=False, soft_wrap=True)
-    OUTPUT.print("hf:PATH_OR_NAME is an encoder of Hugging Face, if transformers is installed.")
+    OUTPUT.print("hf:PATH_OR_NAME: an encoder of Hugging Face, if transformers is installed.")
     zoo = zoo_names()
     if zoo:
-        said = f"{_s3prl()}'s zoo: {', '.join(sorted(zoo))}. Which of them run: {ZOO_PAGE}."
-        OUTPUT.print(said, markup=False, soft_wrap=True)
+        text = f"{_s3prl()}'s zoo: {', '.join(sorted(zoo))}. Which of them run: {ZOO_PAGE}."
+        OUTPUT.print(text, markup=False, soft_wrap=True)
     else:
-        OUTPUT.print("The names of s3prl's zoo are there once s3prl is installed.")
+        OUTPUT.print("Install s3prl to use the encoders of its zoo.")
 
 
 def _s3prl() -> str:
-    """s3prl with its version; a checkout that is only on the path has none."""
+    """s3prl with its version, if it is installed rather than only on the path."""
     try:
         return f"s3prl {version('s3prl')}"
     except PackageNotFoundError:
@@ -149,15 +149,16 @@ def _s3prl() -> str:
 
 
 def _upstream_title(name: str, plugin: Plugin) -> str:
-    """What an upstream is, in one line.
+    """The first line of an upstream's docstring.
 
     Raises:
-        UserError: it cannot be imported, or is no function.
+        UserError: it cannot be imported, or is not callable.
     """
     factory = plugin.load()
     if not callable(factory):
         raise UserError(
-            f"Upstream {name!r} of package {plugin} is no function but a {type(factory).__name__}.",
+            f"Upstream {name!r} of package {plugin} is a {type(factory).__name__}, not a function.",
             where=f"entry point {plugin.entry_point.value}",
+            code="plugin-broken",
         )
     return (inspect.getdoc(factory) or "").partition("\n")[0]

@@ -1,4 +1,4 @@
-"""A new task: a complete package that trains as it stands, to be made one's own."""
+"""Write the package of a new task, which can be trained without changes."""
 
 from __future__ import annotations
 
@@ -15,32 +15,35 @@ from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.registry.plugins import discover_tasks
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
-_OTHER_MEANINGS = {"all", "config", "args", "run", "featurizer"}
-"""Words that `-d`, `-o` or the files of a run use for something else."""
+_RESERVED = {"all", "config", "args", "run", "featurizer"}
+"""Names with another meaning for `-d`, `-o` or the files of a run."""
 
 
 def new_task(name: str, directory: str | os.PathLike[str]) -> list[Path]:
     """Write a package with a task: pyproject.toml, expert, corpus, config, test and README.
 
-    The task says which word of Speech Commands' layout an utterance is; it trains on the mini
-    corpus, and keeps the contract.
+    The task classifies the words of a corpus in the layout of Speech Commands. It trains on the
+    mini corpus, and keeps the contract.
 
     Args:
-        name: of the task, the word after `-d`.
-        directory: where the package is written; it does not exist yet, or is empty.
+        name: of the task, as after `-d`.
+        directory: of the package; must not exist, or be empty.
 
     Returns:
-        the files that were written.
+        The files that were written.
 
     Raises:
-        UserError: the name is none for a task or is taken, or the directory holds something.
+        UserError: the name is invalid or taken, or the directory is not empty.
     """
     check_name(name)
     root = Path(os.path.abspath(os.path.expanduser(directory)))
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         what = "is a file" if not root.is_dir() else "is not empty"
         raise UserError(
-            f"{root} {what}.", where="DIR", fix="Name a folder that does not exist yet."
+            f"{root} {what}.",
+            where="DIR",
+            fix="Name a folder that does not exist yet.",
+            code="file-exists",
         )
     words = words_of(name)
     module = words["module"]
@@ -61,14 +64,16 @@ def new_task(name: str, directory: str | os.PathLike[str]) -> list[Path]:
             target.write_text(text, encoding="utf-8")
         except OSError as cause:
             raise UserError(
-                f"The package cannot be written: {cause.strerror}.", where=str(target)
+                f"The package cannot be written: {cause.strerror}.",
+                where=str(target),
+                code="file-unwritable",
             ) from cause
         written.append(target)
     return written
 
 
 def words_of(name: str) -> dict[str, str]:
-    """What the package of a task calls its parts."""
+    """The names in the package of a task: of package, module and classes."""
     title = "".join(part.capitalize() for part in name.split("_"))
     return {
         "name": name,
@@ -80,28 +85,31 @@ def words_of(name: str) -> dict[str, str]:
 
 
 def check_name(name: str) -> None:
-    """Refuse what cannot be the name of a new task.
+    """Check the name of a new task.
 
     Raises:
-        UserError: it is no name, means something else, or is taken.
+        UserError: it is invalid, reserved or taken.
     """
     if not _NAME.fullmatch(name) or keyword.iskeyword(name):
         raise UserError(
             f"{name!r} cannot be the name of a task.",
             where="NAME",
-            fix="Take small letters, digits and single underscores, beginning with a letter: lid.",
+            fix="Use lower-case letters, digits and single underscores; begin with a letter: lid.",
+            code="invalid-name",
         )
-    # The block of a task stands among these in the config.
-    if name in _OTHER_MEANINGS or name in read_yaml(DEFAULT_PATH, "defaults"):
+    # The settings of a task share the top level of the config with these.
+    if name in _RESERVED or name in read_yaml(DEFAULT_PATH, "defaults"):
         raise UserError(
-            f"{name!r} means something else in configs or on the command line.",
+            f"{name!r} has another meaning in configs or on the command line.",
             where="NAME",
-            fix="Take another word.",
+            fix="Choose another name.",
+            code="invalid-name",
         )
     for key, plugin in discover_tasks().items():
         if name == key.rpartition(":")[2]:
             raise UserError(
-                f"There is a task {name!r} already: it is of {plugin.package} {plugin.version}.",
-                where="NAME",
-                fix="Take another word. (`python -m s3prl_mtl tasks` lists those that are taken.)",
+                f"A task {name!r} exists already.",
+                where=f"{plugin.package} {plugin.version}",
+                fix="Choose another name; `python -m s3prl_mtl tasks` lists those that are taken.",
+                code="duplicate-name",
             )

@@ -1,4 +1,4 @@
-"""Processes of their own for a check: ranks that meet over gloo, and what goes on around them."""
+"""Start processes for a check: ranks that meet over gloo, and context managers around them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
-from s3prl_mtl.authoring.sayings import said_by
+from s3prl_mtl.authoring.contract import failure_summary
 from s3prl_mtl.distributed.world import OtherRankFailed, RankLost, World
 
-SECONDS_TO_FOLLOW = 5.0
-"""How long a rank may take to end once another one has."""
+EXIT_TIMEOUT_SECONDS = 5.0
+"""How long to wait for the other ranks after one has died."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a rank gave.
+class RankResult:
+    """The outcome of a function on one rank.
 
     Args:
-        value: of the function; None if it failed.
-        failure: what it raised, in words.
+        value: what it returned; None if it failed.
+        failure: summary of the error that it raised.
         follows: it failed only because another rank did.
     """
 
@@ -41,13 +41,13 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Where a rank finds itself.
+class RankSettings:
+    """What a process needs to become a rank.
 
     Args:
         rank, size: which of how many.
-        port: on which they meet.
-        start_method: of the processes that it starts.
+        port: of the rendezvous on 127.0.0.1.
+        start_method: of the processes that the rank starts.
     """
 
     rank: int
@@ -56,31 +56,34 @@ class Setting:
     start_method: str
 
 
-def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Answer]:
-    """What a function gives on each of some ranks: fresh interpreters, as torchrun starts them.
+def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[RankResult]:
+    """Call a function on several ranks, in new interpreters as torchrun starts them.
 
     Args:
-        size: how many ranks.
-        function: can be pickled; gets the world, then the arguments.
-        arguments: can be pickled.
+        size: number of ranks.
+        function: picklable; called with the world, then the arguments.
+        arguments: picklable.
+
+    Returns:
+        The result of each rank.
     """
     port = _free_port()
     context = multiprocessing.get_context("spawn")
     ends: list[Connection] = []
     processes: list[SpawnProcess] = []
     try:
-        # What torch writes of a rank that is gone says nothing of the task.
-        with program_left_out(), standard_error_kept():
+        # torch's messages about a lost rank say nothing about the task.
+        with without_main_module(), captured_stderr():
             for rank in range(size):
                 ours, theirs = context.Pipe()
-                setting = Setting(rank, size, port, multiprocessing.get_start_method())
+                settings = RankSettings(rank, size, port, multiprocessing.get_start_method())
                 call = pickle.dumps((function, arguments))
-                process = context.Process(target=_be_rank, args=(theirs, setting, call))
+                process = context.Process(target=_run_rank, args=(theirs, settings, call))
                 process.start()
                 theirs.close()
                 ends.append(ours)
                 processes.append(process)
-            return _answers(ends, processes)
+            return _collect(ends, processes)
     finally:
         for process in reversed(processes):
             process.kill()
@@ -89,77 +92,78 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[
             end.close()
 
 
-def _answers(ends: Sequence[Connection], processes: Sequence[SpawnProcess]) -> list[Answer]:
-    answers: dict[int, Answer] = {}
+def _collect(ends: Sequence[Connection], processes: Sequence[SpawnProcess]) -> list[RankResult]:
+    results: dict[int, RankResult] = {}
     died = False
-    while len(answers) < len(ends):
-        silent = [end for rank, end in enumerate(ends) if rank not in answers]
-        # The others may wait for one that died, and would for long.
-        ready = wait(silent, SECONDS_TO_FOLLOW if died else None)
+    while len(results) < len(ends):
+        pending = [end for rank, end in enumerate(ends) if rank not in results]
+        # The other ranks may wait for a dead one until gloo's timeout.
+        ready = wait(pending, EXIT_TIMEOUT_SECONDS if died else None)
         for rank, end in enumerate(ends):
             if end in ready:
                 try:
-                    answers[rank] = pickle.loads(end.recv_bytes())
+                    results[rank] = pickle.loads(end.recv_bytes())
                 except EOFError:
                     processes[rank].join()
                     died = True
                     code = processes[rank].exitcode
-                    answers[rank] = Answer(failure=f"the process of rank {rank} ended with {code}")
+                    results[rank] = RankResult(failure=f"its process exited with code {code}")
         if not ready:
             for rank in range(len(ends)):
-                answers.setdefault(rank, Answer(failure="it waited for another", follows=True))
-    return [answers[rank] for rank in range(len(ends))]
+                waited = RankResult(failure="it waited for another rank", follows=True)
+                results.setdefault(rank, waited)
+    return [results[rank] for rank in range(len(ends))]
 
 
-def _be_rank(end: Connection, setting: Setting, call: bytes) -> None:
+def _run_rank(end: Connection, settings: RankSettings, call: bytes) -> None:
     torch.set_num_threads(1)
-    # A spawned process would spawn its own, and loader workers would take seconds to start.
-    multiprocessing.set_start_method(setting.start_method, force=True)
+    # Spawned processes inherit `spawn`, which would make loader workers start slowly.
+    multiprocessing.set_start_method(settings.start_method, force=True)
     os.environ |= {
-        "RANK": str(setting.rank),
-        "LOCAL_RANK": str(setting.rank),
-        "WORLD_SIZE": str(setting.size),
+        "RANK": str(settings.rank),
+        "LOCAL_RANK": str(settings.rank),
+        "WORLD_SIZE": str(settings.size),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(setting.port),
+        "MASTER_PORT": str(settings.port),
     }
     if sys.platform == "linux":
-        # The name of this machine need not be one that can be looked up.
+        # The host name may not resolve.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
         with World.join("gloo") as world:
             function, arguments = pickle.loads(call)
-            answer = Answer(function(world, *arguments))
+            result = RankResult(function(world, *arguments))
     except (Exception, SystemExit) as error:
         follows = isinstance(error, OtherRankFailed | RankLost)
-        answer = Answer(failure=said_by(error), follows=follows)
-    # Not `send`: that would share tensors with a process that is about to end.
-    end.send_bytes(pickle.dumps(answer))
-    # The first rank holds what the others meet through, so all stay until they are ended.
+        result = RankResult(failure=failure_summary(error), follows=follows)
+    # Not `send`, which would share tensors with a process that is about to exit.
+    end.send_bytes(pickle.dumps(result))
+    # Rank 0 hosts the store of the group, so all ranks stay until they are killed.
     end.poll(None)
     os._exit(0)
 
 
 @contextmanager
-def program_left_out() -> Iterator[None]:
-    """Inside, processes that are spawned do not run the program that this one runs.
+def without_main_module() -> Iterator[None]:
+    """Keep spawned processes from importing this program's main module.
 
-    It may be a script that starts a check at its top level, and would start it again. What a check
-    sends to processes is of modules that are installed.
+    It may be a script that starts a check at its top level, and would start it again. Nothing that
+    a check sends to processes is defined there.
     """
-    program = sys.modules["__main__"]
+    main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
     finally:
-        sys.modules["__main__"] = program
+        sys.modules["__main__"] = main
 
 
 @contextmanager
-def standard_error_kept() -> Iterator[Callable[[], str]]:
-    """Inside, what this process and those that it starts write as errors is kept from the user.
+def captured_stderr() -> Iterator[Callable[[], str]]:
+    """Capture the standard error of this process and of the processes that it starts.
 
-    Gives a function that says what was written: a worker that cannot be started has no other way
-    to say why.
+    Yields a function that returns what was written so far. A worker that cannot be started reports
+    the reason only there.
     """
     before = os.dup(2)
     with tempfile.TemporaryFile() as file:
@@ -178,7 +182,7 @@ def standard_error_kept() -> Iterator[Callable[[], str]]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside, torch computes as the ranks do: with more threads sums round in another way."""
+    """Compute with one thread, as the ranks do: sums round differently with more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

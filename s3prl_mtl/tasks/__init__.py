@@ -1,1 +1,1 @@
-"""The author's side of a task: base classes, metrics, settings, the contract."""
+"""For authors of tasks: base classes, metrics, settings, checks of an expert's class."""

@@ -1,4 +1,4 @@
-"""The contract of a task, and the base class that the built-in tasks share."""
+"""Base class of the built-in tasks."""
 
 from __future__ import annotations
 
@@ -34,58 +34,57 @@ logger = logging.getLogger(__name__)
 
 
 class ScalarLogger(Protocol):
-    """What an expert reports its metrics to: TensorBoard's `SummaryWriter` is one."""
+    """Takes the metrics of an expert, as TensorBoard's `SummaryWriter` does."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
 
 
 class TaskExpert(CheckedSettings, nn.Module, ABC):
-    """One task of a multi-task run: its corpus, its head, its loss and its metrics.
+    """One task of a multi-task run: its corpus, head, loss and metrics.
 
-    The public methods are s3prl's `DownstreamExpert`, unchanged: the runner knows nothing else of
-    a task, and any class that has them can be trained. This base class leaves to a task only what
-    is its own: `corpus_type`, `build_head`, `read`, `forward` and `measure`. One that also defines
-    `predict(features, lengths_samples)`, with B features (T_i, D) and the samples of each waveform
-    as :meth:`condition` left it, answers without labels: a dict of plain JSON for each utterance.
+    The public methods are those of s3prl's `DownstreamExpert`. The runner uses nothing else of a
+    task, so any class with these methods can be trained. A subclass defines `corpus_type`,
+    `build_head`, `target` or `read`, `forward` and `measure`; for inference without labels also
+    `predict(features, lengths_samples)`, which gets B features (T_i, D) and the B lengths of the
+    waveforms after :meth:`condition`, and returns a dict of plain JSON for each utterance.
 
     Args:
         upstream_dim: width D of the features.
         upstream_rate: samples (at 16 kHz) between two frames of the features; 320 for HuBERT.
-        downstream_expert: the task's settings: `datarc` says where the corpus is and how it is
-            batched, `modelrc` (`model` for `pr` and `sf`) describes the head.
-        expdir: folder for what the task writes besides its metrics.
-        labels: the label space (see `docs/architecture.md`), which stands in for the corpus. By
-            default it is read from the corpus.
-        cache_dir: where scanned manifests are kept.
+        downstream_expert: the task's settings: in `datarc` the paths of the corpus and the batch
+            sizes, in `modelrc` (`model` for `pr` and `sf`) the head.
+        expdir: folder for files of the task.
+        labels: the label space (see `docs/architecture.md`), in place of the corpus. By default it
+            is read from the corpus.
+        cache_dir: folder of scanned manifests.
         seed: of the order of training utterances and of random crops.
-        runner_arguments: whatever else the runner passes to every expert. s3prl's contract has
-            them; no setting of the task is among them.
+        runner_arguments: other arguments of s3prl's contract; ignored.
 
     Raises:
-        UserError: the settings or the corpus are not usable, or what the class declares.
+        UserError: the settings, the corpus or the declarations of the class are wrong.
     """
 
     name: ClassVar[str]
-    """The task's word after `-d`."""
+    """The task's name after `-d`."""
     corpus_type: ClassVar[type[Corpus]]
     train_split: str = "train"
     dev_split: str = "dev"
-    """The split whose metric selects the checkpoint that is kept as best."""
+    """The split that selects the best checkpoint."""
     test_split: str = "test"
     metrics: ClassVar[tuple[Metric, ...]]
-    """The first one is what tables show."""
+    """Tables show the first one, and those that are `headline`."""
     selected_by: ClassVar[str | None] = None
-    """The metric that selects the best checkpoint, when it is not the first one."""
+    """Name of the metric that selects the best checkpoint; None: the first one."""
     worst_score: ClassVar[float | None] = None
-    """Where the buffer `best_score` starts; only what is better is kept. None: the worst value of
-    the metric that selects, infinity where lower is better and else the lower end of its range."""
+    """Initial value of the buffer `best_score`; only better values earn a checkpoint. None:
+    infinity where lower is better, otherwise the lower end of the metric's range."""
 
     wants_hidden_states: ClassVar[bool] = False
-    """Whether `forward` and `predict` get, in the place of features, the encoder's hidden states:
-    (L, T_i, D) an utterance, the input of the first layer and the output of each."""
+    """Whether `forward` and `predict` get the encoder's hidden states (L, T_i, D) in place of
+    features: the input of the first layer and the output of each layer."""
     is_trained: ClassVar[bool] = True
-    """False: there is nothing to learn, so no checkpoint of a run has to hold the task, and any
-    run can be evaluated on it with `-m evaluate`. It is no task to train with."""
+    """False for a task without parameters to learn: it cannot be trained, and any run can be
+    evaluated on it with `-m evaluate`, whether or not its checkpoints have the task."""
 
     best_score: Tensor
 
@@ -112,7 +111,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         self.seed = seed
         self.labels: dict[str, Any] = dict(labels if labels is not None else self.read_labels())
         self.decision: dict[str, float] = {}
-        """What the head chose on its dev split, such as a threshold; saved with it."""
+        """Values that the head chose on its dev split, such as a threshold; checkpointed."""
         self._split_cuts: dict[str, CutSet] = {}
         self.register_buffer("best_score", torch.full((1,), first_score(type(self))))
         self.build_head()
@@ -125,14 +124,18 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
 
     @abstractmethod
     def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
-        """The split's metrics (fractions, not percent) from what `forward` recorded."""
+        """The metrics of a split, by name, from the records of `forward`. Rates are fractions."""
 
     def target(self, labels: Mapping[str, Any]) -> Any:
-        """What the loss needs of one utterance's labels. Runs in a loader worker."""
+        """The target of the loss for one utterance. Called in loader workers.
+
+        Args:
+            labels: of the utterance, from its corpus.
+        """
         raise NotImplementedError(f"{type(self).__name__} defines neither `target` nor `read`")
 
     def condition(self, waveform: Tensor) -> Tensor:
-        """A waveform as the head expects it in evaluation and use: its level, its silences.
+        """Preprocess a waveform for evaluation and inference: gain, trimming of silence.
 
         Args:
             waveform: (samples,) at 16 kHz.
@@ -143,19 +146,25 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         return waveform
 
     def waveform(self, cut: Any, split: str, generator: torch.Generator) -> Tensor:
-        """The utterance's samples, float32 (samples,). Tasks that crop override it."""
+        """The waveform of an utterance, float32 (samples,). Tasks that crop override this."""
         return self.condition(load_waveform(cut))
 
     def read(self, cut: Any, split: str, generator: torch.Generator) -> tuple[Any, ...]:
-        """One utterance as `forward` gets it: its waveform, then one value for each label."""
+        """One item of a batch: the waveform, then a value for each further argument of `forward`.
+
+        Args:
+            cut: the utterance.
+            split: that it is read for.
+            generator: for random crops; seeded by seed, epoch, position and utterance.
+        """
         return self.waveform(cut, split, generator), self.target(cut.custom["labels"])
 
     def cuts(self, split: str) -> CutSet:
-        """The utterances of a split. Tasks that check or change them override it."""
+        """The utterances of a split. Tasks that check or change them override this."""
         return load_cuts(self.corpus, split, self.cache_dir)
 
     def draw_weights(self, split: str, cuts: CutSet) -> list[float] | None:
-        """How often each utterance is drawn, relative to the others; None: all once."""
+        """Relative weights for sampling utterances with replacement; None: each once."""
         return None
 
     # ---------------------------------------------------------------- s3prl's contract
@@ -168,14 +177,14 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         shares: Sequence[int] = (0,),
         num_shares: int = 1,
     ) -> Iterable[tuple[Any, ...]]:
-        """The batches of a split, each `(wavs, *labels)`, every one a list with an entry each.
+        """The batches of a split, each `(wavs, *labels)`: lists with an entry per utterance.
 
         Args:
-            split: a name that the task's corpus knows.
-            epoch: with the seed it settles the order and every random crop.
-            skip_batches: how many of this loader's first batches to leave out, unread.
-            shares: which of the epoch's shares to give, one batch of each in turn; all by default.
-            num_shares: equal parts that the epoch is cut into, mostly one for each process.
+            split: of the corpus.
+            epoch: determines, with the seed, the order and every random crop.
+            skip_batches: number of batches to skip at the beginning, without reading them.
+            shares: the shares to read, one batch of each in turn; by default all.
+            num_shares: number of equal parts of the epoch, usually one for each process.
         """
         self.prepare(split)
         cuts = self._split_cuts[split]
@@ -205,9 +214,19 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         batch_ids: Sequence[int] = (),
         total_batch_num: int = 0,
     ) -> list[str]:
-        """Report the metrics of a split, and the names of the checkpoints that they earn.
+        """Report the metrics of a split.
 
-        Of no batch there is nothing to report: every loss of a window may have been dropped.
+        Without records nothing is reported: every loss since the last log may have been dropped.
+
+        Args:
+            split: that was read.
+            records: of `forward`, joined over batches and ranks.
+            logger: gets a scalar for each metric.
+            global_step: of the run.
+            batch_ids, total_batch_num: not used; part of s3prl's contract.
+
+        Returns:
+            `["<split>-best.ckpt"]` if the dev split improved on `best_score`, otherwise nothing.
         """
         if not any(len(entries) for entries in records.values()):
             return []
@@ -220,7 +239,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         chosen = self.selecting_metric
         if split != self.dev_split or chosen.name not in values:
             return []
-        # As the buffer will hold it: the same value again is no improvement by a rounding error.
+        # Rounded as in the buffer: otherwise an equal value could count as an improvement.
         score = torch.tensor(values[chosen.name], dtype=torch.float32).item()
         if not math.isfinite(score) or not chosen.improves(score, self.best_score.item()):
             return []
@@ -230,17 +249,17 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
     # ------------------------------------------------------------------------ the rest
 
     def prepare(self, split: str) -> None:
-        """Scan a split, so that what is wrong with it comes up now and not when it is needed.
+        """Scan a split, so that its problems are reported before it is needed.
 
         Raises:
-            UserError: there is no such split, or its corpus cannot be read.
+            UserError: the split does not exist, or its corpus cannot be read.
         """
         if split not in self._split_cuts:
-            # Listing the folder of a large corpus takes seconds: once a run is enough.
+            # Listing the folder of a large corpus takes seconds.
             self._split_cuts[split] = self.cuts(split)
 
     def utterances(self, split: str) -> int:
-        """How many utterances a split has.
+        """Number of utterances of a split.
 
         Raises:
             UserError: as :meth:`prepare`.
@@ -250,7 +269,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
 
     @property
     def selecting_metric(self) -> Metric:
-        """The metric that decides which checkpoint is the task's best."""
+        """The metric that selects the best checkpoint."""
         return selecting_metric_of(type(self))
 
     @cached_property
@@ -259,13 +278,13 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
 
     @classmethod
     def make_corpus(cls, datarc: Mapping[str, Any]) -> Corpus:
-        """The corpus that the settings name, without reading anything of it.
+        """The corpus of the settings, without reading it.
 
-        The arguments of `corpus_type` are the settings of the same names; those without a default
-        must be set.
+        The arguments of `corpus_type` are the settings of the same names; arguments without a
+        default must be set.
 
         Raises:
-            UserError: one of these is not set, or the class has no `corpus_type`.
+            UserError: such a setting is missing, or the class has no `corpus_type`.
         """
         if not isinstance(getattr(cls, "corpus_type", None), type):
             raise cls._no_corpus()
@@ -279,10 +298,10 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
 
     @classmethod
     def check_corpus_type(cls) -> None:
-        """Refuse a class without `corpus_type`, unless it makes or checks its corpus by itself.
+        """Require `corpus_type`, unless the class overrides `make_corpus` or `problems`.
 
         Raises:
-            UserError: there is none.
+            UserError: the class has no `corpus_type`.
         """
         own = any({"make_corpus", "problems"} & vars(base).keys() for base in _below(cls))
         if not own and not isinstance(getattr(cls, "corpus_type", None), type):
@@ -291,9 +310,9 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
     @classmethod
     def _no_corpus(cls) -> UserError:
         return UserError(
-            "The expert does not say what its corpus is.",
+            "The expert declares no corpus.",
             where=place_of(cls, "corpus_type"),
-            fix="It is the class of the corpus: corpus_type = MyCorpus.",
+            fix="Set it to the class of the corpus: corpus_type = MyCorpus.",
             code="expert-invalid",
         )
 
@@ -304,15 +323,15 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         if defaults is not None and not defaults.is_file():
             package = cls.__module__.partition(".")[0]
             return UserError(
-                f"Where the corpus of {cls.name} lies is not set: the package has no config.yaml "
+                f"The path of the corpus of {cls.name} is not set: the package has no config.yaml "
                 f"beside `{cls.__module__}`.",
                 where=f"{where}, or {defaults}",
-                fix="A wheel holds it if pyproject.toml says so: [tool.setuptools.package-data] "
+                fix="List it in pyproject.toml: [tool.setuptools.package-data] "
                 f'{package} = ["*.yaml"].',
                 code="corpus-unset",
             )
         return UserError(
-            f"Where the corpus of {cls.name} lies is not set.",
+            f"The path of the corpus of {cls.name} is not set.",
             where=where,
             fix="Set the path there, or pass --data DIR.",
             code="corpus-unset",
@@ -320,7 +339,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
 
     @classmethod
     def problems(cls, downstream_expert: Mapping[str, Any]) -> list[str]:
-        """What keeps the task's corpus from being read, one sentence each; empty if nothing."""
+        """Problems that prevent reading the corpus, one sentence each; empty if there are none."""
         return cls.make_corpus(downstream_expert.get("datarc") or {}).problems()
 
     def read_labels(self) -> dict[str, Any]:
@@ -329,12 +348,12 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
 
 
 def _below(cls: type[TaskExpert]) -> list[type]:
-    """The class and those between it and `TaskExpert`."""
+    """The class and its bases below `TaskExpert`."""
     return [base for base in cls.__mro__ if base not in TaskExpert.__mro__]
 
 
 class _Reader:
-    """Reads a batch of cuts for an expert, inside a loader worker."""
+    """Reads a batch of cuts for an expert; called in loader workers."""
 
     def __init__(self, expert: TaskExpert, split: str) -> None:
         self.expert = expert

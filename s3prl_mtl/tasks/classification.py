@@ -1,4 +1,4 @@
-"""The base of tasks that give one answer, or a few, for a whole utterance."""
+"""Base class of tasks that classify whole utterances."""
 
 from __future__ import annotations
 
@@ -19,27 +19,26 @@ from s3prl_mtl.tasks.metric import Metric
 
 
 class ClassificationExpert(TaskExpert):
-    """A task that asks one question of an utterance (who speaks?), or several at once.
+    """Classification of utterances by one label (who speaks?), or by several at once.
 
-    The head is SUPERB's: `projector`, then the model that `modelrc` selects, with as many outputs
-    as all questions together have answers. The loss is the sum of a cross-entropy for each
-    question; an utterance counts as right if all its answers are. A task states its corpus::
+    The head is SUPERB's: `projector`, then the model that `modelrc` selects, with an output for
+    every answer to every question. The loss is the sum of the cross-entropies of the questions; an
+    utterance counts as correct if all its answers are. A task states its corpus::
 
         class SpokenLanguage(ClassificationExpert):
             name = "lid"
             corpus_type = MyCorpus      # labels `class`, label space `classes`
 
-    Settings: `modelrc.projector_dim`, `modelrc.select`; where the corpus is and the batch sizes in
-    `datarc`; there too, if the task wants it, `max_timestep`: training utterances that are longer
-    (in samples) are cut to a random stretch of that length.
+    Settings: `modelrc.projector_dim`, `modelrc.select`; in `datarc` the paths of the corpus, the
+    batch sizes and, optionally, `max_timestep`: longer training utterances (in samples) are cropped
+    at random to that length.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("acc", "higher", "accuracy"),)
     questions: ClassVar[Mapping[str, str]] = {"class": "classes"}
-    """For each question the label of an utterance that answers it, and the list of the label space
-    that holds the answers."""
+    """The label that answers each question, and the list of its answers in the label space."""
     gain_decibels: ClassVar[float] = 0.0
-    """How much louder (or softer) every waveform is made."""
+    """Gain applied to every waveform; negative values attenuate."""
 
     def build_head(self) -> None:
         self.answers = {
@@ -62,7 +61,7 @@ class ClassificationExpert(TaskExpert):
         """The utterances of a split.
 
         Raises:
-            UserError: an utterance has a label that the head has no output for.
+            UserError: the head has no output for the label of an utterance.
         """
         cuts = super().cuts(split)
         for cut in cuts:
@@ -70,10 +69,10 @@ class ClassificationExpert(TaskExpert):
         return cuts
 
     def target(self, labels: Mapping[str, Any]) -> int | Tensor:
-        """The number of the answer, or those of all answers (questions,), int64.
+        """The index of the answer, or int64 (questions,) for several questions.
 
         Raises:
-            UserError: the head knows no such answer.
+            UserError: the head has no output for an answer.
         """
         numbers = []
         for label, known in self.answers.items():
@@ -111,8 +110,8 @@ class ClassificationExpert(TaskExpert):
         Args:
             split: the batch's split.
             features: B tensors (T_i, D).
-            targets: B times what :meth:`target` gives.
-            records: takes `loss`, and `reference` and `hypothesis`: the numbers of the answers.
+            targets: B results of :meth:`target`.
+            records: gets `loss`, and `reference` and `hypothesis`: indices of the answers.
         """
         scores = self._scores(features)
         rows = [torch.as_tensor(target).reshape(-1) for target in targets]
@@ -131,7 +130,12 @@ class ClassificationExpert(TaskExpert):
     def predict(
         self, features: Sequence[Tensor], lengths_samples: Sequence[int]
     ) -> list[dict[str, Any]]:
-        """The answer to every question, and the probability that the head gives it (to all)."""
+        """The answer to every question, and the joint probability of the answers.
+
+        Args:
+            features: B tensors (T_i, D).
+            lengths_samples: B lengths of the waveforms; not used.
+        """
         answers: list[dict[str, Any]] = [{} for _ in features]
         probabilities = torch.ones(len(features), dtype=torch.float64)
         for (label, known), score in zip(self.answers.items(), self._scores(features), strict=True):

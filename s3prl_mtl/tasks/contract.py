@@ -1,4 +1,4 @@
-"""Whether a run could use the class of an expert at all: what it lacks, before it is built."""
+"""Check the class of an expert before it is built."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from s3prl_mtl.tasks.base import TaskExpert
 from s3prl_mtl.tasks.metric import check_declarations, settings_file
 
 
-def lacking(expert_class: type) -> str | None:
-    """What the class of any expert lacks of the contract, as a sentence; None if nothing."""
+def missing_parts(expert_class: type) -> str | None:
+    """What the class lacks of the contract, as a sentence; None if nothing."""
     if not issubclass(expert_class, nn.Module):
-        return "It is no torch.nn.Module."
+        return "It is not a torch.nn.Module."
     methods = [
         method
         for method in ("get_dataloader", "log_records")
         if not callable(getattr(expert_class, method, None))
     ]
-    # A module that defines none inherits one that only raises.
+    # The `forward` of nn.Module only raises.
     if expert_class.forward is nn.Module.forward:
         methods.append("forward")
     methods += sorted(getattr(expert_class, "__abstractmethods__", ()))
@@ -28,22 +28,21 @@ def lacking(expert_class: type) -> str | None:
 
 
 def check_class(name: str, expert_class: type) -> None:
-    """Refuse a class that no run could use.
+    """Raise an error if no run could use a class.
 
     Args:
         name: of the task.
-        expert_class: what its entry point names.
+        expert_class: the object of its entry point.
 
     Raises:
-        UserError: says what it lacks.
+        UserError: the class is not a module, lacks methods, or has wrong declarations.
     """
-    missing = lacking(expert_class)
+    missing = missing_parts(expert_class)
     if missing is not None:
         raise UserError(
             f"The class of the task {name!r} cannot be used. {missing}",
             where=f"{expert_class.__module__}.{expert_class.__qualname__}",
-            fix="The contract is in docs/plugins.md; `python -m s3prl_mtl new-task` writes one "
-            "that keeps it.",
+            fix="See the contract in docs/plugins.md, and the example that `new-task` writes.",
             code="expert-invalid",
         )
     if issubclass(expert_class, TaskExpert):
@@ -53,18 +52,19 @@ def check_class(name: str, expert_class: type) -> None:
             raise UserError(
                 f"The class of the task {name!r} defines neither `target` nor `read`.",
                 where=f"{expert_class.__module__}.{expert_class.__qualname__}",
-                fix="`target(labels)` gives what the loss needs of an utterance's labels.",
+                fix="`target(labels)` returns what the loss needs of the labels of an utterance.",
                 code="expert-invalid",
             )
 
 
 def check_installed(name: str, expert_class: type) -> None:
-    """Refuse a class that cannot be used as it is installed: also without corpus or settings.
+    """Raise an error if a class cannot be used as installed: with its own corpus and settings.
 
-    A run may bring the settings of a task that has no `config.yaml`; nothing else can.
+    Stricter than :func:`check_class`, as the config of a run may set what a missing `config.yaml`
+    does not.
 
     Raises:
-        UserError: as :func:`check_class`; or a `TaskExpert` has no corpus, or no `config.yaml`.
+        UserError: as :func:`check_class`; or a `TaskExpert` has no corpus or no `config.yaml`.
     """
     check_class(name, expert_class)
     if not issubclass(expert_class, TaskExpert):
@@ -76,6 +76,6 @@ def check_installed(name: str, expert_class: type) -> None:
             f"The package has no config.yaml beside `{expert_class.__module__}`: the settings of "
             f"the task {name!r} have no defaults.",
             where=str(path),
-            fix="A wheel holds it if pyproject.toml says so, under [tool.setuptools.package-data].",
+            fix="List it in pyproject.toml, under [tool.setuptools.package-data].",
             code="expert-invalid",
         )

@@ -1,4 +1,4 @@
-"""The base of tasks that write down what is said, token by token."""
+"""Base class of tasks that transcribe utterances by CTC."""
 
 from __future__ import annotations
 
@@ -15,51 +15,52 @@ from s3prl_mtl.nn import ctc_loss, head_from_settings, pad_features
 from s3prl_mtl.tasks.base import TaskExpert
 
 BLANK = 0
-"""The number of CTC's blank: the first symbol of every vocabulary."""
+"""Index of the CTC blank, the first symbol of every vocabulary."""
 
 DECODINGS = ("ctc", "merged")
-"""`ctc`: of an utterance's own frames equal neighbours are merged, then blanks are left out.
-`merged`: as the multi-task branch of s3prl decodes `pr` and `sf`. The batch's padding is read too,
-and neighbours that are equal once blanks are left out are merged again, so that no letter is ever
-double. s3prl has since changed the latter."""
+"""`ctc`: collapse repeats in the utterance's own frames, then remove blanks. `merged`: as the
+multi-task branch of s3prl decodes `pr` and `sf`: padding frames are decoded too, and repeats are
+collapsed again after blanks are removed, so that no letter ever occurs twice in a row. Later
+versions of s3prl have changed the latter."""
 
 
 class TranscriptionExpert(TaskExpert):
-    """A task that learns sequences of symbols by connectionist temporal classification.
+    """Transcription by connectionist temporal classification (Graves et al., 2006).
 
     The head is SUPERB's: `projector`, then the model that the settings select, with one output for
-    each symbol. Hypotheses are decoded greedily. A task states its symbols, how a label becomes
-    symbols (:meth:`symbols_of`), how symbols become text (:meth:`write`), and how texts are scored.
+    each symbol. Hypotheses are decoded greedily. A task defines its symbols
+    (:meth:`make_vocabulary`), the symbols of a label (:meth:`symbols_of`), the text of symbols
+    (:meth:`write`), and the scores of texts (:meth:`measure`).
 
-    Settings, in the section `head_section`: `project_dim`, `select`, and if wanted
-    `decoding`; in the section `loss_section`: `zero_infinity`.
+    Settings, in the section `head_section`: `project_dim`, `select`, and optionally `decoding`; in
+    the section `loss_section`: `zero_infinity`.
     """
 
     head_section: ClassVar[str] = "model"
-    """The section of the settings that describes the head."""
+    """Section of the settings that describes the head."""
     loss_section: ClassVar[str] = "model"
-    """The section of the settings that holds `zero_infinity`."""
+    """Section of the settings with `zero_infinity`."""
     end_symbol: ClassVar[str] = "<eos>"
-    """Closes every target; hypotheses and references are read without it."""
+    """Ends every target; removed from hypotheses and references."""
     unknown_symbol: ClassVar[str] = "<unk>"
-    """Stands for every symbol that the vocabulary lacks."""
+    """Replaces symbols that are not in the vocabulary."""
     decoding: str = "ctc"
-    """How hypotheses are decoded where the settings do not say so: one of :data:`DECODINGS`."""
+    """The default of the setting `decoding`, one of :data:`DECODINGS`."""
 
     @abstractmethod
     def make_vocabulary(self) -> list[str]:
-        """The symbols by number; the first one is the blank."""
+        """The symbols by index; the first one is the blank."""
 
     @abstractmethod
     def symbols_of(self, labels: Mapping[str, Any]) -> Iterable[str]:
-        """The symbols that are to be recognised in an utterance, without the end symbol."""
+        """The symbols of an utterance's transcript, without the end symbol."""
 
     @abstractmethod
     def write(self, symbols: Sequence[str]) -> str:
-        """The text of recognised symbols, which is what is scored."""
+        """The text of recognised symbols, as it is scored."""
 
     def answer(self, symbols: Sequence[str]) -> dict[str, Any]:
-        """What is told of an utterance in which these symbols were recognised."""
+        """The prediction for an utterance in which these symbols were recognised."""
         return {"text": self.write(symbols)}
 
     def build_head(self) -> None:
@@ -87,7 +88,7 @@ class TranscriptionExpert(TaskExpert):
         )
 
     def target(self, labels: Mapping[str, Any]) -> Tensor:
-        """The numbers of an utterance's symbols and of the end symbol, int64."""
+        """The indices of an utterance's symbols and of the end symbol, int64 (symbols + 1,)."""
         symbols = [*self.symbols_of(labels), self.end_symbol]
         unknown = self.symbol_numbers[self.unknown_symbol]
         return torch.tensor([self.symbol_numbers.get(symbol, unknown) for symbol in symbols])
@@ -109,9 +110,9 @@ class TranscriptionExpert(TaskExpert):
         Args:
             split: the batch's split.
             features: B tensors (T_i, D).
-            targets: B times what :meth:`target` gives.
-            utterance_ids: names of the utterances.
-            records: takes `loss`; `reference` and `hypothesis`, texts; `utterance`, the names.
+            targets: B tensors (symbols_i + 1,), from :meth:`target`.
+            utterance_ids: B names.
+            records: gets `loss`; `reference` and `hypothesis`, texts; `utterance`, names.
         """
         logits, logit_lengths = self._logits(features)
         loss = ctc_loss(
@@ -128,7 +129,12 @@ class TranscriptionExpert(TaskExpert):
     def predict(
         self, features: Sequence[Tensor], lengths_samples: Sequence[int]
     ) -> list[dict[str, Any]]:
-        """What is said in each utterance, decoded from its own frames."""
+        """The transcript of each utterance, decoded from its own frames.
+
+        Args:
+            features: B tensors (T_i, D).
+            lengths_samples: B lengths of the waveforms; not used.
+        """
         logits, logit_lengths = self._logits(features)
         frame_tokens = logits.argmax(dim=-1).cpu()
         answers = []
@@ -146,8 +152,8 @@ class TranscriptionExpert(TaskExpert):
         """The tokens of a hypothesis.
 
         Args:
-            frame_tokens: the most likely token of each frame of the padded batch (T,).
-            length: how many of the frames are the utterance's own.
+            frame_tokens: the most likely token of each frame, (T,) with padding.
+            length: number of frames before the padding.
         """
         if self.decoding == "ctc":
             return collapse_ctc(frame_tokens[:length], BLANK)
@@ -155,6 +161,6 @@ class TranscriptionExpert(TaskExpert):
         return collapse_ctc(t for t in collapse_ctc(frame_tokens, BLANK) if t != end)
 
     def text(self, tokens: Iterable[int]) -> str:
-        """The text of tokens, as :meth:`write` writes their symbols."""
+        """The text of tokens (see :meth:`write`), without end symbols."""
         symbols = (self.vocabulary[token] for token in tokens)
         return self.write([symbol for symbol in symbols if symbol != self.end_symbol])

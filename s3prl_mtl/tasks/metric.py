@@ -1,4 +1,4 @@
-"""What the class of a task declares: its name, its metrics, which of them selects, its corpus."""
+"""Metrics, and the other declarations of an expert's class."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that an expert reports, and which direction is better.
+    """A number that an expert reports.
 
     Args:
-        name: as it appears in `results.json`, such as `"wer"`.
+        name: its key in `results.json`, such as `"wer"`.
         better: `"lower"` or `"higher"`.
-        title: how tables show it, such as `"WER"`.
+        title: its heading in tables, such as `"WER"`.
         headline: shown in the short table of a run; the first metric of a task always is.
-        range: the lowest and the highest value that there can be, both included; a fraction of a
-            whole by default. A rate of errors that counts insertions has no upper end:
-            `(0.0, math.inf)`.
-        percent: tables show it as percent, 100 times the value. False shows the value as it is,
-            for what is no fraction: a squared error, decibels.
+        range: the lowest and the highest possible value, both included; by default those of a
+            fraction. An error rate that counts insertions is unbounded: `(0.0, math.inf)`.
+        percent: whether tables show 100 times the value, as percent. False for values that are not
+            fractions: a squared error, decibels.
     """
 
     name: str
@@ -38,26 +37,26 @@ class Metric:
 
     @classmethod
     def of(cls, declared: Any) -> Metric:
-        """What an expert declares, which may be a look-alike with fewer attributes than this.
+        """A metric from any object with at least `name`, `better` and `title`.
 
         Raises:
-            TypeError: it has no name, title or direction.
+            TypeError: one of these is missing.
         """
         names = [field.name for field in fields(cls) if hasattr(declared, field.name)]
         return cls(**{name: getattr(declared, name) for name in names})
 
     @property
     def interval(self) -> str:
-        """The range as mathematics writes it: `[0, 1]`, `[0, inf)`."""
+        """The range in interval notation: `[0, 1]`, `[0, inf)`."""
         lowest, highest = self.range
         opening, closing = "(" if lowest == -math.inf else "[", ")" if highest == math.inf else "]"
         return f"{opening}{lowest:g}, {highest:g}{closing}"
 
     @property
     def worst(self) -> float:
-        """Where the search for the best value starts: what any other value improves on.
+        """The initial best value, which every other value improves on.
 
-        It is infinite where lower is better, whatever the range: the first value counts.
+        Infinite where lower is better, whatever the range, so that the first value counts.
         """
         return math.inf if self.better == "lower" else float(self.range[0])
 
@@ -65,20 +64,20 @@ class Metric:
         return value < best if self.better == "lower" else value > best
 
     def shown(self, value: float) -> str:
-        """A value as tables show it: `12.34 %`, or as it is."""
+        """A value as tables show it: `12.34 %`, or `12.34` if it is not shown as percent."""
         return f"{100 * value:.2f} %" if self.percent else f"{value:.5g}"
 
 
 def place_of(expert_class: type, attribute: str) -> str:
-    """How errors name an attribute of a class."""
+    """The name of a class attribute in errors."""
     return f"`{attribute}` of {expert_class.__module__}.{expert_class.__qualname__}"
 
 
 def metrics_of(expert: Any) -> tuple[Metric, ...]:
-    """The metrics that an expert, or its class, declares; none if it declares nothing.
+    """The metrics that an expert or its class declares; empty if it declares none.
 
     Raises:
-        UserError: what it declares are no metrics.
+        UserError: `metrics` is not a list or tuple of metrics.
     """
     expert_class = expert if isinstance(expert, type) else type(expert)
     declared = getattr(expert, "metrics", None)
@@ -88,7 +87,7 @@ def metrics_of(expert: Any) -> tuple[Metric, ...]:
         return ()
     if not isinstance(declared, list | tuple | str) or hasattr(declared, "_fields"):
         raise UserError(
-            f"`metrics` is {declared!r:.60}, and no tuple of metrics.",
+            f"`metrics` is {declared!r:.60}, not a tuple of metrics.",
             where=where,
             fix=fix,
             code="expert-invalid",
@@ -100,7 +99,7 @@ def _metric(entry: Any, where: str, fix: str) -> Metric:
     try:
         metric = Metric.of(entry)
     except TypeError as cause:
-        what = f"`metrics` holds {entry!r:.60}, which is no Metric."
+        what = f"`metrics` holds {entry!r:.60}, which is not a Metric."
         raise UserError(what, where=where, fix=fix, code="expert-invalid") from cause
     if metric.better not in ("higher", "lower"):
         what = f"{metric.name}: better is {metric.better!r}, not 'higher' or 'lower'."
@@ -111,8 +110,7 @@ def _metric(entry: Any, where: str, fix: str) -> Metric:
         lowest = highest = math.nan
     if not lowest < highest:
         raise UserError(
-            f"{metric.name}: its range is {metric.range!r}, and not the lowest and the highest "
-            "value that there can be.",
+            f"{metric.name}: its range is {metric.range!r}, not the lowest and the highest value.",
             where=where,
             fix="For example: range=(0.0, math.inf).",
             code="expert-invalid",
@@ -121,10 +119,10 @@ def _metric(entry: Any, where: str, fix: str) -> Metric:
 
 
 def selecting_metric_of(expert_class: type) -> Metric:
-    """The metric that decides which checkpoint of a task is its best: `selected_by`, or the first.
+    """The metric that selects the best checkpoint of a task: `selected_by`, or the first.
 
     Raises:
-        UserError: the class declares no metrics, or not that one.
+        UserError: the class declares no metrics, or `selected_by` is not one of them.
     """
     metrics = metrics_of(expert_class)
     if not metrics:
@@ -139,7 +137,7 @@ def selecting_metric_of(expert_class: type) -> Metric:
         if wanted is None or metric.name == wanted:
             return metric
     raise UserError(
-        f"The best checkpoint is to be selected by {wanted!r}, which is none of the metrics.",
+        f"`selected_by` is {wanted!r}, which is not one of the metrics.",
         where=place_of(expert_class, "selected_by"),
         fix=nearest(str(wanted), [metric.name for metric in metrics]),
         code="expert-invalid",
@@ -147,10 +145,10 @@ def selecting_metric_of(expert_class: type) -> Metric:
 
 
 def first_score(expert_class: type) -> float:
-    """What the first evaluation has to improve on: `worst_score`, or the selecting metric's worst.
+    """The initial best score: `worst_score`, or the worst value of the selecting metric.
 
     Raises:
-        UserError: `worst_score` is no number, or as :func:`selecting_metric_of`.
+        UserError: `worst_score` is not a number, or as :func:`selecting_metric_of`.
     """
     worst = selecting_metric_of(expert_class).worst
     stated = getattr(expert_class, "worst_score", None)
@@ -158,34 +156,34 @@ def first_score(expert_class: type) -> float:
         return worst
     if isinstance(stated, bool) or not isinstance(stated, int | float) or math.isnan(stated):
         raise UserError(
-            f"The score to begin with is {stated!r}, which is no number.",
+            f"`worst_score` is {stated!r}, not a number.",
             where=place_of(expert_class, "worst_score"),
-            fix="Leave it out: the worst value of the metric is where a search begins.",
+            fix="Leave it out to start from the worst value of the metric.",
             code="expert-invalid",
         )
     return float(stated)
 
 
 def check_declarations(expert_class: type) -> None:
-    """Refuse the class of a `TaskExpert` that lacks its name or its metrics, or has wrong ones.
+    """Check the name, the metrics and the initial score of a `TaskExpert` class.
 
     Raises:
-        UserError: names the class and the attribute.
+        UserError: one is missing or wrong; `where` names the class and the attribute.
     """
     name = getattr(expert_class, "name", _MISSING)
     if not isinstance(name, str) or not name:
-        what = "has no name" if name is _MISSING else f"has a `name` that is no text: {name!r}"
+        what = "has no name" if name is _MISSING else f"has a `name` that is not a string: {name!r}"
         raise UserError(
             f"The expert {what}.",
             where=place_of(expert_class, "name"),
-            fix='It is the word after -d: name = "lid".',
+            fix='The name is what users type after -d: name = "lid".',
             code="expert-invalid",
         )
     first_score(expert_class)
 
 
 def settings_file(expert_class: type) -> Path | None:
-    """Where the `config.yaml` of a task is to lie: beside its module; None without a file."""
+    """The path of a task's `config.yaml`, beside its module; None if the module has no file."""
     module = sys.modules.get(expert_class.__module__)
     file = getattr(module, "__file__", None)
     return None if file is None else Path(file).parent / "config.yaml"

@@ -1,4 +1,4 @@
-"""How an expert reads its settings and its label space: what is missing or wrong is named."""
+"""Checked access to the settings and the label space of an expert."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from s3prl_mtl.errors import UserError
 
 
 class CheckedSettings:
-    """Access to `settings` and `labels` of an expert that never fails without saying where."""
+    """Reads `settings` and `labels` of an expert; errors name the key."""
 
     name: ClassVar[str]
     settings: dict[str, Any]
     labels: dict[str, Any]
 
     def setting(self, *keys: str) -> Any:
-        """What the settings hold under keys, such as `setting("modelrc", "projector_dim")`.
+        """The value under nested keys, such as `setting("modelrc", "projector_dim")`.
 
         Raises:
-            UserError: it is not there.
+            UserError: it is missing or null.
         """
         value: Any = self.settings
         for depth, key in enumerate(keys, 1):
@@ -33,52 +33,52 @@ class CheckedSettings:
         return value
 
     def size_setting(self, *keys: str) -> int:
-        """A setting that is a whole number above 0.
+        """A setting that is a positive integer.
 
         Raises:
-            UserError: it is not there, or something else.
+            UserError: it is missing, or not a positive integer.
         """
         value = self.setting(*keys)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(
-                f"A size of {self.name} must be a whole number above 0, not {value!r}.",
+                f"A size of {self.name} must be a positive integer, not {value!r}.",
                 where=self.key_path(*keys),
                 code="invalid-value",
             )
         return value
 
     def choice_setting(self, *keys: str, choices: Sequence[str]) -> str:
-        """A setting that is one of a few names.
+        """A setting that is one of `choices`.
 
         Raises:
-            UserError: it is not there, or another name.
+            UserError: it is missing, or not among them.
         """
         value = self.setting(*keys)
         if value not in choices:
             raise UserError(
-                f"{self.name} cannot have {value!r} here.",
+                f"{value!r} is not a choice of {self.name} here.",
                 where=self.key_path(*keys),
-                fix=f"It is {' or '.join(choices)}.",
+                fix=f"Choose {' or '.join(choices)}.",
                 code="invalid-value",
             )
         return str(value)
 
     def key_path(self, *keys: str) -> str:
-        """What the config calls a setting of this task."""
+        """The path of a setting in the config, such as `ks.downstream_expert.modelrc`."""
         return ".".join((self.name, "downstream_expert", *keys))
 
     def label_list(self, key: str) -> list[str]:
         """A list of the label space.
 
         Raises:
-            UserError: the label space lacks it, or it is empty.
+            UserError: the label space has no such list, or an empty one.
         """
         names = self.labels.get(key)
         if not isinstance(names, list | tuple) or not names:
             raise UserError(
                 f"The label space of {self.name} has no {key!r}.",
                 where="the checkpoint's labels, or the corpus they were read from",
-                fix=f"`{key}` is a list of strings that is not empty.",
+                fix=f"`{key}` must be a non-empty list of strings.",
                 code="label-unknown",
             )
         return list(names)

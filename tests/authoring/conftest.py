@@ -13,7 +13,7 @@ Install = Callable[..., None]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Install a package with a task: its source, and what its config.yaml holds, if it has one."""
+    """Install a package with a task: its source, and the text of its config.yaml, if any."""
     modules: list[str] = []
 
     def _install(

@@ -1,4 +1,4 @@
-"""An expert that asks for hidden states gets those of each layer, wherever a run has them."""
+"""An expert with `wants_hidden_states` gets the hidden states of each layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from s3prl_mtl import MultiTaskRunner, load, load_upstream
 from s3prl_mtl.config import build_config
 from s3prl_mtl.training.forward import forward
 
-# The expert keeps what it got, by its process's global, for the test to look at.
+# The expert stores its inputs in a global of its module.
 EXPERT = """
 import torch
 from torch import nn
@@ -75,7 +75,7 @@ def noise(install):
     return noise_plugin
 
 
-def test_in_training_in_evaluation_and_in_use(
+def test_hidden_states_in_training_evaluation_and_inference(
     noise, tmp_path: Path, tiny_corpus: Path, manifest_cache: Path
 ):
     settings = config(["er", "noise"], tiny_corpus, manifest_cache)
@@ -98,20 +98,20 @@ def test_in_training_in_evaluation_and_in_use(
     assert set(answer["er"]) == {"class", "probability"}
 
 
-def test_its_gradient_reaches_the_encoder(
+def test_the_gradient_of_hidden_states_reaches_the_encoder(
     noise, tmp_path: Path, tiny_corpus: Path, manifest_cache: Path
 ):
     settings = config(["noise"], tiny_corpus, manifest_cache, **{"runner.test_last": False})
     runner = MultiTaskRunner(settings, tmp_path / "run")
     runner.training_step.run.set_training(True)
-    pieces = runner.training_step.draw()
-    (loss,) = forward(pieces, runner.tasks, runner.encoder, None, {"noise": defaultdict(list)})
+    microbatch = runner.training_step.draw()
+    (loss,) = forward(microbatch, runner.tasks, runner.encoder, None, {"noise": defaultdict(list)})
     loss.backward()
     reached = {
         name
         for name, parameter in runner.upstream.named_parameters()
         if parameter.grad is not None and parameter.grad.any()
     }
-    # It looks at the output of the first layer, which nothing of the second one is in.
+    # The loss depends on the output of the first layer only.
     assert any(name.startswith("encoder.layers.0.") for name in reached)
     assert not any(name.startswith("encoder.layers.1.") for name in reached)

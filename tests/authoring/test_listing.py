@@ -1,4 +1,4 @@
-"""`tasks` and `upstreams` list everything, the broken with what is wrong."""
+"""`tasks` and `upstreams` list everything that is installed, and what is broken."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from s3prl_mtl.authoring import listing
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.tracking.console import OUTPUT
 
-# As little as a class can be that a run can use.
-LEAST = """
+# The smallest class that a run can use.
+MINIMAL = """
 from torch import nn
 
 
@@ -49,71 +49,71 @@ def rows(text: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in cells if row}
 
 
-def test_the_nine_tasks_say_whose_they_are_and_what_they_need(capsys, tiny_corpus: Path):
+def test_the_built_in_tasks_are_listed_with_package_metrics_and_corpus(capsys, tiny_corpus: Path):
     assert main(["tasks", "--data", str(tiny_corpus)]) == 0
     found = rows(capsys.readouterr().out)
-    assert found["asr"] == ["s3prl-mtl 0.1.0", "WER", "LibriSpeech", "there", "ok"]
+    assert found["asr"] == ["s3prl-mtl 0.1.0", "WER", "LibriSpeech", "present", "ok"]
     assert found["sf"][1] == "slot type F1, slot value CER"
-    assert found["asv"][4] == "another word for sv"
-    assert {row[3] for row in found.values()} == {"there"}
+    assert found["asv"][4] == "alias of sv"
+    assert {row[3] for row in found.values()} == {"present"}
 
 
-def test_data_that_is_missing_is_said_with_the_path(capsys, tmp_path: Path):
+def test_missing_data_is_listed_with_its_path(capsys, tmp_path: Path):
     assert main(["tasks", "--data", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert rows(shown)["ks"][3] == "missing"
-    assert f"ks: {tmp_path}/speech_commands_v0.01 does not exist" in shown
+    assert f"ks: {tmp_path}/speech_commands_v0.01 " in shown
 
 
-def test_without_a_data_folder_that_is_said_once(capsys):
+def test_without_a_data_folder_the_flag_is_named_once(capsys):
     assert main(["tasks"]) == 0
     shown = capsys.readouterr().out
     assert rows(shown)["ks"][3] == "?"
     assert shown.count("--data") == 1
 
 
-def test_a_broken_task_is_listed_with_the_reason_and_the_others_are_fine(capsys, install):
+def test_a_broken_task_is_listed_with_its_error_beside_the_others(capsys, install):
     install("import no_such_module_anywhere\n", None)
     assert main(["tasks"]) == 0
     shown = capsys.readouterr().out
     assert rows(shown)["tones"] == ["tones 0.1", "", "", "", "broken"]
-    assert "No module named 'no_such_module_anywhere'" in shown
+    assert "no_such_module_anywhere" in shown
     assert rows(shown)["ks"][4] == "ok"
 
 
-def test_a_config_that_is_no_yaml_makes_a_task_broken(capsys, install):
+def test_a_task_with_a_malformed_config_is_broken(capsys, install):
     install("class DownstreamExpert: pass\n", "a: [")
     assert main(["tasks"]) == 0
     assert rows(capsys.readouterr().out)["tones"][4] == "broken"
 
 
-def test_a_stranger_without_metrics_or_corpus_is_listed(capsys, install):
-    install(LEAST, None)
+def test_a_task_without_metrics_or_corpus_is_listed(capsys, install):
+    install(MINIMAL, None)
     assert main(["tasks"]) == 0
     shown = capsys.readouterr().out
-    assert rows(shown)["tones"] == ["tones 0.1", "", "", "it does not say", "ok"]
+    assert rows(shown)["tones"] == ["tones 0.1", "", "", "unknown", "ok"]
 
 
 @pytest.mark.parametrize(
-    ("source", "config", "words"),
+    ("source", "config", "named"),
     [
-        ("class DownstreamExpert: pass\n", None, "It is no torch.nn.Module."),
-        (LEAST.replace("forward", "forwards"), None, "It does not define `forward`."),
-        (LEAST.replace("log_records", "log"), None, "It does not define `log_records`."),
-        (LEAST.replace("def get_dataloader", "def loader"), None, "define `get_dataloader`."),
+        ("class DownstreamExpert: pass\n", None, "torch.nn.Module"),
+        (MINIMAL.replace("forward", "forwards"), None, "`forward`"),
+        (MINIMAL.replace("log_records", "log"), None, "`log_records`"),
+        (MINIMAL.replace("def get_dataloader", "def loader"), None, "`get_dataloader`"),
         (
             OURS.replace("    corpus_type = Nowhere\n", ""),
             SETTINGS,
             "`corpus_type` of",
         ),
         (OURS.replace('    name = "tones"\n', ""), SETTINGS, "`name` of tones_plugin."),
-        (OURS + "    metrics = ('acc',)\n", SETTINGS, "holds 'acc', which is no Metric."),
-        (OURS + "    selected_by = 'rmse'\n", SETTINGS, "selected by 'rmse'"),
-        (OURS, None, "no config.yaml beside `tones_plugin`"),
+        (OURS + "    metrics = ('acc',)\n", SETTINGS, "'acc'"),
+        (OURS + "    selected_by = 'rmse'\n", SETTINGS, "'rmse'"),
+        (OURS, None, "tones_plugin/config.yaml"),
         (
             OURS.replace("ClassificationExpert", "TaskExpert"),
             SETTINGS,
-            "It does not define `forward`, `build_head`, `measure`.",
+            "`forward`, `build_head`, `measure`",
         ),
         (
             OURS.replace("ClassificationExpert", "TaskExpert")
@@ -122,45 +122,45 @@ def test_a_stranger_without_metrics_or_corpus_is_listed(capsys, install):
             "    def build_head(self): ...\n"
             "    def measure(self, split, records): ...\n",
             SETTINGS,
-            "defines neither `target` nor `read`.",
+            "`target` nor `read`",
         ),
         (
-            LEAST + "    metrics = property(lambda self: 1 / 0)\n"
+            MINIMAL + "    metrics = property(lambda self: 1 / 0)\n"
             "    @property\n    def problems(self): ...\n"
             "DownstreamExpert.__abstractmethods__ = 3\n",
             None,
             "TypeError",
         ),
         (
-            LEAST + "    @classmethod\n"
+            MINIMAL + "    @classmethod\n"
             "    def problems(cls, settings): raise SystemExit('no luck')\n",
             None,
             "SystemExit: no luck",
         ),
     ],
 )
-def test_a_task_that_cannot_work_is_broken_and_says_why(
-    source: str, config: str | None, words: str, capsys, install, tiny_corpus: Path
+def test_a_task_that_cannot_be_used_is_broken_and_the_reason_named(
+    source: str, config: str | None, named: str, capsys, install, tiny_corpus: Path
 ):
     install(source, config)
     assert main(["tasks", "--data", str(tiny_corpus)]) == 0
     shown = capsys.readouterr().out
     found = rows(shown)
     assert found["tones"] == ["tones 0.1", "", "", "", "broken"]
-    assert found["ks"][3:] == ["there", "ok"]
+    assert found["ks"][3:] == ["present", "ok"]
     (paragraph,) = (line for line in shown.splitlines() if line.startswith("tones: "))
-    assert words in paragraph and "of package tones 0.1" in paragraph
+    assert named in paragraph and "of package tones 0.1" in paragraph
 
 
-def test_metrics_that_look_like_ours_are_listed(capsys, install):
-    look_alike = "M = __import__('collections').namedtuple('M', 'name better title')\n"
-    install(look_alike + LEAST + "    metrics = (M('a', 'lower', 'how bad'),)\n", None)
+def test_metrics_of_another_class_are_listed(capsys, install):
+    declared = "M = __import__('collections').namedtuple('M', 'name better title')\n"
+    install(declared + MINIMAL + "    metrics = (M('a', 'lower', 'how bad'),)\n", None)
     assert main(["tasks"]) == 0
     assert rows(capsys.readouterr().out)["tones"][1] == "how bad"
 
 
 def test_two_packages_with_one_name_are_both_listed(capsys, install, tmp_path: Path, monkeypatch):
-    install(LEAST, None)
+    install(MINIMAL, None)
     other = tmp_path / "other" / "bells-0.2.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: bells\nVersion: 0.2\n")
@@ -171,10 +171,10 @@ def test_two_packages_with_one_name_are_both_listed(capsys, install, tmp_path: P
     assert main(["tasks"]) == 0
     found = rows(capsys.readouterr().out)
     assert found["bells:tones"][0] == "bells 0.2" and found["tones:tones"][0] == "tones 0.1"
-    assert "two packages have it" in found["bells:tones"][4]
+    assert found["bells:tones"][4].startswith("ok")
 
 
-def test_upstreams_are_listed_with_what_they_are(capsys, install):
+def test_upstreams_are_listed_with_their_descriptions(capsys, install):
     install("def DownstreamExpert(): 'Listens.'\n", None, "ears", "s3prl_mtl.upstreams")
     install("1 / 0\n", None, "nose", "s3prl_mtl.upstreams")
     install("DownstreamExpert = 3\n", None, "mouth", "s3prl_mtl.upstreams")
@@ -186,24 +186,23 @@ def test_upstreams_are_listed_with_what_they_are(capsys, install):
     assert found["hubert_tiny"][0] == "s3prl-mtl 0.1.0" and found["hubert_tiny"][1]
     assert found["ears"] == ["ears 0.1", "Listens.", "ok"]
     assert found["nose"][2] == "broken" and "ZeroDivisionError" in shown
-    assert found["chin"][2] == "broken" and "'chin' of package chin 0.1: SystemExit: no" in shown
-    assert found["mouth"][2] == "broken" and "no function but a int" in shown
+    assert found["chin"][2] == "broken" and "package chin 0.1: SystemExit: no" in shown
+    assert found["mouth"][2] == "broken" and "'mouth'" in shown and "mouth_plugin" in shown
 
 
 @pytest.mark.parametrize(
-    ("command", "page", "said"),
+    ("command", "page", "names"),
     [
-        ("tasks", "docs/s3prl-experts.md", "'s own experts: s3prl:a2o-vc-vcc2020, "),
-        ("upstreams", "docs/upstreams.md", "'s zoo: "),
+        ("tasks", "docs/s3prl-experts.md", "s3prl:a2o-vc-vcc2020, "),
+        ("upstreams", "docs/upstreams.md", ", hubert, "),
     ],
 )
-def test_what_s3prl_has_is_said_with_its_version_and_where_to_read_what_runs(
-    command: str, page: str, said: str, capsys
+def test_the_names_of_s3prl_are_listed_with_its_version_and_a_page(
+    command: str, page: str, names: str, capsys
 ):
     assert main([command]) == 0
-    start = f"s3prl {version('s3prl')}{said}"
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(start)]
-    assert line.endswith(f". Which of them run: {page}.")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if names in line]
+    assert line.startswith(f"s3prl {version('s3prl')}'s ") and line.endswith(f"{page}.")
     text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
     assert f"s3prl {version('s3prl')} " in text, "the table is of another version"
 
@@ -216,4 +215,4 @@ def test_a_checkout_of_s3prl_without_a_version_is_listed_without_one(
 
     monkeypatch.setattr(listing, "version", nowhere)
     assert main(["tasks"]) == 0
-    assert "\ns3prl's own experts: " in capsys.readouterr().out
+    assert "\ns3prl's " in capsys.readouterr().out

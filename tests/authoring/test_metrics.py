@@ -1,4 +1,4 @@
-"""What a metric says of its values, and how tables show them."""
+"""Ranges of metrics, and how tables show their values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from s3prl_mtl.config import BUILT_IN_TASKS
 from s3prl_mtl.registry.plugins import load_task
 
 
-def test_a_metric_is_a_fraction_unless_it_says_otherwise():
+def test_a_metric_is_a_fraction_by_default():
     metric = Metric("acc", "higher", "accuracy")
     assert (metric.range, metric.interval) == ((0.0, 1.0), "[0, 1]")
     assert metric.shown(0.1234) == "12.34 %"
@@ -26,28 +26,28 @@ def test_a_metric_is_a_fraction_unless_it_says_otherwise():
         ((1.0, 5.0), "[1, 5]"),
     ],
 )
-def test_an_end_that_is_nowhere_is_open(ends: tuple[float, float], interval: str):
+def test_an_infinite_end_of_a_range_is_open(ends: tuple[float, float], interval: str):
     assert Metric("x", "lower", "x", range=ends).interval == interval
 
 
 @pytest.mark.parametrize(
     ("value", "shown"), [(12.3456789, "12.346"), (0.5, "0.5"), (3.2e-5, "3.2e-05"), (0.0, "0")]
 )
-def test_what_is_no_fraction_is_shown_as_it_is(value: float, shown: str):
+def test_a_value_that_is_not_a_fraction_is_shown_unscaled(value: float, shown: str):
     assert Metric("mse", "lower", "MSE", range=(0.0, math.inf), percent=False).shown(value) == shown
 
 
-def test_a_look_alike_is_completed():
-    class LookAlike:
+def test_an_object_with_fewer_attributes_gets_the_defaults():
+    class Declared:
         name, better, title = "acc", "higher", "accuracy"
 
-    assert Metric.of(LookAlike()) == Metric("acc", "higher", "accuracy")
+    assert Metric.of(Declared()) == Metric("acc", "higher", "accuracy")
     with pytest.raises(TypeError):
         Metric.of("acc")
 
 
-def test_the_rates_of_the_built_in_tasks_that_count_insertions_have_no_upper_end():
+def test_the_built_in_rates_that_count_insertions_are_unbounded():
     metrics = {metric for task in BUILT_IN_TASKS for metric in load_task(task).metrics}
-    endless = {metric.name for metric in metrics if metric.range == (0.0, math.inf)}
-    assert endless == {"wer", "uer", "cer", "per", "der", "slot_value_cer", "slot_value_wer"}
-    assert {metric.range for metric in metrics if metric.name not in endless} == {(0.0, 1.0)}
+    unbounded = {metric.name for metric in metrics if metric.range == (0.0, math.inf)}
+    assert unbounded == {"wer", "uer", "cer", "per", "der", "slot_value_cer", "slot_value_wer"}
+    assert {metric.range for metric in metrics if metric.name not in unbounded} == {(0.0, 1.0)}

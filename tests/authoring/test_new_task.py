@@ -1,4 +1,4 @@
-"""new-task writes a package that is whole and trains, or says why not."""
+"""`new-task` writes a complete package that trains, or nothing."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import tomllib
 
 from s3prl_mtl.authoring import new_task
 from s3prl_mtl.cli.main import main
-from s3prl_mtl.errors import UserError
+from tests.mistakes import user_error
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_package_is_whole(tmp_path: Path):
+def test_the_package_is_complete(tmp_path: Path):
     written = new_task("spoken_words", tmp_path / "words")
     names = {str(path.relative_to(tmp_path / "words")) for path in written}
     assert names == {
@@ -39,7 +39,7 @@ def test_the_package_is_whole(tmp_path: Path):
     }
 
 
-def test_what_is_written_is_in_good_order(tmp_path: Path):
+def test_the_package_passes_ruff(tmp_path: Path):
     new_task("spoken_words", tmp_path / "task")
     for words in (
         ["check", "--config", str(ROOT / "pyproject.toml")],
@@ -57,33 +57,33 @@ def test_what_is_written_is_in_good_order(tmp_path: Path):
 @pytest.mark.parametrize(
     "name", ["my-task", "1task", "", "a b", "Words", "class", "_words", "a__b", "wörter"]
 )
-def test_what_is_no_name_is_refused(name: str, tmp_path: Path):
-    with pytest.raises(UserError, match="cannot be the name of a task"):
+def test_an_invalid_name_is_refused(name: str, tmp_path: Path):
+    with user_error("invalid-name", where="NAME"):
         new_task(name, tmp_path / "task")
     assert not (tmp_path / "task").exists()
 
 
 @pytest.mark.parametrize("name", ["runner", "data", "all", "optimizer"])
-def test_a_word_that_means_something_else_is_refused(name: str, tmp_path: Path):
-    with pytest.raises(UserError, match="means something else"):
+def test_a_reserved_name_is_refused(name: str, tmp_path: Path):
+    with user_error("invalid-name", where="NAME"):
         new_task(name, tmp_path / "task")
 
 
-def test_a_name_that_is_taken_is_refused_with_the_package_that_has_it(tmp_path: Path):
-    with pytest.raises(UserError, match=r"already: it is of s3prl-mtl 0"):
+def test_a_name_that_is_taken_is_refused_with_its_package(tmp_path: Path):
+    with user_error("duplicate-name", where=r"s3prl-mtl 0"):
         new_task("ks", tmp_path / "task")
 
 
-def test_nothing_is_written_over(tmp_path: Path):
+def test_existing_files_are_not_overwritten(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty"):
+    with user_error("file-exists", where="DIR"):
         new_task("words", tmp_path)
-    with pytest.raises(UserError, match="is a file"):
+    with user_error("file-exists", where="DIR"):
         new_task("words", tmp_path / "notes.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_the_command_says_how_to_go_on(tmp_path: Path, capsys):
+def test_the_command_prints_the_next_commands(tmp_path: Path, capsys):
     assert main(["new-task", "words", str(tmp_path / "words")]) == 0
     shown = capsys.readouterr().out
     assert "python -m s3prl_mtl check-task words --data corpora" in shown
@@ -91,7 +91,7 @@ def test_the_command_says_how_to_go_on(tmp_path: Path, capsys):
     assert main(["new-task", "words", str(tmp_path / "words")]) == 2
 
 
-def test_the_folder_that_is_to_be_installed_can_be_copied_to_a_shell(tmp_path: Path, capsys):
+def test_the_folder_in_the_printed_command_is_quoted(tmp_path: Path, capsys):
     folder = tmp_path / "my own" / "words"
     assert main(["new-task", "words", str(folder)]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "pip install" in line)
@@ -99,7 +99,7 @@ def test_the_folder_that_is_to_be_installed_can_be_copied_to_a_shell(tmp_path: P
 
 
 @pytest.mark.slow
-def test_it_is_installed_passes_its_own_test_and_trains(
+def test_the_package_installs_passes_its_test_and_trains(
     tmp_path: Path, tiny_corpus: Path, manifest_cache: Path
 ):
     new_task("words", tmp_path / "words")

@@ -22,7 +22,7 @@ from tests.distributed.test_updates import (
     give_batches,
     make_config,
     weights_of,
-    without_chance,
+    without_dropout,
 )
 
 TASKS = "asr,ks,er"
@@ -46,7 +46,7 @@ def balanced_steps(
     for kind, parts in cases:
         balancer = kind(config["downstream"])
         runner = MultiTaskRunner(config, folder, world=world, balancer=balancer)
-        without_chance(runner)
+        without_dropout(runner)
         if not config["distributed"]["placement"]:
             give_batches(runner, range(world.rank, 4, world.size), as_one=world.size == 1)
         runner.training_step.micro_batcher.parts = parts
@@ -103,7 +103,7 @@ def step_with_a_late_drop(
     for tasks in (["asr", "ks", "er"], ["asr", "ks"]):
         settings = {**config, "downstream": tasks}
         runner = MultiTaskRunner(settings, folder, world=world, balancer=PCGrad(tasks))
-        without_chance(runner)
+        without_dropout(runner)
         if "er" in runner.tasks and world.rank == world.size - 1:
             expert = runner.tasks["er"].expert
             forward, calls = expert.forward, iter([1.0])

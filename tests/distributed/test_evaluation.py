@@ -1,4 +1,4 @@
-"""An evaluation that is divided over ranks gives the numbers of one process, to the last digit."""
+"""The metrics of an evaluation divided over ranks equal those of one process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.distributed.test_updates import make_config
 def evaluate_everything(
     world: World, config: dict[str, Any], folder: Path
 ) -> tuple[list[tuple], dict[str, tuple]]:
-    """Every number of every split, and what each expert remembers afterwards."""
+    """The metrics of every split, and best score and decision of each expert after it."""
     runner = MultiTaskRunner(config, folder, world=world)
     runner.run.step = 7
     splits = runner.splits("dev_splits") + runner.splits("test_splits")
@@ -64,7 +64,8 @@ def test_the_metrics_of_every_task_are_those_of_one_process(
 
 def evaluate_with_a_fault(
     world: World, config: dict[str, Any], folder: Path, fault: str
-) -> tuple[str, dict[str, float]]:
+) -> tuple[tuple[str, str | None, str], dict[str, float]]:
+    """Type, code and text of the error that ends an evaluation, and the best scores after it."""
     runner = MultiTaskRunner(config, folder, world=world)
     read = runner.encoder.features
     seen = []
@@ -75,7 +76,7 @@ def evaluate_with_a_fault(
             if fault == "stop":
                 runner.run.stop_asked = lambda: True
             elif fault == "mistake":
-                raise UserError("The file x.wav is not audio.")
+                raise UserError("The file x.wav is not audio.", code="audio-unreadable")
             else:
                 raise ZeroDivisionError("a bug")
         return read(wavs)
@@ -87,28 +88,28 @@ def evaluate_with_a_fault(
     except (Interrupted, Exception) as caught:
         error = caught
     scores = {name: task.expert.best_score.item() for name, task in runner.tasks.items()}
-    return f"{type(error).__name__}: {error}", scores
+    return (type(error).__name__, getattr(error, "code", None), str(error)), scores
 
 
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
-        ("stop", ["Interrupted: ", "Interrupted: "]),
-        ("mistake", ["SharedMistake: On rank 1: The file x.wav is not audio."] * 2),
-        (
-            "bug",
-            [
-                "OtherRankFailed: Rank 1 failed: a bug.",
-                "ZeroDivisionError: a bug",
-            ],
-        ),
+        ("stop", [("Interrupted", None, "")] * 2),
+        ("mistake", [("SharedMistake", "audio-unreadable", "rank 1: The file x.wav")] * 2),
+        ("bug", [("OtherRankFailed", None, "Rank 1"), ("ZeroDivisionError", None, "a bug")]),
     ],
 )
-def test_what_ends_the_evaluation_of_one_rank_ends_it_on_all_and_nothing_is_remembered(
-    fault: str, expected: list[str], tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+def test_an_error_of_one_rank_ends_the_evaluation_on_all_and_keeps_the_best_scores(
+    fault: str,
+    expected: list[tuple[str, str | None, str]],
+    tiny_corpus: Path,
+    manifest_cache: Path,
+    tmp_path: Path,
 ):
     config = make_config(tiny_corpus, manifest_cache, "ks,er,sid")
     answers = run_ranks(2, evaluate_with_a_fault, config, tmp_path, fault)
-    assert [text for text, _ in answers] == expected
-    for _, scores in answers:
-        assert set(scores.values()) == {0.0}, "an evaluation that came to nothing set a best score"
+    for ((kind, code, text), scores), (kind_expected, code_expected, part) in zip(
+        answers, expected, strict=True
+    ):
+        assert (kind, code) == (kind_expected, code_expected) and part in text
+        assert set(scores.values()) == {0.0}, "a failed evaluation set a best score"

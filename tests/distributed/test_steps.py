@@ -20,7 +20,7 @@ from tests.distributed.test_updates import (
     assert_same_update,
     make_config,
     weights_of,
-    without_chance,
+    without_dropout,
 )
 
 Fault = Callable[[World, MultiTaskRunner], None]
@@ -68,7 +68,7 @@ def steps_with(
     steps: int = 1,
 ) -> Outcome:
     runner = MultiTaskRunner({**config, "downstream": tasks.split(",")}, folder, world=world)
-    without_chance(runner)
+    without_dropout(runner)
     attempts: list[list[int]] = []
     attempt = runner.training_step._attempt
 

@@ -1,4 +1,4 @@
-"""An update by several ranks is the one of a single process on all their utterances."""
+"""The update of several ranks equals that of one process with all their utterances."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def make_config(corpus: Path, cache: Path, tasks: str, **flags: Any) -> dict[str
     return build_config(files=[SMALL_HEADS], flags=settings | dotted)
 
 
-def without_chance(runner: MultiTaskRunner) -> None:
+def without_dropout(runner: MultiTaskRunner) -> None:
     """Switch dropout off for good."""
     step = runner.training_step
     step.run.set_training(False)
@@ -56,7 +56,7 @@ def weights_of(runner: MultiTaskRunner) -> dict[str, torch.Tensor]:
 
 
 def give_batches(runner: MultiTaskRunner, own: Sequence[int], as_one: bool) -> None:
-    """Let each task have its utterances of SIZES that belong to some of the four batches."""
+    """Give each task its utterances of some of the four batches of SIZES."""
     for name, task in runner.tasks.items():
         sizes = SIZES[name]
         expert = task.expert
@@ -79,7 +79,7 @@ def one_step(
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, float]]:
     """Weights before and after a step with the batches of SIZES; None: all of them as one."""
     runner = MultiTaskRunner(config, folder, world=world)
-    without_chance(runner)
+    without_dropout(runner)
     own = range(4) if per_rank is None else range(world.rank, 4, world.size)
     give_batches(runner, own, as_one=per_rank is None)
     before = weights_of(runner)
@@ -88,7 +88,7 @@ def one_step(
 
 
 def assert_same_update(first, second, names=None) -> None:
-    """Of every parameter the same update, to 1e-5 of its size."""
+    """The updates of all parameters are equal to a relative error of 1e-5."""
     before, after, _ = first
     whole = sum((after[name] - before[name]).square().sum() for name in before).sqrt()
     for name in names if names is not None else before:
@@ -98,8 +98,8 @@ def assert_same_update(first, second, names=None) -> None:
         if expected.norm() == 0:
             assert ours.norm() == 0, name
             continue
-        # What float32 leaves of a difference of two weights is part of the comparison, and biases
-        # whose true gradient is zero (those of keys in attention) have nothing but rounding.
+        # Differences of float32 weights are rounded; biases with a true gradient of zero (those of
+        # keys in attention) are rounding errors only.
         rounding = 2**-23 * before[name].norm() + 1e-7 * whole
         error = (ours - expected).norm()
         assert error <= 1e-5 * expected.norm() + rounding, f"{name}: {error / expected.norm()}"
@@ -133,7 +133,7 @@ def adamw_step(world: World, config: dict[str, Any], folder: Path) -> dict[str, 
     return {name: torch.equal(value, before[name]) for name, value in weights_of(runner).items()}
 
 
-def test_what_no_rank_used_is_left_alone_by_the_optimizer(
+def test_the_optimizer_ignores_parameters_that_no_rank_used(
     tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ):
     config = make_config(
@@ -151,7 +151,7 @@ def some_steps(
     world: World, config: dict[str, Any], folder: Path, steps: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, list[str]]]:
     runner = MultiTaskRunner(config, folder, world=world)
-    without_chance(runner)
+    without_dropout(runner)
     before = weights_of(runner)
     for _ in range(steps):
         runner.train_step()

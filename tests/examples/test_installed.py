@@ -99,10 +99,10 @@ def test_they_are_listed(environment: Environment, corpora: Path):
         f"raise SystemExit(main(['tasks', '--data', {str(corpora)!r}]))",
     )
     rows = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines()]
-    assert ["lid", "lid-task 0.1.0", "accuracy", "Language folders", "there", "ok"] in [
+    assert ["lid", "lid-task 0.1.0", "accuracy", "Language folders", "present", "ok"] in [
         row[1:-1] for row in rows
     ]
-    assert ["qbe", "qbe-task 0.1.0", "MTWV", "QUESST 2014", "there", "ok"] in [
+    assert ["qbe", "qbe-task 0.1.0", "MTWV", "QUESST 2014", "present", "ok"] in [
         row[1:-1] for row in rows
     ]
 

@@ -1,4 +1,4 @@
-"""Query by example: which documents hold what a spoken query says?"""
+"""Query by example: find the documents that contain a spoken query."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class QueryByExample(TaskExpert):
     name = "qbe"
     corpus_type = Quesst14
     corpus: Quesst14
-    # A term weighted value may be below 0, but not the best one: a threshold may find nothing.
+    # The maximum is never below 0, as a threshold may reject everything.
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("mtwv", "higher", "MTWV", range=(0.0, 1.0)),)
     worst_score = -1.0
     wants_hidden_states = True
@@ -221,7 +221,7 @@ class QueryByExample(TaskExpert):
             self.decision = {"layer": best}
         elif len(layers) > 1:
             raise UserError(
-                f"qbe: which layer {split} is searched with is chosen on {self.dev_split}.",
+                f"qbe: the layer for {split} has to be chosen on {self.dev_split} first.",
                 where="-t",
                 fix=f"Evaluate both: -t qbe:{self.dev_split},qbe:{split}; or set "
                 f"{self.key_path('search', 'layer')}.",

@@ -162,7 +162,7 @@ class Quesst14(Corpus):
                     continue
                 if len(fields) <= _TERM_FIELD:
                     raise UserError(
-                        f"qbe: {line.strip()!r} does not say which query is in the document.",
+                        f"qbe: {line.strip()!r} does not name the query in the document.",
                         where=f"{path}, line {number}",
                         fix="LEXEME <document> <channel> <begin> <duration> <query>",
                         code="corpus-malformed",
