@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-NINE_TASKS = {
+SUPERB_TASKS = {
     "asr": "SpeechRecognition",
     "pr": "PhonemeRecognition",
     "sf": "SlotFilling",
@@ -15,7 +15,7 @@ NINE_TASKS = {
     "sv": "SpeakerVerification",
     "sd": "SpeakerDiarization",
 }
-TASKS = [f"{name} = downstream_plugins.{name}:{expert}" for name, expert in NINE_TASKS.items()]
+TASKS = [f"{name} = downstream_plugins.{name}:{expert}" for name, expert in SUPERB_TASKS.items()]
 
 UPSTREAMS = [
     "hubert = s3prl_mtl.upstreams.builtin:hubert",

@@ -20,7 +20,7 @@ from s3prl_mtl.config import Config, RunConfig, build_config, parse_tasks, resol
 from s3prl_mtl.data import MINIMUM_SAMPLES
 from s3prl_mtl.data.epoch_reader import Batch, EpochReader
 from s3prl_mtl.data.randomness import RandomStream
-from s3prl_mtl.distributed.placement import data_parallel
+from s3prl_mtl.distributed.shares import data_parallel
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog

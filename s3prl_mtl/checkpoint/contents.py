@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from s3prl_mtl.distributed.placement import Placement
+from s3prl_mtl.distributed.shares import Placement
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.upstreams import Upstream
 

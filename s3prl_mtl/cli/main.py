@@ -17,7 +17,7 @@ from s3prl_mtl.cli import (
     new_task,
     predict,
     results,
-    run_mtl,
+    run_flags,
     tasks,
     upstreams,
 )
@@ -143,7 +143,7 @@ COMMANDS: dict[str, Command] = {
 
 def command_parser(name: str) -> argparse.ArgumentParser:
     """The parser of a command; of training and evaluation for a name that is not a command's."""
-    command = COMMANDS.get(name, run_mtl)
+    command = COMMANDS.get(name, run_flags)
     program = f"s3prl-mtl {name}" if name in COMMANDS else "run_mtl.py"
     parser = argparse.ArgumentParser(prog=program, description=command.DESCRIPTION)
     parser.set_defaults(action=command.run)

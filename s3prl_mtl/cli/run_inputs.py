@@ -9,7 +9,7 @@ from typing import Any
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.config import Config, build_config
-from s3prl_mtl.config.layers import ARGUMENT_KEYS
+from s3prl_mtl.config.overrides import ARGUMENT_KEYS
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog

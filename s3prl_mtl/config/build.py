@@ -24,7 +24,7 @@ from s3prl_mtl.config.checks import (
     check_task_values,
     check_values,
 )
-from s3prl_mtl.config.layers import nested, parse_overrides, task_specs
+from s3prl_mtl.config.overrides import nested, parse_overrides, task_specs
 from s3prl_mtl.config.schema import RunConfig, Settings, TaskConfig
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.fileio.deferred_log import DeferredLog

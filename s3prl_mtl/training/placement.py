@@ -16,7 +16,7 @@ import torch
 
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.config import RunConfig
-from s3prl_mtl.distributed.placement import (
+from s3prl_mtl.distributed.shares import (
     Placement,
     balance_by_cost,
     data_parallel,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from s3prl_mtl.distributed.placement import Placement
+from s3prl_mtl.distributed.shares import Placement
 from s3prl_mtl.distributed.world import Group, World
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.training.skips import SkipCounts

@@ -21,7 +21,7 @@ from s3prl_mtl.checkpoint.restore import restore_weights
 from s3prl_mtl.config import Config
 from s3prl_mtl.data.randomness import random_state, seed_all, set_random_state
 from s3prl_mtl.data.sampling import derived_seed
-from s3prl_mtl.distributed.placement import Placement
+from s3prl_mtl.distributed.shares import Placement
 from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.step import TrainingStep
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from s3prl_mtl.distributed.placement import data_parallel
+from s3prl_mtl.distributed.shares import data_parallel
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.training.placement import parse_placement
 from tests.mistakes import user_error

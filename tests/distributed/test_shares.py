@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from s3prl_mtl.distributed.placement import (
+from s3prl_mtl.distributed.shares import (
     LARGEST_EXCESS,
     Placement,
     balance_by_cost,
