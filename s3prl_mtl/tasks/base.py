@@ -236,15 +236,19 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
             values["loss"] = sum(losses) / len(losses)
         for metric, value in values.items():
             logger.add_scalar(f"{self.name}/{split}-{metric}", value, global_step=global_step)
+        return [f"{split}-best.ckpt"] if self._is_new_best(split, values) else []
+
+    def _is_new_best(self, split: str, values: Mapping[str, float]) -> bool:
+        """Whether the selecting metric of the dev split improved on `best_score`; if so, keep it."""
         chosen = self.selecting_metric
         if split != self.dev_split or chosen.name not in values:
-            return []
+            return False
         # Rounded as in the buffer: otherwise an equal value could count as an improvement.
         score = torch.tensor(values[chosen.name], dtype=torch.float32).item()
         if not math.isfinite(score) or not chosen.improves(score, self.best_score.item()):
-            return []
+            return False
         self.best_score.fill_(score)
-        return [f"{split}-best.ckpt"]
+        return True
 
     # ------------------------------------------------------------------------ the rest
 
