@@ -239,7 +239,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         return [f"{split}-best.ckpt"] if self._is_new_best(split, values) else []
 
     def _is_new_best(self, split: str, values: Mapping[str, float]) -> bool:
-        """Whether the selecting metric of the dev split improved on `best_score`; if so, keep it."""
+        """Whether the dev split improved on `best_score`; if so, keep its score."""
         chosen = self.selecting_metric
         if split != self.dev_split or chosen.name not in values:
             return False
