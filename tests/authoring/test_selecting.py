@@ -219,6 +219,6 @@ def test_a_path_that_is_not_set_without_a_config_file_names_the_file():
     corpus_type = load_task("ks").corpus_type
     expert_class = type("Bare", (NoClass,), {"corpus_type": corpus_type, "__module__": __name__})
     folder = re.escape(str(Path(__file__).parent))
-    with user_error("file-missing", where=rf"{folder}/config\.yaml", fix="package-data") as error:
+    with user_error("corpus-unset", where=rf"{folder}/config\.yaml", fix="package-data") as error:
         expert_class.problems({})
     assert "--data" not in str(error.value)
