@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole project in ten minutes on two cores: a spoken corpus is synthesised in the layouts of
+# The whole project in 10 to 15 minutes on two cores: a spoken corpus is synthesised in the layouts of
 # nine real ones, a fairseq HuBERT checkpoint is loaded, unfrozen and trained on nine tasks at once.
 #
 #   bash run_scripts/demo.sh [FOLDER]      # default: .demo; run it again to resume or to see the table
