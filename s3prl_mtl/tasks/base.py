@@ -223,7 +223,8 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
             records: of `forward`, joined over batches and ranks.
             logger: gets a scalar for each metric.
             global_step: of the run.
-            batch_ids, total_batch_num: not used; part of s3prl's contract.
+            batch_ids: not used; part of s3prl's contract.
+            total_batch_num: not used, like `batch_ids`.
 
         Returns:
             `["<split>-best.ckpt"]` if the dev split improved on `best_score`, otherwise nothing.
