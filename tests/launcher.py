@@ -128,8 +128,10 @@ class Started:
             raise AssertionError(f"still running after {seconds:g} s:\n{self.text()}") from None
 
 
-def until(condition: Callable[[], Any], story: Callable[[], str], seconds: float = 120) -> None:
-    """Wait until a condition is true.
+def until(
+    condition: Callable[[], Any], story: Callable[[], str] = str, seconds: float = 120
+) -> None:
+    """Wait until a condition on another process is true, which only polling can tell.
 
     Raises:
         AssertionError: it is not in time; with the story.

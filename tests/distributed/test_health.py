@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import timedelta
@@ -23,6 +22,7 @@ from torch.distributed import PrefixStore, TCPStore
 from s3prl_mtl.distributed import health
 from s3prl_mtl.distributed.health import Watch
 from s3prl_mtl.distributed.peer_status import Heartbeat
+from tests.launcher import until
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch.distributed", "s3prl_mtl.distributed.health"])
@@ -136,13 +136,6 @@ def job() -> Iterator[Job]:
     job = Job()
     with job.undo:
         yield job
-
-
-def until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[tuple[Any, ...]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +124,20 @@ class Run:
                 return value
             assert not over, f"the run ended before {what}:\n{self.terminal}"
             assert time.monotonic() < deadline, f"not in {seconds:g} s: {what}:\n{self.terminal}"
-            time.sleep(POLL_SECONDS)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(POLL_SECONDS)
 
-    def until_logged(self, module: str, seconds: float = DEADLINE_SECONDS) -> list[str]:
-        """Wait for warnings of a module on the first rank."""
-        return self.until(lambda: self.logged(module), f"a warning of {module}", seconds)
+    def until_logged(
+        self, module: str, level: str = "WARNING", rank: int = 0, seconds: float = DEADLINE_SECONDS
+    ) -> list[str]:
+        """Wait for messages of a module in the log of a rank."""
+        return self.until(
+            lambda: self.logged(module, level, rank), f"a message of {module}", seconds
+        )
+
+    def until_lines(self, lines: int) -> None:
+        """Wait until the first rank has logged a number of lines."""
+        self.until(lambda: self.log().count("\n") >= lines, f"{lines} lines in the log")
 
     def until_step(self, step: int) -> None:
         self.until(lambda: self.logged_step() >= step, f"step {step}")
