@@ -1,4 +1,4 @@
-"""Print the import graph of the rooms (sub-packages) of s3prl_mtl as a Mermaid block.
+"""Print the import graph of the sub-packages of s3prl_mtl as a Mermaid block.
 
     python docs/import_graph.py            print the block
     python docs/import_graph.py --write    replace the block in docs/architecture.md
@@ -23,12 +23,12 @@ Graph = dict[str, set[str]]
 
 
 def import_graph(package: Path) -> Graph:
-    """The rooms that each room imports from, anywhere in its files."""
-    rooms = {path.stem for path in package.iterdir() if path.is_dir() and any(path.glob("*.py"))}
-    rooms |= {path.stem for path in package.glob("*.py") if not path.stem.startswith("__")}
-    graph: Graph = {room: set() for room in rooms}
-    for room in rooms:
-        folder = package / room
+    """The sub-packages that each sub-package imports from, anywhere in its files."""
+    units = {path.stem for path in package.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    units |= {path.stem for path in package.glob("*.py") if not path.stem.startswith("__")}
+    graph: Graph = {unit: set() for unit in units}
+    for unit in units:
+        folder = package / unit
         files = folder.rglob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]
         for file in files:
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -38,13 +38,13 @@ def import_graph(package: Path) -> Graph:
                 elif isinstance(node, ast.ImportFrom):
                     names = [f"{node.module}.{alias.name}" for alias in node.names]
                 parts = (name.split(".") for name in names)
-                graph[room] |= {p[1] for p in parts if p[0] == package.name and p[1:2]} & rooms
-        graph[room].discard(room)
+                graph[unit] |= {p[1] for p in parts if p[0] == package.name and p[1:2]} & units
+        graph[unit].discard(unit)
     return graph
 
 
 def reachable(graph: Graph, start: str) -> set[str]:
-    """All rooms below a room."""
+    """All sub-packages below one."""
     found: set[str] = set()
     pending = [start]
     while pending:
@@ -56,10 +56,10 @@ def reachable(graph: Graph, start: str) -> set[str]:
 
 def reduced(graph: Graph) -> Graph:
     """The graph without arrows that follow from others (transitive reduction)."""
-    below = {room: reachable(graph, room) for room in graph}
+    below = {unit: reachable(graph, unit) for unit in graph}
     return {
-        room: targets - set().union(*(below[target] for target in targets))
-        for room, targets in graph.items()
+        unit: targets - set().union(*(below[target] for target in targets))
+        for unit, targets in graph.items()
     }
 
 

@@ -57,7 +57,7 @@ def test_the_package_never_imports_its_plugins(path: Path) -> None:
     assert "downstream_plugins" not in modules
 
 
-ROOMS = (
+LAYERS = (
     ("cli",),
     ("authoring",),
     ("export", "inference"),
@@ -74,35 +74,35 @@ ROOMS = (
     ("fileio",),
     ("errors",),
 )
-"""From the top of the house down: a room imports only from rows below its own."""
+"""From the top down: a sub-package imports only from the layers below its own."""
 
-ROW = {room: row for row, rooms in enumerate(ROOMS) for room in rooms}
+LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 
-def rooms_imported_by(path: Path) -> set[str]:
-    """The rooms of `s3prl_mtl` that a file imports from, at its top level or inside functions."""
+def subpackages_imported_by(path: Path) -> set[str]:
+    """The sub-packages that a file imports from, at its top level or inside functions."""
     found = set()
     for module, name in imports(path):
         head, *rest = module.split(".")
         if head != "s3prl_mtl":
             continue
-        if not rest and name in ROW:
+        if not rest and name in LAYER_OF:
             rest = [name]
         found.add(rest[0] if rest else "")
     return found
 
 
-def test_the_package_holds_the_rooms_and_nothing_else() -> None:
+def test_the_package_has_the_listed_subpackages_only() -> None:
     found = {path.name for path in (ROOT / "s3prl_mtl").iterdir() if path.name != "__pycache__"}
     files = {"__init__.py", "__main__.py", "errors.py", "py.typed"}
-    assert found == files | set(ROW) - {"errors"}
+    assert found == files | set(LAYER_OF) - {"errors"}
 
 
-@pytest.mark.parametrize("room", [room for room in ROW if room != "errors"])
-def test_a_room_imports_only_from_rooms_below_it(room: str) -> None:
-    below = {other for other in ROW if ROW[other] > ROW[room]}
-    for path in python_files(f"s3prl_mtl/{room}"):
-        outside = rooms_imported_by(path) - {room} - below
+@pytest.mark.parametrize("subpackage", sorted(set(LAYER_OF) - {"errors"}))
+def test_a_subpackage_imports_only_from_lower_layers(subpackage: str) -> None:
+    below = {other for other in LAYER_OF if LAYER_OF[other] > LAYER_OF[subpackage]}
+    for path in python_files(f"s3prl_mtl/{subpackage}"):
+        outside = subpackages_imported_by(path) - {subpackage} - below
         assert not outside, f"{relative(path)} imports from {outside}"
 
 

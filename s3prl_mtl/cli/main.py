@@ -119,7 +119,7 @@ def _show_mistake(text: str) -> None:
 
 
 class Command(Protocol):
-    """A command: one module of this room."""
+    """A module of this package: one command."""
 
     DESCRIPTION: str
 

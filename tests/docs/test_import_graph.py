@@ -7,7 +7,7 @@ import sys
 from itertools import pairwise
 
 from tests.docs.pages import ROOT, blocks
-from tests.test_boundaries import ROOMS
+from tests.test_boundaries import LAYERS
 
 SCRIPT = "docs/import_graph.py"
 
@@ -20,8 +20,10 @@ def test_the_page_shows_the_import_graph_of_the_code():
     assert done.stdout == f"```mermaid\n{shown.text}```\n", f"run: python {SCRIPT} --write"
 
 
-def test_the_page_lists_every_room_in_order():
+def test_the_page_lists_every_subpackage_in_order():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    places = [[page.index(f"| `{room}` |") for room in row] for row in ROOMS if row != ("errors",)]
+    places = [
+        [page.index(f"| `{name}` |") for name in names] for names in LAYERS if names != ("errors",)
+    ]
     for above, below in pairwise(places):
         assert max(above) < min(below)
