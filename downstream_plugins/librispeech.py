@@ -1,4 +1,4 @@
-"""LibriSpeech's folders, for the two tasks that read them.
+"""Read LibriSpeech's folders, for `asr` and `pr`.
 
 ::
 
@@ -23,7 +23,7 @@ TRANSCRIPT_SUFFIX = ".trans.txt"
 
 @dataclass(frozen=True)
 class Transcript:
-    """An utterance of LibriSpeech: its id, audio file, upper-case words, and where they stand."""
+    """An utterance of LibriSpeech: id, audio file, upper-case words, file and line of the text."""
 
     id: str
     path: Path
@@ -53,7 +53,7 @@ def read_set(folder: Path) -> list[Transcript]:
                     fix="Each line is `<utterance> <WORDS>`.",
                     code="corpus-malformed",
                 )
-            # Without its file, the utterance is counted with the unreadable ones.
+            # Without an audio file, the utterance counts as unreadable.
             default = str(PurePosixPath(name).with_name(f"{identifier}.flac"))
             path = folder / audio.pop(identifier, default)
             words = " ".join(text.upper().split())
@@ -69,7 +69,7 @@ def read_set(folder: Path) -> list[Transcript]:
 
 
 def layout_problems(corpus: Corpus, root: Path, sets: Mapping[str, Sequence[str]]) -> list[str]:
-    """Problems with the folders that a task asks of LibriSpeech.
+    """Problems with the folders of LibriSpeech that a task needs.
 
     Args:
         corpus: the task's corpus.
@@ -93,5 +93,5 @@ def layout_problems(corpus: Corpus, root: Path, sets: Mapping[str, Sequence[str]
 
 
 def _has_utterances(folder: Path) -> bool:
-    """Whether a folder looks like a set; the first chapter answers."""
+    """Whether a folder contains audio or transcripts; stops at the first file found."""
     return any(is_audio(name) or name.endswith(TRANSCRIPT_SUFFIX) for name in walk_files(folder))

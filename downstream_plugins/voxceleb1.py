@@ -1,11 +1,11 @@
-"""VoxCeleb1's folders, for the two tasks that read them.
+"""Read VoxCeleb1's folders, for `sid` and `sv`.
 
 ::
 
     dev/wav/<speaker>/<video>/<number>.wav     1211 speakers
     test/wav/<speaker>/<video>/<number>.wav      40 speakers
 
-Utterances are called by their path below `wav`: `id10001/1zcIwhmdeo4/00001.wav`.
+Utterances are named by their path below `wav`: `id10001/1zcIwhmdeo4/00001.wav`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ PARTS = ("dev", "test")
 
 
 def wav_folder(root: Path, part: str) -> Path:
-    """Where the speakers of a part (`dev` or `test`) lie."""
+    """The folder with the speakers of a part (`dev` or `test`)."""
     return root / part / "wav"
 
 
 def locate_audio(root: Path) -> dict[str, Path]:
-    """The file of every utterance of the corpus; listing beats a look-up for each of 150 000.
+    """The file of every utterance; listing folders is faster than 150 000 look-ups.
 
     Raises:
         UserError: a folder cannot be listed.
@@ -37,7 +37,7 @@ def locate_audio(root: Path) -> dict[str, Path]:
 
 
 def missing_audio_path(root: Path, name: str) -> Path:
-    """The path to report for an utterance that a list names and no folder has."""
+    """The path to report for a listed utterance without a file."""
     return wav_folder(root, PARTS[0]) / name
 
 

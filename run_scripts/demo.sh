@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole project in 10 to 15 minutes on two cores: a spoken corpus is synthesised in the layouts of
-# nine real ones, a fairseq HuBERT checkpoint is loaded, unfrozen and trained on nine tasks at once.
+# Demo, 10 to 15 minutes on two cores: synthesise a spoken corpus in the layouts of nine real ones,
+# load a fairseq HuBERT checkpoint, and train the encoder on nine tasks at once.
 #
 #   bash run_scripts/demo.sh [FOLDER]      # default: .demo; run it again to resume or to see the table
 set -euo pipefail
@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 source run_scripts/setup.sh demo
 
 # Overrides the environment: the matrix products of the demo are too small for two threads, which
-# wait for each other during half of a step, and longer beside another program.
+# wait for each other during half of a step, longer if another program is running.
 export OMP_NUM_THREADS=1
 
 folder=${1:-.demo}

@@ -1,9 +1,9 @@
-# Sourced by the other scripts: makes sure that `python` can run the project.
+# Sourced by the other scripts: installs the project into the active environment.
 #
 #   source run_scripts/setup.sh "demo"     # the extras to install
 #
-# Where no virtual environment is active, .venv is made and used. Everything is installed under
-# constraints.txt, and only when setup.py, constraints.txt or the extras have changed.
+# Creates and activates .venv unless a virtual environment is active. Installs under constraints.txt,
+# and only when setup.py, constraints.txt or the extras have changed.
 set -euo pipefail
 
 # Waiting threads sleep. By default they spin, and one other busy program on two cores makes a step
@@ -22,7 +22,7 @@ if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; then
                  "Set PYTHON to another one." >&2
             exit 2
         }
-        echo "Making a virtual environment in .venv"
+        echo "Creating a virtual environment in .venv"
         "$interpreter" -m venv "$project/.venv"
     fi
     # shellcheck disable=SC1091
@@ -32,7 +32,7 @@ fi
 stamp="$(python -c 'import sys; print(sys.prefix)')/s3prl-mtl-$extras.installed"
 wanted=$(cat "$project/setup.py" "$project/constraints.txt" <(echo "$project") | cksum)
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
-    echo "Installing s3prl-mtl and what it needs (extras: $extras)"
+    echo "Installing s3prl-mtl and its dependencies (extras: $extras)"
     python -m pip install --quiet --upgrade pip
     # Compiling all modules takes longer than the rest; Python compiles the ones it imports.
     python -m pip install --quiet --no-compile -c "$project/constraints.txt" -e "$project[$extras]"

@@ -4,11 +4,11 @@
 #
 #   sbatch run_scripts/slurm.sh
 #
-# Before the time limit and on preemption the run saves itself, and the job goes back into the
-# queue to go on where it was, until the last step. docs/cluster.md explains it.
+# Before the time limit and on preemption the run is saved, and the job is requeued and resumes, until
+# the last step. See docs/cluster.md.
 #
-# SLURM reads no #SBATCH line after the first command. Of those above the line, srun runs one task
-# a machine, and the shell of this script, it alone, is warned two minutes before the time limit.
+# SLURM reads no #SBATCH line after the first command. The settings above the line: one task per
+# machine; SIGUSR1 to the shell of this script only, two minutes before the time limit.
 #SBATCH --ntasks-per-node=1
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
@@ -22,28 +22,28 @@
 #SBATCH --cpus-per-task=32
 #SBATCH --time=24:00:00
 
-# What run_mtl.py is told. Name the run (-n or -p): the next job must find its folder, which lies,
-# as the corpora do, on a file system that all machines see. `-a` is added.
+# Arguments of run_mtl.py. Name the run (-n or -p), so that the next job finds its folder. The folder
+# and the corpora must be on a file system shared by all machines. `-a` is added.
 words=(-u hubert -d asr,pr,sf,ks,ic,sid,er,sv,sd --data /path/to/corpora -n first)
 
-# Sourced first: makes sure that `python` can run the project.
+# Sourced first: the environment with the project.
 environment=.venv/bin/activate
 
-# How often the ranks start again by themselves, from the last checkpoint, when one of them failed.
+# Maximum number of restarts from the last checkpoint after a rank has failed.
 restarts=3
 
-# Where the machines do not find each other: the network interface that joins them.
+# If the machines do not find each other: the network interface that connects them.
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 # ----------------------------------------------------------------------------------------------
 set -euo pipefail
 
-# Exit code of a machine whose ranks were asked to stop and have stopped in order.
+# Exit code of a machine after a graceful shutdown.
 export INTERRUPTED=75
 
-# What runs on every machine, with the words of torchrun. SLURM signals this shell, and with some
-# of its plugins all that it has started. torchrun must outlive that: at SIGTERM it fails, at
-# SIGUSR1 it dies. So it is started deaf to both, and this shell passes what it hears to the ranks,
-# which are deaf as well until they can save themselves: they are told until they have ended.
+# Run torchrun with the given arguments on one machine. SLURM signals this shell and, with some
+# plugins, all of its processes. torchrun would fail on SIGTERM and die on SIGUSR1, so it is started
+# with both ignored, and this shell forwards them to the ranks. The ranks ignore them as well until
+# they can save, so the signal is repeated until they exit.
 on_machine() {
     local agent code heard=""
     trap 'heard=yes' USR1 TERM
@@ -53,7 +53,7 @@ on_machine() {
             --rdzv-conf "is_host=$((SLURM_NODEID == 0))" "$@"
     ) &
     agent=$!
-    # A signal breaks `wait` off. Once torchrun has ended, `wait` always gives its exit code.
+    # A signal interrupts `wait`. After torchrun has exited, `wait` returns its exit code.
     while kill -0 "$agent" 2> /dev/null; do
         if [ -z "$heard" ]; then
             wait "$agent" || true
@@ -83,11 +83,11 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 source "$environment"
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 MASTER_ADDR=${hosts%%$'\n'*}
-MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a machine need one each
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) # jobs on the same machine need different ports
 
-srun_words=(--kill-on-bad-exit=0 --wait=0) # whoever ends first leaves the others time to save
+srun_words=(--kill-on-bad-exit=0 --wait=0) # leave the other machines time to save
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
-    srun_words+=(--cpus-per-task="$SLURM_CPUS_PER_TASK") # srun does not take it from the job
+    srun_words+=(--cpus-per-task="$SLURM_CPUS_PER_TASK") # srun does not inherit it
 fi
 torchrun_words=(
     --nnodes "$SLURM_JOB_NUM_NODES"
@@ -97,7 +97,7 @@ torchrun_words=(
     --rdzv-backend c10d
     --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT"
 )
-# The other machines do not have this file: they get the function itself.
+# The other machines do not have this script, so the function is passed as text.
 srun "${srun_words[@]}" bash -c "set -euo pipefail; $(declare -f on_machine); on_machine \"\$@\"" \
     on_machine "${torchrun_words[@]}" run_mtl.py "${words[@]}" -a &
 step=$!
@@ -112,14 +112,14 @@ if [ "$code" != "$INTERRUPTED" ]; then
     exit "$code"
 fi
 
-# A job that was cancelled, or that SLURM puts back by itself, is not in the state RUNNING.
+# A job that was cancelled or requeued by SLURM is not in the state RUNNING.
 case $(scontrol show job "$SLURM_JOB_ID") in
     *JobState=RUNNING*)
-        echo "The run was interrupted: job $SLURM_JOB_ID goes back into the queue."
+        echo "The run was interrupted: requeueing job $SLURM_JOB_ID."
         scontrol requeue "$SLURM_JOB_ID"
         ;;
     *)
-        echo "The run was interrupted; what becomes of job $SLURM_JOB_ID is up to SLURM."
+        echo "The run was interrupted; SLURM cancels or requeues job $SLURM_JOB_ID."
         exit "$INTERRUPTED"
         ;;
 esac

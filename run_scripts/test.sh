@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Everything that must hold before a change lands: style, types, tests.
+# Style, types and tests: required before a change is merged.
 #
 #   bash run_scripts/test.sh               # arguments go to pytest: `-m slow`, `-k hubert`, a file
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run_scripts/setup.sh dev
 
-# Small models, and often several processes at once: more threads would only wait for each other.
+# The models are small, and several processes run at once: more threads would be slower.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 ruff check .

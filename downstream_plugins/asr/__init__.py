@@ -1,4 +1,4 @@
-"""Speech recognition: the words of an utterance of LibriSpeech, letter by letter."""
+"""Speech recognition on LibriSpeech: characters by CTC."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SCORINGS = ("reference", "branch")
 class SpeechRecognition(TranscriptionExpert):
     """SUPERB's `asr`: letters by CTC, decoded greedily, no language model.
 
-    `modelrc.scoring` selects SUPERB's rates, divided by the length of the reference, or those of
-    the multi-task branch, which swaps reference and hypothesis. The settings of the branch have no
-    such key; a head built from them reports the branch's rates.
+    `modelrc.scoring` selects SUPERB's rates, relative to the length of the reference, or those of
+    the multi-task branch, which swaps reference and hypothesis. Without the key, as in settings of
+    the branch, the head reports the branch's rates.
     """
 
     name = "asr"

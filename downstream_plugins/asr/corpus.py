@@ -28,7 +28,8 @@ class LibriSpeech(Corpus):
     Args:
         libri_root: the folder that holds the sets.
         train: sets that make up the split `train`.
-        dev, test: sets that are evaluated, each under its own name.
+        dev: sets for validation, each a split of its own name.
+        test: sets for testing, each a split of its own name.
     """
 
     title: ClassVar[str] = "LibriSpeech"
@@ -48,7 +49,7 @@ class LibriSpeech(Corpus):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """`train`, the sets of `dev` and `test`, and what else of SUPERB's is unpacked."""
+        """`train`, the sets of `dev` and `test`, and other evaluation sets of SUPERB on disk."""
         asked = ("train", *self.sets["dev"], *self.sets["test"])
         unpacked = (name for name in EVALUATION_SETS if (self.root / name).is_dir())
         return tuple(dict.fromkeys((*asked, *unpacked)))
@@ -57,7 +58,7 @@ class LibriSpeech(Corpus):
         return layout_problems(self, self.root, self.sets)
 
     def split_sets(self, split: str) -> tuple[str, ...]:
-        """SUPERB's rule: `train` is the sets of the setting, any other split is a set's name."""
+        """SUPERB's rule: `train` consists of the configured sets; other splits are single sets."""
         return self.sets["train"] if split == "train" else (split,)
 
     def utterances(self, split: str) -> list[Utterance]:
@@ -76,7 +77,7 @@ class LibriSpeech(Corpus):
 def spell(text: str) -> list[str]:
     """The symbols of a text: characters, with `|` between words and at the end.
 
-    `"HI YOU"` gives `H I | Y O U |`, each an entry.
+    For example, `"HI YOU"` gives `["H", "I", "|", "Y", "O", "U", "|"]`.
     """
     return [*text.upper().replace(" ", WORD_BOUNDARY), WORD_BOUNDARY]
 
@@ -84,12 +85,12 @@ def spell(text: str) -> list[str]:
 def build_symbols(texts: Iterable[str], multiple: int = 8) -> list[str]:
     """The dictionary that fairseq builds from transcripts.
 
-    Special symbols, then symbols by falling count (equal counts in order of code points), then
+    Special symbols, then symbols by decreasing count (ties by code point), then
     `madeupword0000`, ... up to a multiple of `multiple`.
 
     Args:
         texts: upper-case transcripts.
-        multiple: what the number of symbols is padded to.
+        multiple: the number of symbols is padded to a multiple of this.
     """
     counts = Counter(symbol for text in texts for symbol in spell(text))
     symbols = [*SPECIAL_SYMBOLS, *sorted(counts, key=lambda symbol: (-counts[symbol], symbol))]

@@ -1,4 +1,4 @@
-"""Emotion recognition: how an utterance of IEMOCAP is spoken."""
+"""Emotion recognition on IEMOCAP."""
 
 from __future__ import annotations
 

@@ -27,13 +27,13 @@ SPLIT_SEED = 0
 class IEMOCAP(Corpus):
     """IEMOCAP: twelve hours of acted dialogues, ten actors in five sessions.
 
-    Four emotions are kept, excitement counted as happiness. Test is the held-out session; dev is
-    a fifth of the other four, drawn as SUPERB draws it (:func:`draw_dev`). Labels: `class`.
+    Four emotions are used; excitement counts as happiness. Test is the held-out session; dev is a
+    fifth of the other four, drawn like in SUPERB (:func:`draw_dev`). Labels: `class`.
 
     Args:
         root: the folder with `Session1` to `Session5`.
-        test_fold: `fold1` to `fold5`, the session that is held out.
-        valid_ratio: the fraction of the training sessions that is dev.
+        test_fold: `fold1` to `fold5`, the held-out session.
+        valid_ratio: fraction of the training sessions used as dev.
     """
 
     title: ClassVar[str] = "IEMOCAP"
@@ -127,7 +127,7 @@ class IEMOCAP(Corpus):
         return found
 
     def _label_files(self, session: int) -> list[Path]:
-        """The label files of a session: SUPERB's order, other dialogues after it by name."""
+        """The label files of a session in SUPERB's order; other dialogues follow by name."""
         folder = self._label_folder(session)
         try:
             names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
@@ -138,22 +138,22 @@ class IEMOCAP(Corpus):
                 fix="Name the folder with Session1 to Session5.",
                 code="file-unreadable",
             ) from error
-        # Hidden names are macOS's companions of the files, not labels.
+        # Hidden files were created by macOS and contain no labels.
         files = [folder / n for n in names if n.endswith(".txt") and not n.startswith(".")]
         rank = {dialogue: place for place, dialogue in enumerate(DIALOGUES)}
         return sorted(files, key=lambda file: (rank.get(file.stem, len(rank)), file.stem))
 
 
 def draw_dev(utterances: int, valid_ratio: float) -> tuple[list[int], list[int]]:
-    """SUPERB's rule: which of the training sessions' utterances are train, and which dev.
+    """Split the utterances of the training sessions into train and dev like SUPERB.
 
-    It splits them by `torch.random_split` after `torch.manual_seed(0)`. A generator of our own
-    with that seed gives the same permutation and leaves the global random state alone. With the
-    dialogues in the order of SUPERB's lists the split is SUPERB's.
+    SUPERB uses `torch.random_split` after `torch.manual_seed(0)`. A separate generator with that
+    seed gives the same permutation without changing the global random state. For dialogues in the
+    order of SUPERB's lists, the split equals SUPERB's.
 
     Args:
-        utterances: how many there are.
-        valid_ratio: the fraction that is dev.
+        utterances: number of utterances.
+        valid_ratio: fraction of dev.
 
     Returns:
         Indices of train, and of dev.

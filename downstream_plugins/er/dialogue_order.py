@@ -1,8 +1,8 @@
-"""The order of IEMOCAP's dialogues in SUPERB's lists, which its split of train and dev rests on.
+"""The order of IEMOCAP's dialogues in SUPERB's lists, which determines its train and dev splits.
 
-SUPERB draws dev from the training utterances in the order in which its authors' file system listed
-the label files. That order is a fact of theirs that no rule gives; these are the dialogues of each
-session in it, read off the lists that s3prl publishes (`downstream/emotion/meta_data`).
+SUPERB draws dev from the training utterances in the order in which the authors' file system listed
+the label files. This order follows no rule; it is copied from the lists that s3prl publishes
+(`downstream/emotion/meta_data`).
 """
 
 from __future__ import annotations
@@ -49,4 +49,4 @@ DIALOGUES: tuple[str, ...] = tuple(
     for session, suffixes in _SUFFIXES.items()
     for suffix in suffixes.split()
 )
-"""151 dialogues, such as `Ses01F_impro01`: `Ses`, session, who wears the markers, dialogue."""
+"""151 dialogues, such as `Ses01F_impro01`: `Ses`, session, actor with the markers, dialogue."""

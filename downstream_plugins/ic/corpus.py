@@ -51,7 +51,7 @@ class FluentSpeechCommands(Corpus):
         """The utterances of a split, in the order of its table.
 
         Raises:
-            UserError: as :meth:`Corpus.utterances`; also a value that training never has.
+            UserError: as :meth:`Corpus.utterances`; also a value that train does not contain.
         """
         self.check_split(split)
         known = self.label_space()
@@ -71,7 +71,7 @@ class FluentSpeechCommands(Corpus):
         return found
 
     def label_space(self) -> dict[str, Any]:
-        """For each slot its values, numbered in order of first appearance in the training table."""
+        """The values of each slot in order of first appearance in the training table."""
         table = self._read_table("train")
         return {slot: list(dict.fromkeys(row[slot] for _, row in table)) for slot in SLOTS}
 

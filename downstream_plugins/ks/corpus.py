@@ -30,9 +30,8 @@ class SpeechCommands(Corpus):
 
     Train and dev are the data set's own split by a hash of the file name (:func:`hashed_split`);
     test is its separate test set, whose folders are the twelve classes. Other words are
-    `_unknown_`. Every background-noise file is one `_silence_` utterance of train and of dev, of
-    which a random second is to be taken each time. Labels: `class`; `random_second`, true for
-    those.
+    `_unknown_`. Every background-noise file is one `_silence_` utterance of train and of dev; each
+    time it is read, a random second is cropped. Labels: `class`; `random_second`, true for these.
 
     Args:
         speech_commands_root: the folder `speech_commands_v0.01`.
@@ -128,9 +127,9 @@ class SpeechCommands(Corpus):
 def hashed_split(name: str) -> str | None:
     """The split of a file of Speech Commands v0.01: `train`, `dev`, or None for dropped ones.
 
-    The data set's own rule: the SHA-1 of the name up to `_nohash_`, so that a speaker's files stay
-    together; below 10 % of its range dev, from 10 to 20 % the old test set (which SUPERB leaves
-    out for the separate one), the rest train.
+    The rule of the data set: the SHA-1 of the name up to `_nohash_`, which identifies the speaker;
+    below 10 % of its range dev, from 10 to 20 % the old test set (not used by SUPERB, which uses
+    the separate test set), the rest train.
 
     Args:
         name: the file's name, without its folder.

@@ -1,4 +1,4 @@
-"""Phoneme recognition: the phones of an utterance of LibriSpeech."""
+"""Phoneme recognition on LibriSpeech."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PhonemeRecognition(TranscriptionExpert):
     corpus_type = LibriSpeechPhones
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("per", "lower", "PER", range=(0.0, math.inf)),)
     worst_score = float(2**31)
-    decoding = "merged"  # of s3prl's branch, whose settings have no such key
+    decoding = "merged"  # default for settings of s3prl's branch, which lack the key
 
     def make_vocabulary(self) -> list[str]:
         return self.label_list("vocabulary")

@@ -1,7 +1,7 @@
 """LibriSpeech with a pronunciation lexicon, for phoneme recognition.
 
-Layout: LibriSpeech's folders (`<libri_root>/<set>/<speaker>/<chapter>/`), and lexicon files with
-a line for each word, `WORD  P1 P2 ...`, as OpenSLR 11 has them.
+Layout: LibriSpeech's folders (`<libri_root>/<set>/<speaker>/<chapter>/`), and lexicon files in the
+format of OpenSLR 11, with a line `WORD  P1 P2 ...` for each word.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ class LibriSpeechPhones(Corpus):
 
     Args:
         libri_root: the folder that holds the sets.
-        lexicon: lexicon files, the first one that has a word counts.
-        train, dev, test: sets that make up each split.
+        lexicon: lexicon files; the first file with a word is used.
+        train: sets of the split `train`.
+        dev: sets of the split `dev`.
+        test: sets of the split `test`.
     """
 
     title: ClassVar[str] = "LibriSpeech"
@@ -74,7 +76,7 @@ class LibriSpeechPhones(Corpus):
         """The utterances of a split, with their phones.
 
         Raises:
-            UserError: as :meth:`Corpus.utterances`; also words that no lexicon file has.
+            UserError: as :meth:`Corpus.utterances`; also words without a pronunciation.
         """
         self.check_split(split)
         pronunciations = read_lexicon(self.lexicon)
@@ -106,14 +108,14 @@ class LibriSpeechPhones(Corpus):
             + "; ".join(listed)
             + (f"; and {more} more." if more else "."),
             where=f"the lexicon files {files}",
-            fix="Add a line `WORD  P1 P2 ...` for each, or another lexicon file (a grapheme-to-"
-            "phoneme model's output will do) to pr's `datarc.lexicon`.",
+            fix="Add a line `WORD  P1 P2 ...` for each, or another lexicon file (such as the "
+            "output of a grapheme-to-phoneme model) to pr's `datarc.lexicon`.",
             code="corpus-incomplete",
         )
 
 
 def pronounce(text: str, pronunciations: dict[str, list[str]]) -> list[str]:
-    """The phones of a text, word after word."""
+    """The phones of all words of a text."""
     return [phone for word in text.split() for phone in pronunciations[word]]
 
 

@@ -1,4 +1,4 @@
-"""Speaker diarization: when does each of the two speakers of a recording speak?"""
+"""Speaker diarization on Libri2Mix."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_THRESHOLD = 0.5
 DEFAULT_MEDIAN_FILTER = 11
-"""In label frames. Both are replaced by what is chosen on dev."""
+"""In label frames. Both defaults are replaced by the values tuned on dev."""
 
 
 class SpeakerDiarization(TaskExpert):
     """SUPERB's `sd`: an LSTM predicts the speech activity of each speaker in each frame.
 
-    Training is on chunks. Dev and test are whole recordings, scored by NIST's rules with the
-    threshold and the median filter that gave the lowest error rate on dev (`decision`).
+    Training uses chunks. Dev and test are whole recordings, scored by NIST's rules with the
+    threshold and median filter with the lowest error rate on dev (`decision`).
     """
 
     name = "sd"
@@ -105,10 +105,10 @@ class SpeakerDiarization(TaskExpert):
             features: B tensors (T_i, D).
             labels: B tensors (frames_i, speakers), 1 where a speaker speaks, else 0.
             lengths: frames_i (B,).
-            recordings: names of whole recordings; None, as for s3prl, where they are chunks.
-                Those of training are always chunks.
-            records: takes `loss`, `acc` and `frames` of the batch; for chunks its `der`; for
-                recordings `recordings`, triples of name, labels, and probabilities
+            recordings: names of whole recordings; None for chunks, as in s3prl. Ignored in
+                training, which uses chunks.
+            records: gets `loss`, `acc` and `frames` of the batch; for chunks also `der`; for
+                recordings also `recordings`, triples of name, labels, and probabilities
                 (frames_i, speakers).
         """
         names = None if split == self.train_split else recordings
@@ -116,8 +116,8 @@ class SpeakerDiarization(TaskExpert):
         frames = lengths.tolist()
         references = pad_sequence([torch.as_tensor(label) for label in labels], batch_first=True)
         if names is None:
-            # As s3prl does: a chunk that is a frame short of its labels ends in padding, instead
-            # of in its own last frame.
+            # As in s3prl: features that are one frame shorter than the labels are extended with
+            # padding, not with their last frame.
             features = list(pad_features(features)[0])
             matched = [match_length(feature, references.shape[1]) for feature in features]
         else:
@@ -147,7 +147,7 @@ class SpeakerDiarization(TaskExpert):
     def predict(
         self, features: Sequence[Tensor], lengths_samples: Sequence[int]
     ) -> list[dict[str, Any]]:
-        """Who speaks when: stretches of speech of each speaker, in seconds, by their beginning."""
+        """The speech segments of each speaker, in seconds, sorted by start."""
         frames = [math.ceil(samples / self.frame_shift) for samples in lengths_samples]
         matched = [match_length(f, n) for f, n in zip(features, frames, strict=True)]
         probabilities = self.model(pad_features(matched)[0]).float().sigmoid().cpu().numpy()
@@ -158,7 +158,7 @@ class SpeakerDiarization(TaskExpert):
         return answers
 
     def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
-        # Of all frames, however they were batched.
+        # Mean over all frames, independent of the batches.
         values = {"acc": float(np.average(records["acc"], weights=records.get("frames")))}
         if records.get("recordings"):
             values["der"] = self._score(split, records["recordings"])
@@ -167,13 +167,13 @@ class SpeakerDiarization(TaskExpert):
         return values
 
     def _score(self, split: str, recordings: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> float:
-        """The diarization error rate of recordings; on dev, choose how to decide first."""
+        """The diarization error rate of recordings; on dev, tune the decision first."""
         if split == self.dev_split:
             best = best_decision([(reference, found) for _, reference, found in recordings])
             self.decision = {"threshold": best.threshold, "median_filter": best.median_filter}
         if not self.decision:
             logger.warning(
-                "sd: no threshold was chosen on dev yet; %s is scored with %g, median filter %d",
+                "sd: no threshold was chosen on dev yet; scoring %s with %g, median filter %d",
                 *(split, DEFAULT_THRESHOLD, DEFAULT_MEDIAN_FILTER),
             )
         threshold, median_filter = self._chosen()
@@ -184,20 +184,20 @@ class SpeakerDiarization(TaskExpert):
         return diarization_error_rate(decided, self.frame_shift / SAMPLE_RATE)
 
     def _chosen(self) -> tuple[float, int]:
-        """Threshold and median filter: those chosen on dev, once there are any."""
+        """Threshold and median filter: tuned on dev, or the defaults."""
         threshold = self.decision.get("threshold", DEFAULT_THRESHOLD)
         return threshold, int(self.decision.get("median_filter", DEFAULT_MEDIAN_FILTER))
 
 
 def segments(decided: np.ndarray, frame_seconds: float) -> list[dict[str, Any]]:
-    """Stretches of speech.
+    """Convert frame decisions to speech segments.
 
     Args:
         decided: (frames, speakers), 1 where a speaker speaks.
         frame_seconds: duration of a frame.
 
     Returns:
-        `speaker` (its column), `start` and `end` in seconds, by their beginning.
+        Segments with `speaker` (its column), `start` and `end` in seconds, sorted by start.
     """
     found = []
     for speaker, active in enumerate(np.asarray(decided).T):

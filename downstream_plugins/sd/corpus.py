@@ -1,4 +1,4 @@
-"""Libri2Mix in Kaldi form, for speaker diarization.
+"""Libri2Mix in Kaldi format, for speaker diarization.
 
 Layout, in each of `train/`, `dev/`, `test/`::
 
@@ -31,13 +31,13 @@ Segment = tuple[int, float, float]
 
 
 class Libri2Mix(Corpus):
-    """Libri2Mix: two readers of LibriSpeech talking over each other; who speaks when?
+    """Libri2Mix: overlapping speech of two readers of LibriSpeech.
 
-    The splits are the folders. Train is cut into chunks of 2000 label frames (20 s), the shorter
-    last one included; dev and test are whole recordings. Speakers are numbered in the order of
-    their names in each recording. Labels: `segments`, a list of [speaker_index, start_seconds,
-    end_seconds] in the recording; `start_frame` and `frames`, the label frames that the utterance
-    covers (:func:`frame_labels` turns the three into targets); `recording`, its name.
+    The splits are the folders. Train is cut into chunks of 2000 label frames (20 s), including a
+    shorter last chunk; dev and test are whole recordings. Speakers are numbered by name within each
+    recording. Labels: `segments`, a list of [speaker_index, start_seconds, end_seconds] in the
+    recording; `start_frame` and `frames`, the label frames of the utterance (:func:`frame_labels`
+    converts the three to targets); `recording`, its name.
 
     Args:
         data_dir: the folder with `train`, `dev`, `test`.
@@ -133,7 +133,7 @@ class Libri2Mix(Corpus):
     def chunks(self, frames: int) -> Iterator[tuple[int, int]]:
         """SUPERB's rule: (start, end) of consecutive chunks of a recording, in label frames.
 
-        The last chunk is what remains, unless that is too short for the encoder.
+        The last chunk is the remainder, unless it is too short for the encoder.
         """
         for start in range(0, frames, self.chunk_size):
             end = min(start + self.chunk_size, frames)
@@ -192,19 +192,19 @@ def frame_labels(
     rate: int = SAMPLE_RATE,
     speakers: int = 2,
 ) -> Tensor:
-    """Who speaks in each label frame of a stretch of a recording.
+    """Speaker activity in each label frame of a segment of a recording.
 
-    A segment covers the frames from `start` to before `end`, both rounded to the nearest frame
-    (halves to the even one). SUPERB's code leaves a segment out of a chunk that it fills from end
-    to end; it is marked here. No segment of Libri2Mix is that long.
+    Speech covers the frames from `start` to before `end`, both rounded to the nearest frame
+    (halves to even). SUPERB's code omits speech that covers a whole chunk; here it is marked. No
+    speech segment of Libri2Mix is that long.
 
     Args:
         segments: (speaker_index, start_seconds, end_seconds) each.
-        start_frame: first label frame of the stretch.
-        frames: its length in label frames.
+        start_frame: first label frame of the result.
+        frames: number of label frames of the result.
         frame_shift: samples in a label frame.
-        rate: samples a second that `frame_shift` counts.
-        speakers: columns.
+        rate: sample rate of `frame_shift`, in Hz.
+        speakers: number of columns.
 
     Returns:
         (frames, speakers), float32, 1 where a speaker speaks and 0 elsewhere.
@@ -218,7 +218,7 @@ def frame_labels(
 
 
 def _read_table(path: Path) -> Mapping[str, str]:
-    """The two columns of a Kaldi table, the second one with its spaces."""
+    """The two columns of a Kaldi table; the second may contain spaces."""
     table: dict[str, str] = {}
     for number, line in read_lines(path):
         fields = line.strip().split(None, 1)

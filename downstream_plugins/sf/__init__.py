@@ -1,4 +1,4 @@
-"""Slot filling: the words of a spoken command, and the slots that they fill."""
+"""Slot filling on Audio SNIPS: the words and slots of a spoken command."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class SlotFilling(TranscriptionExpert):
         Metric("wer", "lower", "WER", range=(0.0, math.inf)),
         Metric("cer", "lower", "CER", range=(0.0, math.inf)),
     )
-    decoding = "merged"  # of s3prl's branch, whose settings have no such key
+    decoding = "merged"  # default for settings of s3prl's branch, which lack the key
 
     def make_vocabulary(self) -> list[str]:
         slots = self.label_list("slots")
@@ -54,7 +54,7 @@ class SlotFilling(TranscriptionExpert):
         return [*self.label_list("vocabulary"), *brackets]
 
     def symbols_of(self, labels: Mapping[str, Any]) -> Iterator[str]:
-        """Letters; a space between words, but none beside a slot's own symbol within the slot."""
+        """Letters, and spaces between words except next to a slot symbol inside the slot."""
         last = None
         for word in slot_target(labels["iob_words"], labels["iob_slots"]).split():
             closes = word in self.slot_symbols and word.startswith(END)

@@ -3,8 +3,8 @@
 Layout::
 
     all.iob.snips.txt    <utterance> BOS WORDS EOS<TAB>O slots intent, one line an utterance
-    slots.txt            the slots' names after a first line `O`
-    train/ valid/ test/  <speaker>-snips-<split>-<number>.wav, anywhere below
+    slots.txt            `O`, then the names of the slots, one per line
+    train/ valid/ test/  <speaker>-snips-<split>-<number>.wav, in any subfolder
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ _DROPPED_WORDS = frozenset("?!.,;-")
 class AudioSnips(Corpus):
     """Audio SNIPS: commands to a voice assistant, synthesised in sixteen voices.
 
-    SUPERB's splits are the folders, narrowed to the speakers of each. Labels: `iob_words` and
-    `iob_slots`, one slot name (or `O`) a word.
+    The splits are the folders, restricted to SUPERB's speakers of each split. Labels: `iob_words`
+    and `iob_slots`, one slot name (or `O`) per word.
 
     Args:
         snips_root: the folder with `all.iob.snips.txt`.
-        train_speakers, valid_speakers, test_speakers: speakers of each split.
+        train_speakers: speakers of the split `train`.
+        valid_speakers: speakers of the split `valid`.
+        test_speakers: speakers of the split `test`.
     """
 
     title: ClassVar[str] = "Audio SNIPS"
@@ -112,7 +114,7 @@ class AudioSnips(Corpus):
         return sorted(found, key=lambda utterance: utterance.id)
 
     def _belongs(self, identifier: str, split: str) -> bool:
-        """SUPERB's rule: the folder is the split, and only its speakers count."""
+        """SUPERB's rule: use only the speakers of the split."""
         return identifier.split("-")[0] in self.speakers[split]
 
     def label_space(self) -> dict[str, Any]:
@@ -142,7 +144,7 @@ def parse_iob(annotation: str) -> tuple[list[str], list[str]]:
     """The words and their slots in `BOS WORDS EOS<TAB>O slots intent`.
 
     Raises:
-        ValueError: it has another form.
+        ValueError: a malformed annotation.
     """
     sentence, tab, tags = annotation.partition("\t")
     if not tab:
@@ -156,10 +158,10 @@ def parse_iob(annotation: str) -> tuple[list[str], list[str]]:
 
 
 def slot_target(words: Sequence[str], slots: Sequence[str]) -> str:
-    """The text that slot filling is to recognise, as SUPERB writes it.
+    """The target text of slot filling in SUPERB's format.
 
-    `B-<slot>` stands before and `E-<slot>` after each run of words of one slot. Words that are
-    punctuation are left out, `&` is read `AND`, letters are upper case::
+    `B-<slot>` precedes and `E-<slot>` follows each sequence of words of one slot. Punctuation is
+    removed, `&` becomes `AND`, letters are upper case::
 
         PLAY MILES DAVIS .      O artist artist O
         PLAY B-artist MILES DAVIS E-artist

@@ -1,4 +1,4 @@
-"""Speaker identification: which of the speakers of VoxCeleb1 is heard."""
+"""Speaker identification on VoxCeleb1."""
 
 from __future__ import annotations
 

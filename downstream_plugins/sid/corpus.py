@@ -22,10 +22,10 @@ SPLIT_CODES = {"train": "1", "dev": "2", "test": "3"}
 
 
 class VoxCeleb1Identification(Corpus):
-    """VoxCeleb1: interviews of 1251 celebrities; who speaks?
+    """VoxCeleb1: interviews of 1251 celebrities, with the speaker of each utterance.
 
-    The splits are the three codes of the identification split, which has every speaker in each.
-    Labels: `class`, the speaker's id. Classes are the ids of the split file in order: for VoxCeleb1
+    The splits are the three codes of the identification split; every speaker is in all of them.
+    Labels: `class`, the speaker's id. Classes are the sorted ids of the split file, for VoxCeleb1
     id10001 to id11251 without a gap, so that class k is SUPERB's label `id - 10001`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Speaker verification: whether two utterances of VoxCeleb1 have one speaker."""
+"""Speaker verification on VoxCeleb1."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ ONLY_CHOICES = {
     "utter_module": "UtteranceExtractor",
     "ObjectiveLoss": "AMSoftmaxLoss",
 }
-"""Settings of s3prl that name a part of the head; SUPERB has one of each."""
+"""Settings of s3prl that name parts of the head; only SUPERB's choices are supported."""
 
 
 class SpeakerVerification(TaskExpert):
-    """SUPERB's `sv`: x-vectors trained to tell the training speakers apart, compared by cosine.
+    """SUPERB's `sv`: x-vectors trained to classify the training speakers, compared by cosine.
 
-    The loader of dev and test gives every utterance of the trials once; :meth:`measure` scores
-    the corpus's trials from their embeddings.
+    The loaders of dev and test give every utterance of the trials once; :meth:`measure` scores the
+    trials from their embeddings.
     """
 
     name = "sv"
@@ -72,7 +72,7 @@ class SpeakerVerification(TaskExpert):
         """The utterances of a split.
 
         Raises:
-            UserError: a training utterance is of a speaker that the head has no output for.
+            UserError: the head has no output for the speaker of a training utterance.
         """
         cuts = super().cuts(split)
         if split == self.train_split:
@@ -94,15 +94,15 @@ class SpeakerVerification(TaskExpert):
         return self.speaker_numbers[speaker]
 
     def condition(self, waveform: Tensor) -> Tensor:
-        """Softer by 3 dB, without silences.
+        """Apply a gain of -3 dB and remove silence.
 
-        An utterance that trimming leaves too short for the x-vector is used untrimmed, and one
-        that is too short even so is repeated until it is long enough.
+        If the result is too short for the x-vector, the untrimmed utterance is used, and repeated
+        if that is too short as well.
         """
         return self._long_enough(preprocess(waveform), waveform)
 
     def waveform(self, cut: Any, split: str, generator: torch.Generator) -> Tensor:
-        """As :meth:`condition` leaves it; in training a random stretch of 8 s."""
+        """Preprocess as :meth:`condition`; in training, crop to `max_timestep` samples."""
         untrimmed = load_waveform(cut)
         waveform = preprocess(untrimmed)
         longest = self.datarc.get("max_timestep")
@@ -137,10 +137,10 @@ class SpeakerVerification(TaskExpert):
         Args:
             split: the batch's split.
             features: B tensors (T_i, D).
-            utterance_ids: names of the utterances. None on an evaluated split: the first half of
-                the batch is one side of the trials and the second half the other.
-            labels: numbers of the speakers in training; of B / 2 trials, 1 or 0, without ids.
-            records: takes `loss`; `embeddings`, pairs of id and (width,); `scores`, `labels`.
+            utterance_ids: names of the utterances. None in evaluation with s3prl's batches: the
+                first half of the batch is compared with the second half.
+            labels: in training, indices of the speakers; without ids, 1 or 0 for B / 2 trials.
+            records: gets `loss`; `embeddings`, pairs of id and (width,); `scores`, `labels`.
         """
         padded, lengths = pad_features(features)
         hidden = self.connector(padded)
@@ -149,7 +149,7 @@ class SpeakerVerification(TaskExpert):
             loss: Tensor = self.objective(self.model(hidden, lengths), speakers)
             records["loss"].append(loss.item())
             return loss
-        # Without names it is s3prl's form, and pooled as s3prl pools.
+        # s3prl's batches have no names; pool them like s3prl.
         embeddings = self._embeddings(hidden, lengths, pool_padding=utterance_ids is None)
         if utterance_ids is not None:
             records["embeddings"] += zip(utterance_ids, embeddings, strict=True)
@@ -162,7 +162,7 @@ class SpeakerVerification(TaskExpert):
     def predict(
         self, features: Sequence[Tensor], lengths_samples: Sequence[int]
     ) -> list[dict[str, Any]]:
-        """The speaker embedding of each utterance, of length 1: their product is the score."""
+        """The speaker embedding of each utterance, with norm 1: scores are dot products."""
         padded, lengths = pad_features(features)
         embeddings = self._embeddings(self.connector(padded), lengths, pool_padding=False)
         return [{"embedding": embedding.tolist()} for embedding in embeddings]
@@ -185,7 +185,7 @@ class SpeakerVerification(TaskExpert):
         scored = [t for t in trials if t.first_id in rows and t.second_id in rows]
         if len(scored) < len(trials):
             logger.warning(
-                "sv %s: %d of %d trials are left out, as an utterance of theirs could not be read",
+                "sv %s: %d of %d trials are left out, because an utterance could not be read",
                 *(split, len(trials) - len(scored), len(trials)),
             )
         first = embeddings[[rows[trial.first_id] for trial in scored]]

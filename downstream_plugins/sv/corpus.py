@@ -46,7 +46,7 @@ DEV_SEED = 0
 
 @dataclass(frozen=True)
 class Trial:
-    """Two utterances, and whether one speaker says both (label 1) or not (0)."""
+    """A trial: two utterances of the same speaker (label 1) or of different speakers (0)."""
 
     label: int
     first_id: str
@@ -54,12 +54,12 @@ class Trial:
 
 
 class VoxCeleb1Verification(Corpus):
-    """VoxCeleb1: interviews of 1251 celebrities; do two utterances have one speaker?
+    """VoxCeleb1: interviews of 1251 celebrities, with trials of pairs of utterances.
 
-    SUPERB trains on the speakers of `dev/wav`, the 40 test speakers id10270 to id10309 excepted,
+    SUPERB trains on the speakers of `dev/wav` except the 40 test speakers id10270 to id10309,
     without utterances of at most 2 s after trimming. Test is the 37 720 cleaned trials. Dev is
-    20 000 trials of 40 training speakers: SUPERB's own list where `dev_trials` names it
-    (`dev_meta_data.txt` of s3prl), otherwise a list drawn by :func:`draw_trials`. The splits dev
+    20 000 trials of 40 training speakers: SUPERB's list if `dev_trials` is set to it
+    (`dev_meta_data.txt` of s3prl), otherwise trials drawn by :func:`draw_trials`. The splits dev
     and test hold each utterance of their trials once; :meth:`trials` gives the trials.
     Labels: `speaker`.
 
@@ -124,7 +124,7 @@ class VoxCeleb1Verification(Corpus):
         ]
 
     def _train_names(self) -> list[str]:
-        """SUPERB's rule: everybody in `dev/wav` but the 40 test speakers."""
+        """SUPERB's rule: all speakers in `dev/wav` except the 40 test speakers."""
         names = list_audio(wav_folder(self.root, "dev"))
         return [name for name in names if speaker_of(name) not in TEST_SPEAKERS]
 
@@ -132,7 +132,7 @@ class VoxCeleb1Verification(Corpus):
         return long_enough_trimmed if split == "train" else None
 
     def label_space(self) -> dict[str, Any]:
-        """The training speakers, sorted; short utterances do not change who is among them."""
+        """The training speakers, sorted, including those with short utterances only."""
         return {"speakers": sorted({speaker_of(name) for name in self._train_names()})}
 
     def trials(self, split: str) -> list[Trial]:
@@ -155,19 +155,19 @@ class VoxCeleb1Verification(Corpus):
 
 
 def preprocess(waveform: Tensor) -> Tensor:
-    """SUPERB's effects on every utterance: softer by 3 dB, silences cut out.
+    """Apply SUPERB's effects: a gain of -3 dB, then removal of silence.
 
     Args:
         waveform: (samples,) at 16 kHz.
 
     Returns:
-        Waveform (kept_samples,); empty where there is only silence.
+        Waveform (kept_samples,); empty if all of it is silence.
     """
     return trim_silence(apply_gain(waveform, GAIN_DECIBELS))
 
 
 def long_enough_trimmed(waveform: Tensor) -> bool:
-    """Whether more than 2 s of an utterance remain after trimming, as training asks."""
+    """Whether more than 2 s of an utterance remain after trimming, SUPERB's minimum in training."""
     return preprocess(waveform).shape[0] > MINIMUM_TRIMMED_SAMPLES
 
 
@@ -175,7 +175,7 @@ def read_trials(path: Path) -> list[Trial]:
     """The trials of a file.
 
     Raises:
-        UserError: a line has another form.
+        UserError: a malformed line.
     """
     trials: list[Trial] = []
     for number, line in read_lines(path):
@@ -197,16 +197,16 @@ def draw_trials(
     speakers: int = DEV_SPEAKERS,
     seed: int = DEV_SEED,
 ) -> list[Trial]:
-    """Different trials among some speakers, one half with one speaker and one half with two.
+    """Draw distinct trials of some speakers, half of them target trials (same speaker).
 
     Args:
         names: utterances to draw from.
-        trials: how many; fewer, still half and half, where there are not so many pairs.
-        speakers: how many speakers to draw first; all where there are fewer.
-        seed: of the draw.
+        trials: number of trials; reduced, keeping the halves equal, if there are too few pairs.
+        speakers: number of speakers to draw first; all if there are fewer.
+        seed: seed of the draw.
 
     Raises:
-        UserError: there is no pair of one speaker, or only one speaker.
+        UserError: no two utterances have the same speaker, or there is only one speaker.
     """
     generator = random.Random(seed)
     everybody = sorted({speaker_of(name) for name in names})

@@ -40,7 +40,7 @@ def check_task(
 
     In a test of the task's own package::
 
-        def test_the_task_keeps_its_contract():
+        def test_the_task_satisfies_the_contract():
             findings = check_task("lid", data="corpora")
             assert not [str(finding) for finding in findings if finding.holds is False]
 

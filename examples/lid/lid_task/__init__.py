@@ -1,4 +1,4 @@
-"""Language identification: which language is spoken."""
+"""Language identification: classification of the spoken language."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from s3prl_mtl import ClassificationExpert
 
 
 class LanguageIdentification(ClassificationExpert):
-    """One of the languages of the training folder; the head is that of SUPERB's utterance tasks."""
+    """Classify the language of an utterance with the head of SUPERB's utterance tasks."""
 
     name = "lid"
     corpus_type = LanguageFolders

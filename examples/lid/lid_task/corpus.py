@@ -1,10 +1,10 @@
-"""Speech in several languages, one folder each.
+"""Speech in several languages, one folder per language.
 
 Layout::
 
     train/<language>/...wav    dev/<language>/...wav    test/<language>/...wav
 
-Below a language's folder files may lie as they like, in any format that libsndfile reads.
+A language's folder may have subfolders, and files in any format of libsndfile.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from s3prl_mtl.data import Corpus, Utterance, absolute, list_audio, list_folders
 
 
 class LanguageFolders(Corpus):
-    """Folders of languages, divided into train, dev and test by whoever made them.
+    """Speech in folders of languages, already divided into train, dev and test.
 
     Labels: `language`, the name of the folder. Label space: `languages`, those of train.
 
@@ -47,7 +47,7 @@ class LanguageFolders(Corpus):
         """The utterances of a split, by language and file name.
 
         Raises:
-            UserError: there is no such split, or a folder cannot be listed.
+            UserError: unknown split, or a folder cannot be listed.
         """
         self.check_split(split)
         folder = self.root / split

@@ -1,4 +1,4 @@
-"""A small corpus to try the task on: five languages, spoken by espeak-ng.
+"""Synthesise a small test corpus of five languages with espeak-ng.
 
 python -m lid_task.mini_corpus corpora/languages
 """
@@ -22,7 +22,7 @@ WORDS = {
     "pl": "jeden dwa trzy cztery pięć sześć poniedziałek wtorek lato zima woda ulica",
 }
 VOICES = {"train": ("m1", "m3", "f1", "f2"), "dev": ("m7", "f4"), "test": ("m5", "f5")}
-"""Variants of espeak-ng's voices: nobody speaks in two splits."""
+"""Variants of espeak-ng's voices; each is in one split only."""
 SENTENCES_PER_VOICE = 3
 WORDS_PER_SENTENCE = 4
 
@@ -33,11 +33,11 @@ _Callback = ctypes.CFUNCTYPE(
 
 
 def make_corpus(root: Path, sentences: int = SENTENCES_PER_VOICE) -> None:
-    """Write the corpus. It is no benchmark: twelve words a language, four at a time.
+    """Write the corpus, which is not a benchmark: twelve words per language, four per utterance.
 
     Args:
-        root: gets `train`, `dev` and `test`.
-        sentences: of each voice in each language.
+        root: folder in which `train`, `dev` and `test` are created.
+        sentences: utterances per voice and language.
     """
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     data_path = espeakng_loader.get_data_path().encode()
@@ -67,7 +67,7 @@ def make_corpus(root: Path, sentences: int = SENTENCES_PER_VOICE) -> None:
                     library.espeak_Synchronize()
                     folder = root / split / language
                     folder.mkdir(parents=True, exist_ok=True)
-                    # The task brings every rate to 16 kHz.
+                    # Corpora are resampled to 16 kHz when they are read.
                     waveform = np.concatenate(pieces)
                     soundfile.write(folder / f"{variant}_{number}.wav", waveform, rate)
     library.espeak_Terminate()
@@ -75,7 +75,9 @@ def make_corpus(root: Path, sentences: int = SENTENCES_PER_VOICE) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lid_task.mini_corpus")
-    parser.add_argument("root", type=Path, help="gets `train`, `dev` and `test`")
+    parser.add_argument(
+        "root", type=Path, help="folder in which `train`, `dev` and `test` are created"
+    )
     root = parser.parse_args().root
     try:
         make_corpus(root)

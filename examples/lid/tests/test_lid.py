@@ -1,4 +1,4 @@
-"""Language identification keeps its contract, and learns."""
+"""Contract and corpus of language identification."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from s3prl_mtl.authoring import check_task
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpora")
-    # espeak-ng keeps to a process of its own.
+    # espeak-ng runs in a separate process, because it keeps state between calls.
     words = [sys.executable, "-m", "lid_task.mini_corpus", str(folder / "languages")]
     subprocess.run(words, check=True)
     return folder
 
 
-def test_the_task_keeps_its_contract(corpora: Path, tmp_path: Path) -> None:
+def test_the_task_satisfies_the_contract(corpora: Path, tmp_path: Path) -> None:
     findings = check_task("lid", data=corpora, overrides=f"cache_dir={tmp_path}")
     assert not [str(finding) for finding in findings if finding.holds is False]
 
@@ -34,12 +34,12 @@ def test_the_languages_are_the_folders(corpora: Path) -> None:
     assert all(folder == language for folder, language in languages.items())
 
 
-def test_a_corpus_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_corpus_is_named(tmp_path: Path) -> None:
     (problem,) = LanguageFolders(root=tmp_path / "none").problems()
     assert str(tmp_path / "none") in problem and "`datarc.root`" in problem
 
 
-def test_the_corpus_is_made_somewhere() -> None:
+def test_the_command_requires_a_folder() -> None:
     words = [sys.executable, "-m", "lid_task.mini_corpus"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2

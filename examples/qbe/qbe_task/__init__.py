@@ -24,16 +24,16 @@ GAIN_DECIBELS = -3.0
 class QueryByExample(TaskExpert):
     """SUPERB's tenth task: dynamic time warping on the hidden states of one layer.
 
-    Nothing is trained. On dev every layer is tried, and the best one is the expert's decision; test
-    is searched with that layer. A split is read as its queries, some documents for the statistics
-    of the features, and then all documents: the first two by every process, the documents shared
-    among them, each compared with all queries as it is read.
+    Nothing is trained. On dev every layer is evaluated, and the best one becomes the expert's
+    decision; test is searched with that layer. A split is read in three parts: its queries, some
+    documents for the statistics of the features, then all documents. Every process reads the first
+    two; documents are divided among processes and compared with all queries as they are read.
     """
 
     name = "qbe"
     corpus_type = Quesst14
     corpus: Quesst14
-    # The maximum is never below 0, as a threshold may reject everything.
+    # The maximum is at least 0: a threshold may reject every document.
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("mtwv", "higher", "MTWV", range=(0.0, 1.0)),)
     worst_score = -1.0
     wants_hidden_states = True
@@ -58,7 +58,7 @@ class QueryByExample(TaskExpert):
         return self.waveform(cut, split, generator), cut.id, cut.custom["labels"]["kind"]
 
     def prepare(self, split: str) -> None:
-        if split:  # `train_split: null` is none
+        if split:  # not `train_split: null`
             super().prepare(split)
 
     def get_dataloader(
@@ -69,7 +69,7 @@ class QueryByExample(TaskExpert):
         shares: Sequence[int] = (0,),
         num_shares: int = 1,
     ) -> Iterable[tuple[Any, ...]]:
-        """Queries and statistics whole, then the shares of the documents."""
+        """All queries and statistics documents, then shares of the documents."""
         parts = []
         for name, mine, count in (
             (split + QUERIES, (0,), 1),
@@ -81,7 +81,7 @@ class QueryByExample(TaskExpert):
             skipped = min(skip_batches, batches)
             skip_batches -= skipped
             parts.append(super().get_dataloader(name, epoch, skipped, mine, count))
-        return _OneAfterTheOther(parts)
+        return _ChainedLoader(parts)
 
     # ------------------------------------------------------------------------ searching
 
@@ -94,15 +94,15 @@ class QueryByExample(TaskExpert):
         *,
         records: dict[str, list[Any]],
     ) -> Tensor:
-        """Look for the queries seen so far in the documents of a batch; the loss is always 0.
+        """Search the documents of a batch for all queries read so far; the loss is always 0.
 
         Args:
             split: the batch's split.
             hidden_states: B tensors (L, T_i, D).
-            utterance_ids: their names.
-            kinds: of each, query, statistics or document.
-            records: takes `query` and `document`, the names; `scores`, for each document
-                (queries, layers) in the order of the queries; `layer`, the layers' numbers.
+            utterance_ids: names of the utterances.
+            kinds: query, statistics or document, for each utterance.
+            records: gets `query` and `document`, the names; `scores`, for each document
+                (queries, layers) in the order of the queries; `layer`, the layer numbers.
         """
         first = utterance_ids[0]
         if kinds[0] == "query" and (split != self._split or first in self._queries):
@@ -126,14 +126,14 @@ class QueryByExample(TaskExpert):
         return torch.tensor(0.0)
 
     def _begin(self, split: str) -> None:
-        """Forget the queries of the evaluation before."""
+        """Discard the queries of the previous evaluation."""
         self._split = split
         self._queries: dict[str, Tensor] = {}
         self._ready: list[Tensor] = []
         self._sums: list[Tensor | int] = [0, 0, 0]
 
     def _layers(self, split: str, count: int) -> list[int]:
-        """The layers to search with: the one that is set or was chosen, else all."""
+        """The layers to search with: the configured or chosen one, otherwise all."""
         layer = self.search["layer"]
         if layer is None and split != self.dev_split:
             layer = self.decision.get("layer")
@@ -141,7 +141,7 @@ class QueryByExample(TaskExpert):
             return list(range(count))
         if not 0 <= layer < count:
             raise UserError(
-                f"qbe: the encoder has no hidden state {layer}: it has {count}, from 0.",
+                f"qbe: the encoder has no hidden state {layer}: it has 0 to {count - 1}.",
                 where=self.key_path("search", "layer"),
                 code="invalid-value",
             )
@@ -155,7 +155,7 @@ class QueryByExample(TaskExpert):
         self._sums[2] = self._sums[2] + wide.square().sum(dim=1, keepdim=True)
 
     def _unit(self, states: Tensor) -> Tensor:
-        """Frames (L, T, D) normalised by the statistics, and brought to length 1."""
+        """Normalise frames (L, T, D) by the statistics, and to norm 1."""
         if self.search["normalise_features"]:
             frames, total, squares = self._sums
             mean = total / frames
@@ -164,7 +164,7 @@ class QueryByExample(TaskExpert):
         return F.normalize(states, dim=-1)
 
     def _scores(self, documents: Sequence[Tensor]) -> Tensor:
-        """How likely each query is in each document, (documents, queries, layers)."""
+        """The score of each query in each document, (documents, queries, layers)."""
         if not self._ready:
             self._ready = [self._unit(query) for query in self._queries.values()]
         frames = torch.tensor([document.shape[1] for document in documents])
@@ -186,13 +186,13 @@ class QueryByExample(TaskExpert):
     # -------------------------------------------------------------------------- scoring
 
     def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
-        """MTWV of the best layer on dev, of the chosen one elsewhere; and on dev of each layer."""
+        """MTWV: on dev of every layer and the best one, on other splits of the chosen one."""
         layers = list(dict.fromkeys(records["layer"]))
         order = sorted(range(len(records["document"])), key=lambda i: records["document"][i])
         documents = [records["document"][i] for i in order]
         queries = list(dict.fromkeys(records["query"]))
         scores = torch.stack([records["scores"][i] for i in order]).permute(2, 1, 0).double()
-        # Every query has a threshold of its own, in effect: SUPERB's normalisation over documents.
+        # SUPERB's normalisation over documents, equivalent to a threshold per query.
         spread = scores.std(dim=-1, correction=0, keepdim=True).clamp(min=1e-9)
         scores = (scores - scores.mean(dim=-1, keepdim=True)) / spread
         matches = self.corpus.matches(split)
@@ -207,9 +207,9 @@ class QueryByExample(TaskExpert):
         targets = torch.tensor([[(q, d) in matches for d in documents] for q in queries])
         if not targets.any():
             raise UserError(
-                f"qbe: no query of {split} is in any document.",
+                f"qbe: no query of {split} occurs in any document.",
                 where=str(self.corpus.truth_folder(split)),
-                fix="Check that the lists and the ground truth are of the same corpus.",
+                fix="Check that the lists and the ground truth belong to the same corpus.",
                 code="undefined-metric",
             )
         values = {
@@ -221,7 +221,7 @@ class QueryByExample(TaskExpert):
             self.decision = {"layer": best}
         elif len(layers) > 1:
             raise UserError(
-                f"qbe: the layer for {split} has to be chosen on {self.dev_split} first.",
+                f"qbe: the layer for {split} must be chosen on {self.dev_split} first.",
                 where="-t",
                 fix=f"Evaluate both: -t qbe:{self.dev_split},qbe:{split}; or set "
                 f"{self.key_path('search', 'layer')}.",
@@ -231,8 +231,8 @@ class QueryByExample(TaskExpert):
         return {"mtwv": values[best]} | (each if len(layers) > 1 else {})
 
 
-class _OneAfterTheOther:
-    """Loaders, one after the other."""
+class _ChainedLoader:
+    """Iterate over several loaders in sequence."""
 
     def __init__(self, loaders: Sequence[Iterable[tuple[Any, ...]]]) -> None:
         self.loaders = loaders

@@ -1,4 +1,4 @@
-"""QUESST 2014: spoken queries, and the documents that they are looked for in.
+"""QUESST 2014: spoken queries, and spoken documents to search.
 
 Layout::
 
@@ -7,9 +7,9 @@ Layout::
     scoring/groundtruth_quesst14_{dev,eval}/quesst14_{dev,eval}.rttm
         NIST's format: `LEXEME <document> <channel> <begin> <duration> <query> ...`
 
-Languages are albanian, basque, czech, nnenglish, romanian and slovak; the ground truth is of all of
-them. Of what else is in `scoring` (MediaEval's program, lists of the terms and of the audio in XML,
-the ground truth of the query types T1 to T3 in folders of their own) nothing is needed.
+Languages are albanian, basque, czech, nnenglish, romanian and slovak; the ground truth covers all
+of them. Other files in `scoring` (MediaEval's program, lists of terms and audio in XML, folders
+with the ground truth by query type T1 to T3) are not read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from s3prl_mtl.data import Corpus, Utterance, absolute, read_lines
 from s3prl_mtl.errors import UserError
 
 PARTS = {"dev": "dev", "test": "eval"}
-"""What QUESST calls the splits."""
+"""QUESST's names of the splits."""
 QUERIES, STATISTICS = "-queries", "-statistics"
 _TERM_FIELD = 5
 _NO_TERM = "NO_KEYWORD"
@@ -31,14 +31,14 @@ _NO_TERM = "NO_KEYWORD"
 class Quesst14(Corpus):
     """The Query by Example Search on Speech Task of MediaEval 2014.
 
-    `dev` and `test` hold the documents, which are the same; `dev-queries` and `test-queries` what
-    is looked for in them; `dev-statistics` and `test-statistics` some of the documents, evenly
-    spaced. Labels: `kind`, one of document, query, statistics. There is no label space.
+    `dev` and `test` contain the same documents; `dev-queries` and `test-queries` the queries;
+    `dev-statistics` and `test-statistics` some evenly spaced documents. Labels: `kind`, one of
+    document, query, statistics. The label space is empty.
 
     Args:
         root: the folder `quesst14Database`.
-        language: as in the lists of languages; None takes all.
-        statistics_documents: how many documents the splits `-statistics` have at most.
+        language: as in the lists of languages; None for all.
+        statistics_documents: maximum number of documents in the splits `-statistics`.
     """
 
     title: ClassVar[str] = "QUESST 2014"
@@ -87,7 +87,7 @@ class Quesst14(Corpus):
         """The documents or queries of a split, in the order of their list.
 
         Raises:
-            UserError: there is no such split, or a list is missing or malformed.
+            UserError: unknown split, or a list is missing or malformed.
         """
         self.check_split(split)
         part, dash, kind = split.partition("-")
@@ -104,7 +104,6 @@ class Quesst14(Corpus):
         return [name.stem for name, _ in self._lines("utterances")]
 
     def _listed(self, part: str, kind: str) -> list[Utterance]:
-        # The first folder is that of the data base itself, whatever it was called.
         found = [
             Utterance(inside.stem, self.root / inside, {"kind": kind})
             for inside, language in self._lines(part)
@@ -121,7 +120,7 @@ class Quesst14(Corpus):
         return found
 
     def _lines(self, part: str) -> list[tuple[PurePosixPath, str]]:
-        """The audio files of a list, within the data base, and their languages."""
+        """The audio files of a list, relative to the database, and their languages."""
         path = self.language_key(part)
         found = []
         for number, line in read_lines(path):
@@ -133,18 +132,18 @@ class Quesst14(Corpus):
                     fix="Each line is `<folder>/<folder>/<name>.wav <language>`.",
                     code="corpus-malformed",
                 )
+            # The first folder is that of the database, under its original name.
             found.append((PurePosixPath(fields[0].partition("/")[2]), fields[1]))
         return found
 
     def matches(self, split: str) -> set[tuple[str, str]]:
-        """The pairs (query, document) of which the document holds what the query says, of all
-        languages.
+        """The pairs (query, document) in all languages in which the document contains the query.
 
         Args:
             split: dev or test.
 
         Raises:
-            UserError: there is no ground truth.
+            UserError: the ground truth is missing or malformed.
         """
         files = sorted(self.truth_folder(split).glob("*.rttm"))
         if not files:

@@ -1,4 +1,4 @@
-"""QUESST's layout made from the mini corpus: its words are looked for in its sentences.
+"""Make a corpus in QUESST's layout from words and sentences of the mini corpus.
 
     python -m s3prl_mtl make-corpus corpora --size tiny
     python -m qbe_task.mini_corpus corpora
@@ -28,10 +28,10 @@ def make_corpus(corpora: Path, target: Path) -> None:
 
     Args:
         corpora: the folder of the mini corpus.
-        target: becomes what `datarc.root` names.
+        target: folder to write, for `datarc.root`.
 
     Raises:
-        UserError: the mini corpus is not there.
+        UserError: the mini corpus does not exist.
     """
     for needed in ("LibriSpeech", "speech_commands_v0.01"):
         if not (corpora / needed).is_dir():
@@ -75,7 +75,7 @@ def make_corpus(corpora: Path, target: Path) -> None:
 
 
 def _write(target: Path, source: Path, name: str) -> str:
-    """Copy audio as QUESST has it; returns the path in its lists."""
+    """Convert audio to a file of QUESST; return its path as in the lists."""
     path = target / f"{name}.wav"
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, read_audio(source).numpy(), SAMPLE_RATE)

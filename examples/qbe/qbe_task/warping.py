@@ -1,4 +1,4 @@
-"""Dynamic time warping of a query onto any stretch of many documents at once."""
+"""Subsequence dynamic time warping of a query onto a batch of documents."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def frame_distances(query: Tensor, documents: Tensor, exponential: bool = True) -> Tensor:
-    """How unlike each frame of a query is to each of documents.
+    """Distances of the frames of a query to the frames of documents.
 
     Args:
-        query: (L, N, D), frames of length 1.
-        documents: (L, B, M, D), frames of length 1.
-        exponential: exp(cosine distance) - 1, in the place of the cosine distance.
+        query: (L, N, D), frames of norm 1.
+        documents: (L, B, M, D), frames of norm 1.
+        exponential: exp(cosine distance) - 1 instead of the cosine distance.
 
     Returns:
         (L, B, N, M).
@@ -23,11 +23,11 @@ def frame_distances(query: Tensor, documents: Tensor, exponential: bool = True) 
 
 
 def rescale(distances: Tensor, valid: Tensor) -> Tensor:
-    """Each query frame's distances brought to [0, 1] over the document.
+    """Scale the distances of each query frame to [0, 1] over the document.
 
     Args:
         distances: (L, B, N, M).
-        valid: (B, M), which frames are the document's own.
+        valid: (B, M), False at padding.
     """
     own = valid[None, :, None, :]
     lowest = distances.masked_fill(~own, torch.inf).amin(dim=-1, keepdim=True)
@@ -36,15 +36,15 @@ def rescale(distances: Tensor, valid: Tensor) -> Tensor:
 
 
 def subsequence_cost(distances: Tensor, valid: Tensor) -> Tensor:
-    """The mean distance along the best path of a query through any stretch of a document.
+    """The mean distance along the best path of a query through any segment of a document.
 
-    The path takes every frame of the query once; from one to the next it stays on the document's
-    frame, or goes on by one or two (the step pattern `asymmetric` of H. Sakoe and S. Chiba, 1978,
-    as SUPERB uses it). It begins and ends where it likes.
+    The path visits every frame of the query once, and advances by zero to two frames of the
+    document in between (the step pattern `asymmetric` of H. Sakoe and S. Chiba, 1978, as in
+    SUPERB). It starts and ends at any frame of the document.
 
     Args:
         distances: (L, B, N, M).
-        valid: (B, M), which frames are the document's own.
+        valid: (B, M), False at padding.
 
     Returns:
         (L, B).

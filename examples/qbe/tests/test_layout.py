@@ -1,4 +1,4 @@
-"""QUESST 2014 as it unpacks, in miniature: names, lists and formats of the real one."""
+"""A miniature of QUESST 2014 with the names, lists and formats of the original."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def write_audio(path: Path, seconds: float) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """`quesst14Database` as it unpacks, with the files that only MediaEval's program reads."""
+    """`quesst14Database`, including files that only MediaEval's program reads."""
     root = tmp_path / "quesst14Database"
     scoring = root / "scoring"
     scoring.mkdir(parents=True)
@@ -84,7 +84,7 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def test_it_is_read_as_it_unpacks(root: Path) -> None:
+def test_the_original_layout_is_read(root: Path) -> None:
     corpus = Quesst14(root=root, language="nnenglish")
     assert corpus.problems() == []
     english = [name for name, language in DOCUMENTS.items() if language == "nnenglish"]
@@ -105,7 +105,7 @@ def test_all_languages_are_read_if_none_is_named(root: Path) -> None:
     assert [u.id for u in corpus.utterances("test-queries")] == list(QUERIES["eval"])
 
 
-def test_its_8_khz_become_16_khz(root: Path, tmp_path: Path) -> None:
+def test_audio_is_resampled_to_16_khz(root: Path, tmp_path: Path) -> None:
     expert = expert_of(root, tmp_path)
     expert.prepare("dev-queries")
     wavs, names, kinds = next(iter(expert.get_dataloader("dev")))
@@ -146,10 +146,10 @@ def expert_of(root: Path, expdir: Path, **scoring: float | None) -> QueryByExamp
 
 
 @pytest.mark.parametrize("unsearched", [-10.0, None])
-def test_the_value_is_that_of_all_trials_counted_one_by_one(
+def test_the_value_equals_a_count_of_all_trials(
     root: Path, tmp_path: Path, unsearched: float | None
 ) -> None:
-    """Scores of MediaEval's program: the queries that are somewhere, a default for what is left."""
+    """As in MediaEval's program: queries with a match, and a default score for missing trials."""
     expert = expert_of(root, tmp_path, unsearched_score=unsearched)
     queries = [name for name, language in QUERIES["dev"].items() if language == "nnenglish"]
     documents = [name for name, language in DOCUMENTS.items() if language == "nnenglish"]
@@ -200,7 +200,7 @@ def counted(
 
 
 def test_queries_in_other_languages_are_missed_as_in_superb(root: Path, tmp_path: Path) -> None:
-    """All English trials are right: two of the three queries that are somewhere are found."""
+    """All English trials are correct: two of the three queries with a match are found."""
     documents = [name for name, language in DOCUMENTS.items() if language == "nnenglish"]
     queries = [name for name, language in QUERIES["dev"].items() if language == "nnenglish"]
     wanted = {(query, document) for document, query in TRUTH["dev"]}
@@ -211,7 +211,7 @@ def test_queries_in_other_languages_are_missed_as_in_superb(root: Path, tmp_path
         assert expert.measure("dev", records)["mtwv"] == pytest.approx(value)
 
 
-def test_a_folder_that_is_no_mini_corpus_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+def test_a_folder_without_a_mini_corpus_is_an_error_and_nothing_is_written(tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
     words = [sys.executable, "-m", "qbe_task.mini_corpus"]
     done = subprocess.run([*words, str(nowhere)], capture_output=True, text=True)

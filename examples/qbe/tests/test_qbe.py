@@ -1,4 +1,4 @@
-"""Query by example: warping and value as they are defined, and a corpus searched."""
+"""Query by example: warping and metric against their definitions; contract and corpus."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_cost_is_that_of_the_best_of_all_paths() -> None:
+def test_the_cost_is_the_minimum_over_all_paths() -> None:
     draw = torch.Generator().manual_seed(0)
     for query_frames, document_frames in ((1, 4), (3, 2), (4, 6)):
         distances = torch.rand(1, 1, query_frames, document_frames, generator=draw)
@@ -42,7 +42,7 @@ def test_the_cost_is_that_of_the_best_of_all_paths() -> None:
         assert found == pytest.approx(min(costs) / query_frames)
 
 
-def test_a_document_is_searched_as_if_it_were_alone() -> None:
+def test_scores_do_not_depend_on_the_batch_of_documents() -> None:
     draw = torch.Generator().manual_seed(1)
     query = torch.nn.functional.normalize(torch.randn(2, 5, 3, generator=draw), dim=-1)
     documents = [torch.randn(2, frames, 3, generator=draw) for frames in (4, 9)]
@@ -60,7 +60,7 @@ def test_a_document_is_searched_as_if_it_were_alone() -> None:
         torch.testing.assert_close(together[:, place], alone[:, 0])
 
 
-def test_a_query_that_is_a_stretch_of_the_document_costs_nothing() -> None:
+def test_the_cost_of_a_segment_of_the_document_is_zero() -> None:
     document = torch.nn.functional.normalize(
         torch.randn(1, 1, 12, 4, generator=torch.Generator().manual_seed(2)), dim=-1
     )
@@ -70,7 +70,7 @@ def test_a_query_that_is_a_stretch_of_the_document_costs_nothing() -> None:
     assert cost.item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_the_value_is_the_best_over_all_thresholds() -> None:
+def test_the_value_is_the_maximum_over_all_thresholds() -> None:
     draw = random.Random(0)
     for _ in range(20):
         scores = torch.tensor([[draw.randrange(6) for _ in range(7)] for _ in range(4)]).float()
@@ -98,12 +98,12 @@ def test_the_weight_is_that_of_quesst() -> None:
     assert false_alarm_weight(0.0008, 100.0, 1.0) == pytest.approx(12.49)
 
 
-def test_the_task_keeps_its_contract(corpora: Path, tmp_path: Path) -> None:
+def test_the_task_satisfies_the_contract(corpora: Path, tmp_path: Path) -> None:
     findings = check_task("qbe", data=corpora, overrides=f"cache_dir={tmp_path}")
     assert not [str(finding) for finding in findings if finding.holds is False]
 
 
-def test_the_corpus_knows_what_is_where(corpora: Path) -> None:
+def test_matches_name_queries_and_documents_of_the_corpus(corpora: Path) -> None:
     corpus = Quesst14(root=corpora / "quesst14Database", language="nnenglish")
     assert corpus.problems() == []
     queries = {utterance.id for utterance in corpus.utterances("dev-queries")}
@@ -114,7 +114,7 @@ def test_the_corpus_knows_what_is_where(corpora: Path) -> None:
     assert corpus.utterances("dev") == corpus.utterances("test")
 
 
-def test_a_language_that_the_corpus_lacks_is_named(corpora: Path) -> None:
+def test_an_absent_language_is_an_error(corpora: Path) -> None:
     corpus = Quesst14(root=corpora / "quesst14Database", language="basque")
     with pytest.raises(UserError) as caught:
         corpus.utterances("dev")
