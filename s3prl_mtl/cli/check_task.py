@@ -1,4 +1,4 @@
-"""`check-task`: test whether a task keeps its contract."""
+"""`check-task`: check a task against the contract."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.text import Text
 from s3prl_mtl.authoring.conformance import check_task
 from s3prl_mtl.tracking.console import OUTPUT
 
-DESCRIPTION = "Test whether a task keeps its contract (docs/plugins.md)."
+DESCRIPTION = "Check a task against the contract (docs/plugins.md)."
 
 CLAUSE_FAILED = 1
 CLAUSE_NOT_CHECKED = 3
@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batches",
         type=int,
         metavar="N",
-        help="read at most so many batches of each split, 1 or more (default: 16 of training, all "
-        "others)",
+        help="maximum number of batches of each split, at least 1 (default: 16 of training, all of "
+        "other splits)",
     )
 
 
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     held = sum(finding.holds is True for finding in findings)
     unchecked = sum(not finding.checked for finding in findings)
     others = len(findings) - held - failed - unchecked
-    counts = f"{held} lines hold, {failed} do not, {others} do not apply"
+    counts = f"{held} clauses hold, {failed} do not, {others} do not apply"
     if unchecked:
         counts += f", {unchecked} {'was' if unchecked == 1 else 'were'} not checked"
     OUTPUT.print(f"{arguments.name}: {counts}.")

@@ -37,7 +37,7 @@ def evaluate(arguments: argparse.Namespace, world: World, deferred: DeferredLog)
     saved, _ = load_checkpoint(past, world, set_aside=False)
     if saved.upstream and arguments.init_upstream_ckpt:
         raise UserError(
-            "The checkpoint holds the encoder that its heads were trained with.",
+            "The checkpoint already contains the encoder that its heads were trained with.",
             where=f"--init_upstream_ckpt {arguments.init_upstream_ckpt}",
             fix="Leave out the flag: evaluation needs it only for checkpoints that s3prl's branch "
             "saved with a frozen encoder.",
@@ -68,7 +68,7 @@ def evaluate(arguments: argparse.Namespace, world: World, deferred: DeferredLog)
 
 
 def _run_of(past: Path) -> Path:
-    """The folder of a run that a path is in; best checkpoints are in subfolders, one a task."""
+    """The run folder of a path; best checkpoints are in a subfolder for each task."""
     folder = past if past.is_dir() else past.parent
     inside_a_run = not past.is_dir() and (folder.parent / "metrics.jsonl").is_file()
     return folder.parent if inside_a_run else folder

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.action(arguments)
     except Stopped as stop:
-        logger.warning("%s Go on with -a.", stop)
+        logger.warning("%s Resume with -a.", stop)
         return 0
     except UserError as mistake:
         logger.debug("Where the error was raised:", exc_info=True)
@@ -142,7 +142,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:
-    """The parser of a command; of training and evaluation for a name that is not a command's."""
+    """The parser of a command; for any other name, the parser of training and evaluation."""
     command = COMMANDS.get(name, run_flags)
     program = f"s3prl-mtl {name}" if name in COMMANDS else "run_mtl.py"
     parser = argparse.ArgumentParser(prog=program, description=command.DESCRIPTION)

@@ -1,4 +1,4 @@
-"""`new-task`: write a package with a task to start from."""
+"""`new-task`: write the package of a new task."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from s3prl_mtl.authoring.new_task import new_task, words_of
 from s3prl_mtl.tracking.console import OUTPUT
 
-DESCRIPTION = "Write a package with a task of your own."
+DESCRIPTION = "Write the package of a new task."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="the word after -d")
-    parser.add_argument("directory", metavar="DIR", type=Path, help="where the package is written")
+    parser.add_argument("name", metavar="NAME", help="name of the task, for -d")
+    parser.add_argument("directory", metavar="DIR", type=Path, help="folder of the package")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> None:
     for path in new_task(name, directory):
         OUTPUT.print(str(path), markup=False, highlight=False, soft_wrap=True)
     module = words_of(name)["module"]
-    OUTPUT.print(f"Next (then make {module}/corpus.py your own):", markup=False)
+    OUTPUT.print(f"Next (then adapt {module}/corpus.py):", markup=False)
     for step in (
         f"pip install -e {shlex.quote(str(directory))}",
         "python -m s3prl_mtl make-corpus corpora --size tiny",

@@ -33,10 +33,10 @@ MAXIMUM_BATCH = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="the folder of a run, or one of its .ckpt files")
     parser.add_argument("audio", type=Path, nargs="+", help="audio files")
-    parser.add_argument("--task", metavar="TASKS", help="asr,ks,...; all of the run by default")
-    parser.add_argument("--rttm", type=Path, metavar="FILE", help="write who speaks when (sd)")
+    parser.add_argument("--task", metavar="TASKS", help="asr,ks,... (default: all of the run)")
+    parser.add_argument("--rttm", type=Path, metavar="FILE", help="write speaker segments (sd)")
     parser.add_argument(
-        "--against", type=Path, metavar="FILE", help="score (sv) every file against this speaker"
+        "--against", type=Path, metavar="FILE", help="score every file against this speaker (sv)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
 
@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print a line of JSON for every file: `file`, and the prediction of each task.
 
-    A file that cannot be read, that is too short, or that the encoder or a head refuses, gets a
-    line with `error` instead; the remaining files are still predicted. The file of `--against`
+    The line of a file that cannot be read, is too short, or is refused by the encoder or a head has
+    `error` instead; the remaining files are still predicted. The file of `--against`
     must be usable.
 
     Raises:
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     tasks = split_specs(arguments.task, flag="--task") if arguments.task else None
     names = recording_names(arguments.audio) if arguments.rttm else {}
-    # Open the file before the run is loaded, which takes longer: it may not be writable.
+    # Open the file before loading the run, to fail early if it is not writable.
     with rttm_file(arguments.rttm) if arguments.rttm else nullcontext() as rttm:
         trained = load_run(arguments.run, tasks, arguments.device, where="predict")
         wanted = trained.predictable(None if tasks is None else trained.tasks)
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
         for line in predictions(trained, arguments.audio, wanted, arguments.against):
             failed += "error" in line
             _write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-            # A file that is named twice is one recording, written once.
+            # A file given twice is written once.
             if rttm is not None and diarization in line and line["file"] in names:
                 recording = names[line["file"]]
                 write_rttm(rttm, recording, line[diarization], diarization)
@@ -97,7 +97,7 @@ def _write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python would flush once more as it ends.
+        # Python flushes standard output again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
 

@@ -26,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-s",
         "--upstream_feature_selection",
         choices=["hidden_states", "layer_results", "last_hidden_state"],
-        help="the layers that the features are a weighted sum of",
+        help="layers in the weighted sum of features",
     )
-    # The branch's flag: there the encoder is frozen without it; here it is trained by default.
+    # A flag of the branch, which freezes the encoder by default; here the encoder is trained.
     train = what.add_mutually_exclusive_group()
     train.add_argument(
         "-f", "--upstream_trainable", action="store_true", help="train the encoder (the default)"
@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     several = parser.add_argument_group("several processes, started with torchrun")
     several.add_argument(
-        "--parallel", choices=["data", "task"], help="each rank a share of every task, or few tasks"
+        "--parallel",
+        choices=["data", "task"],
+        help="give each rank a share of every task, or few tasks",
     )
     several.add_argument(
         "--placement", metavar="RANK:TASKS;...", help='by hand: "0:asr;1:pr,ks" (--parallel task)'
@@ -59,17 +61,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         type=_seconds,
         default=DEFAULT_TIMEOUT_SECONDS,
-        help="how long a rank waits for the others (%(default)g)",
+        help="maximum time that a rank waits for the others (%(default)g)",
     )
 
-    where = parser.add_argument_group("where to start and what to write")
+    where = parser.add_argument_group("run folder and initial weights")
     where.add_argument("-n", "--expname", metavar="NAME", help="the run is result/downstream/NAME")
-    where.add_argument("-p", "--expdir", metavar="DIR", help="the run's folder itself")
+    where.add_argument("-p", "--expdir", metavar="DIR", help="the run's folder")
     where.add_argument(
         "-e", "--past_exp", metavar="RUN", help="resume, or evaluate: a run's folder or .ckpt file"
     )
     where.add_argument(
-        "-a", "--auto_resume", action="store_true", help="resume if the run's folder has one"
+        "-a", "--auto_resume", action="store_true", help="resume if the folder has a checkpoint"
     )
     where.add_argument("-i", "--init_ckpt", metavar="PATH", help="weights to start from")
     where.add_argument("--init_upstream_ckpt", metavar="PATH", help="encoder weights to start from")
@@ -77,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-t", "--evaluate_split", metavar="TASK:SPLIT,...", help='"asr:test-clean,ks:test"'
     )
     where.add_argument(
-        "--dry-run", action="store_true", help="check everything, one batch of each, no training"
+        "--dry-run", action="store_true", help="check data, settings and one batch of each split"
     )
 
 
@@ -99,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
             try:
                 train(arguments, world, signals, deferred)
             except RankLost:
-                # A rank that is asked to stop while it builds ends at once, and so do the others.
+                # A rank that is asked to stop during setup exits at once, and so do the others.
                 if watch is None or watch.stop_asked is None or signals.was_deferred:
                     raise
                 raise Stopped("Another rank was asked to stop before the training began.") from None

@@ -1,4 +1,4 @@
-"""The config, folder, checkpoint and splits that the flags of `run_mtl.py` name."""
+"""Resolve the flags of `run_mtl.py` to config, folder, checkpoint and splits."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from s3prl_mtl.registry.plugins import split_name
 from s3prl_mtl.registry.task_names import split_specs
 
 RUNS = Path("result") / "downstream"
-"""The folder of the runs that `-n` names."""
+"""The parent folder of runs named with `-n`."""
 
 
 def config_of(
     arguments: argparse.Namespace, saved: RunCheckpoint | None, deferred: DeferredLog
 ) -> Config:
-    """The config of a run, references unresolved: the flags over the files over the checkpoint."""
+    """The config of a run with unresolved references. Flags override files override checkpoint."""
     flags: dict[str, Any] = {
         key: getattr(arguments, flag)
         for flag, key in ARGUMENT_KEYS.items()
@@ -54,8 +54,8 @@ def named_folder(arguments: argparse.Namespace) -> Path | None:
 
 def default_folder(config: Config) -> Path:
     """The folder of a run that has no name: named after its upstream and its tasks."""
-    # Upstreams and tasks may be paths. The name of a task is without its package: a second package
-    # with a task of that name, for which `-d` needs the package, must not change the folder.
+    # Upstreams and tasks may be paths. Package names are omitted: installing a second package with
+    # a task of the same name must not change the folder.
     words = [config["upstream"]["name"], *(split_name(task)[1] for task in config["downstream"])]
     return RUNS / "-".join(Path(word.rstrip("/")).name for word in words)
 
@@ -63,7 +63,7 @@ def default_folder(config: Config) -> Path:
 def load_checkpoint(run: Path, world: World, set_aside: bool) -> tuple[RunCheckpoint, Path]:
     """Load the same checkpoint on all ranks.
 
-    Only the first rank chooses the file: it may have to pass over a damaged one.
+    Only the first rank chooses the file, because it may have to skip a damaged one.
 
     Args:
         run: a run's folder, or a checkpoint file.

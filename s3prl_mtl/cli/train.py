@@ -26,7 +26,7 @@ from s3prl_mtl.training.runner import MultiTaskRunner
 logger = logging.getLogger(__name__)
 
 LAUNCH = ".launch"
-"""The file of a run with the identity of the torchrun that started it."""
+"""File in the run folder that identifies the torchrun that started the run."""
 
 
 def train(
@@ -37,7 +37,7 @@ def train(
     Raises:
         UserError: the folder holds another run, or its checkpoint does not fit the settings.
     """
-    # The first rank decides for all: another machine may see other files.
+    # The first rank decides for all ranks: another machine may see other files.
     chosen = world.run_on_all_ranks(
         lambda: _choose_folder(arguments, world, deferred) if world.is_lead else None
     )
@@ -56,7 +56,7 @@ def train(
         if arguments.dry_run:
             runner.try_out()
             if world.is_lead:
-                OUTPUT.print("Everything is in order; nothing was trained.")
+                OUTPUT.print("All checks passed; nothing was trained.")
             return
         if path is not None:
             logger.info("Resuming %s at step %d.", path, runner.step)
@@ -97,21 +97,20 @@ def _choose_folder(
         newest = (files or [past])[-1]
         if newest.resolve() != past.resolve():
             raise UserError(
-                f"{folder} holds a newer checkpoint, {newest.name}, which would be lost.",
+                f"{folder} contains a newer checkpoint, {newest.name}, which would be lost.",
                 where=f"-e {past}",
                 fix=f"Resume from it with -e {folder}, or train in another folder with -p.",
                 code="resume-conflict",
             )
         return folder, Path(arguments.past_exp)
-    # A named folder is looked at before the config is built: the meaning of `-d` may depend on the
-    # run in it.
+    # Check a named folder before building the config, because `-d` may depend on the run in it.
     folder = named_folder(arguments) or default_folder(config_of(arguments, None, deferred))
     files = checkpoints.states_files(folder)
     if arguments.auto_resume or _is_restarted(folder, world):
         return folder, folder if files else None
     if files or (folder / "metrics.jsonl").is_file():
         raise UserError(
-            f"{folder} already holds a run" + (f", up to {files[-1].name}." if files else "."),
+            f"{folder} already contains a run" + (f", up to {files[-1].name}." if files else "."),
             where="-n or -p",
             fix="Resume it with -a, or choose another name.",
             code="file-exists",
@@ -129,7 +128,7 @@ def _is_restarted(folder: Path, world: World) -> bool:
 
 
 def _launch() -> str:
-    """The identity of a torchrun: the same for all its attempts, and for no other."""
+    """Identify a torchrun: equal for all of its attempts, and different for others."""
     return f"{socket.gethostname()} {os.getppid()} {os.environ.get('TORCHELASTIC_RUN_ID', '')}\n"
 
 

@@ -10,7 +10,7 @@ DESCRIPTION = "List the installed upstreams."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add nothing: the command has no arguments."""
+    """The command has no arguments."""
 
 
 def run(arguments: argparse.Namespace) -> None:

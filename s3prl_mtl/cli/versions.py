@@ -1,4 +1,4 @@
-"""`--version`: what a bug report needs to know of the installation."""
+"""`--version`: the versions of all relevant packages, for bug reports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACKAGES = ("torch", "torchaudio", "lhotse", "numpy", "s3prl", "transformers", "
 
 
 def versions() -> dict[str, str]:
-    """Name and version of everything that results may depend on, s3prl-mtl first.
+    """Names and versions of the packages that results may depend on, s3prl-mtl first.
 
     Returns:
         ``cuda`` is the version that torch was built for, or `none`; ``gpus`` names the GPUs that

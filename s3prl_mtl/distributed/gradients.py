@@ -1,4 +1,4 @@
-"""Gradients added up over the ranks, while the backward pass still goes on."""
+"""Sum gradients over ranks in buckets, overlapped with the backward pass."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from torch import Tensor, nn
 from s3prl_mtl.distributed.world import Group
 
 BUCKET_BYTES = 25 * 2**20
-"""As large as torch's DistributedDataParallel makes them."""
+"""Default bucket size, as in torch's DistributedDataParallel."""
 
 
 class GradientSum:
-    """Replaces the gradient of every parameter by its sum over the ranks that hold the parameter.
+    """Replace the gradient of every parameter by its sum over the ranks that hold the parameter.
 
-    A rank weighs its losses by its part of the utterances, so that the sum is the gradient of all
-    utterances together. Gradients travel in buckets, in the order in which the backward pass is
-    expected to finish them: the last layers first. A bucket leaves as soon as it and those before
-    it are complete; every rank sends the same buckets in the same order, also those to which it
-    has nothing to add because its batches did not use the parameters.
+    Each rank weights its losses by its fraction of the utterances, so that the sum is the gradient
+    of all utterances together. Gradients are sent in buckets, in the expected order of the backward
+    pass: the last layers first. A bucket is sent as soon as it and all earlier buckets are
+    complete. Every rank sends the same buckets in the same order; parameters that its batches did
+    not use contribute zeros.
 
     A parameter that no rank used has no gradient afterwards, as on one process: the optimizer
-    leaves it alone instead of decaying it.
+    skips it instead of applying weight decay.
+
+    After the first step, parameters without a gradient on any rank are moved to the last buckets,
+    so that they do not delay the others. The division into buckets affects rounding: a resumed run
+    needs the `unused` of the run that wrote the checkpoint.
 
     Args:
         blocks: parameters, each block with the ranks that hold it; in the order of the forward
             pass, the same on all ranks that share a block.
-        bucket_bytes: when a bucket is full.
-
-    Which parameters never get a gradient is found out in the first step, and they then travel last,
-    so that they do not hold up the others. How sums round depends on who travels with whom: a run
-    that goes on from a checkpoint has to be given `unused` of the run that wrote it.
+        bucket_bytes: size at which a bucket is full.
     """
 
     def __init__(
@@ -50,25 +50,25 @@ class GradientSum:
         self._blocks = [block for block in self._blocks if block.parameters]
         self._bucket_bytes = bucket_bytes
         self._buckets: list[_Bucket] = []
-        self._home: dict[nn.Parameter, _Bucket] = {}
+        self._bucket_of: dict[nn.Parameter, _Bucket] = {}
         self._next = 0
         self._active = False
-        self._begun = False
+        self._started = False
         self.unused: set[nn.Parameter] | None = None
-        """Those without a gradient on any rank in the first step; None before it."""
+        """Parameters without a gradient on any rank in the first step; None before it."""
         self._fill_buckets()
-        for parameter in self._home:
+        for parameter in self._bucket_of:
             parameter.register_post_accumulate_grad_hook(self._on_gradient)
 
     def set_unused(self, unused: set[nn.Parameter] | None) -> None:
-        """Travel as in the run that found these to be without a gradient."""
+        """Divide the buckets as in a run with these unused parameters."""
         self.unused = unused
         self._fill_buckets()
 
     @contextmanager
     def overlapping(self) -> Iterator[None]:
-        """The last backward pass before :meth:`finish`: gradients leave as they are completed."""
-        self._begin()
+        """Send gradients during the last backward pass before :meth:`finish`."""
+        self._start()
         self._active = True
         try:
             yield
@@ -76,23 +76,22 @@ class GradientSum:
             self._active = False
 
     def finish(self) -> None:
-        """Send what has not left yet, wait for all sums, and make them the gradients.
+        """Send the remaining buckets, wait for all sums, and store them as gradients.
 
-        Call it on every rank after every backward pass that counts, whether or not this rank had
-        anything to do in it.
+        Every rank must call this after the backward passes of a step, even without batches.
         """
-        if not self._begun:
-            self._begin()
+        if not self._started:
+            self._start()
         for bucket in self._buckets[self._next :]:
             bucket.send()
-        self._begun = False
+        self._started = False
         used = [self._used_anywhere(block) for block in self._blocks]
         for bucket in self._buckets:
             bucket.receive()
         for block, flags in zip(self._blocks, used, strict=True):
             for parameter, is_used in zip(block.parameters, flags, strict=True):
                 if is_used:
-                    self._home[parameter].give(parameter)
+                    self._bucket_of[parameter].write_gradient(parameter)
                 else:
                     parameter.grad = None
         if self.unused is None:
@@ -104,17 +103,17 @@ class GradientSum:
             }
             self._fill_buckets()
 
-    def _begin(self) -> None:
-        self._begun = True
+    def _start(self) -> None:
+        self._started = True
         self._next = 0
         for bucket in self._buckets:
-            bucket.empty()
+            bucket.reset()
 
     def _on_gradient(self, parameter: Tensor) -> None:
         if not self._active:
             return
         assert isinstance(parameter, nn.Parameter)
-        self._home[parameter].take(parameter)
+        self._bucket_of[parameter].read_gradient(parameter)
         while self._next < len(self._buckets) and self._buckets[self._next].is_full:
             self._buckets[self._next].send()
             self._next += 1
@@ -126,14 +125,14 @@ class GradientSum:
     def _fill_buckets(self) -> None:
         self._buckets = []
         unused = self.unused or set()
-        for wanted in (True, False):
-            # Heads come after the encoder in the forward pass, so first in the backward one.
+        for is_used in (True, False):
+            # Reverse of the forward pass: heads before the encoder.
             for block in reversed(self._blocks):
                 order = reversed(block.parameters)
-                self._cut(block.group, [p for p in order if (p not in unused) is wanted])
-        self._home = {p: bucket for bucket in self._buckets for p in bucket.parameters}
+                self._add_buckets(block.group, [p for p in order if (p not in unused) is is_used])
+        self._bucket_of = {p: bucket for bucket in self._buckets for p in bucket.parameters}
 
-    def _cut(self, group: Group, parameters: Sequence[nn.Parameter]) -> None:
+    def _add_buckets(self, group: Group, parameters: Sequence[nn.Parameter]) -> None:
         held: list[nn.Parameter] = []
         size = 0
         for parameter in parameters:
@@ -157,42 +156,42 @@ class _Block:
 
 @dataclass
 class _Bucket:
-    """Gradients that travel together, one after the other in a flat tensor."""
+    """Gradients that are sent together, concatenated in a flat tensor."""
 
     group: Group
     parameters: list[nn.Parameter]
     buffer: Tensor = field(init=False)
     views: dict[nn.Parameter, Tensor] = field(default_factory=dict)
-    taken: set[nn.Parameter] = field(default_factory=set)
+    copied: set[nn.Parameter] = field(default_factory=set)
     wait: Callable[[], None] | None = None
 
     @property
     def is_full(self) -> bool:
-        return len(self.taken) == len(self.parameters)
+        return len(self.copied) == len(self.parameters)
 
     def __post_init__(self) -> None:
-        # Now, while memory is not full of what a step computes.
+        # Allocate now, before the activations of a step fill the memory.
         like = self.parameters[0]
         sizes = [p.numel() for p in self.parameters]
         self.buffer = torch.empty(sum(sizes), dtype=like.dtype, device=like.device)
         pieces = self.buffer.split(sizes)
         self.views = {p: piece.view_as(p) for p, piece in zip(self.parameters, pieces, strict=True)}
 
-    def empty(self) -> None:
-        self.taken.clear()
+    def reset(self) -> None:
+        self.copied.clear()
 
-    def take(self, parameter: nn.Parameter) -> None:
-        """Copy a gradient; the later one, should it come twice."""
+    def read_gradient(self, parameter: nn.Parameter) -> None:
+        """Copy a gradient into the bucket; a repeated call overwrites it."""
         assert parameter.grad is not None
         self.views[parameter].copy_(parameter.grad)
-        self.taken.add(parameter)
+        self.copied.add(parameter)
 
     def send(self) -> None:
         for parameter in self.parameters:
-            if parameter in self.taken:
+            if parameter in self.copied:
                 continue
             if parameter.grad is not None:
-                self.take(parameter)
+                self.read_gradient(parameter)
             else:
                 self.views[parameter].zero_()
         self.wait = self.group.start_sum(self.buffer)
@@ -202,7 +201,7 @@ class _Bucket:
         self.wait()
         self.wait = None
 
-    def give(self, parameter: nn.Parameter) -> None:
+    def write_gradient(self, parameter: nn.Parameter) -> None:
         if parameter.grad is None:
             parameter.grad = self.views[parameter].clone()
         else:
