@@ -1,4 +1,4 @@
-"""Reading audio as 16 kHz mono waveforms, and the effects that SUPERB applies."""
+"""Read audio as 16 kHz mono waveforms, and apply the effects of SUPERB."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class UnreadableAudio(UserError):
     """An audio file that cannot be decoded.
 
     Args:
-        what: what is wrong, a full sentence.
+        what: the problem, a full sentence.
         where: the file.
-        fix: what would be right.
+        fix: the remedy.
         code: one of `s3prl_mtl.errors.CODES`.
         utterance_id: the utterance that needed the file.
     """

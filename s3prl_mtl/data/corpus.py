@@ -44,7 +44,7 @@ class Corpus(ABC):
 
     @abstractmethod
     def problems(self) -> list[str]:
-        """Problems of the layout, found without opening audio; empty if there are none.
+        """Problems of the layout, found without opening audio; empty if the layout is valid.
 
         Each entry states the path, what was expected there, and the setting that changes it
         (:meth:`problem`).
@@ -60,7 +60,7 @@ class Corpus(ABC):
 
     @abstractmethod
     def label_space(self) -> dict[str, Any]:
-        """What an expert needs to build its head: plain JSON.
+        """The labels from which an expert builds its head: plain JSON.
 
         Raises:
             UserError: a metadata file is missing or malformed.

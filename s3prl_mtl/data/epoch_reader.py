@@ -21,7 +21,7 @@ from s3prl_mtl.fileio.signals import StopSignalGuard, remove_sigchld_handler
 logger = logging.getLogger(__name__)
 
 MAXIMUM_WORKER_DEATHS = 3
-"""Consecutive deaths of loader workers, without a batch in between, that end the run."""
+"""Consecutive deaths of loader workers, without a batch in between, that abort the run."""
 
 _WORKER_DEATH = re.compile(r"DataLoader worker \(pid|Pin memory thread exited unexpectedly")
 _END = object()
@@ -35,7 +35,7 @@ class Batch:
         task: name of the expert's task.
         number: in the epoch, over all shares; the share is `number % num_shares`.
         wavs: its waveforms.
-        others: what else the loader gives, one entry for each further argument of `forward`.
+        others: the other items of the batch, one for each further argument of `forward`.
     """
 
     task: str

@@ -1,4 +1,4 @@
-"""Manifests: splits scanned once, cached, and scanned again when their folder changes."""
+"""Manifests: scan each split once, and again if its folder changes."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Use experts written for s3prl as tasks, and import torchaudio where it needs help."""
+"""Run experts written for s3prl as tasks; import torchaudio with missing parts replaced."""

@@ -1,4 +1,4 @@
-"""Adapt the class of an s3prl expert, unmodified, to the interface of the runner."""
+"""Adapt unmodified s3prl experts to the interface of the runner."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class SingleRecord:
 
 
 class S3prlTask:
-    """A mixin before the expert's class, for behaviour that s3prl's runner accepts.
+    """A mixin before the expert's class that supports behaviour accepted by s3prl's runner.
 
     - Experts may change their settings (`ctc` pops `num_workers` and uses 12 for the next
       loader): they get a copy, restored before each loader.

@@ -1,4 +1,4 @@
-"""Execute the modules of a package with globals of our choice, such as another `print`."""
+"""Execute the modules of a package with additional globals, such as a replaced `print`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 Globals = Callable[[], Mapping[str, Any]]
-"""Makes the names to set in a module before its code runs."""
+"""Returns the globals to set in a module before its code runs."""
 
 
 class GlobalsLoader(SourceFileLoader):

@@ -1,4 +1,4 @@
-"""Blocks in the config for tasks that are experts of s3prl, from the experts' config files."""
+"""Config blocks of tasks that are experts of s3prl, from the experts' config files."""
 
 from __future__ import annotations
 
@@ -121,20 +121,20 @@ def block_defaults(
     return block
 
 
-def check_blocks(told: Sequence[tuple[Mapping[str, Any], str]], chosen: Sequence[str]) -> None:
+def check_blocks(layers: Sequence[tuple[Mapping[str, Any], str]], chosen: Sequence[str]) -> None:
     """Refuse command-line settings for an expert of s3prl that is not a task of the run.
 
     Config files may contain such settings, because they may serve other runs as well.
 
     Args:
-        told: layers of a config from the command line, each with its flag.
-        chosen: the names of the tasks.
+        layers: layers of a config from the command line, each with its flag.
+        chosen: names of the tasks.
 
     Raises:
         UserError: a layer sets something in such a block.
     """
     experts = [task for task in chosen if is_s3prl_task(task)]
-    for layer, origin in told:
+    for layer, origin in layers:
         for key in layer:
             if is_s3prl_task(key) and key not in experts:
                 raise UserError(

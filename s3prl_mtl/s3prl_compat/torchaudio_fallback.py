@@ -1,8 +1,8 @@
-"""The one way to import torchaudio, and packages that import it: s3prl and transformers.
+"""Import torchaudio, s3prl and transformers even if torchaudio's compiled extension does not load.
 
-torchaudio's published wheel is linked against CUDA: beside a CPU-only torch its import raises
-``OSError``, and so do those of s3prl and transformers. torchaudio supports running without its
-compiled extension, so where that does not load a replacement says that it is not available.
+torchaudio's published wheel is linked against CUDA: with a CPU-only torch its import raises
+``OSError``, and so do those of s3prl and transformers. torchaudio can run without its compiled
+extension; if that does not load, a replacement reports it as unavailable.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def ensure_torchaudio(*, required: bool = True) -> None:
     Call it before anything that imports torchaudio, s3prl or transformers.
 
     Args:
-        required: torchaudio has to be installed; if not, do nothing where it is absent.
+        required: raise an error if torchaudio is not installed; otherwise do nothing.
 
     Raises:
-        UserError: it is required and not installed.
+        UserError: torchaudio is required and not installed.
     """
     if not required and importlib.util.find_spec("torchaudio") is None:
         return
@@ -78,7 +78,7 @@ def import_transformers(where: str) -> Any:
 
 
 def _unavailable_extension() -> ModuleType:
-    """A ``torchaudio._extension`` which says that nothing compiled is available."""
+    """A replacement for ``torchaudio._extension`` that reports the extension as unavailable."""
 
     def fail_if_no_align(function: Callable[..., object]) -> Callable[..., object]:
         def refuse(*_arguments: object, **_settings: object) -> NoReturn:

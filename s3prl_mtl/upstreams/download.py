@@ -108,7 +108,7 @@ def _download(url: str, path: Path) -> None:
 def _fetch(url: str, part: Path, version: Path) -> int | None:
     """Append the missing bytes to ``part``; return the full length if the server states it.
 
-    ``version`` holds the server's identification of the file that ``part`` is a beginning of.
+    ``version`` contains the server's identifier of the file of which ``part`` is the beginning.
     """
     have = part.stat().st_size if part.is_file() else 0
     known = version.read_text() if version.is_file() else ""

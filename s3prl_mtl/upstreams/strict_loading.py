@@ -1,4 +1,4 @@
-"""Load a state dict strictly; report a mismatch in one line, however many names it has."""
+"""Load a state dict strictly; report mismatches in one line."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def load_strictly(
     """Load weights whose names and shapes must all match.
 
     Args:
-        module: it takes the weights.
+        module: the module.
         weights: its state dict.
-        what: the module, in words for the error.
-        where: what gave the weights.
-        fix: what would be right.
+        what: description of the module, for the error.
+        where: source of the weights, for the error.
+        fix: remedy, for the error.
 
     Raises:
         UserError: lists the first names that are missing, unexpected or of another shape.

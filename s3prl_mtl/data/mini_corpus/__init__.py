@@ -11,8 +11,8 @@
       SNIPS/                                sf
       Libri2Mix/                            sd
 
-It is enough to train every task and to test the whole data path, but it is not a benchmark. Each
-module lays out one corpus.
+It suffices to train every task and to test the whole data path, but it is not a benchmark. Each
+module writes one corpus.
 """
 
 from s3prl_mtl.data.mini_corpus.build import make_corpus

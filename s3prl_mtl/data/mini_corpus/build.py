@@ -131,7 +131,7 @@ def _exists(target: Path, identity: Identity) -> bool:
 
 
 def _start_over(folder: Path, identity: Identity) -> None:
-    """Make an empty folder with the identity file, after removing what an interrupted run left."""
+    """Make a folder with only the identity file; remove the files of an interrupted run."""
     if folder.exists():
         if not (folder / IDENTITY_FILE).is_file():
             raise UserError(

@@ -1,9 +1,9 @@
 """HuBERT's convolutional front end, over one packed signal instead of padded waveforms.
 
 Frames are rows, channels are columns. A convolution is a matrix product on a view of the rows, so
-no operation plans or compiles a kernel for the length of an utterance. Every utterance
-starts at a multiple of the total stride, so that each convolution meets it in the same phase as
-alone. Outputs that straddle two utterances are computed and dropped:
+no operation plans or compiles a kernel for the length of an utterance. Every utterance starts at a
+multiple of the total stride, so that strides are aligned as for a single utterance. Outputs that
+straddle two utterances are computed and dropped:
 
     signal     |aaaaaaaaaaaa....|bbbbbbb.|cccccc..|      . = gap, less than one total stride
     frames      a   a   a   x    b   x    c   x          x = dropped
@@ -20,18 +20,18 @@ from torch import Tensor, nn
 
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
 
-# Values of the first convolution's output that are packed into one signal. On a GPU few large
-# kernels are best, but some count elements in 32 bits. On a CPU 16 MB takes a fifth to a
-# quarter less time than all at once (measured with Base on 24 s of speech).
+# Maximum number of output values of the first convolution per packed signal. On a GPU few large
+# kernels are best, but some count elements in 32 bits. On a CPU 16 MB takes 20 to 25 % less time
+# than no limit (measured with Base on 24 s of speech).
 MAX_ELEMENTS = {"cpu": 2**22, "cuda": 2**29}
 
 
 class ConvolutionalFrontEnd(nn.Module):
     """Waveforms to packed frames; parameter names are fairseq's ``feature_extractor``.
 
-    ``extractor_mode`` "default" has a GroupNorm with one group a channel after the first
-    convolution, whose statistics run over the frames of each utterance alone; "layer_norm" has a
-    LayerNorm over channels after every convolution. GELU follows each.
+    ``extractor_mode`` "default" has a GroupNorm with one group per channel after the first
+    convolution, with statistics over the frames of each utterance; "layer_norm" has a LayerNorm
+    over channels after every convolution. GELU follows each.
     """
 
     def __init__(self, config: HubertConfig) -> None:
@@ -42,7 +42,7 @@ class ConvolutionalFrontEnd(nn.Module):
         for index, (width, kernel, stride) in enumerate(config.conv_feature_layers):
             conv = nn.Conv1d(width_in, width, kernel, stride=stride, bias=config.conv_bias)
             nn.init.kaiming_normal_(conv.weight)
-            # Position 1 is a dropout of 0 in fairseq; it is kept for the names of the others.
+            # Position 1 is a dropout of 0 in fairseq; kept for the parameter names of the others.
             if config.extractor_mode == "layer_norm":
                 norm = nn.Sequential(nn.Identity(), ChannelNorm(width), nn.Identity())
                 blocks.append(nn.Sequential(conv, nn.Identity(), norm, nn.GELU()))
@@ -130,7 +130,7 @@ def strided_convolution(rows: Tensor, weight: Tensor, bias: Tensor | None, strid
 
 
 class TimeNorm(nn.GroupNorm):
-    """GroupNorm with one group a channel: each channel is normalised over the time."""
+    """GroupNorm with one group per channel: each channel is normalised over time."""
 
     def over_rows(self, x: Tensor) -> Tensor:
         """Normalise ``(T, C)`` of one utterance in at least float32; the dtype is kept."""

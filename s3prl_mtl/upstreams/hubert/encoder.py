@@ -18,23 +18,23 @@ from s3prl_mtl.upstreams.hubert.packing import group_by_length
 from s3prl_mtl.upstreams.hubert.transformer import TransformerEncoder
 from s3prl_mtl.upstreams.strict_loading import load_strictly
 
-# Share of padding allowed in a group that attends together. On a CPU a tenth takes 0.87 of the
-# time that no padding takes (hubert_tiny, 66 utterances of 1 to 3 s). The share for a GPU, where
-# each group is more launches, is not measured.
+# Maximum padding in a group of utterances in attention, as a fraction of the longest. On a CPU, 0.1
+# takes 0.87 of the time of 0 (hubert_tiny, 66 utterances of 1 to 3 s). The value for a GPU, where
+# each group adds kernel launches, is not measured.
 MAX_PADDING = {"cpu": 0.1, "cuda": 0.2}
 
 
 class Hubert(Upstream):
     """HuBERT encoder (Hsu et al., 2021, https://arxiv.org/abs/2106.07447).
 
-    ``hidden_states[0]`` is the input of the first Transformer layer, then comes each layer's
-    output. Each utterance is encoded as fairseq encodes it alone, whatever its batch: there is no
-    padding in the convolutions, and none that any frame could see elsewhere.
+    ``hidden_states[0]`` is the input of the first Transformer layer, followed by the output of each
+    layer. The output for an utterance equals fairseq's for a batch of one: convolutions are not
+    padded, and padding elsewhere is masked.
 
     Args:
         config: the architecture.
-        fairseq_header: everything else of the fairseq file that it came from, as plain values, so
-            that `write_fairseq_checkpoint` can write it back.
+        fairseq_header: the other entries of the original fairseq file, as plain values, for
+            `write_fairseq_checkpoint`.
 
     Example::
 
@@ -81,7 +81,7 @@ class Hubert(Upstream):
         """Waveforms ``(samples_i,)`` -> ``(layers + 1, sum T_i, D)``; see :class:`Upstream`."""
         check_waveforms(wavs)
         self._refuse_short(wavs)
-        # Longest first inside, so that utterances of similar length are neighbours.
+        # Sort longest first, so that utterances of similar length are adjacent.
         order = sorted(range(len(wavs)), key=lambda index: -len(wavs[index]))
         weight = self.mask_emb
         signals = [wavs[index].to(weight) for index in order]
@@ -91,7 +91,7 @@ class Hubert(Upstream):
 
         features = self.layer_norm(self._convolve(signals).to(weight.dtype))
         if self.post_extract_proj is not None:
-            # The residual stream stays in the parameters' type under autocast.
+            # Keep the residual stream in the parameters' dtype under autocast.
             features = self.post_extract_proj(features).to(weight.dtype)
         features = dropout(features, self.config.dropout_input, self.training)
         max_padding = MAX_PADDING.get(weight.device.type, MAX_PADDING["cuda"])
@@ -141,7 +141,7 @@ def build_hubert(
     *,
     where: str,
 ) -> Hubert:
-    """An encoder with these parameters, copied.
+    """An encoder with copies of these parameters.
 
     Raises:
         UserError: parameters missing, left over or of another shape; the message names some.
@@ -161,7 +161,7 @@ def build_hubert(
 
 
 def _in_order(states: Tensor, lengths: list[int], order: list[int]) -> HiddenStates:
-    """Bring utterances that lie in ``order`` back into the order in which they came."""
+    """Restore the original order of utterances that were sorted by ``order``."""
     if order == list(range(len(order))):
         return HiddenStates(states, lengths)
     pieces: list[Tensor] = [states] * len(order)

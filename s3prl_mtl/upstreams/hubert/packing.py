@@ -1,8 +1,7 @@
-"""Packed frames of several utterances, as padded groups of similar length and back.
+"""Convert packed frames to padded groups of utterances of similar length, and back.
 
-Everything in the encoder that sees one frame at a time works on packed frames ``(sum T, D)``.
-Only what looks across frames (attention, the positional convolution) needs utterances side by
-side; it gets them in groups whose lengths differ little:
+Frame-wise operations of the encoder work on packed frames ``(sum T, D)``. Operations across frames
+(attention, the positional convolution) work on padded groups of utterances of similar length:
 
     packed   aaaaaaa bbbbbbb cccccc | dd dd
     groups   aaaaaaa                  dd
@@ -24,10 +23,10 @@ class LengthGroup:
     """Consecutive utterances of the packed frames, to be padded to the longest.
 
     Args:
-        lengths: frames of its utterances, falling.
-        slots: where each frame lies in the padded group, flattened to ``(B * T_max,)``; None if
-            all lengths are equal, so that padding and unpadding are views.
-        mask: ``(B, T_max)``, True at frames, None as above.
+        lengths: frames of its utterances, in decreasing order.
+        slots: index of each frame in the padded group flattened to ``(B * T_max,)``; None if all
+            lengths are equal, so that padding and unpadding are views.
+        mask: ``(B, T_max)``, True at frames; None if all lengths are equal.
     """
 
     lengths: list[int]
@@ -39,7 +38,7 @@ class LengthGroup:
         return sum(self.lengths)
 
     def pad(self, rows: Tensor) -> Tensor:
-        """``(frames, D)`` of this group -> ``(B, T_max, D)``, zeros between."""
+        """``(frames, D)`` of this group -> ``(B, T_max, D)``, padded with zeros."""
         size = (len(self.lengths), self.lengths[0], rows.shape[1])
         if self.slots is None:
             return rows.view(size)
@@ -47,7 +46,7 @@ class LengthGroup:
         return padded.index_copy(0, self.slots, rows).view(size)
 
     def unpad(self, padded: Tensor) -> Tensor:
-        """``(B, T_max, D)`` -> ``(frames, D)``, padding dropped."""
+        """``(B, T_max, D)`` -> ``(frames, D)``, without padding."""
         rows = padded.reshape(-1, padded.shape[-1])
         return rows if self.slots is None else rows.index_select(0, self.slots)
 
@@ -55,7 +54,7 @@ class LengthGroup:
 def split_by_group(packed: Tensor, groups: list[LengthGroup]) -> Sequence[Tensor]:
     """``(sum T, D)`` of the whole batch -> ``(frames, D)`` of each group.
 
-    A single split: the gradient of one slice per group is as large as the whole batch.
+    A single split, because the gradient of each slice would be as large as the whole batch.
     """
     return [packed] if len(groups) == 1 else packed.split([group.frames for group in groups])
 
@@ -63,12 +62,12 @@ def split_by_group(packed: Tensor, groups: list[LengthGroup]) -> Sequence[Tensor
 def group_by_length(
     lengths: list[int], max_padding: float, device: torch.device
 ) -> list[LengthGroup]:
-    """Cut utterances, longest first, into groups in which each is nearly as long as the longest.
+    """Divide utterances, sorted longest first, into groups of similar length.
 
     Args:
-        lengths: frames of each utterance in packed order, falling.
-        max_padding: share of the group's longest length by which any other may fall short.
-        device: where the index tensors go.
+        lengths: frames of each utterance in packed order, decreasing.
+        max_padding: maximum padding of an utterance, as a fraction of the longest of its group.
+        device: device of the index tensors.
     """
     groups: list[LengthGroup] = []
     first = 0

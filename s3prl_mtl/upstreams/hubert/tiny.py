@@ -1,8 +1,8 @@
 """``hubert_tiny``: a HuBERT of 0.35 M parameters, small enough to train on two CPU cores.
 
 The layout is that of Base (GroupNorm, post-norm). The weights are random except in the front end,
-which starts as a filter bank: a random first convolution of ten taps extracts almost nothing of
-the spectrum, and a few minutes of training do not change that.
+which is initialised as a filter bank: a random first convolution of ten taps extracts little of the
+spectrum, even after a few minutes of training.
 
     python -m s3prl_mtl.upstreams.hubert.tiny [OUT]
 """

@@ -33,9 +33,9 @@ class TransformerEncoder(nn.Module):
     def forward(self, x: Tensor, groups: list[LengthGroup]) -> list[Tensor]:
         """Packed frames ``(sum T, D)`` -> the hidden states, each ``(sum T, D)``.
 
-        The first is the input of the first layer, then comes each layer's output; of a pre-norm
-        encoder the last one is after the final norm. A layer that LayerDrop leaves out passes its
-        input on, so that their number stays the same.
+        The first is the input of the first layer, followed by the output of each layer; in a
+        pre-norm encoder the last one is after the final norm. A layer skipped by LayerDrop passes
+        on its input, so that the number of states is constant.
         """
         config = self.config
         x = x + self.pos_conv[1](self.pos_conv[0](x, groups)).to(x.dtype)

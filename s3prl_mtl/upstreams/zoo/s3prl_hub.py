@@ -138,7 +138,7 @@ def check_transformers(ckpt: str) -> None:
 
 
 def _check_takes_checkpoint(name: str, make: Callable[..., nn.Module]) -> None:
-    """s3prl's functions ignore a checkpoint that they have no use for."""
+    """Refuse a checkpoint that the hub function would ignore."""
     takes = "ckpt" in inspect.signature(make).parameters
     if not takes and not name.endswith(TAKES_CHECKPOINT):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Build a model of s3prl without executing anything that its checkpoint holds.
+"""Build a model of s3prl without executing code from its checkpoint.
 
 s3prl passes settings of a checkpoint, such as ``[(512,10,5)] + [(512,3,2)] * 4``, to `eval`, and
 loads some checkpoints with ``torch.load(weights_only=False)``.

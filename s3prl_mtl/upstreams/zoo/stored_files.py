@@ -56,7 +56,7 @@ def store_files(files: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def store_transformers_folder(expert: Any) -> dict[str, Any]:
-    """The same for the folder of a transformers model that s3prl wraps."""
+    """Like :func:`store_files`, for the folder of a transformers model wrapped by s3prl."""
     with tempfile.TemporaryDirectory() as folder:
         expert.model.config.save_pretrained(folder)
         expert.extracter.save_pretrained(folder)

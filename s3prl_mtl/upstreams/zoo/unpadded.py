@@ -1,4 +1,4 @@
-"""Call encoders of other packages so that no utterance sees another one or padding."""
+"""Call encoders of other packages without padding, and without effects of the batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROBE_SAMPLES = (16_000, 41_600)
 """Two lengths that differ by a multiple of every usual stride (160, 320, 640, 1280)."""
 
 TOLERATED_FRAMES = 5
-"""How far a stated rate may be off, as in s3prl."""
+"""Tolerance of a stated frame rate, in frames of an utterance, as in s3prl."""
 
 
 @dataclass(frozen=True)
