@@ -1,4 +1,4 @@
-"""The parts of a run, built from its config or from one of its checkpoints."""
+"""Build the parts of a run from its config or a checkpoint."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of `--device`; `auto` is the GPU if there is one.
+    """The device for `--device`; `auto` selects a GPU if available.
 
     Args:
         name: of the device; `cuda` without a number is the GPU of this rank.
@@ -78,7 +78,7 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def build_upstream(config: RunConfig, saved: RunCheckpoint | None = None) -> Upstream:
-    """The encoder that the config names, or the one that a checkpoint holds."""
+    """Build the encoder named in the config, or the one stored in a checkpoint."""
     if saved is not None and saved.upstream_info is not None:
         return rebuild_upstream(saved.upstream_info)
     settings = config.upstream
@@ -109,12 +109,12 @@ def build_experts(
     folder: Path,
     saved: RunCheckpoint | None = None,
 ) -> dict[str, Any]:
-    """The experts of tasks, with the label spaces of a checkpoint if there is one.
+    """Build the experts of tasks, with the label spaces of a checkpoint if given.
 
     Args:
         config: of the run.
         names: the tasks.
-        featurizer: what the heads get their features from.
+        featurizer: source of the heads' features.
         folder: of the run.
         saved: a checkpoint of the run.
 
@@ -164,7 +164,7 @@ def build_experts(
                 _raise_fault_of_plugin(name, config.tasks[name].package, cause)
                 raise
     if mistakes:
-        # Otherwise the splits are scanned later; here they belong into the report.
+        # Usually done later; scan here to report the problems of all tasks together.
         for name, expert in experts.items():
             mistakes += split_mistakes(Task.from_settings(name, expert, config.tasks[name]))
     raise_together(mistakes)
@@ -172,15 +172,15 @@ def build_experts(
 
 
 def _check_in_checkpoint(name: str, expert_class: type, held: Packages | None) -> None:
-    """Check that a task can be trained, or that the checkpoint has it.
+    """Check that a task can be trained, or that the checkpoint contains it.
 
     Args:
-        held: the tasks of the checkpoint; None without one, when training begins.
+        held: the tasks of the checkpoint; None when training starts without one.
     """
     learns = getattr(expert_class, "is_trained", True)
     if held is None and not learns:
         raise UserError(
-            f"The task {name} has nothing to train: it can only be evaluated.",
+            f"The task {name} has no trained parameters: it can only be evaluated.",
             where="-d",
             fix=f"Train without it, then: run_mtl.py -m evaluate -e RUN -d {name}.",
             code="not-supported",

@@ -1,4 +1,4 @@
-"""Evaluation of splits, divided over the ranks, with the metrics of a single process."""
+"""Evaluate splits, divided over ranks, with the metrics of a single process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Share:
     Args:
         records: those of the expert, by number of the batch.
         dropped: utterances that could not be decoded.
-        utterances: of the whole split; 0 if its loader does not tell.
+        utterances: number of utterances of the whole split; 0 if unknown.
     """
 
     records: dict[int, Records]
@@ -39,7 +39,7 @@ class Share:
 logger = logging.getLogger(__name__)
 
 Records = dict[str, list[Any]]
-Memory = tuple[dict[str, Any], Any]
+ExpertState = tuple[dict[str, Any], Any]
 """Buffers and decision of an expert: best scores, counts, tuned thresholds."""
 
 
@@ -52,12 +52,12 @@ class Evaluator:
 
     The batches of a split do not depend on the number of ranks; the ranks that hold the task take
     them in turn. On the first of these ranks the records are joined in the order of the batches,
-    and the expert computes its metrics: they equal those of one process to the last digit.
+    and the expert computes its metrics, identical to those of one process.
 
     Args:
         run: the run.
-        batches: how many of a split are evaluated, from its first on; None for all.
-        log_level: of the lines with the metrics of a split.
+        batches: maximum number of batches of a split; None for all.
+        log_level: level of the log lines with the metrics of a split.
     """
 
     def __init__(self, run: Run, batches: int | None = None, log_level: int = logging.INFO) -> None:
@@ -78,7 +78,7 @@ class Evaluator:
             Interrupted: on all ranks. Best scores and decisions of the experts are unchanged.
             UserError: on all ranks; a split cannot be read, or has no utterances.
         """
-        before = self.memories()
+        before = self.expert_states()
         share_buffers(self.run)
         failure: Exception | None = None
         reports: list[tuple[int, Report]] = []
@@ -103,7 +103,7 @@ class Evaluator:
                     reports.append((place, report))
                 except Exception as error:
                     failure = error
-            _follow(task, group)
+            _broadcast_expert_state(task, group)
         try:
             self.run.world.raise_on_all_ranks(failure)
             if any(self.run.world.all_gather(self.run.stop_asked())):
@@ -120,7 +120,7 @@ class Evaluator:
 
     @torch.no_grad()
     def try_out(self, splits: Sequence[tuple[str, str]]) -> None:
-        """Take one batch of each split of this rank's tasks through encoder and head."""
+        """Run encoder and head on one batch of each split of this rank's tasks."""
         self.run.encoder.set_training(False)
         for name, split in splits:
             if name not in self.run.tasks:
@@ -131,7 +131,7 @@ class Evaluator:
             for batch in islice(reader, 1):
                 features = self.run.encoder.inputs(task.expert, batch.wavs)
                 task.expert(split, features, *batch.others, records=defaultdict(list))
-                logger.info("%s %s: in order", name, split)
+                logger.info("%s %s: passed", name, split)
 
     @torch.no_grad()
     def _own_share(self, task: Task, split: str) -> Share | None:
@@ -162,7 +162,7 @@ class Evaluator:
         return Share(parts, reader.dropped, reader.utterances)
 
     def _measure(self, task: Task, split: str, shares: Sequence[Share]) -> Report:
-        # Over all shares, as one process does.
+        # Over all shares, as in one process.
         check_dropped(sum(share.dropped for share in shares), shares[0].utterances)
         parts = {number: part for share in shares for number, part in share.records.items()}
         if not parts:
@@ -190,41 +190,41 @@ class Evaluator:
             report.head = TaskCheckpoint.capture(task.expert)
         return report
 
-    def memories(self) -> dict[str, Memory]:
+    def expert_states(self) -> dict[str, ExpertState]:
         """Buffers and decisions of the experts of this rank."""
-        return {name: _memory(task) for name, task in self.run.tasks.items()}
+        return {name: _expert_state(task) for name, task in self.run.tasks.items()}
 
-    def restore(self, memories: Mapping[str, Memory]) -> None:
-        """Restore buffers and decisions of the experts, as before an evaluation."""
+    def restore(self, states: Mapping[str, ExpertState]) -> None:
+        """Restore buffers and decisions of the experts to their state before an evaluation."""
         for name, task in self.run.tasks.items():
-            _remember(task, memories[name])
+            _set_expert_state(task, states[name])
 
 
 def share_buffers(run: Run) -> None:
-    """Copy the buffers of heads that several ranks hold from the first of these ranks.
+    """Copy the buffers of shared heads from the first of their ranks to the others.
 
-    Parameters are equal on all ranks; statistics of training, as of batch normalisation, depend on
-    the batches of a rank.
+    Parameters are equal on all ranks; buffers such as running statistics of batch normalisation
+    depend on the batches of a rank.
     """
     for name, task in run.tasks.items():
         group = run.groups[name]
         if group.size > 1 and any(True for _ in task.expert.buffers()):
-            _remember(task, group.broadcast(_memory(task)))
+            _set_expert_state(task, group.broadcast(_expert_state(task)))
 
 
-def _follow(task: Task, group: Group) -> None:
+def _broadcast_expert_state(task: Task, group: Group) -> None:
     """Copy best score and decision from the expert that computed the metrics."""
     if group.size > 1:
-        _remember(task, group.broadcast(_memory(task)))
+        _set_expert_state(task, group.broadcast(_expert_state(task)))
 
 
-def _memory(task: Task) -> Memory:
+def _expert_state(task: Task) -> ExpertState:
     buffers = {name: buffer.detach().cpu().clone() for name, buffer in task.expert.named_buffers()}
     return buffers, getattr(task.expert, "decision", None)
 
 
-def _remember(task: Task, memory: Memory) -> None:
-    buffers, decision = memory
+def _set_expert_state(task: Task, state: ExpertState) -> None:
+    buffers, decision = state
     for name, buffer in task.expert.named_buffers():
         buffer.data = buffers[name].to(buffer.device)
     if decision is not None:

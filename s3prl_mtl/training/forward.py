@@ -20,14 +20,14 @@ def forward(
     specaug: SpecAugment | None,
     records: Mapping[str, dict[str, list[Any]]],
 ) -> list[Tensor]:
-    """One pass of the encoder for all batches, then each head on its own utterances.
+    """Encode all batches in one pass, then run each head on its own utterances.
 
     Args:
         batches: of any of the tasks.
         tasks: by name.
         encoder: of the run.
         specaug: applied to the features of every task, or None.
-        records: for each task, what its expert records into.
+        records: for each task, the dictionary for the records of its expert.
 
     Returns:
         the loss of each batch, a scalar.

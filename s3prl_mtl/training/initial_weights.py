@@ -101,13 +101,13 @@ def _load_from_run(
 
 
 def _file_stem(upstream_name: str) -> str:
-    """The name of an upstream in the name of a file: the last part of a path."""
+    """The name of an upstream in file names: the last part of a path."""
     return Path(upstream_name.removeprefix(HUGGING_FACE)).name
 
 
 def _load_single_heads(folder: Path, upstream_name: str, experts: Mapping[str, nn.Module]) -> None:
     for name, expert in experts.items():
-        # s3prl, which wrote the files, has no packages.
+        # Files of s3prl have task names without packages.
         plain = split_name(name)[1]
         path = folder / plain / f"{upstream_name}_{plain}.ckpt"
         if not path.is_file():

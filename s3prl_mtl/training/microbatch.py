@@ -1,4 +1,4 @@
-"""Divide a step into micro-batches where the memory of a GPU is short."""
+"""Divide a step into micro-batches if it exceeds the memory of a GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FEWER_AFTER_STEPS = 200
-"""Steps in a row in the same number of micro-batches before half as many are tried again."""
+"""Consecutive steps with the same number of micro-batches before half as many are tried."""
 
 
 class OutOfMemory(Exception):
@@ -27,10 +27,10 @@ class OutOfMemory(Exception):
 
 
 class TasksDropped(Exception):
-    """A loss is not finite in an attempt that has backpropagated losses of its task; on all ranks.
+    """A loss became non-finite after losses of its task were backpropagated; raised on all ranks.
 
     Args:
-        tasks: the step has to be taken without these.
+        tasks: tasks to drop from the step.
     """
 
     def __init__(self, tasks: frozenset[str]) -> None:
@@ -40,11 +40,11 @@ class TasksDropped(Exception):
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Batches that go through the network at once, on one rank.
+    """Batches of one forward and backward pass, on one rank.
 
     Args:
         batches: of any tasks; may be empty.
-        draw: one batch of every share of every task of this rank, which `batches` is a part of.
+        draw: one batch of every share of every task of this rank; includes `batches`.
     """
 
     batches: Sequence[Batch]
@@ -52,10 +52,10 @@ class MicroBatch:
 
 
 class MicroBatcher:
-    """Takes steps in as few micro-batches as fit into memory, the same number on all ranks.
+    """Take steps in the fewest micro-batches that fit into memory, equally many on all ranks.
 
-    A step that runs out of memory begins again in twice as many. The next step starts with as many
-    as the last one ended with; after `FEWER_AFTER_STEPS` steps half as many are tried.
+    A step that runs out of memory is repeated with twice as many. The next step starts with the
+    number of the last one; after `FEWER_AFTER_STEPS` steps half as many are tried.
 
     Args:
         world: all ranks.
@@ -78,12 +78,12 @@ class MicroBatcher:
         draws: Sequence[Sequence[Batch]],
         attempt: Callable[[list[MicroBatch], frozenset[str]], T],
     ) -> T:
-        """Attempt a step until it fits.
+        """Attempt a step, with more micro-batches until it fits into memory.
 
         Args:
             step: its number.
             draws: this rank's batches.
-            attempt: takes the step in these micro-batches, without these tasks.
+            attempt: takes the step with the given micro-batches, without the given tasks.
 
         Returns:
             the result of the attempt that succeeded.
@@ -104,7 +104,7 @@ class MicroBatcher:
                 dropped = late.tasks
                 continue
             except OutOfMemory:
-                pass  # Handled below, when its traceback no longer keeps the step's tensors alive.
+                pass  # Handled below, after its traceback has released the tensors of the step.
             else:
                 break
             self._increase(step, draws)
@@ -123,7 +123,7 @@ class MicroBatcher:
         self.parts, self.steps = parts, 0
 
     def _increase(self, step: int, draws: Sequence[Sequence[Batch]]) -> None:
-        """Double the micro-batches, if that makes the largest of them smaller on any rank."""
+        """Double the number of micro-batches, if this reduces the largest one on any rank."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         now, then = (_largest(draws, parts) for parts in (self.parts, 2 * self.parts))
@@ -153,13 +153,13 @@ def _largest(draws: Sequence[Sequence[Batch]], parts: int) -> int:
 def split_batches(batches: Sequence[Batch], parts: int) -> list[list[Batch]]:
     """Divide batches into micro-batches of about equal length in samples.
 
-    Whole batches stay together as long as there are several; then a batch is divided between its
-    utterances, in their order.
+    Batches are kept whole if there are several; a single batch is divided into utterances, in
+    their order.
 
     Args:
         batches: of any tasks.
-        parts: a power of two. Where there are fewer utterances than parts some micro-batches are
-            empty, so that every rank has the same number.
+        parts: a power of two. With fewer utterances than parts some micro-batches are empty, so
+            that all ranks have the same number.
     """
     if parts == 1:
         return [list(batches)]
@@ -180,9 +180,9 @@ def _in_two(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
 
 
 def halves(batch: Batch) -> list[Batch]:
-    """The utterances of a batch as two batches; the batch itself where it cannot be divided.
+    """Split a batch into two; return it whole if this is not possible.
 
-    It can be if everything beside the waveforms is a sequence with an entry for each utterance.
+    All items other than the waveforms must be None or sequences with an entry per utterance.
     """
     middle = batch.utterances // 2
     if middle == 0 or not all(_is_sliceable(other, batch.utterances) for other in batch.others):

@@ -1,4 +1,4 @@
-"""Choose a placement: by the user, or by the measured cost of each task."""
+"""Choose a placement: given by the user, or balanced by the measured cost of each task."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def choose_placement(
     specaug: SpecAugment | None,
     folder: Path,
 ) -> tuple[Placement, dict[str, float]]:
-    """The placement that the config asks for.
+    """Choose the placement according to the config.
 
     `distributed.placement` comes first. `distributed.parallel: data` gives every rank a share of
     every task. `task` measures the cost of a batch of each task, unless the checkpoint of a
@@ -66,7 +66,7 @@ def choose_placement(
         ranks = saved.training.placement.world_size
         if text == then and ranks != world.size:
             logger.warning(
-                "The placement %r is for the %d ranks that the run had: it is not used for %d.",
+                "The placement %r was set for %d ranks; it is not used with %d.",
                 *(text, ranks, world.size),
             )
             text, parallel = None, "task"
@@ -95,7 +95,7 @@ def write_placement(
         except json.JSONDecodeError:
             known = {}
         if known.get("tasks") == placement.to_plain()["tasks"]:
-            return  # It also has the measured costs, which this run did not measure again.
+            return  # Keep the file, which also has the measured costs.
     plain: dict[str, Any] = {"parallel": config.distributed.parallel, **placement.to_plain()}
     if costs:
         plain["seconds_per_batch"] = dict(costs)
@@ -161,10 +161,10 @@ def _drop_gradients(modules: Sequence[torch.nn.Module]) -> None:
 
 
 def parse_placement(text: str, tasks: Sequence[str], world_size: int) -> Placement:
-    """The placement of `--placement`, for example `0:asr;1:pr,ks`.
+    """Parse `--placement`, for example `0:asr;1:pr,ks`.
 
     A task of several ranks is divided evenly among them; if this is not possible, the lowest
-    ranks read one share more.
+    ranks read one more share.
 
     Args:
         text: `rank:task,task;rank:task`. Names of tasks may contain a colon.
@@ -172,7 +172,7 @@ def parse_placement(text: str, tasks: Sequence[str], world_size: int) -> Placeme
         world_size: the number of ranks.
 
     Raises:
-        UserError: the text has another form; a rank or task is unknown, named twice or left out.
+        UserError: a malformed text; a rank or task is unknown, named twice or missing.
     """
     ranks: dict[str, list[int]] = {task: [] for task in tasks}
     named: set[int] = set()

@@ -33,7 +33,7 @@ def check_splits(config: RunConfig, tasks: Mapping[str, Task]) -> None:
 
 
 def corpus_problems(config: RunConfig, classes: Mapping[str, type]) -> dict[str, list[UserError]]:
-    """Problems with the data folders, by task; without the tasks that have none."""
+    """Problems with the data folders, by task; tasks without problems are omitted."""
     problems = {}
     for name, expert_class in classes.items():
         check = getattr(expert_class, "problems", None)
@@ -51,7 +51,7 @@ def corpus_problems(config: RunConfig, classes: Mapping[str, type]) -> dict[str,
 
 
 def split_mistakes(task: Task) -> list[UserError]:
-    """Problems with the splits of a task that a scan finds."""
+    """Problems found by scanning the splits of a task."""
     mistakes = []
     if isinstance(task.expert, TaskExpert):
         for split in dict.fromkeys([task.train_split, *task.dev_splits, *task.test_splits]):
@@ -80,7 +80,7 @@ def loader_mistakes(config: RunConfig, task: Task) -> list[UserError]:
     mistakes = []
     for split in dict.fromkeys([*task.dev_splits, *tested]):
         try:
-            # This does not change the random state, as in an evaluation.
+            # The reader isolates the random state.
             EpochReader(task.name, task.expert, split, seed=task.stream.seed, training=False)
         except UserError as mistake:
             mistakes.append(_of(task.name, mistake))

@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 class Publisher:
-    """Writes the metrics of a run, and the best checkpoints.
+    """Write the metrics of a run, and the best checkpoints.
 
-    Every rank calls its methods; the first one has the tracker.
+    Every rank must call the methods; the first rank has the tracker.
 
     Args:
         folder: the run directory.
@@ -47,7 +47,7 @@ class Publisher:
             if gathered is not None:
                 records, batch_ids = merge_records(gathered)
                 if not batch_ids:
-                    continue  # the task was left out of every step since then
+                    continue  # the task was dropped from every step since then
                 total = task.stream.epoch_batches
                 reports.append(
                     report_split(task, task.train_split, records, step, batch_ids, total)
@@ -75,7 +75,7 @@ class Publisher:
         Args:
             tracker: None on all ranks but the first.
             reports: those of the first rank are written.
-            keep_best: write the checkpoints that they earned.
+            keep_best: write the best checkpoints requested by the experts.
 
         Raises:
             UserError: a checkpoint cannot be written.
@@ -84,7 +84,7 @@ class Publisher:
         def write() -> None:
             if tracker is None:
                 return
-            # First what may not fit on the disk: a number that was written is not taken back.
+            # Checkpoints first: if the disk is full, no metrics have been written yet.
             for report in reports if keep_best else []:
                 for file in report.save_names:
                     head = report.head or TaskCheckpoint.capture(self.run.tasks[report.task].expert)

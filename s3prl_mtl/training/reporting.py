@@ -23,7 +23,7 @@ def report_split(
     Args:
         records: of its `forward`.
         batch_ids: numbers of the batches in their epoch.
-        total_batches: batches of the epoch; 0 where the loader does not say.
+        total_batches: batches of the epoch; 0 if unknown.
     """
     report = Report(task.name, split)
     save_names = task.expert.log_records(

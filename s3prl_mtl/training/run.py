@@ -1,4 +1,4 @@
-"""The parts of a run that its step, its evaluation and its checkpoints share."""
+"""The state of a run shared by training steps, evaluation and checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _never() -> bool:
 
 @dataclass
 class Run:
-    """A run as one rank holds it.
+    """A run on one rank.
 
     Args:
         names: all tasks of the run, the same on all ranks.
@@ -61,7 +61,7 @@ class Run:
             task.expert.train(training)
 
     def parameters(self) -> Iterator[tuple[str, Group, list[nn.Parameter]]]:
-        """The parameters of this rank by module: its name, the ranks that hold it, and they."""
+        """For each module of this rank: its name, the ranks that hold it, its parameters."""
         encoder = [*self.encoder.upstream.parameters(), *self.encoder.featurizer.parameters()]
         yield "the encoder", self.world, encoder
         for name, task in self.tasks.items():

@@ -1,4 +1,4 @@
-"""The directory of a run in use: locked, shared by all machines, with a log."""
+"""Lock the directory of a run, check that all machines share it, and log into it."""
 
 from __future__ import annotations
 

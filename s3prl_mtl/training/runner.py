@@ -1,4 +1,4 @@
-"""MultiTaskRunner: trains one encoder with several experts, one step for all of them."""
+"""Train and evaluate one encoder with several experts."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ logger = logging.getLogger(__name__)
 
 
 class MultiTaskRunner:
-    """Trains and evaluates one upstream on several tasks at once.
+    """Train and evaluate one upstream on several tasks at once.
 
     Args:
         config: from `s3prl_mtl.config.build_config`, with or without its references resolved.
-        folder: the run directory; created. Where several processes train, all of them see it.
-        resume: a checkpoint of the same run to continue from.
-        world: the processes that train together: `World.join()` under torchrun. By default this
-            process is alone.
-        balancer: turns the losses of the tasks into gradients; by default their sum. The same on
+        folder: the run directory; created if absent. All processes must share it.
+        resume: a checkpoint of the same run to resume from.
+        world: the processes that train together: `World.join()` under torchrun; by default a
+            single process.
+        balancer: turns the losses of the tasks into gradients, by default their sum; the same on
             all ranks.
 
     Raises:
-        UserError: the upstream, a task, its corpus or the checkpoint is not usable. An error of
-            one rank is raised on all. Or torchrun started several processes, and no world is
-            given.
+        UserError: the upstream, a task, its corpus or the checkpoint is not usable, or torchrun
+            started several processes and `world` is missing. An error of one rank is raised on
+            all ranks.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class MultiTaskRunner:
         balancer: Balancer | None = None,
     ) -> None:
         self.source_config = config
-        """With its references, as checkpoints keep it."""
+        """The config with unresolved references, as stored in checkpoints."""
         settings = self.config = resolve(config)
         self.world = world = world if world is not None else World.alone()
         self.folder = Path(folder)
@@ -171,13 +171,13 @@ class MultiTaskRunner:
         """Train to the last step, with evaluations, logs and checkpoints.
 
         Args:
-            signals: entered; a signal during the training saves the run and ends it.
+            signals: an entered context; a signal during training saves and stops the run.
 
         Returns:
             the results of the last evaluation of every split, on the first rank.
 
         Raises:
-            Stopped: a signal came, on this rank or another one; the run is saved.
+            Stopped: a rank received a signal; the run is saved.
         """
         world = self.world
         world.run_on_all_ranks(lambda: check_splits(self.config, self.tasks))
@@ -205,8 +205,8 @@ class MultiTaskRunner:
         if runner.test_first and self.step == 0:
             self._evaluate_or_stop("test_splits", tracker)
         if self._evaluation_is_pending():
-            # It failed after this step; the cause may be repaired.
-            self._evaluate_on_the_way(tracker)
+            # The evaluation after this step did not complete before the run was resumed.
+            self._evaluate_dev(tracker)
         with StepProgress(self.step, total, shown=self.world.is_lead) as progress:
             while self.step < total:
                 report = self.train_step()
@@ -218,15 +218,15 @@ class MultiTaskRunner:
                 save_is_due = self.step % runner.save_step == 0 or self.step == total
                 if self._evaluation_is_due():
                     if save_is_due:
-                        self.save()  # before an evaluation of hours, and again with its result
-                    self._evaluate_on_the_way(tracker)
+                        self.save()  # an evaluation may take hours; saved again afterwards
+                    self._evaluate_dev(tracker)
                 if save_is_due:
                     self.save()
         if runner.test_last:
             self._evaluate_or_stop("test_splits", tracker)
 
     def train_step(self) -> StepReport:
-        """One update from a batch of every share of every task, over all ranks."""
+        """Take one step: an update from a batch of every share of every task, on all ranks."""
         if self.world.watch is not None:
             self.world.watch.step = self.step + 1
         report = self.training_step.take()
@@ -239,7 +239,7 @@ class MultiTaskRunner:
         return self.run.step
 
     def stop_asked(self) -> bool:
-        """Whether a signal came, on this rank or another."""
+        """Whether any rank received a stop signal."""
         watch = self.world.watch
         by_signal = self._signals is not None and self._signals.requested is not None
         return by_signal or (watch is not None and watch.stop_asked is not None)
@@ -255,10 +255,10 @@ class MultiTaskRunner:
         return self.step > 0 and (self.step % runner.eval_step == 0 or at_an_end)
 
     def _evaluation_is_pending(self) -> bool:
-        """The evaluation of the last step did not end, and the run was resumed there."""
+        """Whether the evaluation after the current step is due and has not been completed."""
         return self._evaluation_is_due() and self.evaluated_step < self.step
 
-    def _evaluate_on_the_way(self, tracker: Tracker | None) -> None:
+    def _evaluate_dev(self, tracker: Tracker | None) -> None:
         try:
             self.evaluate(self.splits("dev_splits"), tracker, keep_best=True)
         except Interrupted:
@@ -266,21 +266,21 @@ class MultiTaskRunner:
         except RankLost:
             raise
         except Exception:
-            # The steps since the last save are worth more than the evaluation.
+            # Do not lose the steps since the last checkpoint.
             logger.error("The evaluation failed: saving the run.")
             self.save()
             raise
         self.evaluated_step = self.step
 
     def _evaluate_or_stop(self, kind: str, tracker: Tracker | None) -> None:
-        """Evaluate before the first or after the last step, when there is nothing to save."""
+        """Evaluate before the first or after the last step, without unsaved steps."""
         try:
             self.evaluate(self.splits(kind), tracker)
         except Interrupted:
             raise Stopped("The run stopped; there was nothing to save.") from None
 
     def try_out(self) -> None:
-        """One batch of every training and evaluation split, through everything but the update."""
+        """Run one batch of every training and evaluation split, without an update."""
         splits = self.splits("dev_splits") + self.splits("test_splits")
         self.world.run_on_all_ranks(lambda: check_splits(self.config, self.tasks))
         self.world.run_on_all_ranks(self.training_step.try_out)
@@ -295,9 +295,9 @@ class MultiTaskRunner:
 
         Args:
             splits: pairs of task and split.
-            tracker: takes the metrics; `results.json` then holds them. None on all ranks but the
+            tracker: receives the metrics and writes `results.json`. None on all ranks but the
                 first.
-            keep_best: write `<task>/<split>-best.ckpt` where the expert asks for it.
+            keep_best: write `<task>/<split>-best.ckpt` if the expert requests it.
 
         Raises:
             UserError: the run has no such task.
@@ -312,12 +312,12 @@ class MultiTaskRunner:
                     fix=nearest(name, self.config.downstream),
                     code="unknown-name",
                 )
-        before = self.evaluator.memories()
+        before = self.evaluator.expert_states()
         reports = self.evaluator.evaluate(wanted)
         try:
             self.publisher.publish_evaluation(tracker, reports, keep_best)
         except Exception:
-            # These scores were not published: they are measured again.
+            # Unpublished scores must be measured again.
             self.evaluator.restore(before)
             raise
 
@@ -343,10 +343,10 @@ class MultiTaskRunner:
         """The complete state of the run on the first rank; None on the others."""
         return self.run_state.collect(self.evaluated_step)
 
-    # ------------------------------------------------------------------------- the rest
+    # --------------------------------------------------------------------------- splits
 
     def splits(self, kind: str) -> list[tuple[str, str]]:
-        """Pairs of task and split: those of `dev_splits` or `test_splits` of every task."""
+        """Pairs of task and split: the `dev_splits` or `test_splits` of every task."""
         known: dict[str, list[str]] = {}
         for part in self.world.all_gather({n: getattr(t, kind) for n, t in self.tasks.items()}):
             known |= part

@@ -12,13 +12,11 @@ from s3prl_mtl.errors import SharedMistake
 logger = logging.getLogger(__name__)
 
 MAXIMUM_IN_A_ROW = 50
-"""Steps in a row that may be lost to a non-finite loss or gradient."""
+"""Consecutive steps with a non-finite loss or gradient that abort the run."""
 
 
 class SkipCounts:
-    """Counts of steps without an update, of steps without a task, and of divided steps.
-
-    The same on all ranks.
+    """Counts of skipped steps, dropped tasks and divided steps, equal on all ranks.
 
     Args:
         tasks: names of the tasks of the run.
@@ -37,7 +35,7 @@ class SkipCounts:
         self.steps_in_parts = 0
 
     def count_losses(self, step: int, dropped: Collection[str]) -> None:
-        """Count the tasks that a step was taken without.
+        """Count the tasks dropped from a step.
 
         Raises:
             UserError: a task has been dropped from too many steps in a row.
@@ -72,7 +70,7 @@ class SkipCounts:
             sources: modules of this rank with a non-finite gradient.
 
         Raises:
-            UserError: too many steps in a row had no effect.
+            UserError: too many steps in a row were skipped.
         """
         if math.isfinite(norm):
             self.skipped_in_a_row = 0
@@ -110,7 +108,7 @@ class SkipCounts:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the counts; those that are absent are zero."""
+        """Restore the counts; absent counts are zero."""
         self.skipped_steps = state.get("skipped_steps", 0)
         self.skipped_in_a_row = state.get("skipped_in_a_row", 0)
         self.steps_in_parts = state.get("steps_in_parts", 0)

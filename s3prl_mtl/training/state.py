@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 class RunState:
-    """Collects the state of a run from its ranks, and restores it.
+    """Collect the state of a run from its ranks, and restore it.
 
     The saved state does not depend on the placement: weights and optimizer state are stored by
     name, positions in the data refer to the whole epoch. Only random states are stored by rank.
 
     Args:
-        config: with its references, as checkpoints keep it.
+        config: with unresolved references, as stored in checkpoints.
         run: the run.
         step: holds optimizer, schedule, balancer, and the division into micro-batches.
     """
@@ -69,7 +69,7 @@ class RunState:
         run, step, names = self.run, self.step, self._names()
         optimizer = OptimizerState.capture(step.optimizer, names)
         unused = step.gradients.unused
-        # A head that several ranks hold comes from the first of them.
+        # The first rank of a shared head provides it.
         led = {
             name: task
             for name, task in run.tasks.items()
@@ -123,7 +123,7 @@ class RunState:
         run.skips.load_state_dict(saved.skips)
 
     def restore_training(self, saved: TrainingState) -> None:
-        """Restore optimizer, schedule, balancer, the place in the data and the random state."""
+        """Restore optimizer, schedule, balancer, data positions and random state."""
         run, step, names = self.run, self.step, self._names()
         saved.optimizer.restore(step.optimizer, names)
         if step.scheduler is not None and saved.scheduler is not None:
@@ -141,7 +141,7 @@ class RunState:
         if run.world.size == saved.placement.world_size:
             set_random_state(saved.random[run.world.rank])
         else:
-            # With other ranks, no old random state is continued.
+            # With another number of ranks, use new random states.
             seed_all(derived_seed("resumed", run.seed, run.step, run.world.rank))
 
     def _names(self) -> dict[str, nn.Parameter]:
@@ -192,7 +192,7 @@ def warn_of_changes(
     old_streams: Mapping[str, dict[str, Any]],
     new_streams: Mapping[str, dict[str, Any]],
 ) -> None:
-    """Log what a resumed run cannot continue exactly, because processes or batches differ.
+    """Warn about differences of processes, placement or batches in a resumed run.
 
     Args:
         before: placement when the checkpoint was saved.

@@ -23,7 +23,7 @@ from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.sync_step import StepSync
 
 Records = dict[str, dict[str, list[Any]]]
-"""{task: what its expert recorded}."""
+"""The records of each task's expert."""
 
 
 @dataclass
@@ -40,13 +40,14 @@ class StepReport:
 
 
 class TrainingStep:
-    """Takes steps: draw, encode, heads, balance, sum over ranks, clip, update.
+    """Take steps: draw, encode, run heads, balance, sum over ranks, clip, update.
 
     Args:
         run: the run.
         balancer: turns the losses of the tasks into gradients.
-        optimizer, scheduler: of the parameters that this rank holds.
-        clipping: bound of the joint norm of all gradients.
+        optimizer: of the parameters of this rank.
+        scheduler: learning-rate schedule of the optimizer, or None.
+        clipping: maximum joint norm of all gradients.
         accumulate: batches of every share of a task in a step.
     """
 
@@ -73,7 +74,7 @@ class TrainingStep:
         self.shared = blocks[0][1]
         self.heads = [parameter for _, parameters in blocks[1:] for parameter in parameters]
         self.gradients = GradientSum(blocks)
-        # All ranks hold the balancer's parameters and find the same gradients of them.
+        # All ranks hold the balancer's parameters and compute the same gradients of them.
         blocks.append((run.world, list(balancer.parameters())))
         self._held = [parameter for _, parameters in blocks for parameter in parameters]
         # Each gradient counts once in the norm, however many ranks hold it.
@@ -112,11 +113,11 @@ class TrainingStep:
         """Take the step in micro-batches.
 
         Returns:
-            what the ranks found, and what this rank's experts recorded.
+            the synchronised outcome, and the records of this rank's experts.
 
         Raises:
-            OutOfMemory: they do not fit into memory.
-            TasksDropped: it has to be taken without these tasks.
+            OutOfMemory: a micro-batch does not fit into memory.
+            TasksDropped: the step must be repeated without these tasks.
         """
         run, world = self.run, self.run.world
         self.optimizer.zero_grad(set_to_none=True)
@@ -167,7 +168,7 @@ class TrainingStep:
             self.scheduler.step()
 
     def try_out(self) -> None:
-        """One batch of every share through everything but the update."""
+        """Run one batch of every share, without an update."""
         run = self.run
         run.set_training(True)
         records: Records = defaultdict(lambda: defaultdict(list))

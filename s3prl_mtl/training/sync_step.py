@@ -1,4 +1,4 @@
-"""What the ranks exchange within a step, so that all of them do the same."""
+"""Synchronise losses, memory errors and stop requests of a step over all ranks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StepSync:
 
     @contextmanager
     def catching_memory_errors(self) -> Iterator[None]:
-        """Keep an out-of-memory error of this rank until the ranks exchange them."""
+        """Catch an out-of-memory error of this rank, to exchange it later."""
         try:
             yield
         except torch.OutOfMemoryError:
@@ -61,24 +61,24 @@ class StepSync:
 
         Args:
             micro_batch: of this rank.
-            losses: of its batches; none where memory was short.
+            losses: of its batches; empty after an out-of-memory error.
             stop: this rank was asked to stop.
 
         Returns:
-            for each task this rank's summand of the task's mean loss, scalars that require a
-            gradient. They add up over all ranks and micro-batches of the step.
+            for each task a scalar with gradient, the summand of this rank and micro-batch in the
+            mean loss of the task over all ranks and micro-batches of the step.
 
         Raises:
             OutOfMemory: on all ranks, if one ran out of memory.
-            TasksDropped: on all ranks, if a loss is not finite whose task is already part of the
-                gradients.
+            TasksDropped: on all ranks, if a loss is not finite and earlier losses of its task are
+                already part of the gradients.
         """
         row = {name: i for i, name in enumerate(self.names)}
         message = torch.zeros(len(self.names) * 3 + 2, dtype=torch.float64)
         utterances, weighted, not_finite = message[:-2].view(3, -1)
         for batch in micro_batch.draw:
             utterances[row[batch.task]] += batch.utterances
-        # One copy from the GPU, not one for each loss.
+        # A single copy from the GPU for all losses.
         values = torch.stack([loss.detach().float() for loss in losses]).tolist() if losses else []
         for batch, value in zip(micro_batch.batches, values, strict=not self._out_of_memory):
             if math.isfinite(value):

@@ -57,7 +57,8 @@ class Task:
             expert: of the task.
             settings: the task's block of the config.
             seed: of the run.
-            shares, num_shares: which of the equal shares of the training data are read here.
+            shares: the shares of the training data that this rank reads.
+            num_shares: number of shares of the training data.
         """
         train_split = settings.train_split
         dev_splits = list(settings.dev_splits or [getattr(expert, "dev_split", "dev")])
@@ -93,5 +94,5 @@ def extend_records(records: dict[str, list[Any]], more: Mapping[str, list[Any]])
     for key, values in more.items():
         if isinstance(values, list):
             records[key].extend(values)
-        else:  # s3prl's contract has lists only; some experts keep a running value all the same
+        else:  # not in s3prl's contract, but some experts record a running value
             records[key] = values
