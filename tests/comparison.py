@@ -1,4 +1,4 @@
-"""Whether two nested values are the same, bit for bit."""
+"""Bitwise comparison of nested values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real processes for tests: started, watched, signalled, and all ended with their test."""
+"""Start, observe and signal real processes; all of them end with their test."""
 
 from __future__ import annotations
 

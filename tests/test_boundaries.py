@@ -1,4 +1,4 @@
-"""Plugins use what a third party could use, and the package never uses its plugins."""
+"""Plugins import public names only; sub-packages import lower layers only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every mistake of the user has a stable code, and tests hold codes rather than sentences."""
+"""Every `UserError` has a stable code, and tests check codes instead of sentences."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_every_error_states_a_known_code(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", TESTS, ids=relative)
-def test_no_test_matches_the_sentence_of_an_error(path: Path) -> None:
+def test_no_test_matches_the_text_of_an_error(path: Path) -> None:
     for call in calls(path, "raises"):
         named = {
             node.id for arg in call.args for node in ast.walk(arg) if isinstance(node, ast.Name)

@@ -1,4 +1,4 @@
-"""The wheel is whole: it works where the checkout is not."""
+"""The wheel is complete and works without the checkout."""
 
 from __future__ import annotations
 

@@ -418,7 +418,7 @@ def test_an_expert_that_cannot_be_built_is_not_checked_further(install):
     assert all(finding.holds is None and not finding.checked for finding in others)
 
 
-def test_an_s3prl_expert_keeps_all_clauses_but_that_of_empty_records(install):
+def test_an_s3prl_expert_violates_only_the_clause_of_empty_records(install):
     install(EXPERT, DEFAULTS)
     found = by_number(check_task("tones"))
     # It has neither `labels` nor `predict`.

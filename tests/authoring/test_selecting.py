@@ -125,7 +125,7 @@ def kept(expert_class: type[TaskExpert], values: list[float], folder: Path) -> l
         ("higher", (0.0, math.inf), [math.inf, math.nan, 3.0], [False, False, True]),
     ],
 )
-def test_a_finite_value_better_than_all_before_earns_a_checkpoint(
+def test_an_improved_finite_value_saves_a_checkpoint(
     better: str,
     ends: tuple[float, float],
     values: list[float],
@@ -163,13 +163,13 @@ def test_a_run_keeps_the_best_checkpoint_of_a_squared_error(
     assert 0 < score < math.inf
 
 
-def test_the_first_evaluation_earns_a_checkpoint(install):
+def test_the_first_evaluation_saves_a_checkpoint(install):
     install(SQUARED_ERROR, CONFIG)
     (_, finding) = check_task("tones", lines=[13])
     assert finding.holds is True and "dev-best.ckpt" in finding.why
 
 
-def test_a_first_evaluation_that_earns_nothing_breaks_the_contract(install):
+def test_a_first_evaluation_without_a_checkpoint_violates_the_contract(install):
     install(
         SQUARED_ERROR.replace('    name = "tones"', '    name, worst_score = "tones", 0.0'), CONFIG
     )

@@ -111,7 +111,7 @@ def test_a_value_of_another_type_is_named() -> None:
     assert "bias of shape int instead of (2,)" in caught.value.what
 
 
-def test_the_prefix_of_s3prl_stays_where_two_parameters_would_have_one_name() -> None:
+def test_s3prls_prefix_is_kept_if_names_would_collide() -> None:
     both = {"model.a": torch.zeros(1), "a": torch.ones(1)}
     assert encoder_weights(both) == both
     one = {"model.a": torch.zeros(1), "b": torch.ones(1)}

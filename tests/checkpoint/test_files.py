@@ -1,4 +1,4 @@
-"""Checkpoint files: atomic writes, refused and damaged files, the newest undamaged one."""
+"""Checkpoint files: atomic writes, refused and damaged files, selection of the newest."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def content(step: int, tasks: dict[str, TaskCheckpoint] | None = None) -> RunChe
     return RunCheckpoint(step, {}, {}, weights, None, {}, tasks or {})
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path):
+def test_a_saved_checkpoint_is_loaded_unchanged(tmp_path: Path):
     path = tmp_path / "states-3.ckpt"
     checkpoints.save(content(3), path)
     loaded = checkpoints.load(path)
@@ -245,7 +245,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ):
     run = make_run(tmp_path, 9, 20, 40)
@@ -264,7 +264,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     ]
 
 
-def test_a_whole_run_is_read_at_its_newest_and_nothing_is_said(
+def test_the_newest_checkpoint_is_loaded_without_warnings(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     run = make_run(tmp_path, 9, 20, 40)
@@ -273,7 +273,7 @@ def test_a_whole_run_is_read_at_its_newest_and_nothing_is_said(
     assert len(os.listdir(run)) == 3 and not caplog.records
 
 
-def test_several_damaged_ones_in_a_row_are_passed_over(
+def test_several_damaged_checkpoints_in_a_row_are_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     run = make_run(tmp_path, 9, 20, 40)
@@ -291,7 +291,7 @@ def test_several_damaged_ones_in_a_row_are_passed_over(
     ]
 
 
-def test_what_was_set_aside_is_neither_overwritten_nor_counted(tmp_path: Path):
+def test_files_set_aside_are_neither_overwritten_nor_counted(tmp_path: Path):
     run = make_run(tmp_path, 20, 40)
     for remains in (b"first", b"second", b"third"):
         (run / "states-40.ckpt").write_bytes(ZIP_MAGIC + remains)
@@ -304,7 +304,7 @@ def test_what_was_set_aside_is_neither_overwritten_nor_counted(tmp_path: Path):
     assert held == [b"first", b"second", b"third"]
 
 
-def test_who_only_reads_leaves_damaged_files_where_they_are(
+def test_reading_alone_does_not_rename_damaged_files(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     run = make_run(tmp_path, 20, 40)
@@ -315,7 +315,7 @@ def test_who_only_reads_leaves_damaged_files_where_they_are(
     assert (path.name, kept_as, used) == ("states-40.ckpt", "states-40.ckpt", "states-20.ckpt")
 
 
-def test_where_none_is_whole_each_is_listed_and_none_is_renamed(tmp_path: Path):
+def test_if_all_are_damaged_each_is_listed_and_none_is_renamed(tmp_path: Path):
     run = make_run(tmp_path, 20, 40)
     truncate(run / "states-40.ckpt", 0)
     flip(run / "states-20.ckpt", weights_position(run / "states-20.ckpt"))
@@ -328,7 +328,7 @@ def test_where_none_is_whole_each_is_listed_and_none_is_renamed(tmp_path: Path):
     assert sorted(os.listdir(run)) == ["states-20.ckpt", "states-40.ckpt"]
 
 
-def test_the_only_checkpoint_damaged_is_an_error(tmp_path: Path):
+def test_damage_to_the_only_checkpoint_is_an_error(tmp_path: Path):
     run = make_run(tmp_path, 40)
     truncate(run / "states-40.ckpt", 500)
     with damaged_file(f"^-e {tmp_path}$"):
@@ -336,7 +336,7 @@ def test_the_only_checkpoint_damaged_is_an_error(tmp_path: Path):
     assert os.listdir(run) == ["states-40.ckpt"]
 
 
-def test_a_file_that_is_named_is_read_or_refused_itself(tmp_path: Path):
+def test_a_given_file_is_not_replaced_by_another_one(tmp_path: Path):
     run = make_run(tmp_path, 20, 40)
     assert checkpoints.load_newest(run / "states-20.ckpt")[0].step == 20
     truncate(run / "states-40.ckpt", 500)
@@ -345,7 +345,7 @@ def test_a_file_that_is_named_is_read_or_refused_itself(tmp_path: Path):
     assert sorted(os.listdir(run)) == ["states-20.ckpt", "states-40.ckpt"]
 
 
-def test_where_there_is_no_run_the_flag_is_named(tmp_path: Path):
+def test_a_missing_run_is_reported_with_its_flag(tmp_path: Path):
     with user_error("checkpoint-missing", where=f"^-i {tmp_path}$"):
         checkpoints.load_newest(tmp_path, "-i")
     with user_error("checkpoint-missing", where=f"^-e {tmp_path / 'nowhere'}$"):
@@ -386,7 +386,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("other", FOREIGN)
-def test_only_damage_leads_to_the_checkpoint_before(tmp_path: Path, other: str):
+def test_only_damage_falls_back_to_an_earlier_checkpoint(tmp_path: Path, other: str):
     run = make_run(tmp_path, 20, 40)
     code, write = FOREIGN[other]
     write(run / "states-40.ckpt")
@@ -397,7 +397,7 @@ def test_only_damage_leads_to_the_checkpoint_before(tmp_path: Path, other: str):
 
 
 @pytest.mark.parametrize("reader", ["zipfile._EndRecData", "zipfile.ZipExtFile.read", "torch.load"])
-def test_an_error_of_the_disk_is_not_damage_wherever_it_happens(
+def test_a_disk_error_is_not_treated_as_damage(
     tmp_path: Path, reader: str, monkeypatch: pytest.MonkeyPatch
 ):
     def fail(*arguments: object, **options: object) -> None:
@@ -411,7 +411,7 @@ def test_an_error_of_the_disk_is_not_damage_wherever_it_happens(
     assert sorted(os.listdir(run)) == ["states-20.ckpt", "states-40.ckpt"]
 
 
-def test_too_little_memory_is_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_lack_of_memory_is_not_treated_as_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("unable to mmap 5000 bytes from file: Cannot allocate memory (12)")
 

@@ -130,7 +130,7 @@ def test_train_evaluate_and_results(run_mtl, tmp_path: Path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
+def test_a_killed_run_resumes_with_the_same_result(
     run_mtl, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ):
     words = ["-u", "hubert_tiny", "-d", "ks,er", "-c", str(SMALL_HEADS), "--steps", "20"]

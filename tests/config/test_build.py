@@ -1,4 +1,4 @@
-"""The layers of a config, and what is refused."""
+"""Layers of a config, and invalid settings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_each_layer_overrides_the_one_before(tmp_path: Path):
     assert config["runner"]["eval_step"] == 5000
 
 
-def test_a_task_brings_its_defaults_and_the_data_folder_is_filled_in(tmp_path: Path):
+def test_task_defaults_are_added_and_the_data_folder_is_substituted(tmp_path: Path):
     config = config_of(tmp_path, "ks: {downstream_expert: {datarc: {num_workers: 0}}}")
     datarc = resolve(config).tasks["ks"].downstream_expert["datarc"]
     assert datarc["num_workers"] == 0
@@ -233,7 +233,7 @@ def test_paths_do_not_depend_on_the_folder_that_a_run_was_started_in(
     assert config["cache_dir"] == str(tmp_path / "cache")
 
 
-def test_a_run_can_be_evaluated_without_a_strangers_task_that_it_had(tmp_path: Path):
+def test_a_run_can_be_evaluated_without_an_uninstalled_task(tmp_path: Path):
     base = config_of(tmp_path, "", tasks="ks,asr")
     base["downstream"].append("stranger")
     base["stranger"] = {"downstream_expert": {"size": 3}}
@@ -241,6 +241,6 @@ def test_a_run_can_be_evaluated_without_a_strangers_task_that_it_had(tmp_path: P
     assert set(config) & {"ks", "stranger", "asr"} == {"asr"}
 
 
-def test_no_task_at_all_is_refused():
+def test_a_config_without_tasks_is_refused():
     with user_error("missing-option", where="-d"):
         build_config(flags={"data": "/corpora"})

@@ -125,7 +125,7 @@ def test_training_shares_are_disjoint_and_of_equal_length(num_shares, count, buc
 
 
 @pytest.mark.parametrize("count", [28, 31])
-def test_several_training_shares_come_round_by_round(count):
+def test_several_training_shares_are_interleaved(count):
     cuts = cuts_of(count)
     zero, one, two = (batches(cuts, shares=[share], num_shares=3) for share in range(3))
     both = batches(cuts, shares=[2, 0], num_shares=3)

@@ -240,7 +240,7 @@ def test_two_processes_may_build_the_same_cache_at_once(listed_corpus, tmp_path)
     assert left == {"train.jsonl.gz", "source.json"}
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+def test_the_cache_folder_can_be_set_in_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("S3PRL_MTL_CACHE", str(tmp_path))
     assert default_cache_dir() == tmp_path
     monkeypatch.delenv("S3PRL_MTL_CACHE")

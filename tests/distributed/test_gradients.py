@@ -1,4 +1,4 @@
-"""Gradients are added up over ranks while the backward pass goes on."""
+"""Gradients are summed over ranks during the backward pass."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def sending_order(world: World) -> tuple[list[list[str]], list[bool]]:
     return order, rest
 
 
-def test_gradients_leave_while_the_backward_pass_goes_on_last_layers_first():
+def test_gradients_are_sent_during_the_backward_pass_last_layers_first():
     for order, rest in run_ranks(2, sending_order):
         first, second = order
         assert first == [], "what never gets a gradient holds up the first pass"
@@ -86,7 +86,7 @@ def summed(world: World, case: str) -> dict[str, torch.Tensor | None]:
     return {name: parameter.grad for name, parameter in layers.named_parameters()}
 
 
-def test_the_sums_are_those_of_all_ranks_whatever_each_of_them_used():
+def test_sums_include_all_ranks_even_if_a_rank_has_no_gradient():
     for case, ranks in (("all", 2), ("dtypes", 2), ("uneven", 3), ("accumulated", 2)):
         mixed = (torch.float32, torch.bfloat16, torch.float64)
         layers = deep_network(mixed if case == "dtypes" else (torch.float32,))

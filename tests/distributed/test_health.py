@@ -166,7 +166,7 @@ def test_a_frozen_rank_is_named_as_silent(job: Job) -> None:
     assert victim.name[1:] in fault.text and witness.name[1:] not in fault.text
 
 
-def test_a_rank_that_never_came_is_named(job: Job) -> None:
+def test_a_rank_that_never_joined_is_named(job: Job) -> None:
     job.start(1)
     lonely = Watch(client(job.server.port), 1, 3, beat_seconds=BEAT_SECONDS)
     lonely.start()
@@ -186,7 +186,7 @@ def test_a_busy_rank_is_at_fault_and_one_that_waits_is_not(job: Job) -> None:
     assert waiting.name[1:] not in fault.text
 
 
-def test_the_lowest_rank_that_can_speaks_for_all(job: Job) -> None:
+def test_the_lowest_running_rank_reports_for_all(job: Job) -> None:
     watch, (first, second) = job.start(3)
     with watch.doing("reading a batch of asr"):
         for other in (first, second):

@@ -55,7 +55,7 @@ def met(
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
-def test_every_attempt_has_a_part_of_the_store_for_itself(stores, order):
+def test_every_attempt_has_its_own_part_of_the_store(stores, order):
     first = met(stores, 4, order)
     first[3].set("address", "of the dead")
     assert first[0].get("address") == b"of the dead", "they share it"
@@ -86,7 +86,7 @@ def test_a_smaller_attempt_follows_a_larger_one(stores):
     assert second.get("key") == b"value"
 
 
-def test_ranks_that_do_not_come_are_named(stores):
+def test_missing_ranks_are_named(stores):
     with user_error("launch-invalid", where=r"rank 1, 2$"):
         rendezvous(stores[0], 0, 3, timeout_seconds=0.3)
     with user_error("launch-invalid", where=r"rank 0$"):

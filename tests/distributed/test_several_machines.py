@@ -70,7 +70,7 @@ def story(machines: list[Started]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rendezvous", [c10d, static])
-def test_two_machines_train_as_one_with_as_many_ranks(
+def test_two_machines_give_the_result_of_one_with_as_many_ranks(
     rendezvous: Callable[..., list[str]],
     variables: dict[str, str],
     one_machine: Path,
@@ -93,7 +93,7 @@ def test_two_machines_train_as_one_with_as_many_ranks(
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("rendezvous", [c10d, static])
-def test_a_rank_that_is_killed_on_one_machine_takes_both_back_to_the_last_checkpoint(
+def test_a_killed_rank_restarts_both_machines_from_the_last_checkpoint(
     rendezvous: Callable[..., list[str]],
     victim: int,
     variables: dict[str, str],
@@ -180,7 +180,7 @@ def network() -> Iterator[Network]:
 
 
 @pytest.mark.slow
-def test_machines_that_lose_each_other_stop_and_say_whom_they_do_not_hear_of(
+def test_disconnected_machines_stop_and_name_the_lost_rank(
     network: Network, variables: dict[str, str], tmp_path: Path
 ):
     folder, timeout_seconds = tmp_path / "run", 15

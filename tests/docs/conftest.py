@@ -32,7 +32,7 @@ def restored_process() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def trained(tiny_corpus: Path, manifest_cache: Path, tmp_path_factory) -> Path:
-    """The run that most pages presuppose."""
+    """The run that most pages require."""
     run = tmp_path_factory.mktemp("docs") / "first"
     flags = ["-u", "hubert_tiny", "-d", "asr,ks,er,sv", "-c", str(ROOT / "run_scripts/demo.yaml")]
     places = ["--data", str(tiny_corpus), "--cache_dir", str(manifest_cache), "-p", str(run)]

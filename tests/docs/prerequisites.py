@@ -1,4 +1,4 @@
-"""Files that the pages presuppose besides the corpora: files of s3prl, encoders, runs."""
+"""Files that the pages require besides the corpora: files of s3prl, encoders, runs."""
 
 from __future__ import annotations
 

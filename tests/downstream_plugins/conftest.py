@@ -1,4 +1,4 @@
-"""What the tests of the nine tasks share."""
+"""Fixtures for tests of the nine tasks."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_an_intent_is_right_only_if_all_its_slots_are(tmp_path: Path) -> None:
         ({"select": "RNNs"}, "modelrc.select"),
     ],
 )
-def test_settings_that_cannot_be_are_named_with_their_key(
+def test_invalid_settings_are_named_with_their_key(
     tmp_path: Path, change: dict[str, Any], key: str
 ) -> None:
     with pytest.raises(UserError) as error:

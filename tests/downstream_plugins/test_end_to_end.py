@@ -121,7 +121,7 @@ def test_a_dev_epoch_gives_every_metric_within_its_range_and_a_first_best(
     assert expert.log_records(expert.dev_split, records, scalars, 2) == []
 
 
-def test_training_order_follows_from_seed_and_epoch_and_can_be_entered_anywhere(
+def test_training_order_depends_on_seed_and_epoch_and_resumes_anywhere(
     task: str, build: Build
 ) -> None:
     expert = build(task)

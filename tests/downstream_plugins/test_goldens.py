@@ -1,4 +1,4 @@
-"""Every expert gives what s3prl's own expert gave: names, losses, gradients, metrics."""
+"""Experts equal s3prl's experts: names, losses, gradients, metrics."""
 
 from __future__ import annotations
 

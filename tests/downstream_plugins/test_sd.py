@@ -58,7 +58,7 @@ def test_the_median_filter_that_dev_prefers_removes_flickers(tmp_path: Path) -> 
     assert values["der"] < 0.02
 
 
-def test_without_dev_the_decision_is_the_default_and_the_log_says_so(
+def test_without_dev_the_decision_is_the_default_and_this_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expert = build(tmp_path)

@@ -1,4 +1,4 @@
-"""The settings that the tasks come with, and SUPERB's own in run_scripts."""
+"""Default settings of the tasks, and SUPERB's settings in run_scripts."""
 
 from __future__ import annotations
 

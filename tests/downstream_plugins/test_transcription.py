@@ -57,7 +57,7 @@ def test_slots_become_the_targets_of_s3prl_and_are_written_back(build: Any, gold
         assert expert.text(found.tolist()) == text
 
 
-def test_words_after_and_between_slots_are_parted_by_one_space(build: Any) -> None:
+def test_words_after_and_between_slots_are_separated_by_one_space(build: Any) -> None:
     expert = build("sf")
     labels = {
         "iob_words": ["FLY", "ROME", "MILES", "NOW"],
@@ -89,7 +89,7 @@ def frames(expert: TranscriptionExpert, *symbols: str) -> torch.Tensor:
     return torch.tensor([expert.vocabulary.index(symbol) for symbol in symbols])
 
 
-def test_ctc_decoding_keeps_letters_that_a_blank_parts_and_ends_with_the_utterance(
+def test_ctc_decoding_keeps_letters_separated_by_a_blank_and_ends_with_the_utterance(
     build: Any,
 ) -> None:
     expert = build("sf", decoding="ctc")
@@ -134,7 +134,7 @@ def test_training_batches_without_slots_leave_slot_scores_out(build: Any) -> Non
         ({"zero_infinity": None}, "zero_infinity"),
     ],
 )
-def test_settings_that_cannot_be_are_named_with_their_key(
+def test_invalid_settings_are_named_with_their_key(
     build: Any, head: dict[str, Any], key: str
 ) -> None:
     with pytest.raises(UserError) as error:

@@ -1,4 +1,4 @@
-"""The examples use what anybody may use."""
+"""The examples import public names only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line sets up the log of the whole process; tests put it back."""
+"""Restore the logging of the process, which the command line sets up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `export`: the checkpoint that it takes, and the errors."""
+"""The command `export`: selection of the checkpoint, and errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_folder_stands_for_its_newest_undamaged_state_and_keeps_its_files(tmp_path: Path) -> None:
+def test_a_run_folder_selects_its_newest_undamaged_checkpoint_and_is_unchanged(
+    tmp_path: Path,
+) -> None:
     run = tmp_path / "run"
     encoders = {step: tuned("odd_base") for step in (5, 40, 100)}
     for step, encoder in encoders.items():
@@ -103,7 +105,7 @@ def test_an_empty_folder_may_exist(format: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if FORMATS[name].is_folder])
-def test_the_working_directory_may_be_filled(
+def test_an_empty_working_directory_may_be_the_output(
     format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stays the same folder: a shell in it sees the files."""
@@ -235,7 +237,7 @@ def test_missing_folders_are_created_and_files_are_readable_by_others(tmp_path: 
     assert file.stat().st_mode & 0o777 == (folder / "upstream.pt").stat().st_mode & 0o777 == 0o644
 
 
-def test_an_encoder_of_the_zoo_is_refused_by_all_but_s3prl(tmp_path: Path) -> None:
+def test_an_encoder_of_the_zoo_is_refused_by_all_formats_except_s3prl(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", load_upstream("fbank"), name="fbank")
     for format in ("fairseq", "transformers", "onnx"):
         with user_error("not-supported", where=f"--format {format}", fix="--format s3prl"):

@@ -1,4 +1,4 @@
-"""What `docs/export.md` tells people to type and to run does what it says."""
+"""The commands and code of docs/export.md work as described."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ PRINTED = {
 }
 
 
-def test_there_is_an_answer_to_every_block() -> None:
+def test_every_python_block_has_an_expected_output() -> None:
     assert len(CODE) == len(PRINTED)
 
 

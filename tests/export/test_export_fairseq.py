@@ -1,4 +1,4 @@
-"""`--format fairseq` against what fairseq itself made of such files."""
+"""`--format fairseq` against outputs of fairseq for such files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.mistakes import user_error
 
 
 @pytest.mark.parametrize("case", HUBERTS)
-def test_fairseq_saw_the_features_of_our_encoder(case: str, tmp_path: Path) -> None:
+def test_fairseqs_features_equal_those_of_our_encoder(case: str, tmp_path: Path) -> None:
     truth = torch.load(FIXTURES / "export" / f"{case}.pt", weights_only=True)
     model = load_hubert(export(save_run(tmp_path, tuned(case)), "fairseq", tmp_path / "out.pt"))
     sums = {name: float(value.double().sum()) for name, value in model.state_dict().items()}
@@ -28,9 +28,7 @@ def test_fairseq_saw_the_features_of_our_encoder(case: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("case", HUBERTS)
-def test_the_file_keeps_what_surrounds_the_encoder_in_the_original(
-    case: str, tmp_path: Path
-) -> None:
+def test_other_entries_of_the_original_file_are_kept(case: str, tmp_path: Path) -> None:
     out = export(save_run(tmp_path, tuned(case)), "fairseq", tmp_path / "out.pt")
     original = read_fairseq_checkpoint(FIXTURES / "hubert" / f"{case}.pt")
     exported = read_fairseq_checkpoint(out)

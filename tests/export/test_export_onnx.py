@@ -1,4 +1,4 @@
-"""`--format onnx`: what onnxruntime makes of the file."""
+"""`--format onnx` in onnxruntime."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return case, selection, export(saved, "onnx", folder / "encoder.onnx")
 
 
-def test_onnxruntime_gives_our_numbers_at_any_length(exported: Any) -> None:
+def test_onnxruntime_gives_our_features_at_any_length(exported: Any) -> None:
     case, selection, path = exported
     encoder, session = tuned(case), session_of(path)
     featurizer = Featurizer(encoder, selection)
@@ -93,7 +93,7 @@ TOLERANCE = {"noise on a constant": 1e-2}
 
 
 @pytest.mark.parametrize("name", STILL)
-def test_where_nothing_sounds_the_numbers_are_the_exact_ones(exported: Any, name: str) -> None:
+def test_features_of_constant_waveforms_equal_double_precision(exported: Any, name: str) -> None:
     """In float32 torch's own GroupNorm is off by more: the truth is our encoder in float64."""
     case, _, path = exported
     encoder = tuned(case).double()
@@ -103,7 +103,7 @@ def test_where_nothing_sounds_the_numbers_are_the_exact_ones(exported: Any, name
     torch.testing.assert_close(found, wanted, atol=TOLERANCE.get(name, 1e-4), rtol=0)
 
 
-def test_quiet_and_loud_speech_give_our_numbers(exported: Any) -> None:
+def test_quiet_and_loud_speech_give_our_features(exported: Any) -> None:
     case, _, path = exported
     encoder = tuned(case)
     for wav in [noise(3000, level) + 0.01 for level in (0.01, 0.1, 10.0)]:
@@ -126,7 +126,7 @@ def test_a_batch_or_too_short_a_waveform_is_refused(exported: Any) -> None:
             session.run(None, {"waveform": torch.zeros(shape).numpy()})
 
 
-def test_the_file_says_what_it_is_and_nothing_of_this_machine(exported: Any) -> None:
+def test_metadata_describe_the_encoder_without_local_paths(exported: Any) -> None:
     case, selection, path = exported
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)

@@ -1,4 +1,4 @@
-"""`--format s3prl`: what s3prl 0.4.18 makes of the folder."""
+"""`--format s3prl` in s3prl 0.4.18."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_two_heads_for_one_file_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_an_upstream_of_the_zoo_goes_back_to_s3prl_under_its_own_names(tmp_path: Path) -> None:
+def test_an_upstream_of_the_zoo_is_exported_with_s3prls_names(tmp_path: Path) -> None:
     converted = export(
         save_run(tmp_path / "1", tuned("base_style")), "s3prl", tmp_path / "converted"
     )

@@ -1,4 +1,4 @@
-"""`--format transformers`: what transformers makes of the folder."""
+"""`--format transformers` in transformers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_only_a_pre_norm_encoder_has_its_last_state_before_the_final_norm(
 
 @pytest.mark.parametrize("level", [0.3, 0.05, 0.01])
 @pytest.mark.parametrize("case", ["base_style", "large_style"])
-def test_the_preprocessor_normalises_where_the_encoder_wants_it(
+def test_the_preprocessor_normalises_if_the_encoder_requires_it(
     case: str, level: float, tmp_path: Path
 ) -> None:
     """transformers adds 1e-7 to the variance where fairseq adds 1e-5; the rest is the same."""
@@ -87,7 +87,7 @@ def test_the_preprocessor_normalises_where_the_encoder_wants_it(
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_every_activation_has_its_like(name: str, tmp_path: Path) -> None:
+def test_every_activation_has_an_equivalent(name: str, tmp_path: Path) -> None:
     config = HubertConfig(
         conv_feature_layers=((8, 10, 5), (12, 4, 4)),
         encoder_layers=2,
@@ -110,7 +110,7 @@ def test_every_activation_has_its_like(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(their_states(model, wav), wanted, atol=1e-4, rtol=0)
 
 
-def test_an_encoder_without_a_projection_gets_one_that_changes_nothing(tmp_path: Path) -> None:
+def test_an_encoder_without_a_projection_gets_an_identity(tmp_path: Path) -> None:
     encoder = load_upstream("hubert_tiny")
     assert isinstance(encoder, Hubert) and encoder.post_extract_proj is None
     model = load(export(save_run(tmp_path, encoder), "transformers", tmp_path / "out"))
@@ -123,7 +123,7 @@ def test_an_encoder_without_a_projection_gets_one_that_changes_nothing(tmp_path:
     torch.testing.assert_close(their_states(model, wav), wanted, atol=1e-4, rtol=0)
 
 
-def test_settings_of_training_go_along_and_nothing_is_masked(tmp_path: Path) -> None:
+def test_training_settings_are_exported_and_masking_is_off(tmp_path: Path) -> None:
     encoder = tuned("base_style")
     out = export(save_run(tmp_path, encoder), "transformers", tmp_path / "out")
     settings = json.loads((out / "config.json").read_text())
@@ -134,7 +134,7 @@ def test_settings_of_training_go_along_and_nothing_is_masked(tmp_path: Path) -> 
     assert torch.equal(model.masked_spec_embed, encoder.mask_emb)
 
 
-def test_an_encoder_of_transformers_goes_back_as_it_came(tmp_path: Path) -> None:
+def test_an_encoder_of_transformers_is_exported_in_its_format(tmp_path: Path) -> None:
     ensure_torchaudio()
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 

@@ -1,4 +1,4 @@
-"""Fixtures for runs that are broken on purpose."""
+"""Fixtures for fault injection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of the command line that tests break on purpose: their processes, ranks and files."""
+"""Launch runs for fault injection: their processes, ranks and files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The newest checkpoint is not what was written: the one before takes its place."""
+"""If the newest checkpoint is damaged, the previous one is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loader worker is killed, as the system does where memory is short."""
+"""A loader worker is killed, as by the system when memory runs out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No room for the next checkpoint: the run ends, and the one before is whole.
+"""A full disk: the run ends, and earlier checkpoints stay intact.
 
 A limit on the size of files, which is set from outside while the run goes on, stands for the full
 disk: either way the system refuses a write in the middle of the file.
@@ -28,7 +28,7 @@ LIMIT_BYTES = 1_000_000
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_checkpoint_that_does_not_fit_costs_none_of_those_before(
+def test_a_checkpoint_that_does_not_fit_leaves_earlier_ones_intact(
     ranks: int, launch: Launcher, uninterrupted: Callable[..., Path]
 ):
     run = launch(WORDS, ranks=ranks)
@@ -53,7 +53,7 @@ def test_a_checkpoint_that_does_not_fit_costs_none_of_those_before(
 def test_metrics_that_do_not_fit_end_the_run_with_their_name(
     ranks: int, launch: Launcher, uninterrupted: Callable[..., Path]
 ):
-    """Nothing was saved yet, and the disk has no room to: `-a` begins anew."""
+    """Nothing has been saved yet, and the disk is full: `-a` starts from the beginning."""
     words = words_of("ks,er", 20, runner__save_step=1000)
     run = launch(words, ranks=ranks)
     pids = run.rank_pids()

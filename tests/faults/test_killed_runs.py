@@ -1,4 +1,4 @@
-"""SIGKILL: no process has a chance to do anything about it."""
+"""Runs killed by SIGKILL resume with the same result."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_ten_kills_at_random_moments_five_of_them_while_saving_lose_nothing(
     launch: Launcher,
     uninterrupted: Callable[..., Path],
 ):
-    """On two ranks either torchrun and all ranks are killed at once, or one rank by chance."""
+    """On two ranks either torchrun and all ranks are killed at once, or one random rank."""
     chance = random.Random(f"ten kills of {ranks}")
     words = words_of("ks,er", 70, "--timeout", "60", runner__eval_step=10)
     moments = ["saving"] * 5 + ["training"] * 3 + ["starting"] * 2

@@ -1,4 +1,4 @@
-"""A rank that is gone, frozen or stuck: the others say which one it is, and end."""
+"""If a rank is killed, frozen or hangs, the other ranks name it and exit."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_torchrun_restarts_the_run_from_its_last_checkpoint(
 def test_a_run_resumes_after_torchrun_was_killed(
     launch: Launcher, uninterrupted: Callable[..., Path]
 ):
-    """Its ranks are not told; they lose the store that torchrun hosts, and train on."""
+    """The ranks get no signal; they lose the store hosted by torchrun, and continue training."""
     run = launch(SHORT, ranks=2)
     pids = run.rank_pids()
     run.until_step(6)

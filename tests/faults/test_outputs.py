@@ -1,4 +1,4 @@
-"""Who writes what where several ranks train."""
+"""Output of runs with several ranks."""
 
 from __future__ import annotations
 

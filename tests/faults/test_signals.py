@@ -1,6 +1,6 @@
-"""SIGTERM and SIGUSR1, with which schedulers warn: the run saves itself and ends with exit code 0.
+"""SIGTERM and SIGUSR1, the signals of schedulers: the run is saved and exits with code 0.
 
-In every test the run would otherwise save itself at its end only.
+Without a signal, the run of every test is saved at its end only.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def assert_saved_itself(run: Run, exit_code: int = 0) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
-def test_one_process_saves_itself_at_the_step_it_is_at(
+def test_one_process_saves_its_current_step(
     number: signal.Signals,
     launch: Launcher,
     uninterrupted: Callable[..., Path],
@@ -79,7 +79,7 @@ def test_a_signal_to_the_process_and_its_loader_workers_loses_nothing(
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("number", SIGNALS)
-def test_in_an_evaluation_the_run_saves_itself_and_makes_the_evaluation_up(
+def test_a_signal_in_an_evaluation_saves_the_run_and_the_evaluation_is_repeated(
     number: signal.Signals,
     ranks: int,
     launch: Launcher,
@@ -99,7 +99,7 @@ def test_in_an_evaluation_the_run_saves_itself_and_makes_the_evaluation_up(
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("number", SIGNALS)
-def test_while_the_corpora_are_read_the_run_ends_at_once(
+def test_a_signal_while_the_corpora_are_read_ends_the_run_at_once(
     number: signal.Signals,
     ranks: int,
     launch: Launcher,
@@ -138,12 +138,12 @@ def test_a_signal_to_one_of_two_ranks_stops_both_at_the_same_step(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
-def test_torchrun_hands_a_signal_on_and_waits_for_the_ranks(
+def test_torchrun_forwards_a_signal_and_waits_for_the_ranks(
     number: signal.Signals,
     launch: Launcher,
     uninterrupted: Callable[..., Path],
 ):
-    """SIGUSR1 needs `--signals-to-handle`. torchrun itself ends with an exit code of its own."""
+    """SIGUSR1 needs `--signals-to-handle`. torchrun has its own exit code."""
     handled = ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
     run = launch(WORDS, ranks=2, torchrun=handled)
     ranks = run.rank_pids().values()

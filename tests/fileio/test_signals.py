@@ -60,7 +60,7 @@ def test_an_error_inside_ends_the_deferral():
             signal.raise_signal(signal.SIGTERM)
 
 
-def test_a_second_signal_does_not_break_into_the_tidying_after_the_first():
+def test_a_second_signal_does_not_interrupt_the_cleanup_after_the_first():
     tidied = []
     with StopSignals(), pytest.raises(Stopped, match="SIGTERM"):
         try:
@@ -72,7 +72,7 @@ def test_a_second_signal_does_not_break_into_the_tidying_after_the_first():
     assert tidied == [True]
 
 
-def test_the_handlers_from_before_come_back():
+def test_previous_handlers_are_restored():
     before = handlers()
     with StopSignals():
         assert all(new is not old for new, old in zip(handlers(), before, strict=True))
@@ -81,11 +81,11 @@ def test_the_handlers_from_before_come_back():
     assert handlers() == before
 
 
-def test_it_can_be_stopped_like_by_a_keyboard():
+def test_stopped_is_a_keyboard_interrupt():
     assert issubclass(Stopped, KeyboardInterrupt)
 
 
-def test_in_another_thread_nothing_is_installed():
+def test_no_handler_is_installed_outside_the_main_thread():
     before = handlers()
     found = []
 

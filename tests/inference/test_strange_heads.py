@@ -130,7 +130,7 @@ INVALID = [
 
 
 @pytest.mark.parametrize(("says", "reason"), INVALID)
-def test_a_head_that_fails_is_named_and_costs_one_file(
+def test_a_head_that_fails_is_named_and_affects_one_file_only(
     run: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch, capsys, says, reason: str
 ):
     trained = s3prl_mtl.load(run, ["moody", "ks"], device="cpu")

@@ -1,4 +1,4 @@
-"""Goldens of SUPERB's metrics: inputs and what the original programs gave for them."""
+"""Goldens of SUPERB's metrics: inputs, and outputs of the original programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The branch's `multitask.yaml`, as it is and at the sizes of the tiny corpus."""
+"""The branch's `multitask.yaml`, unchanged and with small sizes for the tiny corpus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the branch and of s3prl come in, and ours go out to them."""
+"""Load checkpoints of the branch and of s3prl; s3prl loads ours."""
 
 from __future__ import annotations
 
@@ -330,7 +330,7 @@ def test_an_encoder_of_its_own_is_not_replaced_on_evaluation(
     assert "[conflicting-options]" in text and f"--init_upstream_ckpt {folder}" in text
 
 
-def test_an_encoder_of_another_size_than_its_name_says_is_named_everywhere(
+def test_an_encoder_size_that_contradicts_its_name_is_an_error_everywhere(
     branch_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     states = torch.load(branch_file, weights_only=False)

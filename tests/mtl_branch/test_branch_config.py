@@ -1,4 +1,4 @@
-"""The branch's `multitask.yaml` through `-c`, as it is."""
+"""The unchanged `multitask.yaml` of the branch in `-c`."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_supported_values_are_translated(multitask_yaml: Path, tiny_corpus: Path
     assert splits["asr"] == (["dev-clean"], ["test-clean"])
 
 
-def test_keys_without_a_meaning_are_logged_once_a_build(
+def test_keys_without_an_equivalent_are_logged_once_per_build(
     multitask_yaml: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     copy = tmp_path / "copy.yaml"

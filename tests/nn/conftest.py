@@ -1,4 +1,4 @@
-"""Goldens of SUPERB's heads: what the original programs gave on fixed inputs."""
+"""Goldens of SUPERB's heads: outputs of the original programs for fixed inputs."""
 
 from __future__ import annotations
 

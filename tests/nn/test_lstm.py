@@ -1,4 +1,4 @@
-"""An LSTM over padded utterances gives what torch gives for a packed sequence."""
+"""An LSTM over padded utterances equals torch's LSTM over a packed sequence."""
 
 from __future__ import annotations
 

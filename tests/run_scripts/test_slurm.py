@@ -1,4 +1,4 @@
-"""The SLURM script with a SLURM of a few lines: real torchrun, real ranks, real signals."""
+"""The SLURM script with a minimal fake SLURM, and real torchrun, ranks and signals."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def finish(cluster: Cluster, folder: Path, machines: int) -> str:
     return job.text()
 
 
-def test_slurm_reads_all_that_the_script_asks_of_it():
+def test_slurm_reads_every_sbatch_line():
     lines = SCRIPT.read_text().splitlines()
     command = next(n for n, line in enumerate(lines) if line.strip() and not line.startswith("#"))
     asked = [n for n, line in enumerate(lines) if line.startswith("#SBATCH")]
@@ -170,7 +170,7 @@ def test_slurm_reads_all_that_the_script_asks_of_it():
 
 
 @pytest.mark.slow
-def test_a_run_that_nobody_interrupts_trains_to_the_end_and_is_not_requeued(
+def test_an_uninterrupted_run_completes_and_is_not_requeued(
     whole: tuple[Path, Cluster, int, str],
 ):
     folder, cluster, code, text = whole
@@ -184,7 +184,7 @@ def test_a_run_that_nobody_interrupts_trains_to_the_end_and_is_not_requeued(
 @pytest.mark.slow
 @pytest.mark.parametrize("machines", [1, 2])
 @pytest.mark.parametrize("ask", [ask_by_usr1, ask_by_term])
-def test_an_interrupted_run_is_requeued_once_and_ends_as_if_it_had_not_been(
+def test_an_interrupted_run_is_requeued_once_and_ends_with_the_same_result(
     whole: tuple[Path, Cluster, int, str],
     cluster: Cluster,
     ask: Callable[[Started], None],
@@ -217,7 +217,7 @@ def test_a_warning_before_the_ranks_are_ready_is_not_lost(
 
 
 @pytest.mark.slow
-def test_a_run_that_was_cancelled_saves_itself_and_stays_out_of_the_queue(cluster: Cluster):
+def test_a_cancelled_run_is_saved_and_not_requeued(cluster: Cluster):
     folder = cluster.folder / "run"
     with cluster.batch(training(folder, 100_000)) as job:
         until(lambda: reached(folder, 1), job.text)

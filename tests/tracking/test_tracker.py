@@ -1,4 +1,4 @@
-"""The files with the numbers of a run."""
+"""`metrics.jsonl`, `results.json` and TensorBoard files of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from s3prl_mtl.tracking.tracker import Report, Tracker, read_metrics, read_resul
 from tests.mistakes import user_error
 
 
-def test_a_number_is_written_to_all_three_places(tmp_path: Path):
+def test_a_value_is_written_to_all_three_outputs(tmp_path: Path):
     with Tracker(tmp_path) as tracker:
         report = Report("asr", "dev-clean")
         report.add_scalar("asr/dev-clean-wer", 0.25, global_step=3)
@@ -95,7 +95,7 @@ def test_a_non_finite_value_is_written_as_valid_json(tmp_path: Path):
     assert read_results(tmp_path) == {"ks": {"train": {"acc": 0.5}}}
 
 
-def test_a_run_is_evaluated_while_it_trains_and_no_number_is_lost(tmp_path: Path):
+def test_a_run_can_be_evaluated_while_it_trains_without_losing_values(tmp_path: Path):
     with Tracker(tmp_path, resumed_at=0) as training:
         training.record("ks", "train", "loss", 1.0, 1)
         with Tracker(tmp_path) as evaluating:

@@ -1,4 +1,4 @@
-"""How a step is divided into micro-batches, and how many the next one starts with."""
+"""Division of steps into micro-batches, and the number for the next step."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_next_step_starts_with_as_many_micro_batches_as_the_last_one_ended_w
     assert memory.batcher.skips.steps_in_parts == 6
 
 
-def test_half_as_many_are_tried_after_some_hundred_steps():
+def test_half_as_many_micro_batches_are_tried_after_some_hundred_steps():
     memory = Memory(limit=2)
     memory.attempts()
     rest = [memory.attempts() for _ in range(FEWER_AFTER_STEPS)]
@@ -96,7 +96,7 @@ def test_a_larger_step_is_divided_further_and_this_is_remembered():
     assert memory.attempts() == [4]
 
 
-def test_a_restored_one_goes_on_as_the_one_that_was_saved():
+def test_a_restored_micro_batcher_continues_like_the_saved_one():
     memory, restored = Memory(limit=2), Memory(limit=2)
     for _ in range(FEWER_AFTER_STEPS - 3):
         memory.attempts()

@@ -1,4 +1,4 @@
-"""The placement that a user writes."""
+"""Parse `--placement`."""
 
 from __future__ import annotations
 

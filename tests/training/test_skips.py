@@ -1,4 +1,4 @@
-"""When steps without effect end a run."""
+"""Skipped steps that abort a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from s3prl_mtl.training.skips import MAXIMUM_IN_A_ROW, SkipCounts
 from tests.mistakes import user_error
 
 
-def test_fifty_steps_in_a_row_without_a_task_end_the_run_by_its_name():
+def test_fifty_steps_in_a_row_without_a_task_abort_the_run():
     skips = SkipCounts(["ks", "er"])
     for step in range(1, MAXIMUM_IN_A_ROW):
         skips.count_losses(step, {"er"})
@@ -22,7 +22,7 @@ def test_fifty_steps_in_a_row_without_a_task_end_the_run_by_its_name():
         resumed.count_losses(100, {"er"})
 
 
-def test_fifty_non_finite_gradients_in_a_row_end_the_run():
+def test_fifty_non_finite_gradients_in_a_row_abort_the_run():
     skips = SkipCounts(["ks"])
     for step in range(1, MAXIMUM_IN_A_ROW):
         skips.count_norm(step, math.inf, ["the head of ks"])

@@ -1,4 +1,4 @@
-"""Experts that know nothing of this package: s3prl's contract, a plain loader, a package apart."""
+"""Third-party experts: s3prl's contract, a plain loader, a separate package."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_an_s3prl_expert_trains_unchanged(install, tmp_path: Path):
     assert all((one[name] == two[name]).all() for name in one)
 
 
-def test_its_results_are_shown_also_when_it_is_gone(
+def test_results_of_an_uninstalled_expert_are_shown(
     install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     install(EXPERT)

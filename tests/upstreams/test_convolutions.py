@@ -1,4 +1,4 @@
-"""Convolutions as matrix products give what torch's convolutions give; dropout keeps its rate."""
+"""Convolutions as matrix products equal torch's convolutions; dropout keeps its rate."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def snips(tmp_path, write_audio, write_text):
     return root
 
 
-def test_splits_are_folders_narrowed_to_superbs_speakers(snips):
+def test_splits_are_folders_restricted_to_superbs_speakers(snips):
     corpus = AudioSnips(snips_root=snips)
     assert corpus.problems() == []
     found = {split: [u.id for u in corpus.utterances(split)] for split in corpus.splits}
@@ -55,7 +55,7 @@ def test_label_space_has_superbs_characters_and_the_slots_of_the_file(snips, gol
     }
 
 
-def test_targets_are_the_original_programs(golden):
+def test_targets_equal_those_of_the_original_program(golden):
     reference = golden("sf")
     tokens = [*reference["vocabulary"], *reference["slots"]]
     for line, expected, target in zip(
@@ -89,7 +89,7 @@ def test_targets_are_the_original_programs(golden):
         ("HI ;", "O x", "HI"),
     ],
 )
-def test_slots_open_and_close_around_runs_and_punctuation_goes(words, slots, target):
+def test_slot_symbols_enclose_sequences_and_punctuation_is_removed(words, slots, target):
     assert slot_target(words.split(), slots.split()) == target
 
 

@@ -41,7 +41,7 @@ def test_test_is_the_held_out_session_and_excitement_is_happiness(iemocap):
     assert counts == {"neu": 2, "hap": 4, "ang": 2, "sad": 2}
 
 
-def test_train_and_dev_share_the_other_sessions_as_random_split_deals_them(iemocap):
+def test_train_and_dev_are_a_random_split_of_the_other_sessions(iemocap):
     corpus = IEMOCAP(root=iemocap)
     everything = [
         f"{dialogue}_F{EMOTIONS.index(emotion):03d}"

@@ -42,7 +42,7 @@ def test_dev_and_test_are_whole_recordings(mix):
         assert second.labels["segments"] == [[0, 0.0, 0.5]]
 
 
-def test_train_is_chunks_with_the_last_shorter_one(mix):
+def test_train_is_chunks_including_a_shorter_last_one(mix):
     corpus = Libri2Mix(data_dir=mix, chunk_size=100)
     found = [u for u in corpus.utterances("train") if u.labels["recording"] == "rec1"]
     assert [(u.labels["start_frame"], u.labels["frames"]) for u in found] == [
@@ -73,7 +73,7 @@ def test_chunks_are_2000_frames(tmp_path, frames, chunks):
     assert list(Libri2Mix(data_dir=tmp_path).chunks(frames)) == chunks
 
 
-def test_chunks_of_a_recording_are_its_stretches(mix, tmp_path):
+def test_chunks_cover_the_recording(mix, tmp_path):
     cuts = list(load_cuts(Libri2Mix(data_dir=mix, chunk_size=100), "train", tmp_path / "c"))
     whole = load_waveform(next(iter(load_cuts(Libri2Mix(data_dir=mix), "dev", tmp_path / "c"))))
     chunks = [load_waveform(cut) for cut in cuts if cut.custom["labels"]["recording"] == "rec1"]

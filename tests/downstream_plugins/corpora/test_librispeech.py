@@ -81,7 +81,7 @@ def test_asr_symbols_are_those_of_fairseq(golden):
         assert symbols[target[-1]] == "</s>"
 
 
-def test_asr_symbols_fall_by_count_then_code_point_and_fill_up_to_eights(libri):
+def test_asr_symbols_are_sorted_by_count_and_padded_to_a_multiple_of_8(libri):
     symbols = LibriSpeech(libri_root=libri).label_space()["symbols"]
     letters = "THE|CAT|SAT|" + "A|DOG|RAN|HOME|"
     counts = Counter(letters)

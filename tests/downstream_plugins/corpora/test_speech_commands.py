@@ -51,7 +51,7 @@ def test_the_split_is_the_hash_of_the_speaker():
         *[(speaker, None) for speaker in ("0c40e715", "0ea0e2f4", "105a0eea")],
     ],
 )
-def test_first_speakers_of_the_published_lists_are_where_these_say(speaker, split):
+def test_speakers_are_in_the_splits_of_the_published_lists(speaker, split):
     """From validation_list.txt and testing_list.txt, which come with the data set."""
     assert hashed_split(f"{speaker}_nohash_0.wav") == split
 

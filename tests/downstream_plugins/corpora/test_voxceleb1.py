@@ -153,7 +153,7 @@ def test_sv_a_malformed_trial_is_named_with_its_line(vox, write_text, line):
         sv(vox).trials("test")
 
 
-def test_sv_training_leaves_out_what_trimming_makes_too_short(vox, tmp_path):
+def test_sv_training_excludes_utterances_too_short_after_trimming(vox, tmp_path):
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 3 * 16_000)
     silence = np.zeros(2 * 16_000)
     folder = vox / "dev" / "wav" / "id10001"
