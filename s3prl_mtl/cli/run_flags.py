@@ -79,7 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-t", "--evaluate_split", metavar="TASK:SPLIT,...", help='"asr:test-clean,ks:test"'
     )
     where.add_argument(
-        "--dry-run", action="store_true", help="check data, settings and one batch of each split"
+        "--dry-run",
+        action="store_true",
+        help="check everything with one batch of each split; no training",
     )
 
 
