@@ -62,7 +62,7 @@ class SkipCounts:
                 )
 
     def count_norm(self, step: int, norm: float, sources: Sequence[str]) -> None:
-        """Count a step whose gradient norm is not finite; a finite one ends the row.
+        """Count a step with a non-finite gradient norm; a finite norm resets the row.
 
         Args:
             step: its number.
