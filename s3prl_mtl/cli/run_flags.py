@@ -8,7 +8,7 @@ from s3prl_mtl.cli.evaluate import evaluate
 from s3prl_mtl.cli.train import train
 from s3prl_mtl.distributed.world import DEFAULT_TIMEOUT_SECONDS, RankLost, World
 from s3prl_mtl.fileio.deferred_log import DeferredLog
-from s3prl_mtl.fileio.signals import Stopped, StopSignals
+from s3prl_mtl.training.signals import Stopped, StopSignals
 
 DESCRIPTION = "Train one self-supervised speech encoder on several tasks at once, or evaluate it."
 

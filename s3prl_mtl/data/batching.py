@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from s3prl_mtl.data.audio import UnreadableAudio
 from s3prl_mtl.data.manifests import MAXIMUM_SKIPPED
 from s3prl_mtl.data.sampling import Draw, derived_seed, plan_batches, select_shares
+from s3prl_mtl.data.workers import StopSignalGuard
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.signals import StopSignalGuard
 
 logger = logging.getLogger(__name__)
 
