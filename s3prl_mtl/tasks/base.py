@@ -16,8 +16,9 @@ import torch
 from lhotse import CutSet
 from torch import Tensor, nn
 
-from s3prl_mtl.data import Corpus, default_cache_dir, load_cuts, load_waveform, make_loader
+from s3prl_mtl.data import Corpus, load_cuts, load_waveform, make_loader
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.cache import default_cache_dir
 from s3prl_mtl.tasks.metric import (
     Metric,
     check_declarations,
