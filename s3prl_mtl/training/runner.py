@@ -23,11 +23,8 @@ from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.optim.factory import make_optimizer, make_scheduler
 from s3prl_mtl.tracking.progress import StepProgress
 from s3prl_mtl.tracking.tracker import Results, Tracker
-from s3prl_mtl.training.build import (
-    build_experts,
-    build_upstream,
-    pick_device,
-)
+from s3prl_mtl.training.build import build_experts, build_upstream
+from s3prl_mtl.training.device import pick_device
 from s3prl_mtl.training.evaluation import Evaluator, Interrupted, share_buffers
 from s3prl_mtl.training.initial_weights import load_initial_encoder, load_initial_weights
 from s3prl_mtl.training.placement import choose_placement, write_placement
