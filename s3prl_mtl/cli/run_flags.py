@@ -14,7 +14,10 @@ DESCRIPTION = "Train one self-supervised speech encoder on several tasks at once
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of s3prl's multi-task branch, and those of this package."""
+    """Add the flags of s3prl's multi-task branch, and those of this package.
+
+    A flag that changes a setting also needs its key in `ARGUMENT_KEYS` (`config/overrides.py`).
+    """
     what = parser.add_argument_group("what to run")
     what.add_argument("-m", "--mode", choices=["train", "evaluate"], default="train")
     what.add_argument("-u", "--upstream", metavar="NAME", help="the encoder, such as hubert")
