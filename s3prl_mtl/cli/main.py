@@ -153,8 +153,3 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     if name not in COMMANDS:
         parser.epilog = "Other commands: python -m s3prl_mtl " + " | ".join(COMMANDS)
     return parser
-
-
-def run_parser() -> argparse.ArgumentParser:
-    """The parser of training and evaluation."""
-    return command_parser("")

@@ -22,8 +22,6 @@ from s3prl_mtl.tasks.best_checkpoint import first_score, selecting_metric_of, up
 from s3prl_mtl.tasks.metric import Metric, check_name, place_of, settings_file
 from s3prl_mtl.tasks.settings import CheckedSettings
 
-__all__ = ["Metric", "ScalarLogger", "TaskExpert"]
-
 logger = logging.getLogger(__name__)
 
 
