@@ -20,7 +20,6 @@ from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.data.sampling import derived_seed
 from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.world import OtherRankFailed, RankLost, World
-from s3prl_mtl.tracking.tracker import Report
 
 RANKS = 2
 TOLERANCE = 1e-4
@@ -119,7 +118,9 @@ def _measure_rank(
 ) -> dict[str, RankResult]:
     """Everything that the clauses need of a rank, so that processes start only once."""
     harness = make_harness()
-    measures: dict[str, Callable[[Any], Any]] = {"reports": partial(_evaluate, world, harness)}
+    measures: dict[str, Callable[[Any], Any]] = {
+        "reports": lambda expert: harness.evaluate(expert, world)
+    }
     if trained:
         measures["shares"] = partial(_read_share, world, harness, ended)
         measures["steps"] = partial(_steps, world, harness)
@@ -162,10 +163,6 @@ def _read_share(world: World, harness: TaskHarness, ended: bool, expert: Any) ->
         for batch in batches:
             found += digests(batch)
     return found
-
-
-def _evaluate(world: World, harness: TaskHarness, expert: Any) -> list[Report]:
-    return harness.evaluate(expert, world)
 
 
 def _steps(world: World, harness: TaskHarness, expert: Any) -> tuple[Step, Step]:

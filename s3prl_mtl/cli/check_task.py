@@ -7,7 +7,7 @@ import argparse
 from rich.table import Table
 from rich.text import Text
 
-from s3prl_mtl.authoring.conformance import check_task
+from s3prl_mtl.authoring import check_task
 from s3prl_mtl.tracking.console import OUTPUT
 
 DESCRIPTION = "Check a task against the contract (docs/plugins.md)."

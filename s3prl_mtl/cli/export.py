@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from s3prl_mtl.export import FORMATS, export
-from s3prl_mtl.fileio.signals import exit_on_signals
 from s3prl_mtl.tracking.console import OUTPUT
+from s3prl_mtl.training.signals import exit_on_signals
 
 DESCRIPTION = "Write the encoder of a run for another program."
 

@@ -24,9 +24,9 @@ from s3prl_mtl.cli import (
 from s3prl_mtl.cli.versions import ShowVersions
 from s3prl_mtl.distributed.world import RankLost
 from s3prl_mtl.errors import SharedMistake, UserError, error_summary
-from s3prl_mtl.fileio.signals import Stopped
 from s3prl_mtl.registry.fault import plugin_at_fault
 from s3prl_mtl.tracking.console import MESSAGES, show_log
+from s3prl_mtl.training.signals import Stopped
 
 logger = logging.getLogger(__name__)
 
@@ -153,8 +153,3 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     if name not in COMMANDS:
         parser.epilog = "Other commands: python -m s3prl_mtl " + " | ".join(COMMANDS)
     return parser
-
-
-def run_parser() -> argparse.ArgumentParser:
-    """The parser of training and evaluation."""
-    return command_parser("")

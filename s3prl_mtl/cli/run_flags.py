@@ -8,13 +8,16 @@ from s3prl_mtl.cli.evaluate import evaluate
 from s3prl_mtl.cli.train import train
 from s3prl_mtl.distributed.world import DEFAULT_TIMEOUT_SECONDS, RankLost, World
 from s3prl_mtl.fileio.deferred_log import DeferredLog
-from s3prl_mtl.fileio.signals import Stopped, StopSignals
+from s3prl_mtl.training.signals import Stopped, StopSignals
 
 DESCRIPTION = "Train one self-supervised speech encoder on several tasks at once, or evaluate it."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of s3prl's multi-task branch, and those of this package."""
+    """Add the flags of s3prl's multi-task branch, and those of this package.
+
+    A flag that changes a setting also needs its key in `ARGUMENT_KEYS` (`config/overrides.py`).
+    """
     what = parser.add_argument_group("what to run")
     what.add_argument("-m", "--mode", choices=["train", "evaluate"], default="train")
     what.add_argument("-u", "--upstream", metavar="NAME", help="the encoder, such as hubert")

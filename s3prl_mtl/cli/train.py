@@ -17,11 +17,11 @@ from s3prl_mtl.config import Config
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
-from s3prl_mtl.fileio.signals import StopSignals
 from s3prl_mtl.tracking.console import OUTPUT
 from s3prl_mtl.tracking.results_table import results_table
 from s3prl_mtl.training.run_dir import working_in
 from s3prl_mtl.training.runner import MultiTaskRunner
+from s3prl_mtl.training.signals import StopSignals
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,18 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-PACKAGES = ("torch", "torchaudio", "lhotse", "numpy", "s3prl", "transformers", "torchjd")
+PACKAGES = (
+    "torch",
+    "torchaudio",
+    "lhotse",
+    "soundfile",
+    "numpy",
+    "omegaconf",
+    "editdistance",
+    "rapidfuzz",  # in place of editdistance on Python 3.13
+    "s3prl",
+    "transformers",
+)
 
 
 def versions() -> dict[str, str]:

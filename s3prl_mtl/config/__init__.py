@@ -10,10 +10,8 @@ from s3prl_mtl.config.build import (
     resolve_plain,
 )
 from s3prl_mtl.config.schema import RunConfig, TaskConfig
-from s3prl_mtl.registry.task_names import BUILT_IN_TASKS
 
 __all__ = [
-    "BUILT_IN_TASKS",
     "DEFAULT_PATH",
     "TASK_SETTINGS",
     "Config",

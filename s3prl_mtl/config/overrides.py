@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.registry.task_names import split_specs
 
-# Arguments of the command line that `-o args.NAME=...` may set, with their keys.
+# The flags that change settings, with the keys of these: `--NAME`, or `-o args.NAME=...`.
 ARGUMENT_KEYS = {
     "upstream": "upstream.name",
     "upstream_ckpt": "upstream.ckpt",

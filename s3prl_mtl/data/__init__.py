@@ -20,10 +20,11 @@ from s3prl_mtl.data.folders import (
     read_lines,
     walk_files,
 )
-from s3prl_mtl.data.manifests import default_cache_dir, load_cuts
+from s3prl_mtl.data.manifests import load_cuts
 from s3prl_mtl.data.sampling import inverse_class_weights
 from s3prl_mtl.data.silence import trim_silence
 from s3prl_mtl.data.utterance import Utterance
+from s3prl_mtl.fileio.cache import default_cache_dir
 
 __all__ = [
     "MINIMUM_SAMPLES",

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from s3prl_mtl.data.audio import UnreadableAudio
 from s3prl_mtl.data.manifests import MAXIMUM_SKIPPED
 from s3prl_mtl.data.sampling import Draw, derived_seed, plan_batches, select_shares
+from s3prl_mtl.data.workers import StopSignalGuard
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.signals import StopSignalGuard
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,6 @@ def make_loader(
     seed: int = 0,
     weights: Sequence[float] | None = None,
     bucketed: bool = False,
-    max_batch_seconds: float | None = None,
     num_workers: int = 0,
     shares: Sequence[int] = (0,),
     num_shares: int = 1,
@@ -60,7 +59,6 @@ def make_loader(
         seed: seed of the run.
         weights: relative probability of each utterance, as in :func:`plan_batches`.
         bucketed: whether to group utterances of similar duration.
-        max_batch_seconds: maximum total duration of a batch.
         num_workers: loader processes; 0 loads in this one. They survive a scheduler's stop signals
             for a while (:class:`StopSignalGuard`).
         shares: the shares of the epoch to read.
@@ -85,7 +83,6 @@ def make_loader(
         seed=seed,
         weights=weights,
         bucketed=bucketed,
-        max_batch_seconds=max_batch_seconds,
         shares=range(num_shares),
         num_shares=num_shares,
     )

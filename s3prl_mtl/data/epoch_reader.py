@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.data.sampling import derived_seed
+from s3prl_mtl.data.workers import StopSignalGuard, remove_sigchld_handler
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.signals import StopSignalGuard, remove_sigchld_handler
 
 logger = logging.getLogger(__name__)
 

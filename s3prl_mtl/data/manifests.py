@@ -20,6 +20,7 @@ from s3prl_mtl.data.scanning import Scan, scan
 from s3prl_mtl.data.utterance import Utterance
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.atomic import atomic_path, replace_text
+from s3prl_mtl.fileio.cache import default_cache_dir
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +29,6 @@ MAXIMUM_SKIPPED = 0.01
 
 _FORMAT = 1  # increment when the format changes: older caches are then rebuilt
 _LISTED = 10  # paths in an error
-
-
-def default_cache_dir() -> Path:
-    """The cache folder: `$S3PRL_MTL_CACHE`, or `~/.cache/s3prl_mtl`."""
-    return absolute(os.environ.get("S3PRL_MTL_CACHE") or "~/.cache/s3prl_mtl")
 
 
 def load_cuts(

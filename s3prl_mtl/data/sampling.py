@@ -44,7 +44,6 @@ def plan_batches(
     seed: int = 0,
     weights: Sequence[float] | None = None,
     bucketed: bool = False,
-    max_batch_seconds: float | None = None,
     shares: Sequence[int] = (0,),
     num_shares: int = 1,
 ) -> list[list[Draw]]:
@@ -69,8 +68,6 @@ def plan_batches(
         weights: relative probabilities; draw as many utterances as there are, with replacement,
             instead of each one once.
         bucketed: group utterances of similar duration.
-        max_batch_seconds: maximum total duration of a batch. A longer utterance is a batch by
-            itself; redistributed batches at the end of a shared epoch may exceed the maximum.
         shares: shares to return, from 0 to num_shares - 1, without repetition.
         num_shares: number of equal parts of the epoch.
 
@@ -80,12 +77,6 @@ def plan_batches(
     if batch_size < 1:
         raise UserError(
             f"The batch size is {batch_size}.", fix="Set 1 or more.", code="invalid-value"
-        )
-    if max_batch_seconds is not None and max_batch_seconds <= 0:
-        raise UserError(
-            f"The maximum duration of a batch is {max_batch_seconds} s.",
-            fix="Set a positive duration, or null for no maximum.",
-            code="invalid-value",
         )
     if weights is not None and len(weights) != len(durations_seconds):
         raise ValueError(f"{len(weights)} weights for {len(durations_seconds)} utterances")
@@ -101,7 +92,8 @@ def plan_batches(
 
     if bucketed:
         indices = _by_duration(indices, durations_seconds, batch_size, exact=not shuffle)
-    batches = _cut(list(enumerate(indices)), durations_seconds, batch_size, max_batch_seconds)
+    draws = list(enumerate(indices))
+    batches = [draws[start : start + batch_size] for start in range(0, len(draws), batch_size)]
     if shuffle:
         if bucketed:
             order = torch.randperm(len(batches), generator=generator).tolist()
@@ -145,28 +137,6 @@ def _by_duration(
     for index in indices:
         placed[sum(durations_seconds[index] >= bound for bound in bounds)].append(index)
     return [index for bucket in placed for index in bucket]
-
-
-def _cut(
-    draws: list[Draw],
-    durations_seconds: Sequence[float],
-    batch_size: int,
-    max_batch_seconds: float | None,
-) -> list[list[Draw]]:
-    batches: list[list[Draw]] = []
-    batch: list[Draw] = []
-    seconds = 0.0
-    for draw in draws:
-        duration = durations_seconds[draw[1]]
-        too_long = max_batch_seconds is not None and seconds + duration > max_batch_seconds
-        if batch and (len(batch) == batch_size or too_long):
-            batches.append(batch)
-            batch, seconds = [], 0.0
-        batch.append(draw)
-        seconds += duration
-    if batch:
-        batches.append(batch)
-    return batches
 
 
 def _equal_shares(batches: list[list[Draw]], num_shares: int) -> list[list[Draw]]:

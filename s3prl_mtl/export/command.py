@@ -119,7 +119,7 @@ def _write_errors(path: Path) -> Iterator[None]:
     """Raise a `UserError` for failed writes: the disk is full, or the folder is not writable."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # safetensors raises its own kind of Exception
         reason = write_reason(error)
         if reason is None:
             raise

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.saved_run import SavedRun
-from s3prl_mtl.s3prl_compat.torchaudio_fallback import import_transformers
 from s3prl_mtl.upstreams import Hubert, HubertConfig
-from s3prl_mtl.upstreams.zoo.huggingface import TransformersUpstream
+from s3prl_mtl.upstreams.zoo.huggingface import TransformersUpstream, import_transformers
 
 ACTIVATIONS = {
     "gelu": "gelu",

@@ -19,7 +19,8 @@ from s3prl_mtl.inference.trained import TrainedRun
 from s3prl_mtl.registry.plugins import load_task, split_name
 from s3prl_mtl.registry.task_names import Packages, installed_package, require_in_run, task_packages
 from s3prl_mtl.s3prl_compat.task_spec import is_s3prl_task
-from s3prl_mtl.training.build import build_experts, build_upstream, pick_device
+from s3prl_mtl.training.build import build_experts, build_upstream
+from s3prl_mtl.training.device import pick_device
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder

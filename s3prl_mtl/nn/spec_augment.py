@@ -48,16 +48,11 @@ class SpecAugment(nn.Module):
         apply_time_mask: whether to mask frames.
         time_mask_width_range: smallest width (inclusive) and bound (exclusive), in frames.
         num_time_mask: time masks per utterance.
-        adaptive_number_ratio: if adaptive, time masks per frame of the utterance.
-        adaptive_size_ratio: if adaptive, bound of a mask's width per frame of the utterance.
-        max_n_time_masks: if adaptive, maximum number of time masks.
-        adaptive: scale the number and the width of time masks with the utterance.
 
     Raises:
         UserError: invalid range of widths, count or interpolation.
 
-    Reference: Park et al., "SpecAugment", Interspeech 2019; adaptive masks: Park et al.,
-    "SpecAugment on large scale datasets", ICASSP 2020.
+    Reference: Park et al., "SpecAugment", Interspeech 2019.
     """
 
     def __init__(
@@ -71,10 +66,6 @@ class SpecAugment(nn.Module):
         apply_time_mask: bool = True,
         time_mask_width_range: int | Sequence[int] = (0, 40),
         num_time_mask: int = 2,
-        adaptive_number_ratio: float = 0.04,
-        adaptive_size_ratio: float = 0.04,
-        max_n_time_masks: int = 20,
-        adaptive: bool = False,
     ) -> None:
         super().__init__()
         if time_warp_mode not in ("bicubic", "bilinear"):
@@ -88,7 +79,6 @@ class SpecAugment(nn.Module):
             "time_warp_window": time_warp_window,
             "num_freq_mask": num_freq_mask,
             "num_time_mask": num_time_mask,
-            "max_n_time_masks": max_n_time_masks,
         }
         for key, count in counts.items():
             if count < 0:
@@ -107,10 +97,6 @@ class SpecAugment(nn.Module):
         self.apply_time_mask = apply_time_mask
         self.time_mask_width_range = _width_range(time_mask_width_range, "time_mask_width_range")
         self.num_time_mask = num_time_mask
-        self.adaptive_number_ratio = adaptive_number_ratio
-        self.adaptive_size_ratio = adaptive_size_ratio
-        self.max_n_time_masks = max_n_time_masks
-        self.adaptive = adaptive
 
     def forward(
         self, features: Sequence[Tensor], generator: Generator | None = None
@@ -134,12 +120,8 @@ class SpecAugment(nn.Module):
             hidden = self._spans(channels, self.num_freq_mask, low, high, generator)
             utterance = utterance.masked_fill(hidden.to(utterance.device), 0.0)
         if self.apply_time_mask:
-            number, (low, high) = self.num_time_mask, self.time_mask_width_range
-            if self.adaptive and self.adaptive_number_ratio > 0:
-                number = min(int(self.adaptive_number_ratio * frames), self.max_n_time_masks)
-            if self.adaptive and self.adaptive_size_ratio > 0:
-                high = min(high, int(self.adaptive_size_ratio * frames))
-            hidden = self._spans(frames, number, low, high, generator)
+            low, high = self.time_mask_width_range
+            hidden = self._spans(frames, self.num_time_mask, low, high, generator)
             utterance = utterance.masked_fill(hidden.to(utterance.device).unsqueeze(1), 0.0)
         return utterance
 

@@ -13,11 +13,11 @@ import logging
 import sys
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from s3prl_mtl.errors import UserError
 
-__all__ = ["ensure_torchaudio", "import_transformers"]
+__all__ = ["ensure_torchaudio"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,26 +55,6 @@ def ensure_torchaudio(*, required: bool = True) -> None:
         del sys.modules[name]  # Left over from the failed import.
     sys.modules[EXTENSION] = _unavailable_extension()
     importlib.import_module("torchaudio")
-
-
-def import_transformers(where: str) -> Any:
-    """Import transformers.
-
-    Args:
-        where: the flag that needs it, for the error.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    if importlib.util.find_spec("transformers") is None:
-        raise UserError(
-            "transformers is not installed.",
-            where=where,
-            fix="Install it with `pip install 's3prl-mtl[transformers]'`.",
-            code="missing-package",
-        )
-    ensure_torchaudio(required=False)  # transformers imports it if it is installed.
-    return importlib.import_module("transformers")
 
 
 def _unavailable_extension() -> ModuleType:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,19 +15,12 @@ import torch
 from lhotse import CutSet
 from torch import Tensor, nn
 
-from s3prl_mtl.data import Corpus, default_cache_dir, load_cuts, load_waveform, make_loader
+from s3prl_mtl.data import Corpus, load_cuts, load_waveform, make_loader
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.tasks.metric import (
-    Metric,
-    check_declarations,
-    first_score,
-    place_of,
-    selecting_metric_of,
-    settings_file,
-)
+from s3prl_mtl.fileio.cache import default_cache_dir
+from s3prl_mtl.tasks.best_checkpoint import first_score, selecting_metric_of, update_best_score
+from s3prl_mtl.tasks.metric import Metric, check_name, place_of, settings_file
 from s3prl_mtl.tasks.settings import CheckedSettings
-
-__all__ = ["Metric", "ScalarLogger", "TaskExpert"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +92,8 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         seed: int = 0,
         **runner_arguments: object,
     ) -> None:
-        check_declarations(type(self))
+        check_name(type(self))
+        worst = first_score(type(self))
         super().__init__()
         self.upstream_dim = upstream_dim
         self.upstream_rate = upstream_rate
@@ -113,7 +106,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         self.decision: dict[str, float] = {}
         """Values that the head chose on its dev split, such as a threshold; checkpointed."""
         self._split_cuts: dict[str, CutSet] = {}
-        self.register_buffer("best_score", torch.full((1,), first_score(type(self))))
+        self.register_buffer("best_score", torch.full((1,), worst))
         self.build_head()
 
     # ------------------------------------------------------------- a task writes these
@@ -237,19 +230,10 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
             values["loss"] = sum(losses) / len(losses)
         for metric, value in values.items():
             logger.add_scalar(f"{self.name}/{split}-{metric}", value, global_step=global_step)
-        return [f"{split}-best.ckpt"] if self._is_new_best(split, values) else []
-
-    def _is_new_best(self, split: str, values: Mapping[str, float]) -> bool:
-        """Whether the dev split improved on `best_score`; if so, keep its score."""
-        chosen = self.selecting_metric
-        if split != self.dev_split or chosen.name not in values:
-            return False
-        # Rounded as in the buffer: otherwise an equal value could count as an improvement.
-        score = torch.tensor(values[chosen.name], dtype=torch.float32).item()
-        if not math.isfinite(score) or not chosen.improves(score, self.best_score.item()):
-            return False
-        self.best_score.fill_(score)
-        return True
+        improved = split == self.dev_split and update_best_score(
+            self.best_score, self.selecting_metric, values
+        )
+        return [f"{split}-best.ckpt"] if improved else []
 
     # ------------------------------------------------------------------------ the rest
 

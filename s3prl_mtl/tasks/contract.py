@@ -6,7 +6,8 @@ from torch import nn
 
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.tasks.base import TaskExpert
-from s3prl_mtl.tasks.metric import check_declarations, settings_file
+from s3prl_mtl.tasks.best_checkpoint import first_score
+from s3prl_mtl.tasks.metric import check_name, settings_file
 
 
 def missing_parts(expert_class: type) -> str | None:
@@ -46,7 +47,8 @@ def check_class(name: str, expert_class: type) -> None:
             code="expert-invalid",
         )
     if issubclass(expert_class, TaskExpert):
-        check_declarations(expert_class)
+        check_name(expert_class)
+        first_score(expert_class)
         reads = ("target", "read", "get_dataloader")
         if all(getattr(expert_class, own) is getattr(TaskExpert, own) for own in reads):
             raise UserError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.errors import UserError
 
 _MISSING = object()
 
@@ -118,57 +118,11 @@ def _metric(entry: Any, where: str, fix: str) -> Metric:
     return metric
 
 
-def selecting_metric_of(expert_class: type) -> Metric:
-    """The metric that selects the best checkpoint of a task: `selected_by`, or the first.
+def check_name(expert_class: type) -> None:
+    """Check the name of a `TaskExpert` class.
 
     Raises:
-        UserError: the class declares no metrics, or `selected_by` is not one of them.
-    """
-    metrics = metrics_of(expert_class)
-    if not metrics:
-        raise UserError(
-            "The expert declares no metrics.",
-            where=place_of(expert_class, "metrics"),
-            fix='For example: metrics = (Metric("acc", "higher", "accuracy"),).',
-            code="expert-invalid",
-        )
-    wanted = getattr(expert_class, "selected_by", None)
-    for metric in metrics:
-        if wanted is None or metric.name == wanted:
-            return metric
-    raise UserError(
-        f"`selected_by` is {wanted!r}, which is not one of the metrics.",
-        where=place_of(expert_class, "selected_by"),
-        fix=nearest(str(wanted), [metric.name for metric in metrics]),
-        code="expert-invalid",
-    )
-
-
-def first_score(expert_class: type) -> float:
-    """The initial best score: `worst_score`, or the worst value of the selecting metric.
-
-    Raises:
-        UserError: `worst_score` is not a number, or as :func:`selecting_metric_of`.
-    """
-    worst = selecting_metric_of(expert_class).worst
-    stated = getattr(expert_class, "worst_score", None)
-    if stated is None:
-        return worst
-    if isinstance(stated, bool) or not isinstance(stated, int | float) or math.isnan(stated):
-        raise UserError(
-            f"`worst_score` is {stated!r}, not a number.",
-            where=place_of(expert_class, "worst_score"),
-            fix="Leave it out to start from the worst value of the metric.",
-            code="expert-invalid",
-        )
-    return float(stated)
-
-
-def check_declarations(expert_class: type) -> None:
-    """Check the name, the metrics and the initial score of a `TaskExpert` class.
-
-    Raises:
-        UserError: one is missing or wrong; `where` names the class and the attribute.
+        UserError: it is missing or wrong.
     """
     name = getattr(expert_class, "name", _MISSING)
     if not isinstance(name, str) or not name:
@@ -179,7 +133,6 @@ def check_declarations(expert_class: type) -> None:
             fix='The name is what users type after -d: name = "lid".',
             code="expert-invalid",
         )
-    first_score(expert_class)
 
 
 def settings_file(expert_class: type) -> Path | None:

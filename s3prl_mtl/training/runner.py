@@ -18,23 +18,20 @@ from s3prl_mtl.distributed.shares import Placement
 from s3prl_mtl.distributed.sync import check_in_sync, resync_parameters
 from s3prl_mtl.distributed.world import Group, RankLost, World
 from s3prl_mtl.errors import UserError, nearest
-from s3prl_mtl.fileio.signals import Stopped, StopSignals
 from s3prl_mtl.fileio.yaml_files import write_yaml
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.optim.factory import make_optimizer, make_scheduler
 from s3prl_mtl.tracking.progress import StepProgress
 from s3prl_mtl.tracking.tracker import Results, Tracker
-from s3prl_mtl.training.build import (
-    build_experts,
-    build_upstream,
-    pick_device,
-)
+from s3prl_mtl.training.build import build_experts, build_upstream
+from s3prl_mtl.training.device import pick_device
 from s3prl_mtl.training.evaluation import Evaluator, Interrupted, share_buffers
 from s3prl_mtl.training.initial_weights import load_initial_encoder, load_initial_weights
 from s3prl_mtl.training.placement import choose_placement, write_placement
 from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.publishing import Publisher
 from s3prl_mtl.training.run import Run
+from s3prl_mtl.training.signals import Stopped, StopSignals
 from s3prl_mtl.training.state import RunState, trained_parameters
 from s3prl_mtl.training.step import StepReport, TrainingStep
 from s3prl_mtl.training.task import Task

@@ -22,7 +22,8 @@ from s3prl_mtl.upstreams.zoo.huggingface import (
     load_transformers,
     rebuild_transformers,
 )
-from s3prl_mtl.upstreams.zoo.s3prl_upstream import load_s3prl, rebuild_s3prl, zoo_names
+from s3prl_mtl.upstreams.zoo.s3prl_hub import zoo_names
+from s3prl_mtl.upstreams.zoo.s3prl_upstream import load_s3prl, rebuild_s3prl
 
 __all__ = [
     "Featurizer",

@@ -9,8 +9,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.upstreams.download import official_checkpoint
 from s3prl_mtl.upstreams.hubert.encoder import Hubert
 from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
-
-TINY_WEIGHTS = Path(__file__).parent / "hubert" / "weights" / "hubert_tiny.pt"
+from s3prl_mtl.upstreams.hubert.tiny import TINY_WEIGHTS
 
 
 def hubert(

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from s3prl_mtl.data import default_cache_dir
 from s3prl_mtl.errors import UserError, error_summary
+from s3prl_mtl.fileio.cache import default_cache_dir
 from s3prl_mtl.fileio.safe_torch import safe_load
 
 logger = logging.getLogger(__name__)

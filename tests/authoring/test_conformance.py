@@ -12,7 +12,7 @@ import pytest
 
 from s3prl_mtl.authoring import CONTRACT, Finding, check_task
 from s3prl_mtl.cli.main import main
-from s3prl_mtl.config import BUILT_IN_TASKS
+from s3prl_mtl.registry.task_names import BUILT_IN_TASKS
 from tests.mistakes import user_error
 from tests.training.test_third_party_experts import DEFAULTS, EXPERT
 

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from s3prl_mtl import Metric
-from s3prl_mtl.config import BUILT_IN_TASKS
 from s3prl_mtl.registry.plugins import load_task
+from s3prl_mtl.registry.task_names import BUILT_IN_TASKS
 
 
 def test_a_metric_is_a_fraction_by_default():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from s3prl_mtl.data import default_cache_dir, load_cuts, load_waveform
+from s3prl_mtl.data import load_cuts, load_waveform
 from s3prl_mtl.data import manifests as manifests_module
 from tests.mistakes import user_error
 
@@ -238,11 +238,3 @@ def test_two_processes_may_build_the_same_cache_at_once(listed_corpus, tmp_path)
     (folder,) = (tmp_path / "cache" / "manifests").iterdir()
     left = {path.name for path in folder.iterdir()} - {".lock"}
     assert left == {"train.jsonl.gz", "source.json"}
-
-
-def test_the_cache_folder_can_be_set_in_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("S3PRL_MTL_CACHE", str(tmp_path))
-    assert default_cache_dir() == tmp_path
-    monkeypatch.delenv("S3PRL_MTL_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert default_cache_dir() == tmp_path / "home" / ".cache" / "s3prl_mtl"

@@ -16,7 +16,7 @@ import yaml
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from s3prl_mtl import ClassificationExpert
-from s3prl_mtl.cli.main import command_parser, run_parser
+from s3prl_mtl.cli.main import command_parser
 from s3prl_mtl.cli.run_inputs import config_of, parse_splits
 from s3prl_mtl.config import build_config
 from s3prl_mtl.fileio.deferred_log import DeferredLog
@@ -111,7 +111,7 @@ def test_training_commands_give_a_config(
         torchrun_parser().parse_args([*launcher[1:], "run_mtl.py", *words])
     else:
         assert launcher == ["python"]
-    arguments = run_parser().parse_args(words)
+    arguments = command_parser("").parse_args(words)
     if arguments.mode == "evaluate":
         splits = parse_splits(arguments.evaluate_split)
         assert arguments.past_exp and (splits or arguments.downstream)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.cli.main import run_parser
+from s3prl_mtl.cli.main import command_parser
 from s3prl_mtl.cli.run_inputs import config_of, parse_splits
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from tests.docs.pages import PAGES, Block, Command
@@ -42,7 +42,7 @@ def test_commands_in_the_table_are_valid(
         span += " FILE"
     line = span if span.startswith("run_mtl.py") else f"run_mtl.py ... {span}"
     command = Command(Block(PAGE, 0, "", line), f"python {line}")
-    arguments = run_parser().parse_args(runnable(command, tiny_corpus)[1])
+    arguments = command_parser("").parse_args(runnable(command, tiny_corpus)[1])
     if arguments.mode == "evaluate":
         assert parse_splits(arguments.evaluate_split)
     else:

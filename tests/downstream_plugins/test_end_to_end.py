@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from s3prl_mtl import TaskExpert, load_task
-from s3prl_mtl.config import BUILT_IN_TASKS, build_config, resolve
+from s3prl_mtl.config import build_config, resolve
+from s3prl_mtl.registry.task_names import BUILT_IN_TASKS
 from tests.mistakes import user_error
 
 WIDTH = 24

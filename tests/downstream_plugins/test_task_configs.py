@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from s3prl_mtl import load_task
-from s3prl_mtl.config import BUILT_IN_TASKS, build_config
+from s3prl_mtl.config import build_config
 from s3prl_mtl.optim.factory import optimizer_settings
 from s3prl_mtl.registry.plugins import task_defaults
+from s3prl_mtl.registry.task_names import BUILT_IN_TASKS
 
 SUPERB = Path(__file__).parents[2] / "run_scripts" / "superb"
 

@@ -109,22 +109,6 @@ def test_a_mask_wider_than_the_utterance_hides_all_of_it() -> None:
     assert not augment(ones(10))[0].any()
 
 
-def test_adaptive_masks_grow_with_the_utterance() -> None:
-    torch.manual_seed(0)
-    augment = only(
-        apply_time_mask=True,
-        adaptive=True,
-        adaptive_number_ratio=0.02,
-        adaptive_size_ratio=0.01,
-        max_n_time_masks=5,
-    )
-    # 40 frames: no mask; 100: two masks of no frame; 200 000: five masks below 40 frames.
-    for frames, most in ((40, 0), (100, 0), (200_000, 5 * 39)):
-        hidden = [int((augment(ones(frames, channels=1))[0] == 0).sum()) for _ in range(5)]
-        assert max(hidden) <= most
-        assert (max(hidden) > 0) == (most > 0)
-
-
 def test_the_warp_moves_frames_in_order_by_no_more_than_the_window() -> None:
     torch.manual_seed(0)
     augment = only(apply_time_warp=True, time_warp_window=5, time_warp_mode="bilinear")

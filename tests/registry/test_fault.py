@@ -104,5 +104,5 @@ def test_a_broken_pipe_between_processes_is_a_failure(monkeypatch: pytest.Monkey
     def lose_a_worker(arguments: object) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("s3prl_mtl.cli.upstreams.list_upstreams", lose_a_worker)
+    monkeypatch.setattr("s3prl_mtl.cli.upstreams.run", lose_a_worker)
     assert main(["upstreams"]) == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.cli.main import run_parser
+from s3prl_mtl.cli.main import command_parser
 from s3prl_mtl.upstreams.zoo.s3prl_hub import zoo_names
 from tests.upstreams.test_zoo import WITH_SETTINGS, WITHOUT_DOWNLOAD
 from tests.upstreams.test_zoo_transformers import CLASSES
@@ -75,7 +75,7 @@ def _names(cell: str) -> set[str]:
     [line for _, block in BLOCKS for line in block.splitlines() if "run_mtl.py" in line],
 )
 def test_every_command_is_valid(line: str) -> None:
-    run_parser().parse_args(shlex.split(line)[2:])
+    command_parser("").parse_args(shlex.split(line)[2:])
 
 
 def test_the_example_in_python_runs(capsys: pytest.CaptureFixture[str]) -> None:

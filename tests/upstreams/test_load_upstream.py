@@ -16,10 +16,9 @@ import torch
 from s3prl_mtl.registry import plugins
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.upstreams import load_upstream, rebuild_upstream
-from s3prl_mtl.upstreams.builtin import TINY_WEIGHTS
 from s3prl_mtl.upstreams.hubert.encoder import Hubert
 from s3prl_mtl.upstreams.hubert.fairseq_file import write_fairseq_checkpoint
-from s3prl_mtl.upstreams.hubert.tiny import make_tiny
+from s3prl_mtl.upstreams.hubert.tiny import TINY_WEIGHTS, make_tiny
 from s3prl_mtl.upstreams.zoo import s3prl_upstream as zoo
 from tests.mistakes import user_error
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from s3prl_mtl.upstreams.builtin import TINY_WEIGHTS
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
 from s3prl_mtl.upstreams.hubert.encoder import Hubert
 from s3prl_mtl.upstreams.hubert.fairseq_file import write_fairseq_checkpoint
 
+TINY_WEIGHTS = Path(__file__).parent / "weights" / "hubert_tiny.pt"
 BANDS = 40
 PHASES = 4
 WINDOW = 240  # 15 ms

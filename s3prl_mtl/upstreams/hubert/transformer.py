@@ -219,7 +219,7 @@ class SelfAttention(nn.Module):
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """fairseq's activation of that name (one of ``hubert_config.ACTIVATIONS``)."""
+    """fairseq's activation of that name (one of ``config.ACTIVATIONS``)."""
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "gelu": F.gelu,
         "gelu_accurate": _gelu_tanh,

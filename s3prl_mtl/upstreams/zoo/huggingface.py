@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import os
 from collections.abc import Mapping
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from s3prl_mtl.data import SAMPLE_RATE
 from s3prl_mtl.errors import UserError, error_summary
-from s3prl_mtl.s3prl_compat.torchaudio_fallback import import_transformers
+from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream, check_waveforms
 from s3prl_mtl.upstreams.zoo.state_names import strip_state_prefixes
 from s3prl_mtl.upstreams.zoo.unpadded import encode_by_length, probe
@@ -21,6 +23,26 @@ from s3prl_mtl.upstreams.zoo.unpadded import encode_by_length, probe
 HUGGING_FACE = "hf:"
 UNUSED = ("masked_spec_embed",)
 """Parameters that only pre-training uses; some checkpoints lack them."""
+
+
+def import_transformers(where: str) -> Any:
+    """Import transformers.
+
+    Args:
+        where: the flag that needs it, for the error.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError(
+            "transformers is not installed.",
+            where=where,
+            fix="Install it with `pip install 's3prl-mtl[transformers]'`.",
+            code="missing-package",
+        )
+    ensure_torchaudio(required=False)  # transformers imports it if it is installed.
+    return importlib.import_module("transformers")
 
 
 class TransformersUpstream(Upstream):

@@ -29,8 +29,6 @@ from s3prl_mtl.upstreams.zoo.stored_files import (
 )
 from s3prl_mtl.upstreams.zoo.unpadded import depends_on_batch, encode_by_length, probe
 
-__all__ = ["S3prlUpstream", "load_s3prl", "rebuild_s3prl", "zoo_names"]
-
 
 class S3prlUpstream(Upstream):
     """An upstream of s3prl's zoo.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.authoring import listing
+from s3prl_mtl.cli import tasks
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.tracking.console import OUTPUT
 
@@ -213,6 +213,6 @@ def test_a_checkout_of_s3prl_without_a_version_is_listed_without_one(
     def nowhere(_name: str) -> str:
         raise PackageNotFoundError("s3prl")
 
-    monkeypatch.setattr(listing, "version", nowhere)
+    monkeypatch.setattr(tasks, "version", nowhere)
     assert main(["tasks"]) == 0
     assert "\ns3prl's " in capsys.readouterr().out

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from s3prl_mtl.fileio.signals import STOP_SIGNALS, Stopped, StopSignals
+from s3prl_mtl.training.signals import STOP_SIGNALS, Stopped, StopSignals
 
 
 def handlers() -> list:
@@ -134,7 +134,7 @@ def test_a_forked_process_does_not_stop_the_run_and_can_be_terminated(deferred: 
 
 RUN = """
 import sys
-from s3prl_mtl.fileio.signals import StopSignals, Stopped
+from s3prl_mtl.training.signals import StopSignals, Stopped
 
 def say(text):
     print(text, flush=True)
@@ -179,7 +179,7 @@ def test_a_run_finishes_and_saves_its_step_after_a_signal(number: signal.Signals
 def test_a_second_signal_does_not_turn_a_clean_end_into_a_failure():
     script = """
 import os, signal
-from s3prl_mtl.fileio.signals import Stopped, StopSignals
+from s3prl_mtl.training.signals import Stopped, StopSignals
 try:
     with StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,48 @@
+"""The device of a process: the choice of `--device`."""
+
+from __future__ import annotations
+
+import torch
+
+from s3prl_mtl.errors import UserError
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device for `--device`; `auto` selects a GPU if available.
+
+    Args:
+        name: of the device; `cuda` without a number is the GPU of this rank.
+        local_rank: index of this process among those of this machine.
+
+    Raises:
+        UserError: the device is not available.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError("torch does not find a GPU")
+        if device.type == "cuda" and device.index is None:
+            gpus = torch.cuda.device_count()
+            if local_rank >= gpus:
+                raise UserError(
+                    f"Process {local_rank} of this machine has no GPU: there are {gpus}.",
+                    where="torchrun --nproc_per_node",
+                    fix=f"Start {gpus} processes here, or use --device cpu.",
+                    code="device-unavailable",
+                )
+            device = torch.device("cuda", local_rank)
+            torch.cuda.set_device(device)
+        torch.empty(0, device=device)
+        if device.type == "meta":
+            raise RuntimeError("it holds no data")
+    except (RuntimeError, AssertionError, NotImplementedError) as cause:
+        reason = str(cause).splitlines()[0]
+        raise UserError(
+            f"The device {name!r} cannot be used: {reason}.",
+            where="--device",
+            fix="Use auto, cpu, cuda or cuda:<number>.",
+            code="device-unavailable",
+        ) from cause
+    return device

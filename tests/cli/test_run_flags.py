@@ -1,0 +1,19 @@
+"""The flags of training and evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from s3prl_mtl import cli
+from s3prl_mtl.cli.main import command_parser
+from s3prl_mtl.config.overrides import ARGUMENT_KEYS
+
+FLAGS = sorted(vars(command_parser("").parse_args([])))
+SOURCE = "".join(path.read_text() for path in Path(cli.__path__[0]).glob("*.py"))
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_every_flag_is_a_setting_or_is_read(flag: str) -> None:
+    assert flag in ARGUMENT_KEYS or f"arguments.{flag}" in SOURCE
