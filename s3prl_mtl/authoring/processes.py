@@ -21,6 +21,9 @@ from torch import multiprocessing
 from s3prl_mtl.authoring.contract import failure_summary
 from s3prl_mtl.distributed.world import OtherRankFailed, RankLost, World
 
+START_METHOD = "spawn"
+"""How the processes of the ranks start."""
+
 EXIT_TIMEOUT_SECONDS = 5.0
 """How long to wait for the other ranks after one has died."""
 
@@ -68,7 +71,7 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[
         The result of each rank.
     """
     port = _free_port()
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(START_METHOD)
     ends: list[Connection] = []
     processes: list[SpawnProcess] = []
     try:

@@ -9,6 +9,7 @@ import pytest
 
 from s3prl_mtl.cli import tasks
 from s3prl_mtl.cli.main import main
+from s3prl_mtl.registry.plugins import discover_tasks
 from s3prl_mtl.tracking.console import OUTPUT
 
 # The smallest class that a run can use.
@@ -43,6 +44,18 @@ def wide_terminal(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SUPERB_DATA", raising=False)
 
 
+@pytest.fixture
+def few_tasks(monkeypatch: pytest.MonkeyPatch):
+    """List only `ks` and the tasks of other packages."""
+    monkeypatch.setattr(
+        tasks,
+        "discover_tasks",
+        lambda: {
+            n: p for n, p in discover_tasks().items() if n == "ks" or p.package != "s3prl-mtl"
+        },
+    )
+
+
 def rows(text: str) -> dict[str, list[str]]:
     """The cells of a table by its first column."""
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines()]
@@ -72,7 +85,7 @@ def test_without_a_data_folder_the_flag_is_named_once(capsys):
     assert shown.count("--data") == 1
 
 
-def test_a_broken_task_is_listed_with_its_error_beside_the_others(capsys, install):
+def test_a_broken_task_is_listed_with_its_error_beside_the_others(capsys, few_tasks, install):
     install("import no_such_module_anywhere\n", None)
     assert main(["tasks"]) == 0
     shown = capsys.readouterr().out
@@ -81,13 +94,13 @@ def test_a_broken_task_is_listed_with_its_error_beside_the_others(capsys, instal
     assert rows(shown)["ks"][4] == "ok"
 
 
-def test_a_task_with_a_malformed_config_is_broken(capsys, install):
+def test_a_task_with_a_malformed_config_is_broken(capsys, few_tasks, install):
     install("class DownstreamExpert: pass\n", "a: [")
     assert main(["tasks"]) == 0
     assert rows(capsys.readouterr().out)["tones"][4] == "broken"
 
 
-def test_a_task_without_metrics_or_corpus_is_listed(capsys, install):
+def test_a_task_without_metrics_or_corpus_is_listed(capsys, few_tasks, install):
     install(MINIMAL, None)
     assert main(["tasks"]) == 0
     shown = capsys.readouterr().out
@@ -140,7 +153,7 @@ def test_a_task_without_metrics_or_corpus_is_listed(capsys, install):
     ],
 )
 def test_a_task_that_cannot_be_used_is_broken_and_the_reason_named(
-    source: str, config: str | None, named: str, capsys, install, tiny_corpus: Path
+    source: str, config: str | None, named: str, capsys, few_tasks, install, tiny_corpus: Path
 ):
     install(source, config)
     assert main(["tasks", "--data", str(tiny_corpus)]) == 0
@@ -152,14 +165,16 @@ def test_a_task_that_cannot_be_used_is_broken_and_the_reason_named(
     assert named in paragraph and "of package tones 0.1" in paragraph
 
 
-def test_metrics_of_another_class_are_listed(capsys, install):
+def test_metrics_of_another_class_are_listed(capsys, few_tasks, install):
     declared = "M = __import__('collections').namedtuple('M', 'name better title')\n"
     install(declared + MINIMAL + "    metrics = (M('a', 'lower', 'how bad'),)\n", None)
     assert main(["tasks"]) == 0
     assert rows(capsys.readouterr().out)["tones"][1] == "how bad"
 
 
-def test_two_packages_with_one_name_are_both_listed(capsys, install, tmp_path: Path, monkeypatch):
+def test_two_packages_with_one_name_are_both_listed(
+    capsys, few_tasks, install, tmp_path: Path, monkeypatch
+):
     install(MINIMAL, None)
     other = tmp_path / "other" / "bells-0.2.dist-info"
     other.mkdir(parents=True)

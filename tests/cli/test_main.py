@@ -130,6 +130,7 @@ def test_train_evaluate_and_results(run_mtl, tmp_path: Path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_with_the_same_result(
     run_mtl, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ):

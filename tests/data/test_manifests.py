@@ -217,6 +217,7 @@ def test_utterances_rejected_by_the_content_check_are_not_faulty(listed_corpus, 
     assert [cut.id for cut in cuts] == [f"u{i:03d}.wav" for i in range(6, 10)]
 
 
+@pytest.mark.slow
 def test_two_processes_may_build_the_same_cache_at_once(listed_corpus, tmp_path):
     corpus = listed_corpus(40)
     program = textwrap.dedent(

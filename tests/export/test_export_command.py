@@ -196,6 +196,7 @@ def endless(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
         process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_terminated_export_leaves_nothing(
     number: signal.Signals, endless: Callable[[str], subprocess.Popen[str]], tmp_path: Path
@@ -206,6 +207,7 @@ def test_a_terminated_export_leaves_nothing(
     assert names_in(tmp_path) == ["run"]
 
 
+@pytest.mark.slow
 def test_files_of_a_killed_export_are_removed_by_the_next_one_to_the_same_path(
     endless: Callable[[str], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -322,7 +324,7 @@ raise SystemExit(main(["export", "run", "--verbose", "--format", sys.argv[1], "-
 
 @pytest.mark.parametrize(
     "format",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name == "onnx")) for name in FORMATS],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "s3prl")) for name in FORMATS],
 )
 def test_a_full_disk_leaves_nothing_behind(format: str, tmp_path: Path) -> None:
     save_run(tmp_path / "run", tuned("base_style"))

@@ -40,6 +40,7 @@ print(json.dumps(imported))
 """
 
 
+@pytest.mark.slow
 def test_the_table_lists_every_module_and_whether_it_imports() -> None:
     modules = sorted(set(zoo_names().values()))
     command = [sys.executable, "-c", IMPORT_ALL, json.dumps(modules)]

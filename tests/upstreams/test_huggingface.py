@@ -331,6 +331,7 @@ def test_invalid_names_and_options_are_refused(saved, monkeypatch: pytest.Monkey
         load_upstream("hf:anything")
 
 
+@pytest.mark.slow
 def test_two_steps_train_all_parameters_and_resume_bit_for_bit(
     tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ):
