@@ -7,13 +7,50 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from s3prl_mtl.data.utterance import Utterance
 from s3prl_mtl.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Official:
+    """The size of a split as published.
+
+    Args:
+        utterances: number of utterances.
+        hours: of audio.
+        speakers: number of speakers.
+        classes: number of classes.
+    """
+
+    utterances: int | None = None
+    hours: float | None = None
+    speakers: int | None = None
+    classes: int | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A property of a corpus that makes training or its scores wrong, or may do so.
+
+    Args:
+        what: a full sentence with counts.
+        where: an example: a file and line, or an utterance.
+        fix: what would be right.
+        code: one of `s3prl_mtl.errors.CODES`.
+        certain: an error; otherwise it may be intended, and is a warning.
+    """
+
+    what: str
+    where: str | None = None
+    fix: str | None = None
+    code: str = "corpus-inconsistent"
+    certain: bool = False
 
 
 class Corpus(ABC):
@@ -74,6 +111,36 @@ class Corpus(ABC):
         task and do not count as faulty.
         """
         return None
+
+    # ------------------------------------------------- for the report of the corpus
+
+    def findings(self, split: str) -> list[Finding]:
+        """Contradictions between the metadata files of a split, and between these and the audio."""
+        return []
+
+    def official(self, split: str) -> Official | None:
+        """The published size of a split, if known."""
+        return None
+
+    def speaker(self, utterance_id: str, labels: Mapping[str, Any]) -> str | None:
+        """The speaker of an utterance; None if unknown."""
+        return None
+
+    def classes(self, labels: Mapping[str, Any]) -> list[str]:
+        """The classes of an utterance; empty if its labels are not classes."""
+        return [str(labels["class"])] if "class" in labels else []
+
+    def declared_classes(self) -> list[str]:
+        """All values of :meth:`classes` that the label space has."""
+        return [str(name) for name in self.label_space().get("classes", [])]
+
+    def may_share(self, first: str, second: str, labels: Mapping[str, Any]) -> bool:
+        """Whether an utterance belongs to two splits by definition of the task."""
+        return False
+
+    def shared_speakers(self, first: str, second: str) -> Literal["allowed", "warning", "error"]:
+        """What a speaker in two splits is."""
+        return "allowed"
 
     def fingerprint(self, split: str, utterances: Sequence[Utterance] | None = None) -> str:
         """A digest that changes with the labels and audio files of the split.

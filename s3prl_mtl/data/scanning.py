@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import soundfile
 from lhotse import Recording
 from lhotse.audio import AudioSource
@@ -31,6 +33,13 @@ from s3prl_mtl.data.utterance import Utterance
 logger = logging.getLogger(__name__)
 
 _PROBED_FRAMES = 1024
+_PROBED_PLACES = (0.25, 0.5, 1.0)
+"""Where a file is read: fractions of its length."""
+
+MAXIMUM_OVER = 0.01
+"""Largest fraction of samples above 1 in a file of floating-point samples."""
+MINIMUM_MEAN = 0.01
+"""Smallest level of the mean of the channels, relative to that of the channels."""
 
 # Tolerance for durations in metadata files, which are rounded.
 _ROUNDING_SECONDS = 0.1
@@ -84,7 +93,7 @@ def scan(
             try:
                 if isinstance(found, str):
                     raise _Unusable(found)
-                cuts.append(_make_cut(utterance, found))
+                cuts.append(_make_cut(utterance, found.recording, found.digest))
             except _Unusable as reason:
                 skipped.append((str(utterance.path), str(reason)))
         if accept is None:
@@ -112,7 +121,15 @@ def _check(cut: Cut, accept: Callable[[Tensor], bool]) -> bool | str:
         return error.what
 
 
-def _probe_or_reason(path: Path) -> Recording | str:
+@dataclass(frozen=True)
+class _Probed:
+    """A file: lhotse's recording, and a digest of its length and of some samples (or None)."""
+
+    recording: Recording
+    digest: str | None
+
+
+def _probe_or_reason(path: Path) -> _Probed | str:
     try:
         return _probe(path)
     except _Unusable as reason:
@@ -123,7 +140,7 @@ def _probe_or_reason(path: Path) -> Recording | str:
         return f"unreadable ({str(error).strip() or type(error).__name__})"
 
 
-def _probe(path: Path) -> Recording:
+def _probe(path: Path) -> _Probed:
     if not path.is_file():
         raise _Unusable("missing")
     if path.stat().st_size == 0:
@@ -135,12 +152,14 @@ def _probe(path: Path) -> Recording:
         frames = file.frames
         if frames == 0:
             raise _Unusable("empty (no samples)")
-        tail = min(frames, _PROBED_FRAMES)
-        file.seek(frames - tail)
-        if len(file.read(tail, dtype="float32")) < tail:
-            raise _Unusable("truncated (shorter than its header states)")
+        samples = _probed_samples(file)
+        if _looks_wrong(file, samples):
+            file.seek(0)
+            reason = sample_problem(file.read(dtype="float32", always_2d=True))
+            if reason is not None:
+                raise _Unusable(reason)
         channels = list(range(file.channels))
-        return Recording(
+        recording = Recording(
             id=path.stem,
             sources=[AudioSource(type="file", channels=channels, source=str(path))],
             sampling_rate=file.samplerate,
@@ -148,9 +167,64 @@ def _probe(path: Path) -> Recording:
             duration=frames / file.samplerate,
             channel_ids=channels,
         )
+        return _Probed(recording, _digest(frames, file.samplerate, samples))
 
 
-def _make_cut(utterance: Utterance, recording: Recording) -> Cut:
+def _probed_samples(file: soundfile.SoundFile) -> np.ndarray:
+    """Samples (frames, channels) at a few places, the end among them."""
+    count = min(file.frames, _PROBED_FRAMES)
+    parts = []
+    for place in _PROBED_PLACES:
+        file.seek(round(place * (file.frames - count)))
+        part = file.read(count, dtype="float32", always_2d=True)
+        if len(part) < count:
+            raise _Unusable("truncated (shorter than its header states)")
+        parts.append(part)
+    return np.concatenate(parts)
+
+
+def _looks_wrong(file: soundfile.SoundFile, samples: np.ndarray) -> bool:
+    """Whether a few samples of a file are a reason to read all of it."""
+    return (
+        not np.isfinite(samples).all()
+        or np.abs(samples).max() > 1.0
+        or not samples.any()
+        or (file.channels > 1 and _level(samples.mean(axis=1)) < MINIMUM_MEAN * _level(samples))
+    )
+
+
+def sample_problem(samples: np.ndarray) -> str | None:
+    """Why the samples of a file cannot be speech within [-1, 1], or None.
+
+    Args:
+        samples: (frames, channels), float.
+    """
+    if not np.isfinite(samples).all():
+        return "it contains non-finite values"
+    over = float(np.mean(np.abs(samples) > 1.0))
+    if over > MAXIMUM_OVER:
+        peak = float(np.abs(samples).max())
+        return f"{over:.1%} of its samples are outside [-1, 1] (peak {peak:.6g}); scale them"
+    if not samples.any():
+        return "silent (all samples are 0)"
+    if samples.shape[1] > 1 and _level(samples.mean(axis=1)) < MINIMUM_MEAN * _level(samples):
+        return "its channels cancel each other (their mean is silence)"
+    return None
+
+
+def _level(samples: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
+
+
+def _digest(frames: int, rate: int, samples: np.ndarray) -> str | None:
+    if (samples == samples[0]).all():
+        return None  # equal for many files
+    digest = hashlib.blake2b(f"{frames} {rate}".encode(), digest_size=8)
+    digest.update(np.ascontiguousarray(samples).tobytes())
+    return digest.hexdigest()
+
+
+def _make_cut(utterance: Utterance, recording: Recording, digest: str | None) -> Cut:
     start = utterance.start_seconds
     end = recording.duration
     if utterance.duration_seconds is not None:
@@ -173,7 +247,7 @@ def _make_cut(utterance: Utterance, recording: Recording) -> Cut:
         duration=end - start,
         channel=channel,
         recording=recording,
-        custom={"labels": dict(utterance.labels)},
+        custom={"labels": dict(utterance.labels), "digest": digest},
     )
 
 
