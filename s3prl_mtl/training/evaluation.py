@@ -18,7 +18,12 @@ from s3prl_mtl.distributed.world import Group
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.training.reporting import Report, report_split
 from s3prl_mtl.training.run import Run
-from s3prl_mtl.training.task import Task
+from s3prl_mtl.training.task import Records, Task
+
+logger = logging.getLogger(__name__)
+
+ExpertState = tuple[dict[str, Any], Any]
+"""Buffers and decision of an expert: best scores, counts, tuned thresholds."""
 
 
 @dataclass
@@ -34,13 +39,6 @@ class Share:
     records: dict[int, Records]
     dropped: int
     utterances: int
-
-
-logger = logging.getLogger(__name__)
-
-Records = dict[str, list[Any]]
-ExpertState = tuple[dict[str, Any], Any]
-"""Buffers and decision of an expert: best scores, counts, tuned thresholds."""
 
 
 class Interrupted(Exception):

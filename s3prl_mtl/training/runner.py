@@ -35,7 +35,7 @@ from s3prl_mtl.training.placement import choose_placement, write_placement
 from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.publishing import Publisher
 from s3prl_mtl.training.run import Run
-from s3prl_mtl.training.state import RunState, trained_parameters
+from s3prl_mtl.training.state import RunState
 from s3prl_mtl.training.step import StepReport, TrainingStep
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer
@@ -95,18 +95,18 @@ class MultiTaskRunner:
                 lambda: load_initial_weights(settings, self.upstream, self.featurizer, experts)
             )
         self.run = Run(
-            settings.downstream,
-            settings.seed,
-            world,
-            placement,
-            groups,
-            self.encoder,
-            self.tasks,
-            specaug,
-            self.stop_asked,
+            names=settings.downstream,
+            seed=settings.seed,
+            world=world,
+            placement=placement,
+            groups=groups,
+            encoder=self.encoder,
+            tasks=self.tasks,
+            specaug=specaug,
+            stop_asked=self.stop_asked,
         )
         balancer = (balancer or Sum(settings.downstream)).to(self.device)
-        parameters = trained_parameters(self.run, balancer)
+        parameters = self.run.trained_parameters(balancer)
         optimizer = make_optimizer(parameters.values(), settings.optimizer)
         total_steps = settings.runner.total_steps
         self.training_step = TrainingStep(
@@ -123,8 +123,8 @@ class MultiTaskRunner:
             if not resume.upstream:
                 world.run_on_all_ranks(lambda: load_initial_encoder(settings, self.upstream))
             world.run_on_all_ranks(lambda: self.run_state.restore_weights(resume))
-        for name, group, held in self.run.parameters():
-            check_in_sync(group, name, held)
+        for block in self.run.blocks():
+            check_in_sync(block.group, block.name, block.parameters)
         self.evaluator = Evaluator(self.run)
         self.publisher = Publisher(self.folder, self.run_state)
         # Each rank has its own random seed; that of the first is the one of a single process.
@@ -327,8 +327,8 @@ class MultiTaskRunner:
         """Write `states-<step>.ckpt`, then delete the oldest ones beyond `max_keep`."""
         path = self.folder / f"states-{self.step}.ckpt"
         share_buffers(self.run)
-        for name, group, held in self.run.parameters():
-            resync_parameters(group, name, held)
+        for block in self.run.blocks():
+            resync_parameters(block.group, block.name, block.parameters)
         state = self.state()
         with self.world.doing("saving a checkpoint"):
             self.world.run_on_all_ranks(lambda: self._write(state, path))

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from s3prl_mtl.balancing import Balancer
 from s3prl_mtl.checkpoint.contents import (
     OptimizerState,
     RunCheckpoint,
@@ -146,7 +145,7 @@ class RunState:
 
     def _names(self) -> dict[str, nn.Parameter]:
         """The optimizer's parameters by name, in its order."""
-        return trained_parameters(self.run, self.step.balancer)
+        return self.run.trained_parameters(self.step.balancer)
 
 
 @dataclass(frozen=True)
@@ -158,22 +157,6 @@ class _RankState:
     optimizer: dict[str, dict[str, Any]]
     unused: list[str] | None
     random: dict[str, Any]
-
-
-def trained_parameters(run: Run, balancer: Balancer) -> dict[str, nn.Parameter]:
-    """The parameters that this rank trains, by names that are the same on all ranks."""
-    modules = {
-        "Upstream": run.encoder.upstream,
-        "Featurizer": run.encoder.featurizer,
-        **{f"Tasks/{name}": task.expert for name, task in run.tasks.items()},
-        "Balancer": balancer,
-    }
-    return {
-        f"{prefix}/{name}": parameter
-        for prefix, module in modules.items()
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad
-    }
 
 
 def _named(state: Mapping[str, Any], *prefixes: str) -> dict[str, Any]:
