@@ -2,20 +2,18 @@
 
 from s3prl_mtl.config.build import (
     DEFAULT_PATH,
-    TASK_SETTINGS,
-    Config,
     build_config,
     parse_tasks,
     resolve,
     resolve_plain,
 )
 from s3prl_mtl.config.schema import RunConfig, TaskConfig
+from s3prl_mtl.config.task_blocks import Config
 from s3prl_mtl.registry.task_names import BUILT_IN_TASKS
 
 __all__ = [
     "BUILT_IN_TASKS",
     "DEFAULT_PATH",
-    "TASK_SETTINGS",
     "Config",
     "RunConfig",
     "TaskConfig",

@@ -18,7 +18,10 @@ Records = dict[str, list[Any]]
 
 @dataclass
 class Task:
-    """One expert in a run, its training batches, and its records since the last log."""
+    """One expert in a run, its training batches, and its records since the last log.
+
+    `train_split` is empty for a task that is only evaluated.
+    """
 
     name: str
     expert: Any
@@ -63,7 +66,7 @@ class Task:
             shares: the shares of the training data that this rank reads.
             num_shares: number of shares of the training data.
         """
-        train_split = settings.train_split
+        train_split = settings.train_split or ""
         dev_splits = list(settings.dev_splits or [getattr(expert, "dev_split", "dev")])
         if isinstance(expert, TaskExpert):
             expert.train_split, expert.dev_split = train_split, dev_splits[0]
