@@ -17,11 +17,11 @@ from s3prl_mtl.data.sampling import derived_seed
 from s3prl_mtl.distributed.shares import Placement
 from s3prl_mtl.distributed.sync import check_in_sync, resync_parameters
 from s3prl_mtl.distributed.world import Group, RankLost, World
-from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.fileio.signals import Stopped, StopSignals
 from s3prl_mtl.fileio.yaml_files import write_yaml
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.optim.factory import make_optimizer, make_scheduler
+from s3prl_mtl.registry.task_names import require_in_run
 from s3prl_mtl.tracking.progress import StepProgress
 from s3prl_mtl.tracking.tracker import Results, Tracker
 from s3prl_mtl.training.build import (
@@ -303,15 +303,8 @@ class MultiTaskRunner:
             UserError: the run has no such task.
             Interrupted: the run was asked to stop before all splits were done.
         """
-        wanted = list(splits)
-        for name, _ in wanted:
-            if name not in self.config.downstream:
-                raise UserError(
-                    f"The run has no task {name!r}.",
-                    where="-t",
-                    fix=nearest(name, self.config.downstream),
-                    code="unknown-name",
-                )
+        names = dict.fromkeys(self.config.downstream)
+        wanted = [(require_in_run(name, names, "-t"), split) for name, split in splits]
         before = self.evaluator.expert_states()
         reports = self.evaluator.evaluate(wanted)
         try:
