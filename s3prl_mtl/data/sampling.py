@@ -79,11 +79,15 @@ def plan_batches(
     """
     if batch_size < 1:
         raise UserError(
-            f"The batch size is {batch_size}.", fix="Set 1 or more.", code="invalid-value"
+            f"The batch size is {batch_size}.",
+            where="batch_size",
+            fix="Set 1 or more.",
+            code="invalid-value",
         )
     if max_batch_seconds is not None and max_batch_seconds <= 0:
         raise UserError(
             f"The maximum duration of a batch is {max_batch_seconds} s.",
+            where="max_batch_seconds",
             fix="Set a positive duration, or null for no maximum.",
             code="invalid-value",
         )

@@ -180,7 +180,7 @@ def test_no_utterances_are_an_error():
 
 @pytest.mark.parametrize("settings", [{"batch_size": 0}, {"max_batch_seconds": 0.0}])
 def test_settings_out_of_range_are_errors(settings):
-    with user_error("invalid-value"):
+    with user_error("invalid-value", where=next(iter(settings))):
         batches(cuts_of(4), **settings)
 
 
