@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import multiprocessing
@@ -21,7 +21,7 @@ from torch import multiprocessing
 from s3prl_mtl.authoring.contract import failure_summary
 from s3prl_mtl.distributed.world import OtherRankFailed, RankLost, World
 
-START_METHOD = "spawn"
+START_METHOD: Literal["spawn", "forkserver"] = "spawn"
 """How the processes of the ranks start."""
 
 EXIT_TIMEOUT_SECONDS = 5.0
