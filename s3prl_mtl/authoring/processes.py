@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import multiprocessing
@@ -21,7 +21,7 @@ from torch import multiprocessing
 from s3prl_mtl.authoring.contract import failure_summary
 from s3prl_mtl.distributed.world import OtherRankFailed, RankLost, World
 
-START_METHOD: Literal["spawn", "forkserver"] = "spawn"
+START_METHOD = "spawn"
 """How the processes of the ranks start."""
 
 EXIT_TIMEOUT_SECONDS = 5.0
@@ -71,7 +71,7 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[
         The result of each rank.
     """
     port = _free_port()
-    context = multiprocessing.get_context(START_METHOD)
+    context: Any = multiprocessing.get_context(START_METHOD)
     ends: list[Connection] = []
     processes: list[SpawnProcess] = []
     try:
