@@ -26,10 +26,11 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.tracking.tracker import Report
-from s3prl_mtl.training.evaluation import Evaluator, Records
+from s3prl_mtl.training.build import build_expert
+from s3prl_mtl.training.evaluation import Evaluator
 from s3prl_mtl.training.preflight import corpus_problems, raise_together
 from s3prl_mtl.training.run import Run
-from s3prl_mtl.training.task import Task
+from s3prl_mtl.training.task import Records, Task
 from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 
@@ -186,21 +187,17 @@ class TaskHarness:
             NeedsData: there is no corpus, and building the expert without it failed.
         """
         config = config or self.config
-        folder = self.folder / self.name
-        folder.mkdir(parents=True, exist_ok=True)
-        arguments: dict[str, Any] = {
-            "upstream_dim": WIDTH,
-            "upstream_rate": FRAME_SAMPLES,
-            "downstream_expert": config.tasks[self.name].downstream_expert,
-            "expdir": str(folder),
-            "cache_dir": config.cache_dir and str(config.cache_dir),
-            "seed": config.seed,
-        }
-        if labels is not None:
-            arguments["labels"] = labels
         try:
             with RandomStream(seed).active():
-                return self.expert_class(**arguments)
+                return build_expert(
+                    self.expert_class,
+                    config,
+                    self.name,
+                    self.folder,
+                    upstream_dim=WIDTH,
+                    upstream_rate=FRAME_SAMPLES,
+                    labels=labels,
+                )
         except Exception as error:
             if self.has_data or labels is not None:
                 raise
@@ -323,13 +320,13 @@ class TaskHarness:
         self._require_corpus()
         task = self.task(expert)
         run = Run(
-            [self.name],
-            self.seed,
-            world,
-            data_parallel([self.name], world.size),
-            {self.name: world},
-            self.encoder,
-            {self.name: task},
+            names=[self.name],
+            seed=self.seed,
+            world=world,
+            placement=data_parallel([self.name], world.size),
+            groups={self.name: world},
+            encoder=self.encoder,
+            tasks={self.name: task},
             step=1,
         )
         evaluator = Evaluator(run, self.limit(training=False), log_level=logging.DEBUG)

@@ -71,7 +71,7 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[
         The result of each rank.
     """
     port = _free_port()
-    context = multiprocessing.get_context(START_METHOD)
+    context: Any = multiprocessing.get_context(START_METHOD)
     ends: list[Connection] = []
     processes: list[SpawnProcess] = []
     try:

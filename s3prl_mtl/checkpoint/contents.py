@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from s3prl_mtl.config.schema import UpstreamConfig
 from s3prl_mtl.distributed.shares import Placement
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.upstreams import Upstream
@@ -101,7 +102,7 @@ class OptimizerState:
         return {"Settings": self.settings, "State": self.state}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TrainingState:
     """State that resuming needs beside the weights.
 
@@ -134,15 +135,15 @@ class TrainingState:
         for name, task in content["Tasks"].items():
             _require(task, ("Stream",), f"task {name} in {where}")
         return cls(
-            content["EvaluatedStep"],
-            OptimizerState.from_dict(content["Optimizer"], f"Optimizer in {where}"),
-            content["Scheduler"],
-            Placement.from_plain(content["Placement"]),
-            {name: task["Stream"] for name, task in content["Tasks"].items()},
-            content["Unused"],
-            content["Random"],
-            content.get("Balancer"),
-            content.get("MicroBatches"),
+            evaluated_step=content["EvaluatedStep"],
+            optimizer=OptimizerState.from_dict(content["Optimizer"], f"Optimizer in {where}"),
+            scheduler=content["Scheduler"],
+            placement=Placement.from_plain(content["Placement"]),
+            streams={name: task["Stream"] for name, task in content["Tasks"].items()},
+            unused=content["Unused"],
+            random=content["Random"],
+            balancer=content.get("Balancer"),
+            micro_batches=content.get("MicroBatches"),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,7 +160,7 @@ class TrainingState:
         }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class RunCheckpoint:
     """A checkpoint of a run: `states-<step>.ckpt` or a `*-best.ckpt`.
 
@@ -187,6 +188,11 @@ class RunCheckpoint:
     training: TrainingState | None = None
     origin: str | None = None
 
+    @property
+    def upstream_config(self) -> UpstreamConfig:
+        """The settings of the encoder, as saved."""
+        return UpstreamConfig(**self.config["upstream"])
+
     @classmethod
     def capture(
         cls,
@@ -200,14 +206,14 @@ class RunCheckpoint:
     ) -> RunCheckpoint:
         """A checkpoint of modules with their weights as they are."""
         return cls(
-            step,
-            skips,
-            config,
-            upstream.s3prl_state_dict(),
-            upstream.checkpoint_info,
-            featurizer.state_dict(),
-            dict(tasks),
-            training,
+            step=step,
+            skips=skips,
+            config=config,
+            upstream=upstream.s3prl_state_dict(),
+            upstream_info=upstream.checkpoint_info,
+            featurizer=featurizer.state_dict(),
+            tasks=dict(tasks),
+            training=training,
         )
 
     @classmethod
@@ -220,18 +226,18 @@ class RunCheckpoint:
         keys = ("Step", "Tallies", "Config", "Upstream", "UpstreamInfo", "Featurizer", "Tasks")
         _require(content, keys, where)
         return cls(
-            content["Step"],
-            content["Tallies"],
-            content["Config"],
-            content["Upstream"],
-            content["UpstreamInfo"],
-            content["Featurizer"],
-            {
+            step=content["Step"],
+            skips=content["Tallies"],
+            config=content["Config"],
+            upstream=content["Upstream"],
+            upstream_info=content["UpstreamInfo"],
+            featurizer=content["Featurizer"],
+            tasks={
                 name: TaskCheckpoint.from_dict(task, f"task {name} in {where}")
                 for name, task in content["Tasks"].items()
             },
-            TrainingState.from_dict(content, where) if "Optimizer" in content else None,
-            content.get("Origin"),
+            training=TrainingState.from_dict(content, where) if "Optimizer" in content else None,
+            origin=content.get("Origin"),
         )
 
     def to_dict(self) -> dict[str, Any]:

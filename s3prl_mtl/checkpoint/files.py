@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from s3prl_mtl.checkpoint.branch import from_branch, is_of_branch
 from s3prl_mtl.checkpoint.contents import FORMAT, RunCheckpoint
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.atomic import atomic_path, remove_partials, write_reason
 from s3prl_mtl.fileio.safe_torch import DamagedFile, safe_load
-from s3prl_mtl.mtl_branch.checkpoint import from_branch, is_of_branch
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def load(path: Path) -> RunCheckpoint:
     """
     content = read_tensors(path)
     if is_of_branch(content):
-        content = from_branch(content, path)
+        return from_branch(content, path)
     if "Format" not in content and "Downstream" in content:
         raise UserError(
             "The file is a run of s3prl that trained a single task.",

@@ -31,9 +31,7 @@ def restore_weights(
     """
     where = "the checkpoint"
     if saved.upstream:
-        encoder = encoder_weights(saved.upstream)
-        check_encoder(encoder, upstream, where)
-        load_strictly(upstream, encoder, "the encoder", where)
+        load_encoder(saved.upstream, upstream, where)
     load_strictly(featurizer, saved.featurizer, "the featurizer", where)
     for name, expert in experts.items():
         if not getattr(expert, "is_trained", True):
@@ -41,6 +39,22 @@ def restore_weights(
         load_strictly(expert, saved.tasks[name].head, f"the head of {name}", where)
         if hasattr(expert, "decision"):
             expert.decision = dict(saved.tasks[name].decision)
+
+
+def load_encoder(saved: Mapping[str, Any], upstream: Upstream, where: str) -> None:
+    """Load the weights of an encoder, strictly.
+
+    Args:
+        saved: state dict, with or without the prefix `model.`.
+        upstream: the encoder.
+        where: what gave the weights, for errors.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    weights = encoder_weights(saved)
+    check_encoder(weights, upstream, where)
+    load_strictly(upstream, weights, "the encoder", where)
 
 
 def encoder_weights(upstream: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.mtl_branch.tasks import split_of
-from s3prl_mtl.registry.task_names import find_in_run, task_packages
+from s3prl_mtl.registry.task_names import require_in_run, task_packages
 from s3prl_mtl.tracking.console import OUTPUT
 from s3prl_mtl.tracking.results_table import results_table
 from s3prl_mtl.tracking.tracker import Tracker
@@ -50,7 +50,7 @@ def evaluate(arguments: argparse.Namespace, world: World, deferred: DeferredLog)
     config = world.run_on_all_ranks(lambda: config_of(arguments, saved, deferred))
     names = task_packages(config, config["downstream"])
     targets = world.run_on_all_ranks(
-        lambda: [(find_in_run(task, names) or task, split) for task, split in targets]
+        lambda: [(require_in_run(task, names, "-t"), split) for task, split in targets]
     )
     if saved.origin is not None:
         targets = [(task, split_of(task, split)) for task, split in targets]

@@ -74,9 +74,10 @@ def run(arguments: argparse.Namespace) -> None:
                     code="missing-option",
                 )
         diarization = trained.find("sd")
-        failed = 0
+        failed: list[str] = []
         for line in predictions(trained, arguments.audio, wanted, arguments.against):
-            failed += "error" in line
+            if "error" in line:
+                failed.append(line["file"])
             _write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
             # A file given twice is written once.
             if rttm is not None and diarization in line and line["file"] in names:
@@ -85,8 +86,9 @@ def run(arguments: argparse.Namespace) -> None:
                 names = {file: name for file, name in names.items() if name != recording}
     if failed:
         raise UserError(
-            f"{failed} of {len(arguments.audio)} files have no prediction: see `error` in their "
-            "lines.",
+            f"{len(failed)} of {len(arguments.audio)} files have no prediction: see `error` in "
+            "their lines.",
+            where=", ".join(failed[:3]) + (", ..." if len(failed) > 3 else ""),
             code="audio-unreadable",
         )
 

@@ -60,7 +60,7 @@ def train(
             return
         if path is not None:
             logger.info("Resuming %s at step %d.", path, runner.step)
-            total_steps = config["runner"]["total_steps"]
+            total_steps = runner.config.runner.total_steps
             if runner.step >= total_steps:
                 logger.warning("All %d steps are done.", total_steps)
             if world.is_lead and path.parent.resolve() != folder.resolve():

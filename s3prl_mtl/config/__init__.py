@@ -2,18 +2,16 @@
 
 from s3prl_mtl.config.build import (
     DEFAULT_PATH,
-    TASK_SETTINGS,
-    Config,
     build_config,
     parse_tasks,
     resolve,
     resolve_plain,
 )
 from s3prl_mtl.config.schema import RunConfig, TaskConfig
+from s3prl_mtl.config.task_blocks import Config
 
 __all__ = [
     "DEFAULT_PATH",
-    "TASK_SETTINGS",
     "Config",
     "RunConfig",
     "TaskConfig",

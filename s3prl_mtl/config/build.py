@@ -8,69 +8,46 @@ settings, the `config.yaml` of a task those of its block.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from s3prl_mtl.config.checks import (
-    TYPE_NAMES,
-    check_block,
-    check_task_values,
-    check_values,
-)
+from s3prl_mtl.config.checks import check_values, refusal
 from s3prl_mtl.config.overrides import nested, parse_overrides, task_specs
-from s3prl_mtl.config.schema import RunConfig, Settings, TaskConfig
+from s3prl_mtl.config.schema import PATHS, RunConfig, Settings, TaskConfig
+from s3prl_mtl.config.task_blocks import (
+    Config,
+    Layer,
+    block_defaults,
+    blocks_left_out,
+    check_block,
+    check_task_settings,
+    check_task_values,
+)
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.mtl_branch.config import translate
 from s3prl_mtl.mtl_branch.corpora import look_in
 from s3prl_mtl.optim.factory import optimizer_settings, scheduler_settings
-from s3prl_mtl.registry.plugins import discover_tasks, task_defaults
 from s3prl_mtl.registry.task_names import (
-    BUILT_IN_TASKS,
-    Packages,
     choose_tasks,
     rename_blocks,
     split_specs,
     stated_packages,
     task_packages,
 )
-from s3prl_mtl.s3prl_compat.settings import block_defaults, check_blocks, parse_specs
+from s3prl_mtl.s3prl_compat.settings import check_blocks, parse_specs
 from s3prl_mtl.s3prl_compat.task_spec import is_s3prl_task
-
-Config = dict[str, Any]
-"""A config in files and checkpoints: plain values, with references such as `${data}`."""
-
-Layer = tuple[Config, str]
-"""A layer and its origin, for errors."""
 
 DEFAULT_PATH = Path(__file__).with_name("default.yaml")
 
-PATHS = ("data", "cache_dir", "upstream.ckpt", "upstream.config", "init_ckpt", "init_upstream_ckpt")
-"""Settings that are made absolute paths."""
-
 CLASS_SETTINGS = {"optimizer": optimizer_settings, "scheduler": scheduler_settings}
 """Sections with the arguments of the class that they name: {section: lists the arguments}."""
-
-TASK_SETTINGS: Config = {
-    "package": None,
-    "train_split": "train",
-    "dev_splits": None,
-    "test_splits": None,
-    "downstream_expert": {},
-}
-"""Settings of every task's block, beside those of its own `config.yaml`.
-
-`package` is the distribution of the task. A file may set it; the config of a run always has it, so
-that the run is resumed with the same task whatever is installed later.
-"""
 
 
 def parse_tasks(text: str, flag: str = "-d") -> list[str]:
@@ -145,10 +122,10 @@ def build_config(
     if blocks:
         layers.append((dict(blocks), "-d"))
 
-    blocks_of = {task: _defaults_of(task, layers, base, packages, deferred) for task in chosen}
+    blocks_of = {task: block_defaults(task, layers, base, packages, deferred) for task in chosen}
     check_blocks(typed, chosen)
     known = {*chosen, *(entry.name for entry in fields(Settings))}
-    layers, others = _blocks_left_out(layers, base, known, deferred)
+    layers, others = blocks_left_out(layers, base, known, deferred)
     merged = _merge({**blocks_of, **others}, layers)
     for task in others:
         del merged[task]
@@ -184,72 +161,13 @@ def _merge(blocks: Config, layers: Sequence[Layer]) -> Config:
         try:
             settings = OmegaConf.merge(settings, own)
         except (ConfigKeyError, ValidationError) as cause:
-            raise _refusal(cause, own, origin, list(blocks)) from cause
+            raise refusal(cause, own, origin, list(blocks)) from cause
         check_values(_plain(settings), origin)
         for task in blocks.keys() & layer.keys():
-            check_block({task: layer[task]}, {task: blocks[task]}, "", origin)
+            check_block(task, layer[task], blocks[task], origin)
             tasks = OmegaConf.merge(tasks, {task: layer[task]})
             check_task_values(task, _plain(tasks[task]), origin)
     return {**_plain(settings), **_plain(tasks)}
-
-
-def _plain(node: Any) -> Config:
-    """A config node as plain values, references unresolved."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {str(key): plain(entry) for key, entry in value.items()}
-        if isinstance(value, list):
-            return [plain(entry) for entry in value]
-        return str(value) if isinstance(value, Path) else value
-
-    whole = plain(OmegaConf.to_container(node))
-    assert isinstance(whole, dict)
-    return whole
-
-
-def _refusal(
-    cause: OmegaConfBaseException, layer: Mapping[str, Any], origin: str, tasks: Sequence[str]
-) -> UserError:
-    """A `UserError` for an error of OmegaConf: key, origin, and the nearest key or right type."""
-    key = str(cause.full_key or "")
-    if not key:  # a scalar in place of a section: OmegaConf does not name it
-        key = next(
-            name
-            for name, value in layer.items()
-            if is_dataclass(get_type_hints(Settings).get(name)) and not isinstance(value, dict)
-        )
-    if isinstance(cause, ConfigKeyError):
-        owner = cause.object_type if is_dataclass(cause.object_type) else Settings
-        known = [entry.name for entry in fields(owner)]
-        hint = nearest(str(cause.key), known if "." in key else [*known, *tasks])
-        if "." not in key:
-            hint += " (The blocks of tasks are at the top level, by task name.)"
-        return UserError(
-            f"Unknown key {key!r}.", where=f"{key} in {origin}", fix=hint, code="unknown-key"
-        )
-    value: Any = layer
-    for part in re.split(r"[.\[]", key):
-        value = value[int(part.rstrip("]"))] if isinstance(value, list) else value.get(part)
-        if not isinstance(value, dict | list):
-            break
-    return UserError(
-        f"{key} must be {_type_name(key)}, not {value!r}.",
-        where=f"{key} in {origin}",
-        code="wrong-type",
-    )
-
-
-def _type_name(key: str) -> str:
-    """The type of a setting, as error messages name it."""
-    kind: Any = Settings
-    for part in re.split(r"[.\[]", key):
-        if get_origin(kind) is list:
-            kind = get_args(kind)[0]
-            continue
-        kind = get_type_hints(kind)[part]
-        kind = next((entry for entry in get_args(kind) if isinstance(kind, UnionType)), kind)
-    return TYPE_NAMES.get(get_origin(kind) or kind, "a mapping")
 
 
 def _class_section(
@@ -295,62 +213,19 @@ def _class_section(
     return {**layer, section: {**current, **values}}
 
 
-def _blocks_left_out(
-    layers: list[Layer], base: Mapping[str, Any] | None, others: Set[str], deferred: DeferredLog
-) -> tuple[list[Layer], dict[str, Config]]:
-    """Handle blocks of tasks that are not in this run.
+def _plain(node: Any) -> Config:
+    """A config node as plain values, references unresolved."""
 
-    They are checked like the others. Those of tasks that are not installed, are broken, or belong
-    to several packages cannot be checked and are left out.
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [plain(entry) for entry in value]
+        return str(value) if isinstance(value, Path) else value
 
-    Args:
-        layers: all layers.
-        base: the config of the run that is resumed.
-        others: keys that are not such blocks.
-        deferred: receives the blocks that are left out, with the reasons.
-
-    Returns:
-        The layers without the blocks that are left out, and the defaults of those to check.
-    """
-    stated = stated_packages(layers)
-    defaults: dict[str, Config] = {}
-    for task in sorted(_tasks_left_out(layers, stated) - others):
-        try:
-            defaults[task] = _defaults_of(task, layers, base, stated)
-        except UserError as reason:
-            deferred.add(f"The block {task!r} is left out, and its keys are not checked. {reason}")
-            layers = [
-                ({key: value for key, value in layer.items() if key != task}, origin)
-                for layer, origin in layers
-            ]
-    return layers, defaults
-
-
-def _defaults_of(
-    task: str,
-    layers: Sequence[Layer],
-    base: Mapping[str, Any] | None,
-    packages: Packages,
-    deferred: DeferredLog | None = None,
-) -> Config:
-    """The default block of a task."""
-    if is_s3prl_task(task):
-        return block_defaults(task, [layer for layer, _ in layers], base, deferred)
-    return {**TASK_SETTINGS, **task_defaults(task, packages.get(task))}
-
-
-def _tasks_left_out(layers: Sequence[Layer], stated: Iterable[str]) -> set[str]:
-    """The keys of the layers that are names of tasks, installed or listed in `downstream`."""
-    known = {*BUILT_IN_TASKS, *stated}
-    for name, plugin in discover_tasks().items():
-        plain = name.removeprefix(f"{plugin.package}:")
-        known |= {plain, f"{plugin.package}:{plain}"}
-    for layer, _ in layers:
-        listed = layer.get("downstream")
-        if isinstance(listed, list):
-            known |= {str(task) for task in listed}
-        known |= {key for key in layer if is_s3prl_task(key)}
-    return known & {key for layer, _ in layers for key in layer}
+    whole = plain(OmegaConf.to_container(node))
+    assert isinstance(whole, dict)
+    return whole
 
 
 def resolve_plain(config: Mapping[str, Any]) -> Config:
@@ -385,8 +260,10 @@ def resolve(config: Mapping[str, Any]) -> RunConfig:
     try:
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), own))
     except ValidationError as cause:
-        raise _refusal(cause, own, "the config", []) from cause
+        raise refusal(cause, own, "the config", []) from cause
     values = {name: getattr(settings, name) for name in names}
+    for name in values["downstream"]:
+        check_task_settings(name, whole[name], "the config")
     tasks = {name: TaskConfig.from_plain(whole[name]) for name in values["downstream"]}
     return RunConfig(**values, tasks=tasks)
 

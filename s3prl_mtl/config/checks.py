@@ -1,13 +1,17 @@
-"""Checks beyond OmegaConf's: keys and types of task blocks, ranges and choices of all settings."""
+"""Errors of OmegaConf as errors of the user, and its missing checks: ranges and choices."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
-from s3prl_mtl.config.schema import Settings
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from s3prl_mtl.config.schema import SETTINGS, Settings
 from s3prl_mtl.errors import UserError, nearest
 
 TYPE_NAMES: dict[Any, str] = {
@@ -21,45 +25,6 @@ TYPE_NAMES: dict[Any, str] = {
 }
 """The types of settings, as error messages name them."""
 
-DATARC_AT_LEAST = {"num_workers": 0, "train_batch_size": 1, "eval_batch_size": 1}
-"""Settings that most experts have in `downstream_expert.datarc`."""
-
-
-def check_block(
-    values: Mapping[str, Any], defaults: Mapping[str, Any], path: str, origin: str
-) -> None:
-    """Check that a block has no key that its defaults lack, and no value of another type.
-
-    Args:
-        values: the block in a layer, or a mapping in it.
-        defaults: the mapping that it is merged into. An empty one is open: the expert checks it.
-        path: the dotted key of the mapping.
-        origin: the layer, for the error.
-
-    Raises:
-        UserError: names the key.
-    """
-    for key, value in values.items():
-        full = f"{path}.{key}" if path else str(key)
-        if key not in defaults:
-            raise UserError(
-                f"Unknown key {full!r}.",
-                where=f"{full} in {origin}",
-                fix=nearest(str(key), list(defaults)),
-                code="unknown-key",
-            )
-        default = defaults[key]
-        if isinstance(default, dict) and isinstance(value, Mapping):
-            if default:
-                check_block(value, default, full, origin)
-        elif not _same_type(value, default):
-            raise UserError(
-                f"{full} must be {TYPE_NAMES.get(type(default), 'a mapping')}, not {value!r}.",
-                where=f"{full} in {origin}",
-                fix=f"The default is {default!r}.",
-                code="wrong-type",
-            )
-
 
 def check_values(settings: Mapping[str, Any], origin: str) -> None:
     """Check the ranges and choices of a merged config.
@@ -71,47 +36,19 @@ def check_values(settings: Mapping[str, Any], origin: str) -> None:
     Raises:
         UserError: names the key and the allowed values.
     """
-    for key, value, rules in _rules(settings, Settings, ""):
-        _check(key, value, rules, origin)
+    for key, _, rules in SETTINGS:
+        value: Any = settings
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        check_value(key, value, rules, origin)
 
 
-def check_task_values(task: str, block: Mapping[str, Any], origin: str) -> None:
-    """Check the settings of a task's `datarc` that most experts share.
+def check_value(key: str, value: Any, rules: Mapping[str, Any], origin: str) -> None:
+    """Check one value; of another type than the rules expect it passes.
 
     Raises:
-        UserError: names the key and the lowest value.
+        UserError: names the key and the allowed values.
     """
-    datarc = (block.get("downstream_expert") or {}).get("datarc") or {}
-    for key, least in DATARC_AT_LEAST.items():
-        _check(
-            f"{task}.downstream_expert.datarc.{key}", datarc.get(key), {"at_least": least}, origin
-        )
-
-
-def _same_type(value: Any, default: Any) -> bool:
-    if default is None or any(isinstance(v, str) and v.startswith("${") for v in (value, default)):
-        return True
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(value, bool) and isinstance(default, bool)
-    if isinstance(default, float):
-        return isinstance(value, int | float)
-    return isinstance(value, type(default))
-
-
-def _rules(
-    values: Mapping[str, Any], schema: type, path: str
-) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
-    """Key, value and metadata of every field that is set."""
-    types = get_type_hints(schema)
-    for entry in fields(schema):
-        value, key = values.get(entry.name), f"{path}{entry.name}"
-        if isinstance(value, Mapping) and is_dataclass(types[entry.name]):
-            yield from _rules(value, types[entry.name], f"{key}.")
-        else:
-            yield key, value, entry.metadata
-
-
-def _check(key: str, value: Any, rules: Mapping[str, Any], origin: str) -> None:
     where = f"{key} in {origin}"
     choices = rules.get("one_of")
     if choices and isinstance(value, str) and not value.startswith("${") and value not in choices:
@@ -131,3 +68,47 @@ def _check(key: str, value: Any, rules: Mapping[str, Any], origin: str) -> None:
                 where=where,
                 code="invalid-value",
             )
+
+
+def refusal(
+    cause: OmegaConfBaseException, layer: Mapping[str, Any], origin: str, tasks: Sequence[str]
+) -> UserError:
+    """A `UserError` for an error of OmegaConf: key, origin, and the nearest key or right type."""
+    key = str(cause.full_key or "")
+    if not key:  # a scalar in place of a section: OmegaConf does not name it
+        key = next(
+            name
+            for name, value in layer.items()
+            if is_dataclass(get_type_hints(Settings).get(name)) and not isinstance(value, dict)
+        )
+    if isinstance(cause, ConfigKeyError):
+        owner = cause.object_type if is_dataclass(cause.object_type) else Settings
+        known = [entry.name for entry in fields(owner)]
+        hint = nearest(str(cause.key), known if "." in key else [*known, *tasks])
+        if "." not in key:
+            hint += " (The blocks of tasks are at the top level, by task name.)"
+        return UserError(
+            f"Unknown key {key!r}.", where=f"{key} in {origin}", fix=hint, code="unknown-key"
+        )
+    value: Any = layer
+    for part in re.split(r"[.\[]", key):
+        value = value[int(part.rstrip("]"))] if isinstance(value, list) else value.get(part)
+        if not isinstance(value, dict | list):
+            break
+    return UserError(
+        f"{key} must be {type_name(key)}, not {value!r}.",
+        where=f"{key} in {origin}",
+        code="wrong-type",
+    )
+
+
+def type_name(key: str, schema: Any = Settings) -> str:
+    """The type of a setting, as error messages name it."""
+    kind = schema
+    for part in re.split(r"[.\[]", key):
+        if get_origin(kind) is list:
+            kind = get_args(kind)[0]
+            continue
+        kind = get_type_hints(kind)[part]
+        kind = next((entry for entry in get_args(kind) if isinstance(kind, UnionType)), kind)
+    return TYPE_NAMES.get(get_origin(kind) or kind, "a mapping")

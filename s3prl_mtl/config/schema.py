@@ -6,10 +6,13 @@ that the metadata of a field states. Default values are in `default.yaml`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
+
+from s3prl_mtl.nn.spec_augment import TIME_WARP_MODES
+from s3prl_mtl.upstreams.featurizer import SELECTIONS
 
 
 def _at_least(least: int) -> Any:
@@ -35,7 +38,7 @@ class UpstreamConfig:
     name: str
     ckpt: Path | None
     config: Path | None
-    feature_selection: str
+    feature_selection: str = _one_of(*SELECTIONS)
     freeze: bool
 
 
@@ -86,7 +89,7 @@ class SpecAugmentConfig:
     apply_time_warp: bool
     apply_time_mask: bool
     apply_freq_mask: bool
-    time_warp_mode: str
+    time_warp_mode: str = _one_of(*TIME_WARP_MODES)
     time_warp_window: int
     time_mask_width_range: list[int]
     freq_mask_width_range: list[int]
@@ -137,7 +140,7 @@ class TaskConfig:
 
     Attributes:
         package: the distribution of the task's plugin; None for an expert of s3prl.
-        train_split: the split to train on.
+        train_split: the split to train on; None for a task that is only evaluated.
         dev_splits: evaluated during training, the first selects checkpoints; None for the
             expert's own.
         test_splits: evaluated at the end; None for the expert's own.
@@ -147,7 +150,7 @@ class TaskConfig:
     """
 
     package: str | None = None
-    train_split: str = "train"
+    train_split: str | None = "train"
     dev_splits: list[str] | None = None
     test_splits: list[str] | None = None
     downstream_expert: dict[str, Any] = field(default_factory=dict)
@@ -170,3 +173,24 @@ class RunConfig(Settings):
     """
 
     tasks: dict[str, TaskConfig]
+
+
+def _settings(schema: Any, path: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    types = get_type_hints(schema)
+    for entry in fields(schema):
+        key, kind = f"{path}{entry.name}", types[entry.name]
+        section = next((part for part in (kind, *get_args(kind)) if is_dataclass(part)), None)
+        if section is not None:
+            yield from _settings(section, f"{key}.")
+        else:
+            yield key, kind, entry.metadata
+
+
+SETTINGS = list(_settings(Settings))
+"""Dotted key, type and metadata of every setting."""
+
+PATHS = [key for key, kind, _ in SETTINGS if kind == Path | None]
+"""Settings that are paths."""
+
+CHOICES = {key: rules["one_of"] for key, _, rules in SETTINGS if "one_of" in rules}
+"""The allowed values of the settings that have few."""

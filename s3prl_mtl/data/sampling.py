@@ -76,7 +76,10 @@ def plan_batches(
     """
     if batch_size < 1:
         raise UserError(
-            f"The batch size is {batch_size}.", fix="Set 1 or more.", code="invalid-value"
+            f"The batch size is {batch_size}.",
+            where="batch_size",
+            fix="Set 1 or more.",
+            code="invalid-value",
         )
     if weights is not None and len(weights) != len(durations_seconds):
         raise ValueError(f"{len(weights)} weights for {len(durations_seconds)} utterances")

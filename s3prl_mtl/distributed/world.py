@@ -293,27 +293,29 @@ class World(Group):
             if error is not None:
                 raise error
             return
-        own = error.code if isinstance(error, UserError) else None
-        errors = self.all_gather(None if error is None else (own, str(error)))
-        mistakes: dict[tuple[str, str], list[int]] = {}
+        own: tuple[str | None, ...] | str | None = None if error is None else str(error)
+        if isinstance(error, UserError):
+            own = (error.what, error.where, error.fix, error.code)
+        mistakes: dict[tuple[Any, ...], list[int]] = {}
+        errors = self.all_gather(own)
         for rank, entry in enumerate(errors):
-            if entry is None:
-                continue
-            code, text = entry
-            if code is None:
+            if isinstance(entry, str):
                 if error is not None:
                     raise error
-                raise OtherRankFailed(f"Rank {rank} failed: {text or 'see its log'}.")
-            mistakes.setdefault((code, text), []).append(rank)
+                raise OtherRankFailed(f"Rank {rank} failed: {entry or 'see its log'}.")
+            if entry is not None:
+                mistakes.setdefault(entry, []).append(rank)
         if not mistakes:
             return
-        (code, text), *others = mistakes
-        if others or None in errors:
-            text = " ".join(
-                f"On rank {', '.join(map(str, ranks))}: {text}"
-                for (_, text), ranks in mistakes.items()
-            )
-        raise SharedMistake(text, code="several" if others else code) from error
+        shared = []
+        for (what, where, fix, code), ranks in mistakes.items():
+            if len(ranks) < self.size:
+                what = f"On rank {', '.join(map(str, ranks))}: {what}"
+            shared.append(SharedMistake(what, where=where, fix=fix, code=code))
+        if len(shared) > 1:
+            # Without a place of its own: every mistake has one.
+            raise SharedMistake(" ".join(map(str, shared)), code="several") from error
+        raise shared[0] from error
 
     def __enter__(self) -> World:
         return self

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from s3prl_mtl.checkpoint import files as checkpoints
-from s3prl_mtl.checkpoint.compatibility import check_encoder, check_size
+from s3prl_mtl.checkpoint.compatibility import check_size
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
-from s3prl_mtl.checkpoint.restore import encoder_weights
+from s3prl_mtl.checkpoint.restore import encoder_weights, load_encoder
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.upstreams import (
     Featurizer,
@@ -68,12 +68,12 @@ class SavedRun:
     @property
     def upstream_name(self) -> str:
         """The name after `-u`."""
-        return str(self.checkpoint.config["upstream"]["name"])
+        return self.checkpoint.upstream_config.name
 
     @property
     def feature_selection(self) -> str:
         """The word after `-s`."""
-        return str(self.checkpoint.config["upstream"]["feature_selection"])
+        return self.checkpoint.upstream_config.feature_selection
 
     @property
     def heads(self) -> Mapping[str, Mapping[str, Any]]:
@@ -111,11 +111,7 @@ class SavedRun:
             UserError: it cannot be built here, or its parameters do not fit.
         """
         upstream = rebuild_upstream(self._info)
-        where = f"Upstream of {self.path}"
-        weights = encoder_weights(self.checkpoint.upstream)
-        if weights:
-            check_encoder(weights, upstream, where)
-        load_strictly(upstream, weights, "the encoder", where)
+        load_encoder(self.checkpoint.upstream, upstream, f"Upstream of {self.path}")
         return upstream.eval()
 
     def featurizer(self, upstream: Hubert) -> Featurizer:
@@ -132,9 +128,9 @@ class SavedRun:
 
 def _with_encoder(checkpoint: RunCheckpoint, path: Path) -> RunCheckpoint:
     """A checkpoint of the branch with the description of the encoder that it was trained from."""
-    settings = checkpoint.config["upstream"]
+    settings = checkpoint.upstream_config
     try:
-        upstream = load_upstream(settings["name"], settings["ckpt"])
+        upstream = load_upstream(settings.name, settings.ckpt and str(settings.ckpt))
     except UserError as error:
         raise UserError(
             f"The checkpoint is from {checkpoint.origin} and has no description of its encoder; "

@@ -1,1 +1,1 @@
-"""The files of s3prl's multi-task branch: its config and its checkpoints."""
+"""The configs of s3prl's multi-task branch."""

@@ -29,6 +29,9 @@ def _width_range(width: int | Sequence[int], key: str) -> tuple[int, int]:
     return bounds[0], bounds[1]
 
 
+TIME_WARP_MODES = ("bicubic", "bilinear")
+
+
 class SpecAugment(nn.Module):
     """Mask and warp features in training mode; return them unchanged in evaluation mode.
 
@@ -68,7 +71,7 @@ class SpecAugment(nn.Module):
         num_time_mask: int = 2,
     ) -> None:
         super().__init__()
-        if time_warp_mode not in ("bicubic", "bilinear"):
+        if time_warp_mode not in TIME_WARP_MODES:
             raise UserError(
                 f"time_warp_mode is {time_warp_mode!r}.",
                 where="specaug.time_warp_mode",

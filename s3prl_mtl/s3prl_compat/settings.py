@@ -64,7 +64,8 @@ def block_defaults(
         deferred: receives the unused parts of the file.
 
     Returns:
-        `folder`, `config`, `train_split`, `dev_splits`, `test_splits`, `downstream_expert`.
+        `folder` and `config`; from the file `train_split`, `dev_splits`, `test_splits` and
+        `downstream_expert`.
 
     Raises:
         UserError: there is no such expert, or it has no settings.
@@ -85,10 +86,6 @@ def block_defaults(
     block: Block = {
         "folder": folder,
         "config": str(path),
-        "train_split": "train",
-        "dev_splits": None,
-        "test_splits": None,
-        "downstream_expert": {},
     }
     if not config and not path.is_file():
         if not any(given.get("downstream_expert") for given in blocks):

@@ -99,23 +99,19 @@ def build_experts(
         if name in problems:
             continue
         logger.info("Building task %s.", name)
-        # s3prl's experts write into their folder without creating it.
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        arguments: dict[str, Any] = {
-            "upstream_dim": featurizer.output_dim,
-            "upstream_rate": featurizer.downsample_rate,
-            "downstream_expert": config.tasks[name].downstream_expert,
-            "expdir": str(folder / name),
-            "cache_dir": config.cache_dir and str(config.cache_dir),
-            "seed": config.seed,
-        }
-        if labels.get(name) is not None:
-            arguments["labels"] = labels[name]
         # The initial weights of a head do not depend on the other tasks of the run.
         with torch.random.fork_rng():
             torch.manual_seed(config.seed + zlib.crc32(name.encode()))
             try:
-                experts[name] = expert_class(**arguments)
+                experts[name] = build_expert(
+                    expert_class,
+                    config,
+                    name,
+                    folder,
+                    upstream_dim=featurizer.output_dim,
+                    upstream_rate=featurizer.downsample_rate,
+                    labels=labels.get(name),
+                )
                 check_plain(name, experts[name])
             except UserError as mistake:
                 mistakes.append(mistake)
@@ -128,6 +124,40 @@ def build_experts(
             mistakes += split_mistakes(Task.from_settings(name, expert, config.tasks[name]))
     raise_together(mistakes)
     return experts
+
+
+def build_expert(
+    expert_class: type,
+    config: RunConfig,
+    name: str,
+    folder: Path,
+    *,
+    upstream_dim: int,
+    upstream_rate: int,
+    labels: Any = None,
+) -> Any:
+    """Build the expert of a task.
+
+    Args:
+        expert_class: of the task.
+        config: of the run.
+        name: of the task.
+        folder: of the run.
+        upstream_dim: width of the features.
+        upstream_rate: samples per frame.
+        labels: the label space, in place of the corpus.
+    """
+    # s3prl's experts write into their folder without creating it.
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    return expert_class(
+        upstream_dim=upstream_dim,
+        upstream_rate=upstream_rate,
+        downstream_expert=config.tasks[name].downstream_expert,
+        expdir=str(folder / name),
+        cache_dir=config.cache_dir and str(config.cache_dir),
+        seed=config.seed,
+        **({} if labels is None else {"labels": labels}),
+    )
 
 
 def _check_in_checkpoint(name: str, expert_class: type, held: Packages | None) -> None:

@@ -18,7 +18,12 @@ from s3prl_mtl.distributed.world import Group
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.training.reporting import Report, report_split
 from s3prl_mtl.training.run import Run
-from s3prl_mtl.training.task import Task
+from s3prl_mtl.training.task import Records, Task
+
+logger = logging.getLogger(__name__)
+
+ExpertState = tuple[dict[str, Any], Any]
+"""Buffers and decision of an expert: best scores, counts, tuned thresholds."""
 
 
 @dataclass
@@ -34,13 +39,6 @@ class Share:
     records: dict[int, Records]
     dropped: int
     utterances: int
-
-
-logger = logging.getLogger(__name__)
-
-Records = dict[str, list[Any]]
-ExpertState = tuple[dict[str, Any], Any]
-"""Buffers and decision of an expert: best scores, counts, tuned thresholds."""
 
 
 class Interrupted(Exception):
@@ -103,7 +101,7 @@ class Evaluator:
                     reports.append((place, report))
                 except Exception as error:
                     failure = error
-            _broadcast_expert_state(task, group)
+            _sync_expert_state(task, group)
         try:
             self.run.world.raise_on_all_ranks(failure)
             if any(self.run.world.all_gather(self.run.stop_asked())):
@@ -207,13 +205,11 @@ def share_buffers(run: Run) -> None:
     depend on the batches of a rank.
     """
     for name, task in run.tasks.items():
-        group = run.groups[name]
-        if group.size > 1 and any(True for _ in task.expert.buffers()):
-            _set_expert_state(task, group.broadcast(_expert_state(task)))
+        _sync_expert_state(task, run.groups[name])
 
 
-def _broadcast_expert_state(task: Task, group: Group) -> None:
-    """Copy best score and decision from the expert that computed the metrics."""
+def _sync_expert_state(task: Task, group: Group) -> None:
+    """Copy buffers and decision from the first rank of the task, which computes its metrics."""
     if group.size > 1:
         _set_expert_state(task, group.broadcast(_expert_state(task)))
 

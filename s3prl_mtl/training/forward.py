@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
 from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.nn import SpecAugment
-from s3prl_mtl.training.task import Task
+from s3prl_mtl.training.task import Records, Task
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder, layers, wants_hidden_states
 
 
@@ -18,7 +17,7 @@ def forward(
     tasks: Mapping[str, Task],
     encoder: SharedEncoder,
     specaug: SpecAugment | None,
-    records: Mapping[str, dict[str, list[Any]]],
+    records: Mapping[str, Records],
 ) -> list[Tensor]:
     """Encode all batches in one pass, then run each head on its own utterances.
 

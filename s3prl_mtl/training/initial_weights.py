@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from s3prl_mtl.checkpoint import files as checkpoints
-from s3prl_mtl.checkpoint.compatibility import check_encoder, check_head, check_selection
+from s3prl_mtl.checkpoint.branch import unwrapped
+from s3prl_mtl.checkpoint.compatibility import check_head, check_selection
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
-from s3prl_mtl.checkpoint.restore import encoder_weights
+from s3prl_mtl.checkpoint.restore import load_encoder
 from s3prl_mtl.config import RunConfig
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.mtl_branch.checkpoint import unwrapped
 from s3prl_mtl.registry.plugins import split_name
 from s3prl_mtl.registry.task_names import Packages, find_same_task, same_name_tasks, task_packages
 from s3prl_mtl.upstreams import Featurizer, Upstream
@@ -68,7 +68,7 @@ def load_initial_encoder(config: RunConfig, upstream: Upstream) -> None:
             fix="Give a run that trained its encoder, or a pre-trained encoder with -k.",
             code="checkpoint-incomplete",
         )
-    _load_encoder(unwrapped(weights), upstream, flag)
+    load_encoder(unwrapped(weights), upstream, flag)
 
 
 def _load_from_run(
@@ -79,7 +79,7 @@ def _load_from_run(
     packages: Packages,
 ) -> None:
     if saved.upstream:
-        _load_encoder(saved.upstream, upstream, "-i")
+        load_encoder(saved.upstream, upstream, "-i")
     else:
         logger.info("The run of -i froze its encoder: the pre-trained one is kept.")
     check_selection(saved.featurizer, upstream, featurizer, "-i")
@@ -135,9 +135,3 @@ def _start_head(name: str, expert: nn.Module, weights: Mapping[str, Any], where:
     load_strictly(expert, weights, f"the head of {name}", where)
     if score is not None:
         expert.best_score.copy_(score)  # type: ignore[operator]
-
-
-def _load_encoder(saved: Mapping[str, Any], upstream: Upstream, where: str) -> None:
-    weights = encoder_weights(saved)
-    check_encoder(weights, upstream, where)
-    load_strictly(upstream, weights, "the encoder", where)

@@ -100,13 +100,12 @@ class MicroBatcher:
             ]
             try:
                 result = attempt(micro_batches, dropped)
+                break
             except TasksDropped as late:
                 dropped = late.tasks
                 continue
             except OutOfMemory:
                 pass  # Handled below, after its traceback has released the tensors of the step.
-            else:
-                break
             self._increase(step, draws)
         self.steps += 1
         if self.parts > 1:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
-from s3prl_mtl.config import RunConfig
+from s3prl_mtl.config import RunConfig, resolve
 from s3prl_mtl.distributed.shares import (
     Placement,
     balance_by_cost,
@@ -24,10 +24,10 @@ from s3prl_mtl.distributed.shares import (
     place_evenly,
 )
 from s3prl_mtl.distributed.world import World
-from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.atomic import replace_text
 from s3prl_mtl.nn import SpecAugment
-from s3prl_mtl.registry.task_names import find_in_run
+from s3prl_mtl.registry.task_names import require_in_run
 from s3prl_mtl.training.build import build_experts
 from s3prl_mtl.training.forward import forward
 from s3prl_mtl.training.task import Task
@@ -62,7 +62,7 @@ def choose_placement(
     names = config.downstream
     text, parallel = config.distributed.placement, config.distributed.parallel
     if text and saved is not None and saved.training is not None:
-        then = saved.config["distributed"]["placement"]
+        then = resolve(saved.config).distributed.placement
         ranks = saved.training.placement.world_size
         if text == then and ranks != world.size:
             logger.warning(
@@ -76,7 +76,7 @@ def choose_placement(
         return data_parallel(names, world.size), {}
     if saved is not None and saved.training is not None:
         before = saved.training.placement
-        was_by_task = saved.config["distributed"]["parallel"] == "task"
+        was_by_task = resolve(saved.config).distributed.parallel == "task"
         same_tasks = list(before.shares) == list(names)
         if was_by_task and same_tasks and before.world_size == world.size:
             return before, {}
@@ -187,7 +187,8 @@ def parse_placement(text: str, tasks: Sequence[str], world_size: int) -> Placeme
             )
         named.add(rank)
         for word in words:
-            task = _task_of_run(word, tasks)
+            # `asv` is `sv` in the run.
+            task = require_in_run(word, dict.fromkeys(tasks), "--placement")
             if rank in ranks[task]:
                 raise _invalid(f"Rank {rank} has task {task!r} twice.")
             ranks[task].append(rank)
@@ -216,18 +217,6 @@ def _parse_entry(entry: str, text: str) -> tuple[int, list[str]]:
             "For example 0:asr;1:pr,ks puts asr on rank 0, and pr and ks on rank 1.",
         )
     return int(number), words
-
-
-def _task_of_run(word: str, tasks: Sequence[str]) -> str:
-    name = find_in_run(word, dict.fromkeys(tasks))  # `asv` is `sv` in the run
-    if name is None:
-        raise UserError(
-            f"The run has no task {word!r}.",
-            where="--placement",
-            fix=nearest(word, list(tasks)),
-            code="unknown-name",
-        )
-    return name
 
 
 def _invalid(what: str, fix: str | None = None) -> UserError:

@@ -43,6 +43,7 @@ def corpus_problems(config: RunConfig, classes: Mapping[str, type]) -> dict[str,
             problems[name] = [
                 UserError(
                     line if line.startswith(f"{name}:") else f"{name}: {line}",
+                    where=f"{name}.downstream_expert.datarc",
                     code="corpus-incomplete",
                 )
                 for line in lines
@@ -65,6 +66,7 @@ def split_mistakes(task: Task) -> list[UserError]:
                     UserError(
                         f"{task.name} {split}: {count} utterances are too few for "
                         f"{task.stream.num_shares} processes.",
+                        where=f"split {split!r} of {task.name}",
                         code="corpus-empty",
                     )
                 )
@@ -88,7 +90,12 @@ def loader_mistakes(config: RunConfig, task: Task) -> list[UserError]:
 
 
 def _of(place: str, mistake: UserError) -> UserError:
-    error = UserError(f"{place}: {mistake}", code=mistake.code)
+    error = UserError(
+        f"{place}: {mistake.what}",
+        where=mistake.where or place,
+        fix=mistake.fix,
+        code=mistake.code,
+    )
     error.__cause__ = mistake
     return error
 
@@ -117,4 +124,5 @@ def raise_together(mistakes: Sequence[UserError]) -> None:
         raise mistakes[0]
     if mistakes:
         lines = "\n  ".join(str(mistake) for mistake in mistakes)
+        # Without a place of its own: every line has one.
         raise UserError(f"Several tasks cannot be run.\n  {lines}", code="several") from mistakes[0]

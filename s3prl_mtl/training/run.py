@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import nn
 
@@ -19,7 +20,30 @@ def _never() -> bool:
     return False
 
 
-@dataclass
+@dataclass(frozen=True)
+class Block:
+    """The parameters of one module.
+
+    Args:
+        name: of the module, for messages.
+        group: the ranks that hold it.
+        parameters: all of them, trained or frozen.
+    """
+
+    name: str
+    group: Group
+    parameters: list[nn.Parameter]
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.parameters if parameter.requires_grad]
+
+    @property
+    def has_finite_gradients(self) -> bool:
+        return all(p.grad is None or bool(p.grad.isfinite().all()) for p in self.parameters)
+
+
+@dataclass(kw_only=True)
 class Run:
     """A run on one rank.
 
@@ -60,9 +84,41 @@ class Run:
         for task in self.tasks.values():
             task.expert.train(training)
 
-    def parameters(self) -> Iterator[tuple[str, Group, list[nn.Parameter]]]:
-        """For each module of this rank: its name, the ranks that hold it, its parameters."""
+    def blocks(self) -> list[Block]:
+        """The encoder with its featurizer, then the heads of this rank."""
         encoder = [*self.encoder.upstream.parameters(), *self.encoder.featurizer.parameters()]
-        yield "the encoder", self.world, encoder
-        for name, task in self.tasks.items():
-            yield f"the head of {name}", self.groups[name], list(task.expert.parameters())
+        heads = [
+            Block(f"the head of {name}", self.groups[name], list(task.expert.parameters()))
+            for name, task in self.tasks.items()
+        ]
+        return [Block("the encoder", self.world, encoder), *heads]
+
+    @cached_property
+    def shared(self) -> list[nn.Parameter]:
+        """Trained parameters of the encoder and the featurizer."""
+        return self.blocks()[0].trained
+
+    @cached_property
+    def heads(self) -> list[nn.Parameter]:
+        """Trained parameters of the heads of this rank."""
+        return [parameter for block in self.blocks()[1:] for parameter in block.trained]
+
+    @cached_property
+    def counted(self) -> list[nn.Parameter]:
+        """Trained parameters of which this rank is the first holder: each is on one rank only."""
+        return [p for block in self.blocks() if block.group.is_lead for p in block.trained]
+
+    def trained_parameters(self, balancer: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters that this rank trains, by names that are the same on all ranks."""
+        modules = {
+            "Upstream": self.encoder.upstream,
+            "Featurizer": self.encoder.featurizer,
+            **{f"Tasks/{name}": task.expert for name, task in self.tasks.items()},
+            "Balancer": balancer,
+        }
+        return {
+            f"{prefix}/{name}": parameter
+            for prefix, module in modules.items()
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }

@@ -17,10 +17,10 @@ from s3prl_mtl.data.sampling import derived_seed
 from s3prl_mtl.distributed.shares import Placement
 from s3prl_mtl.distributed.sync import check_in_sync, resync_parameters
 from s3prl_mtl.distributed.world import Group, RankLost, World
-from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.fileio.yaml_files import write_yaml
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.optim.factory import make_optimizer, make_scheduler
+from s3prl_mtl.registry.task_names import require_in_run
 from s3prl_mtl.tracking.progress import StepProgress
 from s3prl_mtl.tracking.tracker import Results, Tracker
 from s3prl_mtl.training.build import build_experts, build_upstream
@@ -32,7 +32,7 @@ from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.publishing import Publisher
 from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.signals import Stopped, StopSignals
-from s3prl_mtl.training.state import RunState, trained_parameters
+from s3prl_mtl.training.state import RunState
 from s3prl_mtl.training.step import StepReport, TrainingStep
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer
@@ -92,18 +92,18 @@ class MultiTaskRunner:
                 lambda: load_initial_weights(settings, self.upstream, self.featurizer, experts)
             )
         self.run = Run(
-            settings.downstream,
-            settings.seed,
-            world,
-            placement,
-            groups,
-            self.encoder,
-            self.tasks,
-            specaug,
-            self.stop_asked,
+            names=settings.downstream,
+            seed=settings.seed,
+            world=world,
+            placement=placement,
+            groups=groups,
+            encoder=self.encoder,
+            tasks=self.tasks,
+            specaug=specaug,
+            stop_asked=self.stop_asked,
         )
         balancer = (balancer or Sum(settings.downstream)).to(self.device)
-        parameters = trained_parameters(self.run, balancer)
+        parameters = self.run.trained_parameters(balancer)
         optimizer = make_optimizer(parameters.values(), settings.optimizer)
         total_steps = settings.runner.total_steps
         self.training_step = TrainingStep(
@@ -120,8 +120,8 @@ class MultiTaskRunner:
             if not resume.upstream:
                 world.run_on_all_ranks(lambda: load_initial_encoder(settings, self.upstream))
             world.run_on_all_ranks(lambda: self.run_state.restore_weights(resume))
-        for name, group, held in self.run.parameters():
-            check_in_sync(group, name, held)
+        for block in self.run.blocks():
+            check_in_sync(block.group, block.name, block.parameters)
         self.evaluator = Evaluator(self.run)
         self.publisher = Publisher(self.folder, self.run_state)
         # Each rank has its own random seed; that of the first is the one of a single process.
@@ -300,15 +300,8 @@ class MultiTaskRunner:
             UserError: the run has no such task.
             Interrupted: the run was asked to stop before all splits were done.
         """
-        wanted = list(splits)
-        for name, _ in wanted:
-            if name not in self.config.downstream:
-                raise UserError(
-                    f"The run has no task {name!r}.",
-                    where="-t",
-                    fix=nearest(name, self.config.downstream),
-                    code="unknown-name",
-                )
+        names = dict.fromkeys(self.config.downstream)
+        wanted = [(require_in_run(name, names, "-t"), split) for name, split in splits]
         before = self.evaluator.expert_states()
         reports = self.evaluator.evaluate(wanted)
         try:
@@ -324,8 +317,8 @@ class MultiTaskRunner:
         """Write `states-<step>.ckpt`, then delete the oldest ones beyond `max_keep`."""
         path = self.folder / f"states-{self.step}.ckpt"
         share_buffers(self.run)
-        for name, group, held in self.run.parameters():
-            resync_parameters(group, name, held)
+        for block in self.run.blocks():
+            resync_parameters(block.group, block.name, block.parameters)
         state = self.state()
         with self.world.doing("saving a checkpoint"):
             self.world.run_on_all_ranks(lambda: self._write(state, path))

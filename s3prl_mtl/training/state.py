@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from s3prl_mtl.balancing import Balancer
 from s3prl_mtl.checkpoint.contents import (
     OptimizerState,
     RunCheckpoint,
@@ -79,37 +78,34 @@ class RunState:
             tasks={name: TaskCheckpoint.capture(task.expert) for name, task in led.items()},
             streams={name: task.stream.state_dict() for name, task in led.items()},
             optimizer=_named(optimizer.state, *(f"Tasks/{name}/" for name in led)),
-            unused=None
-            if unused is None
-            else [name for name, parameter in names.items() if parameter in unused],
+            unused=[name for name, parameter in names.items() if parameter in (unused or ())],
             random=random_state(),
         )
         gathered = run.world.gather(own)
         if gathered is None:
             return None
-        whole = _RankState(
-            tasks={},
-            streams={},
-            optimizer=_named(optimizer.state, "Upstream/", "Featurizer/", "Balancer/"),
-            unused=_union([part.unused for part in gathered]),
-            random={},
-        )
+        tasks: dict[str, TaskCheckpoint] = {}
+        streams: dict[str, dict[str, Any]] = {}
+        state = _named(optimizer.state, "Upstream/", "Featurizer/", "Balancer/")
         for part in gathered:
-            whole.tasks.update(part.tasks)
-            whole.streams.update(part.streams)
-            whole.optimizer.update(part.optimizer)
+            tasks |= part.tasks
+            streams |= part.streams
+            state |= part.optimizer
         training = TrainingState(
             evaluated_step=evaluated_step,
-            optimizer=OptimizerState(optimizer.settings, whole.optimizer),
+            optimizer=OptimizerState(optimizer.settings, state),
             scheduler=step.scheduler.state_dict() if step.scheduler else None,
             placement=run.placement,
-            streams=whole.streams,
-            unused=whole.unused,
+            streams=streams,
+            # None on all ranks or on none.
+            unused=None
+            if unused is None
+            else sorted({name for part in gathered for name in part.unused}),
             random=[part.random for part in gathered],
             balancer=on_cpu(step.balancer.state_dict()),
             micro_batches=step.micro_batcher.state_dict(),
         )
-        return self.weights({name: whole.tasks[name] for name in run.placement.shares}, training)
+        return self.weights({name: tasks[name] for name in run.placement.shares}, training)
 
     def restore_weights(self, saved: RunCheckpoint) -> None:
         """Load the weights of encoder, featurizer and heads, and the counts of skipped steps.
@@ -146,7 +142,7 @@ class RunState:
 
     def _names(self) -> dict[str, nn.Parameter]:
         """The optimizer's parameters by name, in its order."""
-        return trained_parameters(self.run, self.step.balancer)
+        return self.run.trained_parameters(self.step.balancer)
 
 
 @dataclass(frozen=True)
@@ -156,34 +152,13 @@ class _RankState:
     tasks: dict[str, TaskCheckpoint]
     streams: dict[str, dict[str, Any]]
     optimizer: dict[str, dict[str, Any]]
-    unused: list[str] | None
+    unused: list[str]
     random: dict[str, Any]
-
-
-def trained_parameters(run: Run, balancer: Balancer) -> dict[str, nn.Parameter]:
-    """The parameters that this rank trains, by names that are the same on all ranks."""
-    modules = {
-        "Upstream": run.encoder.upstream,
-        "Featurizer": run.encoder.featurizer,
-        **{f"Tasks/{name}": task.expert for name, task in run.tasks.items()},
-        "Balancer": balancer,
-    }
-    return {
-        f"{prefix}/{name}": parameter
-        for prefix, module in modules.items()
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad
-    }
 
 
 def _named(state: Mapping[str, Any], *prefixes: str) -> dict[str, Any]:
     """The entries of parameters whose names begin with one of the prefixes."""
     return {name: value for name, value in state.items() if name.startswith(prefixes)}
-
-
-def _union(lists: list[list[str] | None]) -> list[str] | None:
-    known = [names for names in lists if names is not None]
-    return sorted({name for names in known for name in names}) if known else None
 
 
 def warn_of_changes(

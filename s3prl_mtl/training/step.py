@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +16,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from s3prl_mtl.balancing import Balancer
 from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.distributed.gradients import GradientSum
+from s3prl_mtl.distributed.world import World
 from s3prl_mtl.training.forward import forward
 from s3prl_mtl.training.microbatch import MicroBatch, MicroBatcher
 from s3prl_mtl.training.run import Run
+from s3prl_mtl.training.skips import SkipCounts
 from s3prl_mtl.training.sync_step import StepSync
-
-Records = dict[str, dict[str, list[Any]]]
-"""The records of each task's expert."""
+from s3prl_mtl.training.task import Records
 
 
 @dataclass
@@ -67,18 +66,7 @@ class TrainingStep:
         self.clipping = clipping
         self.accumulate = accumulate
         self.micro_batcher = MicroBatcher(run.world, run.skips)
-        blocks = [
-            (group, [p for p in parameters if p.requires_grad])
-            for _, group, parameters in run.parameters()
-        ]
-        self.shared = blocks[0][1]
-        self.heads = [parameter for _, parameters in blocks[1:] for parameter in parameters]
-        self.gradients = GradientSum(blocks)
-        # All ranks hold the balancer's parameters and compute the same gradients of them.
-        blocks.append((run.world, list(balancer.parameters())))
-        self._held = [parameter for _, parameters in blocks for parameter in parameters]
-        # Each gradient counts once in the norm, however many ranks hold it.
-        self._counted = [p for group, parameters in blocks if group.is_lead for p in parameters]
+        self.gradients = GradientSum((block.group, block.trained) for block in run.blocks())
 
     def take(self) -> StepReport:
         """Take one step on every rank.
@@ -87,29 +75,14 @@ class TrainingStep:
             UserError: a task's loss or the gradient has not been finite for too many steps in a
                 row, or a single utterance does not fit into the memory of the GPU.
         """
-        run = self.run
-        run.set_training(True)
+        self.run.set_training(True)
         draws = [self.draw() for _ in range(self.accumulate)]
-        sync, records = self.micro_batcher.take(run.step + 1, draws, self._attempt)
-        run.skips.count_losses(run.step + 1, sync.dropped)
-        for name, task in run.tasks.items():
-            if name not in sync.dropped:
-                numbers = [b.number for draw in draws for b in draw if b.task == name]
-                task.keep(records[name], numbers)
-        losses = {n: math.nan if n in sync.dropped else sync.losses.get(n, 0.0) for n in run.names}
-        return StepReport(losses, sync.stop)
-
-    def draw(self) -> list[Batch]:
-        """The next batch of every share of every task of this rank."""
-        batches = []
-        for name, task in self.run.tasks.items():
-            with self.run.world.doing(f"reading a batch of {name}"):
-                batches += task.stream.next_round()
-        return batches
+        sync, records = self.micro_batcher.take(self.run.step + 1, draws, self._attempt)
+        return self._report(draws, sync, records)
 
     def _attempt(
         self, micro_batches: Sequence[MicroBatch], dropped: frozenset[str]
-    ) -> tuple[StepSync, Records]:
+    ) -> tuple[StepSync, dict[str, Records]]:
         """Take the step in micro-batches.
 
         Returns:
@@ -119,69 +92,104 @@ class TrainingStep:
             OutOfMemory: a micro-batch does not fit into memory.
             TasksDropped: the step must be repeated without these tasks.
         """
-        run, world = self.run, self.run.world
+        sync, records = self._begin(self.run.world, dropped)
+        for micro_batch in micro_batches:
+            is_last = micro_batch is micro_batches[-1]
+            with self.gradients.overlapping() if is_last else nullcontext():
+                self._backward(self._forward(micro_batch, sync, records), sync)
+        self._sum_over_ranks(sync)
+        self.balancer.combine(sync.losses, self.run.shared)
+        norm = self._clip()
+        self._update(norm)
+        return sync, records
+
+    def try_out(self) -> None:
+        """Run one batch of every share, without an update. The ranks do not wait for each other."""
+
+        def attempt(micro_batches: Sequence[MicroBatch], dropped: frozenset[str]) -> None:
+            sync, records = self._begin(World(), dropped)
+            for micro_batch in micro_batches:
+                self._backward(self._forward(micro_batch, sync, records), sync)
+            sync.share_memory_errors()
+
+        self.run.set_training(True)
+        MicroBatcher(World(), SkipCounts(self.run.names)).take(1, [self.draw()], attempt)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def draw(self) -> list[Batch]:
+        """The next batch of every share of every task of this rank."""
+        batches = []
+        for name, task in self.run.tasks.items():
+            with self.run.world.doing(f"reading a batch of {name}"):
+                batches += task.stream.next_round()
+        return batches
+
+    def _begin(self, world: World, dropped: frozenset[str]) -> tuple[StepSync, dict[str, Records]]:
+        """Discard what an earlier attempt at this step has left."""
         self.optimizer.zero_grad(set_to_none=True)
         self.balancer.begin_step()
-        records: Records = {name: defaultdict(list) for name in run.tasks}
-        sync = StepSync(world, run.names, self.accumulate, dropped)
-        for number, micro_batch in enumerate(micro_batches, 1):
-            losses = []
-            if not sync.out_of_memory:
-                with world.doing("computing the forward pass"), sync.catching_memory_errors():
-                    losses = forward(
-                        micro_batch.batches, run.tasks, run.encoder, run.specaug, records
-                    )
-            summands = sync.share_losses(micro_batch, losses, run.stop_asked())
-            is_last = number == len(micro_batches)
-            overlapping = self.gradients.overlapping if is_last else nullcontext
-            with (
-                world.doing("computing the backward pass"),
-                sync.catching_memory_errors(),
-                overlapping(),
-            ):
-                self.balancer.backward(summands, self.shared, self.heads)
-            del losses, summands
+        sync = StepSync(world, self.run.names, self.accumulate, dropped)
+        return sync, {name: defaultdict(list) for name in self.run.tasks}
+
+    def _forward(
+        self, micro_batch: MicroBatch, sync: StepSync, records: Mapping[str, Records]
+    ) -> dict[str, Tensor]:
+        """Encode and run the heads; this rank's summand in the mean loss of each task."""
+        run = self.run
+        losses: list[Tensor] = []
+        if not sync.out_of_memory:
+            with run.world.doing("computing the forward pass"), sync.catching_memory_errors():
+                losses = forward(micro_batch.batches, run.tasks, run.encoder, run.specaug, records)
+        return sync.share_losses(micro_batch, losses, run.stop_asked())
+
+    def _backward(self, summands: Mapping[str, Tensor], sync: StepSync) -> None:
+        with (
+            self.run.world.doing("computing the backward pass"),
+            sync.catching_memory_errors(),
+        ):
+            self.balancer.backward(summands, self.run.shared, self.run.heads)
+
+    def _sum_over_ranks(self, sync: StepSync) -> None:
         self.gradients.finish()
         sync.share_memory_errors()
         for partial_sum in self.balancer.partial_sums():
-            world.sum(partial_sum)
-        self.balancer.combine(sync.losses, self.shared)
-        self._update()
-        return sync, records
+            self.run.world.sum(partial_sum)
 
-    def _update(self) -> None:
-        """Clip the gradients by their joint norm and update, unless the norm is not finite."""
-        run = self.run
-        norm = nn.utils.get_total_norm([p.grad for p in self._counted if p.grad is not None])
-        if run.world.size > 1:
-            squares = run.world.sum(torch.tensor([float(norm) ** 2], dtype=torch.float64))
+    def _clip(self) -> float:
+        """Clip the gradients by their joint norm over all ranks, if it is finite; returns it."""
+        world = self.run.world
+        counted = [*self.run.counted, *(self.balancer.parameters() if world.is_lead else ())]
+        norm = nn.utils.get_total_norm([p.grad for p in counted if p.grad is not None])
+        if world.size > 1:
+            squares = world.sum(torch.tensor([float(norm) ** 2], dtype=torch.float64))
             norm = squares[0].sqrt().float().to(norm.device)
         if math.isfinite(norm):
-            nn.utils.clip_grads_with_norm_(self._held, self.clipping, norm)
+            held = [*self.run.shared, *self.run.heads, *self.balancer.parameters()]
+            nn.utils.clip_grads_with_norm_(held, self.clipping, norm)
+        return float(norm)
+
+    def _update(self, norm: float) -> None:
+        """Update with gradients of this norm; skip and count the step if it is not finite."""
+        sources: list[str] = []
+        if math.isfinite(norm):
             self.optimizer.step()
-            sources = []
         else:
-            sources = [name for name, _, held in run.parameters() if not _all_finite(held)]
-        run.skips.count_norm(run.step + 1, float(norm), sources)
+            sources = [block.name for block in self.run.blocks() if not block.has_finite_gradients]
+        self.run.skips.count_norm(self.run.step + 1, norm, sources)
         self.optimizer.zero_grad(set_to_none=True)
         if self.scheduler is not None:
             self.scheduler.step()
 
-    def try_out(self) -> None:
-        """Run one batch of every share, without an update."""
+    def _report(
+        self, draws: Sequence[Sequence[Batch]], sync: StepSync, records: Mapping[str, Records]
+    ) -> StepReport:
+        """Count the dropped tasks and keep the records of the others."""
         run = self.run
-        run.set_training(True)
-        records: Records = defaultdict(lambda: defaultdict(list))
-        batches = self.draw()
-        losses = forward(batches, run.tasks, run.encoder, run.specaug, records)
-        by_task: dict[str, Tensor] = {}
-        for batch, loss in zip(batches, losses, strict=True):
-            if loss.requires_grad:
-                by_task[batch.task] = by_task.get(batch.task, 0) + loss
-        self.balancer.begin_step()
-        self.balancer.backward(by_task, self.shared, self.heads)
-        self.optimizer.zero_grad(set_to_none=True)
-
-
-def _all_finite(parameters: Sequence[nn.Parameter]) -> bool:
-    return all(p.grad is None or bool(p.grad.isfinite().all()) for p in parameters)
+        run.skips.count_losses(run.step + 1, sync.dropped)
+        for name, task in run.tasks.items():
+            if name not in sync.dropped:
+                task.keep(
+                    records[name], [b.number for draw in draws for b in draw if b.task == name]
+                )
+        losses = {n: math.nan if n in sync.dropped else sync.losses.get(n, 0.0) for n in run.names}
+        return StepReport(losses, sync.stop)

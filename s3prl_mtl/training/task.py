@@ -12,10 +12,16 @@ from s3prl_mtl.data.epoch_reader import accepts_argument
 from s3prl_mtl.data.streams import TaskStream
 from s3prl_mtl.tasks.base import TaskExpert
 
+Records = dict[str, list[Any]]
+"""What the `forward` calls of an expert have recorded, by key."""
+
 
 @dataclass
 class Task:
-    """One expert in a run, its training batches, and its records since the last log."""
+    """One expert in a run, its training batches, and its records since the last log.
+
+    `train_split` is empty for a task that is only evaluated.
+    """
 
     name: str
     expert: Any
@@ -23,7 +29,7 @@ class Task:
     train_split: str
     dev_splits: list[str]
     test_splits: list[str]
-    records: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    records: Records = field(default_factory=lambda: defaultdict(list))
     batch_ids: list[int] = field(default_factory=list)
     takes_batch_id: bool = False
 
@@ -32,7 +38,7 @@ class Task:
         extend_records(self.records, records)
         self.batch_ids.extend(batch_ids)
 
-    def take_records(self) -> tuple[dict[str, list[Any]], list[int]]:
+    def take_records(self) -> tuple[Records, list[int]]:
         """The records since the last call, and the numbers of their batches."""
         taken = self.records, self.batch_ids
         self.records, self.batch_ids = defaultdict(list), []
@@ -60,7 +66,7 @@ class Task:
             shares: the shares of the training data that this rank reads.
             num_shares: number of shares of the training data.
         """
-        train_split = settings.train_split
+        train_split = settings.train_split or ""
         dev_splits = list(settings.dev_splits or [getattr(expert, "dev_split", "dev")])
         if isinstance(expert, TaskExpert):
             expert.train_split, expert.dev_split = train_split, dev_splits[0]
@@ -79,9 +85,9 @@ class Task:
 
 def merge_records(
     parts: Iterable[tuple[Mapping[str, list[Any]], list[int]]],
-) -> tuple[dict[str, list[Any]], list[int]]:
+) -> tuple[Records, list[int]]:
     """Join the records of an expert from several ranks, and the numbers of their batches."""
-    records: dict[str, list[Any]] = defaultdict(list)
+    records: Records = defaultdict(list)
     batch_ids: list[int] = []
     for part, numbers in parts:
         extend_records(records, part)
@@ -89,7 +95,7 @@ def merge_records(
     return records, batch_ids
 
 
-def extend_records(records: dict[str, list[Any]], more: Mapping[str, list[Any]]) -> None:
+def extend_records(records: Records, more: Mapping[str, list[Any]]) -> None:
     """Append to an expert's records."""
     for key, values in more.items():
         if isinstance(values, list):

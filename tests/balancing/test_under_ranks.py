@@ -81,6 +81,7 @@ def test_the_update_is_that_of_one_process_on_whole_batches(config: dict[str, An
             assert torch.equal(value, other[1][name]), "the ranks have drifted apart"
 
 
+@pytest.mark.slow
 def test_task_parallel_ranks_make_the_update_of_data_parallel_ones(
     config: dict[str, Any], tmp_path: Path
 ):

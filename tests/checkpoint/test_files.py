@@ -28,7 +28,15 @@ from tests.mistakes import user_error
 
 def content(step: int, tasks: dict[str, TaskCheckpoint] | None = None) -> RunCheckpoint:
     weights = {"w": torch.full((1000,), float(step))}
-    return RunCheckpoint(step, {}, {}, weights, None, {}, tasks or {})
+    return RunCheckpoint(
+        step=step,
+        skips={},
+        config={},
+        upstream=weights,
+        upstream_info=None,
+        featurizer={},
+        tasks=tasks or {},
+    )
 
 
 def test_a_saved_checkpoint_is_loaded_unchanged(tmp_path: Path):
@@ -53,7 +61,10 @@ from s3prl_mtl.errors import UserError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    new = RunCheckpoint(2, {{}}, {{}}, {{"w": torch.ones(1_000_000)}}, None, {{}}, {{}})
+    new = RunCheckpoint(
+        step=2, skips={{}}, config={{}}, upstream={{"w": torch.ones(1_000_000)}},
+        upstream_info=None, featurizer={{}}, tasks={{}},
+    )
     checkpoints.save(new, Path({str(path)!r}))
 except UserError as error:
     print(error.code, error.where)

@@ -140,7 +140,27 @@ def test_all_is_the_nine_tasks():
             r"^ks\.downstream_expert\.datarc\.num_workers in",
             "2",
         ),
-        ("ks: {train_split: 3}", "wrong-type", r"^ks\.train_split in", None),
+        ("ks: {package: [a]}", "wrong-type", r"^ks\.package in .*run.yaml", None),
+        ("ks: {train_split: 3}", "wrong-type", r"^ks\.train_split in .*run.yaml", None),
+        ("ks: {train_split: null}", "wrong-type", r"^ks\.train_split in", None),
+        ("ks: {dev_splits: dev}", "wrong-type", r"^ks\.dev_splits in .*run.yaml", r"\[dev\]"),
+        ("ks: {dev_splits: {a: 1}}", "wrong-type", r"^ks\.dev_splits in", None),
+        ("ks: {test_splits: [1]}", "wrong-type", r"^ks\.test_splits in .*run.yaml", None),
+        ("ks: {test_splits: 3}", "wrong-type", r"^ks\.test_splits in", None),
+        ("ks: {downstream_expert: 3}", "wrong-type", r"^ks\.downstream_expert in", None),
+        ("ks: 3", "wrong-type", "^ks in .*run.yaml", None),
+        (
+            "upstream: {feature_selection: all}",
+            "invalid-value",
+            r"^upstream\.feature_selection in .*run.yaml",
+            None,
+        ),
+        (
+            "specaug: {time_warp_mode: cubic}",
+            "invalid-value",
+            r"^specaug\.time_warp_mode in .*run.yaml",
+            None,
+        ),
         ("kws: {downstream_expert: {}}", "unknown-key", "^kws in", "'ks'"),
         ("- a\n- b\n", "file-malformed", "-c", None),
         ("a: [1,\n", "file-malformed", "-c", None),
@@ -160,6 +180,8 @@ def test_mistakes_in_a_file_name_key_and_file(
         ("args.sede=1", "unknown-key", "-o args.sede=1", "'seed'"),
         ("config.optimzer.lr=1", "unknown-key", "-o config.optimzer.lr=1", "'optimizer'"),
         ("runner.total_steps=x", "wrong-type", "-o runner.total_steps=x", None),
+        ("ks.dev_splits=dev", "wrong-type", r"^ks\.dev_splits in -o ks", r"\[dev\]"),
+        ("asr.folder=x", "unknown-key", "asr", None),
     ],
 )
 def test_mistakes_in_an_override_name_it(
@@ -179,6 +201,22 @@ def test_a_resolved_config_has_the_types_of_the_schema(tmp_path: Path):
     assert config.tasks["ks"].package == "s3prl-mtl"
     with pytest.raises(FrozenInstanceError):
         config.seed = 3  # type: ignore[misc]
+
+
+def test_the_settings_of_a_task_of_the_right_type_are_taken(tmp_path: Path):
+    text = (
+        "ks: {package: s3prl-mtl, train_split: a, dev_splits: [b, c], test_splits: ['${device}']}"
+    )
+    (tmp_path / "expert.py").write_text("")
+    override = f"s3prl:x.folder={tmp_path},,s3prl:x.dev_splits=[d],,s3prl:x.downstream_expert.a=1"
+    tasks = resolve(config_of(tmp_path, text)).tasks
+    tasks |= resolve(config_of(tmp_path, "", tasks="s3prl:x", overrides=override)).tasks
+    ks, other = tasks["ks"], tasks["s3prl:x"]
+    assert (ks.package, ks.train_split, ks.dev_splits) == ("s3prl-mtl", "a", ["b", "c"])
+    assert ks.test_splits == ["auto"]
+    assert (other.folder, other.train_split) == (str(tmp_path), "train")
+    assert (other.dev_splits, other.test_splits) == (["d"], None)
+    assert other.downstream_expert == {"a": 1}
 
 
 def test_the_defaults_have_a_value_for_every_setting():

@@ -179,7 +179,7 @@ def test_no_utterances_are_an_error():
 
 
 def test_a_batch_size_below_one_is_an_error():
-    with user_error("invalid-value"):
+    with user_error("invalid-value", where="batch_size"):
         batches(cuts_of(4), batch_size=0)
 
 

@@ -64,8 +64,8 @@ def test_the_metrics_of_every_task_are_those_of_one_process(
 
 def evaluate_with_a_fault(
     world: World, config: dict[str, Any], folder: Path, fault: str
-) -> tuple[tuple[str, str | None, str], dict[str, float]]:
-    """Type, code and text of the error that ends an evaluation, and the best scores after it."""
+) -> tuple[tuple[str, str | None, str, str | None], dict[str, float]]:
+    """Type, code, text and place of the error of an evaluation, and the best scores after it."""
     runner = MultiTaskRunner(config, folder, world=world)
     read = runner.encoder.features
     seen = []
@@ -76,7 +76,7 @@ def evaluate_with_a_fault(
             if fault == "stop":
                 runner.run.stop_asked = lambda: True
             elif fault == "mistake":
-                raise UserError("The file x.wav is not audio.", code="audio-unreadable")
+                raise UserError("The file is not audio.", where="x.wav", code="audio-unreadable")
             else:
                 raise ZeroDivisionError("a bug")
         return read(wavs)
@@ -88,28 +88,32 @@ def evaluate_with_a_fault(
     except (Interrupted, Exception) as caught:
         error = caught
     scores = {name: task.expert.best_score.item() for name, task in runner.tasks.items()}
-    return (type(error).__name__, getattr(error, "code", None), str(error)), scores
+    code, where = getattr(error, "code", None), getattr(error, "where", None)
+    return (type(error).__name__, code, str(error), where), scores
 
 
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
-        ("stop", [("Interrupted", None, "")] * 2),
-        ("mistake", [("SharedMistake", "audio-unreadable", "rank 1: The file x.wav")] * 2),
-        ("bug", [("OtherRankFailed", None, "Rank 1"), ("ZeroDivisionError", None, "a bug")]),
+        ("stop", [("Interrupted", None, "", None)] * 2),
+        ("mistake", [("SharedMistake", "audio-unreadable", "rank 1: The file", "x.wav")] * 2),
+        (
+            "bug",
+            [("OtherRankFailed", None, "Rank 1", None), ("ZeroDivisionError", None, "a bug", None)],
+        ),
     ],
 )
 def test_an_error_of_one_rank_ends_the_evaluation_on_all_and_keeps_the_best_scores(
     fault: str,
-    expected: list[tuple[str, str | None, str]],
+    expected: list[tuple[str, str | None, str, str | None]],
     tiny_corpus: Path,
     manifest_cache: Path,
     tmp_path: Path,
 ):
     config = make_config(tiny_corpus, manifest_cache, "ks,er,sid")
     answers = run_ranks(2, evaluate_with_a_fault, config, tmp_path, fault)
-    for ((kind, code, text), scores), (kind_expected, code_expected, part) in zip(
+    for ((kind, code, text, where), scores), (its_kind, its_code, part, place) in zip(
         answers, expected, strict=True
     ):
-        assert (kind, code) == (kind_expected, code_expected) and part in text
+        assert (kind, code, where) == (its_kind, its_code, place) and part in text
         assert set(scores.values()) == {0.0}, "a failed evaluation set a best score"

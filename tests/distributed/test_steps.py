@@ -122,8 +122,8 @@ def nan_in_the_second_draw(world: World, runner: MultiTaskRunner) -> None:
     ("ranks", "fault", "draws", "attempts"),
     [
         (2, nan_on_the_last_rank, 1, [1]),
-        (1, nan_in_the_second_draw, 2, [2, 2]),
-        (2, nan_in_the_second_draw, 2, [2, 2]),
+        pytest.param(1, nan_in_the_second_draw, 2, [2, 2], marks=pytest.mark.slow),
+        pytest.param(2, nan_in_the_second_draw, 2, [2, 2], marks=pytest.mark.slow),
     ],
 )
 def test_a_task_with_a_non_finite_loss_has_no_part_in_the_step_on_any_rank(
@@ -180,7 +180,7 @@ def short_memory_backward(world: World, runner: MultiTaskRunner) -> None:
 @pytest.mark.parametrize(
     "fault", [pytest.param(short_memory_forward, marks=pytest.mark.slow), short_memory_backward]
 )
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_steps_that_do_not_fit_are_divided_and_stay_the_same(
     fault: Fault, ranks: int, config, tmp_path: Path
 ):
@@ -213,7 +213,7 @@ def error_without_memory(world: World, config: dict[str, Any], folder: Path) -> 
     return caught.value.code, str(caught.value)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_memory_that_is_too_small_for_one_utterance_ends_the_run_on_all_ranks(
     ranks: int, config, tmp_path: Path
 ):

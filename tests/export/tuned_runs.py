@@ -49,7 +49,15 @@ def save_run(
     featurizer = Featurizer(upstream, selection)
     if featurizer.weights is not None:
         featurizer.weights.data = layer_weights(len(featurizer.weights))
-    config = {"upstream": {"name": name, "feature_selection": selection}}
+    config = {
+        "upstream": {
+            "name": name,
+            "ckpt": None,
+            "config": None,
+            "feature_selection": selection,
+            "freeze": False,
+        }
+    }
     tasks = {task: TaskCheckpoint(head, None, {}) for task, head in (heads or {}).items()}
     saved = RunCheckpoint.capture(config, step, {}, upstream, featurizer, tasks)
     checkpoints.save(saved, folder / f"states-{step}.ckpt")

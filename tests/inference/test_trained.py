@@ -274,6 +274,7 @@ def test_every_file_that_cannot_be_used_is_named_beside_the_answers_of_the_other
         shown = capsys.readouterr()
         lines = {line["file"]: line for line in map(json.loads, shown.out.splitlines())}
         assert code == 2 and f"{len(UNUSABLE)} of {len(files)}" in shown.err
+        assert files[0] in "".join(shown.err.split()), "the first of them is the place of the error"
         for name, (_, _, _, reason) in UNUSABLE.items():
             line = lines[str(folder_of_audio / name)]
             assert re.search(reason, line["error"]) and line["file"] in line["error"]

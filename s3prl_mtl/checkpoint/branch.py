@@ -1,4 +1,4 @@
-"""Read the checkpoints of the branch, `states-*.ckpt` and `<task>/*-best.ckpt`.
+"""Read the checkpoints of s3prl's multi-task branch, `states-*.ckpt` and `<task>/*-best.ckpt`.
 
 They hold `Upstream`, `Featurizer`, a state dict for each task under its name, `Epoch.<task>`,
 `Step`, `Args`, `Config`, and two optimizers and schedules, which are ignored.
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from s3prl_mtl.checkpoint.contents import RunCheckpoint, TaskCheckpoint
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.fileio.safe_torch import to_plain
@@ -58,10 +59,10 @@ def is_of_branch(checkpoint: Mapping[str, Any]) -> bool:
     )
 
 
-def from_branch(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Convert a checkpoint of the branch to the keys of ours, to evaluate or to start from.
+def from_branch(checkpoint: Mapping[str, Any], path: Path) -> RunCheckpoint:
+    """Convert a checkpoint of the branch, to evaluate or to start from.
 
-    `Upstream` is empty if the encoder was frozen: the branch does not save it then. `Config` is a
+    `upstream` is empty if the encoder was frozen: the branch does not save it then. `config` is a
     layer over the defaults, not a whole config.
 
     Args:
@@ -100,31 +101,31 @@ def from_branch(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
     tasks = {_task(name, settings, path): name for name in names}
     encoder = unwrapped(checkpoint.get("Upstream") or {})
     upstream, ckpt = arguments.get("upstream"), arguments.get("upstream_ckpt")
-    return {
-        "Format": 2,
-        "Origin": ORIGIN,
-        "Step": checkpoint["Step"],
-        "Tallies": {},  # Absent counts are zero.
-        "Config": {
-            **_config(settings, path),
-            "upstream": {
-                "name": "hubert" if upstream in _FAIRSEQ_FILES else upstream,
-                "ckpt": ckpt,
-                "config": arguments.get("upstream_model_config"),
-                "feature_selection": _selection(arguments, checkpoint["Featurizer"]),
-                "freeze": not arguments.get("upstream_trainable", False),
-            },
-            "seed": arguments.get("seed", 1337),
-            "downstream": list(tasks),
+    config = {
+        **_config(settings, path),
+        "upstream": {
+            "name": "hubert" if upstream in _FAIRSEQ_FILES else upstream,
+            "ckpt": ckpt,
+            "config": arguments.get("upstream_model_config"),
+            "feature_selection": _selection(arguments, checkpoint["Featurizer"]),
+            "freeze": not arguments.get("upstream_trainable", False),
         },
-        "Upstream": encoder,
-        "UpstreamInfo": _official(upstream, encoder) if encoder and not ckpt else None,
-        "Featurizer": unwrapped(checkpoint["Featurizer"]),
-        "Tasks": {
-            task: {"Downstream": _head(checkpoint[name]), "Labels": None, "Decision": {}}
+        "seed": arguments.get("seed", 1337),
+        "downstream": list(tasks),
+    }
+    return RunCheckpoint(
+        step=checkpoint["Step"],
+        skips={},  # Absent counts are zero.
+        config=config,
+        upstream=encoder,
+        upstream_info=_official(upstream, encoder) if encoder and not ckpt else None,
+        featurizer=unwrapped(checkpoint["Featurizer"]),
+        tasks={
+            task: TaskCheckpoint(_head(checkpoint[name]), labels=None, decision={})
             for task, name in tasks.items()
         },
-    }
+        origin=ORIGIN,
+    )
 
 
 def _task(name: str, settings: Mapping[str, Any], path: Path) -> str:

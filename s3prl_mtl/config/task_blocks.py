@@ -1,0 +1,205 @@
+"""The blocks of tasks in a config: their defaults, their checks, those of tasks not in the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, fields
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from s3prl_mtl.config.checks import TYPE_NAMES, check_value, type_name
+from s3prl_mtl.config.schema import TaskConfig
+from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.fileio.deferred_log import DeferredLog
+from s3prl_mtl.registry.plugins import discover_tasks, task_defaults
+from s3prl_mtl.registry.task_names import BUILT_IN_TASKS, Packages, stated_packages
+from s3prl_mtl.s3prl_compat.settings import block_defaults as s3prl_block_defaults
+from s3prl_mtl.s3prl_compat.task_spec import is_s3prl_task
+
+Config = dict[str, Any]
+"""A config in files and checkpoints: plain values, with references such as `${data}`."""
+
+Layer = tuple[Config, str]
+"""A layer and its origin, for errors."""
+
+TYPED = {entry.name for entry in fields(TaskConfig)} - {"downstream_expert"}
+"""Settings of a block whose types the schema defines; the author of a task defines all others."""
+
+DATARC_AT_LEAST = {"num_workers": 0, "train_batch_size": 1, "eval_batch_size": 1}
+"""Settings that most experts have in `downstream_expert.datarc`."""
+
+
+def block_defaults(
+    task: str,
+    layers: Sequence[Layer],
+    base: Mapping[str, Any] | None,
+    packages: Packages,
+    deferred: DeferredLog | None = None,
+) -> Config:
+    """The default block of a task.
+
+    Raises:
+        UserError: the task is not usable, or its own defaults have wrong types.
+    """
+    if is_s3prl_task(task):
+        stated = s3prl_block_defaults(task, [layer for layer, _ in layers], base, deferred)
+    else:
+        stated = task_defaults(task, packages.get(task))
+    check_task_settings(task, stated, f"the defaults of task {task}")
+    absent = ("package",) if is_s3prl_task(task) else ("folder", "config")
+    return {k: v for k, v in asdict(TaskConfig()).items() if k not in absent} | stated
+
+
+def blocks_left_out(
+    layers: list[Layer], base: Mapping[str, Any] | None, others: Set[str], deferred: DeferredLog
+) -> tuple[list[Layer], dict[str, Config]]:
+    """Handle blocks of tasks that are not in this run.
+
+    They are checked like the others. Those of tasks that are not installed, are broken, or belong
+    to several packages cannot be checked and are left out.
+
+    Args:
+        layers: all layers.
+        base: the config of the run that is resumed.
+        others: keys that are not such blocks.
+        deferred: receives the blocks that are left out, with the reasons.
+
+    Returns:
+        The layers without the blocks that are left out, and the defaults of those to check.
+    """
+    stated = stated_packages(layers)
+    defaults: dict[str, Config] = {}
+    for task in sorted(_tasks_left_out(layers, stated) - others):
+        try:
+            defaults[task] = block_defaults(task, layers, base, stated)
+        except UserError as reason:
+            deferred.add(f"The block {task!r} is left out, and its keys are not checked. {reason}")
+            layers = [
+                ({key: value for key, value in layer.items() if key != task}, origin)
+                for layer, origin in layers
+            ]
+    return layers, defaults
+
+
+def _tasks_left_out(layers: Sequence[Layer], stated: Iterable[str]) -> set[str]:
+    """The keys of the layers that are names of tasks, installed or listed in `downstream`."""
+    known = {*BUILT_IN_TASKS, *stated}
+    for name, plugin in discover_tasks().items():
+        plain = name.removeprefix(f"{plugin.package}:")
+        known |= {plain, f"{plugin.package}:{plain}"}
+    for layer, _ in layers:
+        listed = layer.get("downstream")
+        if isinstance(listed, list):
+            known |= {str(task) for task in listed}
+        known |= {key for key in layer if is_s3prl_task(key)}
+    return known & {key for layer, _ in layers for key in layer}
+
+
+def check_block(task: str, values: Any, defaults: Config, origin: str) -> None:
+    """Check the keys and types of a task's block in a layer.
+
+    Args:
+        task: its name.
+        values: the block in the layer.
+        defaults: the block that it is merged into.
+        origin: the layer, for the error.
+
+    Raises:
+        UserError: names the key.
+    """
+    # The schema defines the types of the settings in it, the defaults those of all others.
+    untyped = defaults | dict.fromkeys(TYPED & defaults.keys())
+    _check_keys({task: values}, {task: untyped}, "", origin)
+    check_task_settings(task, values, origin)
+    for key in TYPED & values.keys():
+        if values[key] is None and defaults[key] is not None:
+            raise _wrong_type(task, key, None, origin)
+
+
+def check_task_settings(task: str, block: Mapping[str, Any], origin: str) -> None:
+    """Check the types of the settings that the schema defines.
+
+    Raises:
+        UserError: names the key.
+    """
+    schema = OmegaConf.structured(TaskConfig)
+    for key in TYPED & block.keys():
+        try:
+            merged: Any = OmegaConf.to_container(OmegaConf.merge(schema, {key: block[key]}))
+        except (OmegaConfBaseException, TypeError) as cause:
+            raise _wrong_type(task, key, block[key], origin) from cause
+        # OmegaConf turns numbers into strings.
+        if merged[key] != block[key]:
+            raise _wrong_type(task, key, block[key], origin)
+
+
+def _wrong_type(task: str, key: str, value: Any, origin: str) -> UserError:
+    kind = type_name(key, TaskConfig)
+    is_list = kind == TYPE_NAMES[list]
+    return UserError(
+        f"{task}.{key} must be {kind}{' of strings' if is_list else ''}, not {value!r}.",
+        where=f"{task}.{key} in {origin}",
+        fix=f"Write it as a list: [{value}]." if is_list and isinstance(value, str) else None,
+        code="wrong-type",
+    )
+
+
+def _check_keys(
+    values: Mapping[str, Any], defaults: Mapping[str, Any], path: str, origin: str
+) -> None:
+    """Check that a mapping has no key that its defaults lack, and no value of another type.
+
+    Args:
+        values: a mapping in a layer.
+        defaults: the mapping that it is merged into. An empty one is open: the expert checks it.
+        path: the dotted key of the mapping.
+        origin: the layer, for the error.
+
+    Raises:
+        UserError: names the key.
+    """
+    for key, value in values.items():
+        full = f"{path}.{key}" if path else str(key)
+        if key not in defaults:
+            raise UserError(
+                f"Unknown key {full!r}.",
+                where=f"{full} in {origin}",
+                fix=nearest(str(key), list(defaults)),
+                code="unknown-key",
+            )
+        default = defaults[key]
+        if isinstance(default, dict) and isinstance(value, Mapping):
+            if default:
+                _check_keys(value, default, full, origin)
+        elif not _same_type(value, default):
+            raise UserError(
+                f"{full} must be {TYPE_NAMES.get(type(default), 'a mapping')}, not {value!r}.",
+                where=f"{full} in {origin}",
+                fix=f"The default is {default!r}.",
+                code="wrong-type",
+            )
+
+
+def check_task_values(task: str, block: Mapping[str, Any], origin: str) -> None:
+    """Check the settings of a task's `datarc` that most experts share.
+
+    Raises:
+        UserError: names the key and the lowest value.
+    """
+    datarc = (block.get("downstream_expert") or {}).get("datarc") or {}
+    for key, least in DATARC_AT_LEAST.items():
+        check_value(
+            f"{task}.downstream_expert.datarc.{key}", datarc.get(key), {"at_least": least}, origin
+        )
+
+
+def _same_type(value: Any, default: Any) -> bool:
+    if default is None or any(isinstance(v, str) and v.startswith("${") for v in (value, default)):
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    return isinstance(value, type(default))

@@ -1,0 +1,37 @@
+"""The place of a mistake that is found before the first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s3prl_mtl.training.runner import MultiTaskRunner
+from tests.distributed.test_updates import make_config
+from tests.mistakes import user_error
+
+
+@pytest.fixture
+def config(tiny_corpus: Path, manifest_cache: Path) -> dict[str, Any]:
+    return make_config(tiny_corpus, manifest_cache, "er")
+
+
+def test_a_missing_corpus_is_placed_in_the_settings_of_its_task(config, tmp_path: Path):
+    config["er"]["downstream_expert"]["datarc"]["root"] = "/no/iemocap"
+    with user_error("corpus-incomplete", where=r"^er\.downstream_expert\.datarc$"):
+        MultiTaskRunner(config, tmp_path)
+
+
+def test_a_mistake_in_a_split_keeps_its_place(config, tmp_path: Path):
+    config["er"]["test_splits"] = ["tset"]
+    with user_error("unknown-name", where="'tset' of er") as caught:
+        MultiTaskRunner(config, tmp_path).train()
+    assert caught.value.what.startswith("er tset: ")
+
+
+def test_a_training_split_with_too_few_utterances_is_named(config, tmp_path: Path):
+    runner = MultiTaskRunner(config, tmp_path)
+    runner.tasks["er"].stream.num_shares = 10**6
+    with user_error("corpus-empty", where="'train' of er"):
+        runner.train()
