@@ -13,12 +13,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from s3prl_mtl.data import Corpus, is_audio, read_lines, walk_files
+from s3prl_mtl.data import Corpus, Official, is_audio, read_lines, walk_files
 from s3prl_mtl.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 TRANSCRIPT_SUFFIX = ".trans.txt"
+
+PUBLISHED = {
+    "train-clean-100": Official(28_539, 100.6, 251),
+    "train-clean-360": Official(104_014, 363.6, 921),
+    "train-other-500": Official(148_688, 496.7, 1166),
+    "dev-clean": Official(2703, 5.4, 40),
+    "dev-other": Official(2864, 5.3, 33),
+    "test-clean": Official(2620, 5.4, 40),
+    "test-other": Official(2939, 5.1, 33),
+}
+"""The sets of OpenSLR 12: utterances, hours, speakers (Panayotov et al., 2015)."""
+
+
+def published(sets: Sequence[str]) -> Official | None:
+    """The size of several sets together; None if one of them is not LibriSpeech's."""
+    sizes = [PUBLISHED.get(name) for name in sets]
+    if not sizes or any(size is None for size in sizes):
+        return None
+    columns = zip(*((s.utterances, s.hours, s.speakers) for s in sizes if s), strict=True)
+    return Official(*(sum(filter(None, column)) for column in columns))
+
+
+def speaker_of(utterance_id: str) -> str | None:
+    """The reader of `<speaker>-<chapter>-<number>`; None for other names."""
+    parts = utterance_id.split("-")
+    return parts[0] if len(parts) == 3 and parts[0].isdigit() else None
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ CODES = {
     "ranks-differ": "Ranks that hold different weights.",
     "resume-conflict": "A change that a run cannot be resumed with.",
     "several": "Several mistakes, reported together.",
+    "targets-too-long": "Targets of CTC that are longer than the frames of their audio.",
     "torch-file-refused": "A file of torch.save that would execute code, or is damaged.",
     "undefined-metric": "A metric that its inputs leave undefined.",
     "unknown-key": "A setting, option or flag that does not exist.",

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
-from downstream_plugins.librispeech import layout_problems, read_set
-from s3prl_mtl.data import Corpus, Utterance, absolute
+from downstream_plugins.librispeech import layout_problems, published, read_set, speaker_of
+from s3prl_mtl.data import Corpus, Official, Utterance, absolute
 
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
 WORD_BOUNDARY = "|"
@@ -72,6 +72,15 @@ class LibriSpeech(Corpus):
     def label_space(self) -> dict[str, Any]:
         texts = (utterance.labels["text"] for utterance in self.utterances("train"))
         return {"symbols": build_symbols(texts)}
+
+    def official(self, split: str) -> Official | None:
+        return published(self.split_sets(split))
+
+    def speaker(self, utterance_id: str, labels: Mapping[str, Any]) -> str | None:
+        return speaker_of(utterance_id)
+
+    def shared_speakers(self, first: str, second: str) -> Literal["allowed", "warning", "error"]:
+        return "warning" if "train" in (first, second) else "allowed"
 
 
 def spell(text: str) -> list[str]:

@@ -9,18 +9,21 @@ Layout::
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import torch
 
 from downstream_plugins.er.dialogue_order import DIALOGUES
-from s3prl_mtl.data import Corpus, Utterance, absolute, list_audio, read_lines
+from s3prl_mtl.data import Corpus, Official, Utterance, absolute, list_audio, read_lines
 from s3prl_mtl.errors import UserError
 
 CLASSES = ("neu", "hap", "ang", "sad")
 MERGED = {"exc": "hap"}
 SESSIONS = (1, 2, 3, 4, 5)
+SESSION_UTTERANCES = {1: 1085, 2: 1023, 3: 1151, 4: 1031, 5: 1241}
+"""Utterances of the four classes in each session of IEMOCAP."""
 SPLIT_SEED = 0
 
 
@@ -96,6 +99,17 @@ class IEMOCAP(Corpus):
 
     def label_space(self) -> dict[str, Any]:
         return {"classes": list(CLASSES)}
+
+    def official(self, split: str) -> Official | None:
+        held_out = SESSION_UTTERANCES[self.test_session]
+        others = sum(SESSION_UTTERANCES.values()) - held_out
+        train = int((1 - self.valid_ratio) * others)
+        sizes = {"train": train, "dev": others - train, "test": held_out}
+        return Official(sizes[split], classes=len(CLASSES))
+
+    def speaker(self, utterance_id: str, labels: Mapping[str, Any]) -> str | None:
+        # Ses01F_impro01_M003: the second letter is that of the speaker.
+        return f"{utterance_id[:5]}{utterance_id.rsplit('_', 1)[-1][:1]}"
 
     def _label_folder(self, session: int) -> Path:
         return self.root / f"Session{session}" / "dialog" / "EmoEvaluation"

@@ -11,13 +11,20 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from s3prl_mtl.data import Corpus, Utterance, absolute, read_lines
+from s3prl_mtl.data import Corpus, Official, Utterance, absolute, read_lines
 from s3prl_mtl.errors import UserError
 
 SLOTS = ("action", "object", "location")
+PUBLISHED = {
+    "train": Official(23_132, 14.7, 77, 24),
+    "valid": Official(3118, 1.9, 10, 24),
+    "test": Official(3793, 2.4, 10, 24),
+}
+"""Utterances, hours and speakers (Lugosch et al., 2019); 6 actions, 14 objects and 4 locations."""
 
 
 class FluentSpeechCommands(Corpus):
@@ -74,6 +81,21 @@ class FluentSpeechCommands(Corpus):
         """The values of each slot in order of first appearance in the training table."""
         table = self._read_table("train")
         return {slot: list(dict.fromkeys(row[slot] for _, row in table)) for slot in SLOTS}
+
+    def official(self, split: str) -> Official | None:
+        return PUBLISHED[split]
+
+    def speaker(self, utterance_id: str, labels: Mapping[str, Any]) -> str | None:
+        return utterance_id.partition("-")[0]
+
+    def classes(self, labels: Mapping[str, Any]) -> list[str]:
+        return [f"{slot} {labels[slot]}" for slot in SLOTS]
+
+    def declared_classes(self) -> list[str]:
+        return [f"{slot} {name}" for slot, names in self.label_space().items() for name in names]
+
+    def shared_speakers(self, first: str, second: str) -> Literal["allowed", "warning", "error"]:
+        return "warning"
 
     def _read_table(self, split: str) -> list[tuple[int, dict[str, str]]]:
         path = self.root / "data" / f"{split}_data.csv"

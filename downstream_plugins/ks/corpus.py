@@ -11,16 +11,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from s3prl_mtl.data import Corpus, Utterance, absolute, list_audio, list_folders
+from s3prl_mtl.data import Corpus, Official, Utterance, absolute, list_audio, list_folders
 from s3prl_mtl.errors import UserError
 
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 UNKNOWN, SILENCE = "_unknown_", "_silence_"
 CLASSES = (*KEYWORDS, UNKNOWN, SILENCE)
 NOISE_FOLDER = "_background_noise_"
+PUBLISHED = {
+    "train": Official(51_094, classes=12),
+    "dev": Official(6804, classes=12),
+    "test": Official(3081, classes=12),
+}
+"""SUPERB's splits; train and dev include the six files of background noise."""
 
 _HASH_RANGE = 2**27 - 1
 
@@ -122,6 +129,13 @@ class SpeechCommands(Corpus):
 
     def label_space(self) -> dict[str, Any]:
         return {"classes": list(CLASSES)}
+
+    def official(self, split: str) -> Official | None:
+        return PUBLISHED[split]
+
+    def may_share(self, first: str, second: str, labels: Mapping[str, Any]) -> bool:
+        """Whether it is background noise, of which each read is another second."""
+        return bool(labels.get("random_second"))
 
 
 def hashed_split(name: str) -> str | None:

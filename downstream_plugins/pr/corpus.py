@@ -7,12 +7,18 @@ format of OpenSLR 11, with a line `WORD  P1 P2 ...` for each word.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from downstream_plugins.librispeech import Transcript, layout_problems, read_set
-from s3prl_mtl.data import Corpus, Utterance, absolute, read_lines
+from downstream_plugins.librispeech import (
+    Transcript,
+    layout_problems,
+    published,
+    read_set,
+    speaker_of,
+)
+from s3prl_mtl.data import Corpus, Official, Utterance, absolute, read_lines
 from s3prl_mtl.errors import UserError
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
@@ -89,6 +95,15 @@ class LibriSpeechPhones(Corpus):
 
     def label_space(self) -> dict[str, Any]:
         return {"vocabulary": list(VOCABULARY)}
+
+    def official(self, split: str) -> Official | None:
+        return published(self.sets[split])
+
+    def speaker(self, utterance_id: str, labels: Mapping[str, Any]) -> str | None:
+        return speaker_of(utterance_id)
+
+    def shared_speakers(self, first: str, second: str) -> Literal["allowed", "warning", "error"]:
+        return "warning" if "train" in (first, second) else "allowed"
 
     def _check_words(
         self, transcripts: Sequence[Transcript], pronunciations: dict[str, list[str]]

@@ -21,10 +21,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from s3prl_mtl.data import MINIMUM_SAMPLES, SAMPLE_RATE, Corpus, Utterance, absolute, read_lines
+from s3prl_mtl.data import (
+    MINIMUM_SAMPLES,
+    SAMPLE_RATE,
+    Corpus,
+    Official,
+    Utterance,
+    absolute,
+    read_lines,
+)
 from s3prl_mtl.errors import UserError
 
 FILES = ("wav.scp", "segments", "utt2spk", "reco2dur")
+PUBLISHED = {"dev": Official(3000), "test": Official(3000)}
+"""Recordings; train (13 900 recordings of train-clean-100) is cut into chunks."""
 
 Segment = tuple[int, float, float]
 """(speaker_index, start_seconds, end_seconds) in the recording."""
@@ -142,6 +152,9 @@ class Libri2Mix(Corpus):
 
     def label_space(self) -> dict[str, Any]:
         return {"speakers_per_recording": self.num_speakers}
+
+    def official(self, split: str) -> Official | None:
+        return PUBLISHED.get(split)
 
     def _read_segments(self, folder: Path) -> dict[str, list[Segment]]:
         speakers = _read_table(folder / "utt2spk")

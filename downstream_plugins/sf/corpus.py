@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from s3prl_mtl.data import Corpus, Utterance, absolute, list_audio, read_lines
+from s3prl_mtl.data import Corpus, Official, Utterance, absolute, list_audio, read_lines
 from s3prl_mtl.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,12 @@ TEST_SPEAKERS = ["Brian", "Emma", "Raveena", "Russell"]
 IOB_FILE = "all.iob.snips.txt"
 SLOTS_FILE = "slots.txt"
 OUTSIDE = "O"
+PUBLISHED = {
+    "train": Official(104_672, speakers=8),
+    "valid": Official(2800, speakers=4),
+    "test": Official(2800, speakers=4),
+}
+"""Of SUPERB's speakers."""
 _DROPPED_WORDS = frozenset("?!.,;-")
 
 
@@ -120,6 +126,15 @@ class AudioSnips(Corpus):
     def label_space(self) -> dict[str, Any]:
         lines = [line.strip() for _, line in read_lines(self.root / SLOTS_FILE)]
         return {"vocabulary": list(VOCABULARY), "slots": lines[1:]}
+
+    def official(self, split: str) -> Official | None:
+        return PUBLISHED[split]
+
+    def speaker(self, utterance_id: str, labels: Mapping[str, Any]) -> str | None:
+        return utterance_id.split("-")[0]
+
+    def shared_speakers(self, first: str, second: str) -> Literal["allowed", "warning", "error"]:
+        return "warning"
 
     def _read_annotations(self) -> dict[str, tuple[int, list[str], list[str]]]:
         path = self.root / IOB_FILE

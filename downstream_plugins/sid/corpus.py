@@ -7,6 +7,7 @@ same as `veri_test_class.txt`), one line an utterance: `<1|2|3> <speaker>/<video
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from downstream_plugins.voxceleb1 import (
@@ -15,10 +16,16 @@ from downstream_plugins.voxceleb1 import (
     missing_audio_path,
     speaker_of,
 )
-from s3prl_mtl.data import Corpus, Utterance, absolute, read_lines
+from s3prl_mtl.data import Corpus, Official, Utterance, absolute, read_lines
 from s3prl_mtl.errors import UserError
 
 SPLIT_CODES = {"train": "1", "dev": "2", "test": "3"}
+PUBLISHED = {
+    "train": Official(138_361, speakers=1251, classes=1251),
+    "dev": Official(6904, speakers=1251, classes=1251),
+    "test": Official(8251, speakers=1251, classes=1251),
+}
+"""The identification split of VoxCeleb1 (Nagrani et al., 2017)."""
 
 
 class VoxCeleb1Identification(Corpus):
@@ -71,6 +78,12 @@ class VoxCeleb1Identification(Corpus):
 
     def label_space(self) -> dict[str, Any]:
         return {"classes": sorted({speaker_of(name) for _, name in self._read_split_file()})}
+
+    def official(self, split: str) -> Official | None:
+        return PUBLISHED[split]
+
+    def speaker(self, utterance_id: str, labels: Mapping[str, Any]) -> str | None:
+        return speaker_of(utterance_id)
 
     def _read_split_file(self) -> list[tuple[str, str]]:
         lines: list[tuple[str, str]] = []

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -27,6 +27,7 @@ from downstream_plugins.voxceleb1 import (
 from s3prl_mtl.data import (
     SAMPLE_RATE,
     Corpus,
+    Official,
     Utterance,
     absolute,
     apply_gain,
@@ -134,6 +135,23 @@ class VoxCeleb1Verification(Corpus):
     def label_space(self) -> dict[str, Any]:
         """The training speakers, sorted, including those with short utterances only."""
         return {"speakers": sorted({speaker_of(name) for name in self._train_names()})}
+
+    def official(self, split: str) -> Official | None:
+        return Official(4708, speakers=len(TEST_SPEAKERS)) if split == "test" else None
+
+    def speaker(self, utterance_id: str, labels: Mapping[str, Any]) -> str | None:
+        return speaker_of(utterance_id)
+
+    def classes(self, labels: Mapping[str, Any]) -> list[str]:
+        """None: speakers of the evaluated splits need no training utterance."""
+        return []
+
+    def may_share(self, first: str, second: str, labels: Mapping[str, Any]) -> bool:
+        """Whether the splits are train and dev: the dev trials are of training utterances."""
+        return {first, second} == {"train", "dev"}
+
+    def shared_speakers(self, first: str, second: str) -> Literal["allowed", "warning", "error"]:
+        return "error" if "test" in (first, second) else "allowed"
 
     def trials(self, split: str) -> list[Trial]:
         """The trials of dev or test.

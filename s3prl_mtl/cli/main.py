@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from s3prl_mtl.cli import (
+    check_corpus,
     check_task,
     export,
     make_corpus,
@@ -133,6 +134,7 @@ COMMANDS: dict[str, Command] = {
     "tasks": tasks,
     "upstreams": upstreams,
     "new-task": new_task,
+    "check-corpus": check_corpus,
     "check-task": check_task,
     "results": results,
     "export": export,

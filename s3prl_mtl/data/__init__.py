@@ -11,7 +11,7 @@ from s3prl_mtl.data.audio import (
     resample,
 )
 from s3prl_mtl.data.batching import item_generator, make_loader
-from s3prl_mtl.data.corpus import Corpus
+from s3prl_mtl.data.corpus import Corpus, Finding, Official
 from s3prl_mtl.data.folders import (
     absolute,
     is_audio,
@@ -30,6 +30,8 @@ __all__ = [
     "MINIMUM_SAMPLES",
     "SAMPLE_RATE",
     "Corpus",
+    "Finding",
+    "Official",
     "UnreadableAudio",
     "Utterance",
     "absolute",

@@ -52,6 +52,10 @@ class Finding:
     code: str = "corpus-inconsistent"
     certain: bool = False
 
+    def __str__(self) -> str:
+        where = f" Where: {self.where}." if self.where else ""
+        return f"{self.what}{where}" + (f" Fix: {self.fix}" if self.fix else "")
+
 
 class Corpus(ABC):
     """A data set in the folders into which its original archives unpack.

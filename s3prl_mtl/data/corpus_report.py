@@ -6,6 +6,7 @@ manifests only: the scan of a split has already looked at the audio (:mod:`.scan
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 
 from s3prl_mtl.data.corpus import Corpus, Finding, Official
+from s3prl_mtl.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 MAXIMUM_SHARED = 0.01
 """Largest fraction of an evaluated split that may be in another split; more is an error."""
@@ -44,6 +48,19 @@ class SplitCounts:
     classes: int | None
     official: Official | None
 
+    def __str__(self) -> str:
+        text = f"{self.split}: {size_text(self)}"
+        return text if self.official is None else f"{text} (published: {size_text(self.official)})"
+
+
+def size_text(counts: SplitCounts | Official) -> str:
+    """A size, such as `2703 utterances, 5.4 h, 40 speakers`."""
+    parts = [] if counts.utterances is None else [f"{counts.utterances} utterances"]
+    parts += [] if counts.hours is None else [f"{counts.hours:.1f} h"]
+    parts += [] if counts.speakers is None else [f"{counts.speakers} speakers"]
+    parts += [] if counts.classes is None else [f"{counts.classes} classes"]
+    return ", ".join(parts)
+
 
 @dataclass(frozen=True)
 class CorpusReport:
@@ -53,28 +70,48 @@ class CorpusReport:
     splits: Sequence[SplitCounts]
     findings: Sequence[Finding]
 
-    @property
-    def errors(self) -> list[Finding]:
-        return [finding for finding in self.findings if finding.certain]
+    def mistakes(self) -> list[UserError]:
+        """The findings that are errors."""
+        return [
+            UserError(f"{self.corpus.task}: {f.what}", where=f.where, fix=f.fix, code=f.code)
+            for f in self.findings
+            if f.certain
+        ]
+
+    def log(self) -> None:
+        """Log the counts of every split, and a warning for each finding that is not an error."""
+        for counts in self.splits:
+            logger.info("%s %s", self.corpus.task, counts)
+        for finding in self.findings:
+            if not finding.certain:
+                logger.warning("%s: %s", self.corpus.task, finding)
 
 
-def report_corpus(corpus: Corpus, splits: Mapping[str, CutSet]) -> CorpusReport:
+def report_corpus(
+    corpus: Corpus,
+    splits: Mapping[str, CutSet],
+    more: Sequence[Finding] = (),
+    trained: bool = True,
+) -> CorpusReport:
     """Compare the splits of a corpus with each other and with its publication.
 
     Args:
         corpus: the corpus.
         splits: cuts by split, the training split first.
+        more: findings of the task, to be added.
+        trained: whether the first split is the training split.
     """
     listed = {split: list(cuts) for split, cuts in splits.items()}
     counts = [_count(corpus, split, cuts) for split, cuts in listed.items()]
-    findings = [finding for split in listed for finding in corpus.findings(split)]
+    findings = [*more, *(finding for split in listed for finding in corpus.findings(split))]
     findings += _partial_splits(counts)
     for split, cuts in listed.items():
         findings += _repeated_audio(split, cuts)
     for first, second in combinations(listed, 2):
         findings += _shared_utterances(corpus, (first, listed[first]), (second, listed[second]))
         findings += _shared_speakers(corpus, (first, listed[first]), (second, listed[second]))
-    findings += _untrained_classes(corpus, listed)
+    if trained:
+        findings += _untrained_classes(corpus, listed)
     return CorpusReport(corpus, counts, sorted(findings, key=lambda finding: not finding.certain))
 
 

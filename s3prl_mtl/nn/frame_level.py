@@ -53,6 +53,10 @@ class FrameLevel(nn.Module):
         self.hiddens = nn.Sequential(*layers)
         self.linear = nn.Linear(input_dim, output_dim)
 
+    def logit_count(self, frames: int) -> int:
+        """Logits of an utterance of so many frames: one for each."""
+        return frames
+
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, T, output_dim) of features (B, T, input_dim), and the unchanged lengths.
 

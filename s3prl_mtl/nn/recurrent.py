@@ -159,6 +159,12 @@ class RNNs(nn.Module):
             input_dim = layer.output_dim
         self.linear = nn.Linear(input_dim, output_dim)
 
+    def logit_count(self, frames: int) -> int:
+        """Logits of an utterance of so many frames."""
+        for rate in (self.sample_rate, *(layer.sample_rate for layer in self.rnns)):
+            frames //= rate
+        return frames
+
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, T', output_dim) of features (B, T, input_dim), and their lengths (B,).
 

@@ -15,7 +15,8 @@ import torch
 from lhotse import CutSet
 from torch import Tensor, nn
 
-from s3prl_mtl.data import Corpus, load_cuts, load_waveform, make_loader
+from s3prl_mtl.data import Corpus, Finding, load_cuts, load_waveform, make_loader
+from s3prl_mtl.data.corpus_report import CorpusReport, report_corpus
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.cache import default_cache_dir
 from s3prl_mtl.tasks.best_checkpoint import first_score, selecting_metric_of, update_best_score
@@ -156,6 +157,14 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         """The utterances of a split. Tasks that check or change them override this."""
         return load_cuts(self.corpus, split, self.cache_dir)
 
+    def findings(self, split: str, cuts: CutSet) -> list[Finding]:
+        """Utterances of a split that cannot be trained on or scored.
+
+        For the report of the corpus. Every evaluated split has to be checked for what its metrics
+        need: an error here saves hours of training.
+        """
+        return []
+
     def draw_weights(self, split: str, cuts: CutSet) -> list[float] | None:
         """Relative weights for sampling utterances with replacement; None: each once."""
         return None
@@ -246,6 +255,24 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         if split not in self._split_cuts:
             # Listing the folder of a large corpus takes seconds.
             self._split_cuts[split] = self.cuts(split)
+
+    def report(self, splits: Iterable[str]) -> CorpusReport | None:
+        """Counts and contradictions of splits, or None if the task has no corpus of this package.
+
+        Args:
+            splits: of the corpus. Findings between splits need the training split among them.
+
+        Raises:
+            UserError: as :meth:`prepare`.
+        """
+        names = sorted(filter(None, dict.fromkeys(splits)), key=lambda s: s != self.train_split)
+        for split in names:
+            self.prepare(split)
+        cuts = {split: self._split_cuts[split] for split in names if split in self._split_cuts}
+        if not cuts or not isinstance(self.corpus, Corpus):
+            return None
+        own = [finding for split in cuts for finding in self.findings(split, cuts[split])]
+        return report_corpus(self.corpus, cuts, own, trained=self.train_split in cuts)
 
     def utterances(self, split: str) -> int:
         """Number of utterances of a split.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
+from lhotse import CutSet
 from torch import Tensor, nn
 
+from s3prl_mtl.data import MINIMUM_SAMPLES, SAMPLE_RATE, Finding
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.metrics import collapse_ctc
 from s3prl_mtl.nn import ctc_loss, head_from_settings, pad_features
@@ -16,6 +19,13 @@ from s3prl_mtl.tasks.base import TaskExpert
 
 BLANK = 0
 """Index of the CTC blank, the first symbol of every vocabulary."""
+
+WRONG_SYMBOL = "\N{REPLACEMENT CHARACTER}"
+"""Stands for the unknown symbol in scored hypotheses: it equals no symbol of a reference, so that
+a symbol which the vocabulary lacks cannot count as recognised."""
+
+MAXIMUM_IMPOSSIBLE = 0.01
+"""Largest fraction of training utterances with more symbols than frames; more is an error."""
 
 DECODINGS = ("ctc", "merged")
 """`ctc`: collapse repeats in the utterance's own frames, then remove blanks. `merged`: as the
@@ -93,6 +103,49 @@ class TranscriptionExpert(TaskExpert):
         unknown = self.symbol_numbers[self.unknown_symbol]
         return torch.tensor([self.symbol_numbers.get(symbol, unknown) for symbol in symbols])
 
+    def findings(self, split: str, cuts: CutSet) -> list[Finding]:
+        """Utterances with fewer frames than CTC needs, and symbols that the vocabulary lacks."""
+        impossible: list[str] = []
+        unknown: dict[str, str] = {}
+        for cut in cuts:
+            symbols = [*self.symbols_of(cut.custom["labels"]), self.end_symbol]
+            # A blank separates equal symbols.
+            needed = len(symbols) + sum(a == b for a, b in pairwise(symbols))
+            if self._frames(cut.duration) < needed:
+                impossible.append(cut.id)
+            unknown |= {s: cut.id for s in symbols if s not in self.symbol_numbers}
+        findings = []
+        if impossible:
+            share = len(impossible) / len(cuts)
+            findings.append(
+                Finding(
+                    f"{len(impossible)} of {len(cuts)} utterances of split {split!r} ({share:.1%}) "
+                    "have more symbols than frames: CTC cannot learn them, their loss is infinite "
+                    "or set to 0.",
+                    where=f"utterance {impossible[0]}",
+                    fix="Pair each transcript with its own audio.",
+                    code="targets-too-long",
+                    certain=split == self.train_split and share > MAXIMUM_IMPOSSIBLE,
+                )
+            )
+        if unknown:
+            listed = ", ".join(repr(symbol) for symbol in sorted(unknown)[:10])
+            findings.append(
+                Finding(
+                    f"Split {split!r} has {len(unknown)} symbols that the vocabulary lacks: "
+                    f"{listed}. They count as errors.",
+                    where=f"utterance {next(iter(unknown.values()))}",
+                    fix="Remove or replace them in the transcripts.",
+                    code="label-unknown",
+                )
+            )
+        return findings
+
+    def _frames(self, seconds: float) -> int:
+        """Logits of an utterance."""
+        spare = round(seconds * SAMPLE_RATE) - MINIMUM_SAMPLES
+        return self.model.logit_count(max(0, spare // self.upstream_rate + 1))
+
     def read(self, cut: Any, split: str, generator: torch.Generator) -> tuple[Any, ...]:
         return (*super().read(cut, split, generator), cut.id)
 
@@ -122,7 +175,7 @@ class TranscriptionExpert(TaskExpert):
         records["loss"].append(loss.item())
         records["reference"] += [self.text(torch.as_tensor(target).tolist()) for target in targets]
         for tokens, length in zip(frame_tokens, logit_lengths.tolist(), strict=True):
-            records["hypothesis"].append(self.text(self.decode(tokens, length)))
+            records["hypothesis"].append(self.text(self.decode(tokens, length), WRONG_SYMBOL))
         records["utterance"] += utterance_ids
         return loss
 
@@ -160,7 +213,14 @@ class TranscriptionExpert(TaskExpert):
         end = self.symbol_numbers[self.end_symbol]
         return collapse_ctc(t for t in collapse_ctc(frame_tokens, BLANK) if t != end)
 
-    def text(self, tokens: Iterable[int]) -> str:
-        """The text of tokens (see :meth:`write`), without end symbols."""
-        symbols = (self.vocabulary[token] for token in tokens)
+    def text(self, tokens: Iterable[int], unknown: str | None = None) -> str:
+        """The text of tokens (see :meth:`write`), without end symbols.
+
+        Args:
+            tokens: indices of the vocabulary.
+            unknown: written in place of the unknown symbol.
+        """
+        symbols = [self.vocabulary[token] for token in tokens]
+        if unknown is not None:
+            symbols = [unknown if symbol == self.unknown_symbol else symbol for symbol in symbols]
         return self.write([symbol for symbol in symbols if symbol != self.end_symbol])

@@ -27,7 +27,8 @@ def check_splits(config: RunConfig, tasks: Mapping[str, Task]) -> None:
     mistakes = [mistake for found in problems.values() for mistake in found]
     for name, task in tasks.items():
         if name not in problems:
-            mistakes += split_mistakes(task)
+            found = split_mistakes(task)
+            mistakes += found or report_mistakes(task)
             mistakes += loader_mistakes(config, task)
     raise_together(mistakes)
 
@@ -71,6 +72,17 @@ def split_mistakes(task: Task) -> list[UserError]:
                     )
                 )
     return mistakes
+
+
+def report_mistakes(task: Task) -> list[UserError]:
+    """Log the report of a task's corpus; its errors."""
+    if not isinstance(task.expert, TaskExpert):
+        return []
+    report = task.expert.report([task.train_split, *task.dev_splits, *task.test_splits])
+    if report is None:
+        return []
+    report.log()
+    return report.mistakes()
 
 
 def loader_mistakes(config: RunConfig, task: Task) -> list[UserError]:
