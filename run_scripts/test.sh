@@ -11,6 +11,14 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 ruff check .
 ruff format --check .
-mypy
+# One thread for 40 s: beside the tests.
+types=$(mktemp)
+mypy > "$types" 2>&1 &
+mypy=$!
+trap 'rm -f "$types"' EXIT
 # Two workers on two cores; `-n 0` for a debugger or a single test.
-python -m pytest -n "${PYTEST_WORKERS:-auto}" --dist loadscope --durations=25 "$@"
+passed=0
+python -m pytest -n "${PYTEST_WORKERS:-auto}" --dist loadscope --durations=25 "$@" || passed=$?
+wait "$mypy" || passed=1
+cat "$types"
+exit "$passed"

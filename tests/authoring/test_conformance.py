@@ -382,6 +382,7 @@ def test_the_built_in_tasks_keep_the_contract(task: str, tiny_corpus: Path, mani
     assert not [str(finding) for finding in findings if finding.holds is not True]
 
 
+@pytest.mark.slow
 def test_an_expert_of_another_package_can_keep_the_contract(install):
     install(COMPLETE, CONFIG)
     findings = check_task("tones")

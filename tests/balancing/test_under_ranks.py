@@ -117,6 +117,7 @@ def step_with_a_late_drop(
     return outcomes[0], outcomes[1]
 
 
+@pytest.mark.slow
 def test_a_task_that_is_dropped_late_has_no_part_in_the_combined_gradient(
     config: dict[str, Any], tmp_path: Path
 ):
@@ -133,6 +134,7 @@ def train(world: World, config: dict[str, Any], folder: Path, resume: Path | Non
     MultiTaskRunner(config, folder, resume=saved, world=world, balancer=balancer).train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_learned_weights_are_trained_logged_saved_and_resumed_bit_for_bit(
     ranks: int, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path

@@ -95,11 +95,12 @@ def evaluate_with_a_fault(
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
-        ("stop", [("Interrupted", None, "", None)] * 2),
+        pytest.param("stop", [("Interrupted", None, "", None)] * 2, marks=pytest.mark.slow),
         ("mistake", [("SharedMistake", "audio-unreadable", "rank 1: The file", "x.wav")] * 2),
-        (
+        pytest.param(
             "bug",
             [("OtherRankFailed", None, "Rank 1", None), ("ZeroDivisionError", None, "a bug", None)],
+            marks=pytest.mark.slow,
         ),
     ],
 )

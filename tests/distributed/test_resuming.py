@@ -51,13 +51,14 @@ def config(tiny_corpus: Path, manifest_cache: Path) -> dict[str, Any]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "parallel"),
     [
         (2, "data"),
-        pytest.param(2, "task", marks=pytest.mark.slow),
-        pytest.param(3, "data", marks=pytest.mark.slow),
-        pytest.param(4, "task", marks=pytest.mark.slow),
+        (2, "task"),
+        (3, "data"),
+        (4, "task"),
     ],
 )
 def test_the_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
@@ -90,9 +91,10 @@ def resume(
     return state, streams
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "now"),
-    [(1, 2), *(pytest.param(*ranks, marks=pytest.mark.slow) for ranks in ((2, 1), (2, 3)))],
+    [(1, 2), (2, 1), (2, 3)],
 )
 def test_other_ranks_keep_all_but_the_random_state_and_log_this(
     before: int, now: int, config: dict[str, Any], tmp_path: Path

@@ -133,6 +133,7 @@ def adamw_step(world: World, config: dict[str, Any], folder: Path) -> dict[str, 
     return {name: torch.equal(value, before[name]) for name, value in weights_of(runner).items()}
 
 
+@pytest.mark.slow
 def test_the_optimizer_ignores_parameters_that_no_rank_used(
     tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ):
@@ -158,12 +159,13 @@ def some_steps(
     return before, weights_of(runner), list(runner.tasks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "placement"),
     [
-        pytest.param(2, "0:asr,ks,sd;1:pr,sf,ic,sid,er,sv", marks=pytest.mark.slow),
+        (2, "0:asr,ks,sd;1:pr,sf,ic,sid,er,sv"),
         (2, "0:asr,pr,sd,ks,ic;1:asr,sf,sid,er,sv"),
-        pytest.param(4, "0:asr;1:asr,sv;2:pr,sf,sd,sv;3:ks,ic,sid,er,asr", marks=pytest.mark.slow),
+        (4, "0:asr;1:asr,sv;2:pr,sf,sd,sv;3:ks,ic,sid,er,asr"),
     ],
 )
 def test_task_parallel_ranks_make_the_update_of_data_parallel_ones(
@@ -182,7 +184,8 @@ def test_task_parallel_ranks_make_the_update_of_data_parallel_ones(
         assert_same_update(by_data[0], rank, names=rank[0])
 
 
-@pytest.mark.parametrize("parallel", [pytest.param("data", marks=pytest.mark.slow), "task"])
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["data", "task"])
 def test_accumulated_batches_of_two_ranks_are_those_of_one_process(
     parallel: str, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ):

@@ -322,10 +322,8 @@ raise SystemExit(main(["export", "run", "--verbose", "--format", sys.argv[1], "-
 """
 
 
-@pytest.mark.parametrize(
-    "format",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name != "s3prl")) for name in FORMATS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_full_disk_leaves_nothing_behind(format: str, tmp_path: Path) -> None:
     save_run(tmp_path / "run", tuned("base_style"))
     done = subprocess.run(

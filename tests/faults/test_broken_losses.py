@@ -22,12 +22,13 @@ def is_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> 
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "broken"),
     [
         (2, 1),
-        pytest.param(2, 0, marks=pytest.mark.slow),
-        pytest.param(1, 0, marks=pytest.mark.slow),
+        (2, 0),
+        (1, 0),
     ],
 )
 def test_a_task_with_a_non_finite_loss_on_one_rank_is_dropped_on_all(

@@ -40,14 +40,15 @@ def killed_with_two_checkpoints(run: Run) -> list[Path]:
     return files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "ranks"),
     [
         (flip_a_byte, 1),
-        pytest.param(truncate, 1, marks=pytest.mark.slow),
-        pytest.param(empty, 1, marks=pytest.mark.slow),
-        pytest.param(flip_a_byte, 2, marks=pytest.mark.slow),
-        pytest.param(truncate, 2, marks=pytest.mark.slow),
+        (truncate, 1),
+        (empty, 1),
+        (flip_a_byte, 2),
+        (truncate, 2),
     ],
 )
 def test_the_checkpoint_before_is_used_and_this_is_logged(

@@ -17,6 +17,7 @@ STARTING_LINES = 10
 """Maximum number of lines in the log of a run before its first step."""
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_saves_loses_that_step_only(
     launch: Launcher, uninterrupted: Callable[..., Path]
 ):

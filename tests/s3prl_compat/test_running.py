@@ -215,9 +215,8 @@ def read_epoch(world: World, config: dict[str, Any], folder: Path) -> list[tuple
     return [(batch.number, b"".join(map(np.asarray, batch.wavs))) for batch in reader]
 
 
-@pytest.mark.parametrize(
-    "builder", [pytest.param(fluent_commands, marks=pytest.mark.slow), speech_commands]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("builder", [fluent_commands, speech_commands])
 def test_ranks_share_one_epoch_of_an_expert_with_its_own_sampler(
     builder, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ):
