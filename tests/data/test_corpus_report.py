@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
+import soundfile
 
 from s3prl_mtl.data import Corpus, Finding, Official, Utterance, load_cuts
 from s3prl_mtl.data.corpus_report import CorpusReport, report_corpus
@@ -107,7 +109,9 @@ def test_a_split_that_is_a_copy_of_train_is_an_error(make, report):
     result = report(corpus)
     assert found(result) == [("corpus-overlap", True)]
     (mistake,) = result.mistakes()
-    assert "4 of 6" in mistake.what and "dev" in str(mistake.where) and "train" in str(mistake.where)
+    assert (
+        "4 of 6" in mistake.what and "dev" in str(mistake.where) and "train" in str(mistake.where)
+    )
 
 
 def test_a_single_copy_of_many_is_a_warning(make, report):
@@ -140,11 +144,7 @@ def test_audio_that_a_split_has_twice_is_a_warning_with_both_files(make, report)
     assert first.name in str(finding.where) and "other_c0_0.wav" in str(finding.where)
 
 
-def test_silent_files_are_not_taken_for_copies_of_each_other(make, report, write_audio):
-    """Constant samples say nothing about whose they are."""
-    import numpy as np
-    import soundfile
-
+def test_silent_files_are_not_taken_for_copies_of_each_other(make, report):
     corpus = make()
     for split in ("train", "dev"):
         soundfile.write(corpus.root / split / f"{split}x_c0_9.wav", np.full(1600, 0.1), 16_000)
@@ -186,4 +186,8 @@ def test_findings_of_the_corpus_come_with_it_and_errors_come_first(make, report)
         Finding(f"about {split}", code="corpus-inconsistent", certain=split == "test")
     ]
     result = report(corpus)
-    assert [finding.what for finding in result.findings] == ["about test", "about train", "about dev"]
+    assert [finding.what for finding in result.findings] == [
+        "about test",
+        "about train",
+        "about dev",
+    ]
