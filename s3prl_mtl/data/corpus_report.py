@@ -23,9 +23,10 @@ logger = logging.getLogger(__name__)
 MAXIMUM_SHARED = 0.01
 """Largest fraction of an evaluated split that may be in another split; more is an error."""
 
-# Below the first fraction of the published size a corpus is a small one on purpose; above the
-# second one it is complete.
-PARTIAL = (0.1, 0.995)
+SMALL = 0.1
+"""A split with a smaller fraction of the published utterances is small on purpose."""
+COMPLETE = 0.995
+"""A split with a larger fraction of the published size is complete."""
 
 
 @dataclass(frozen=True)
@@ -132,17 +133,21 @@ def _count(corpus: Corpus, split: str, cuts: Sequence[Cut]) -> SplitCounts:
 def _partial_splits(counts: Sequence[SplitCounts]) -> Iterator[Finding]:
     for count in counts:
         official = count.official
-        if official is None:
+        if official is None or count.utterances < SMALL * (official.utterances or 0):
             continue
-        for name in ("utterances", "speakers", "classes"):
-            expected, found = getattr(official, name), getattr(count, name)
-            if expected and found and PARTIAL[0] <= found / expected < PARTIAL[1]:
-                yield Finding(
-                    f"Split {count.split!r} has {found} of {expected} {name}.",
-                    fix="Complete the corpus, unless this part of it is intended.",
-                    code="corpus-incomplete",
-                )
-                break
+        missing = [
+            f"{found} of {expected} {name}"
+            for name in ("utterances", "speakers", "classes")
+            if (expected := getattr(official, name)) is not None
+            and (found := getattr(count, name)) is not None
+            and found < COMPLETE * expected
+        ]
+        if missing:
+            yield Finding(
+                f"Split {count.split!r} has only {', '.join(missing)} of its publication.",
+                fix="Complete the corpus, unless this part of it is intended.",
+                code="corpus-incomplete",
+            )
 
 
 def _digest(cut: Cut) -> tuple[str, float, float] | None:

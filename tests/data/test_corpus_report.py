@@ -102,6 +102,14 @@ def test_a_part_of_the_published_size_is_a_warning(published, is_partial, make, 
     assert found(report(corpus)) == [("corpus-incomplete", False)] * is_partial
 
 
+def test_missing_speakers_and_classes_are_counted_too(make, report):
+    corpus = make()
+    corpus.published = {"train": Official(4, speakers=3, classes=2), "dev": Official(2, classes=5)}
+    train, dev = report(corpus).findings
+    assert "2 of 3 speakers" in train.what and "utterances" not in train.what
+    assert "2 of 5 classes" in dev.what
+
+
 def test_a_split_that_is_a_copy_of_train_is_an_error(make, report):
     corpus = make()
     for number, path in enumerate(sorted((corpus.root / "train").iterdir())):
