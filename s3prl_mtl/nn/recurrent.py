@@ -161,8 +161,10 @@ class RNNs(nn.Module):
 
     def logit_count(self, frames: int) -> int:
         """Logits of an utterance of so many frames."""
-        for rate in (self.sample_rate, *(layer.sample_rate for layer in self.rnns)):
-            frames //= rate
+        frames //= self.sample_rate
+        for layer in self.rnns:
+            assert isinstance(layer, RNNLayer)
+            frames //= layer.sample_rate
         return frames
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from s3prl_mtl.data import MINIMUM_SAMPLES, SAMPLE_RATE, Finding
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.metrics import collapse_ctc
-from s3prl_mtl.nn import ctc_loss, head_from_settings, pad_features
+from s3prl_mtl.nn import FrameLevel, RNNs, ctc_loss, head_from_settings, pad_features
 from s3prl_mtl.tasks.base import TaskExpert
 
 BLANK = 0
@@ -144,6 +144,7 @@ class TranscriptionExpert(TaskExpert):
     def _frames(self, seconds: float) -> int:
         """Logits of an utterance."""
         spare = round(seconds * SAMPLE_RATE) - MINIMUM_SAMPLES
+        assert isinstance(self.model, FrameLevel | RNNs)
         return self.model.logit_count(max(0, spare // self.upstream_rate + 1))
 
     def read(self, cut: Any, split: str, generator: torch.Generator) -> tuple[Any, ...]:
