@@ -11,6 +11,7 @@ from torch import Tensor, nn
 class Balancer(nn.Module):
     """Turns the losses of several tasks into gradients.
 
+    A run uses `Sum` unless another one is passed: `MultiTaskRunner(config, folder, balancer=...)`.
     A training step calls, on every rank and in this order::
 
         begin_step()                         # also when a step is attempted again

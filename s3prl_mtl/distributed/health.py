@@ -22,11 +22,23 @@ logger = logging.getLogger(__name__)
 SILENT_BEATS = 3
 """Missed heartbeats after which a rank is silent: killed, frozen or disconnected."""
 
+MAXIMUM_STALL_SECONDS = 60.0
+"""How long a rank waits for the others before its log names those that it waits for."""
+
 ANSWER_SECONDS = 5.0
 """Timeout of the store for one small message over one connection."""
 
 RETRY_SECONDS = 60.0
 """Pause before a lost store is tried again, doubled each time: torch prints a page per attempt."""
+
+
+def watch_intervals(timeout_seconds: float) -> tuple[float, float]:
+    """Seconds between heartbeats, and of waiting before a stalled rank is named.
+
+    A stalled rank is named well before the others stop waiting for it, after `timeout_seconds`.
+    """
+    stall_seconds = min(MAXIMUM_STALL_SECONDS, timeout_seconds / 3)
+    return min(2.0, stall_seconds / 6), stall_seconds
 
 
 class Activity(NamedTuple):
@@ -61,7 +73,7 @@ class Watch:
         world_size: int,
         *,
         beat_seconds: float = 2.0,
-        stall_seconds: float = 60.0,
+        stall_seconds: float = MAXIMUM_STALL_SECONDS,
     ) -> None:
         self.step = 0
         """The current step of the training; the runner sets it."""

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from s3prl_mtl.distributed.health import SILENT_BEATS, Watch
+from s3prl_mtl.distributed.health import SILENT_BEATS, Watch, watch_intervals
 from s3prl_mtl.distributed.rendezvous import rendezvous
 from s3prl_mtl.errors import SharedMistake, UserError
 
@@ -24,9 +24,6 @@ T = TypeVar("T")
 
 DEFAULT_TIMEOUT_SECONDS = 1800.0
 """How long a rank waits for the others before it gives up; torch's own default for gloo."""
-
-MAXIMUM_STALL_SECONDS = 60.0
-"""How long a rank waits for the others before its log names those that it waits for."""
 
 
 class RankLost(RuntimeError):
@@ -228,10 +225,8 @@ class World(Group):
         found, _, _ = next(dist.rendezvous("env://", timeout=timeout))
         found.set_timeout(timeout)
         store, again = rendezvous(found, rank, size, timeout_seconds)
-        # A stalled rank is named well before the others stop waiting for it. Finding out which rank
-        # it was then takes some heartbeats: all of it within the timeout.
-        stall_seconds = min(MAXIMUM_STALL_SECONDS, timeout_seconds / 3)
-        beat_seconds = min(2.0, stall_seconds / 6)
+        # Finding out which rank is stalled takes some heartbeats, within the timeout.
+        beat_seconds, stall_seconds = watch_intervals(timeout_seconds)
         collectives = timedelta(seconds=timeout_seconds - 2 * SILENT_BEATS * beat_seconds)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if over_gpus else "gloo",

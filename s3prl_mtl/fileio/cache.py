@@ -1,4 +1,4 @@
-"""The folder of downloads and scanned manifests."""
+"""The folder of scanned manifests, and of downloads where the library that downloads has none."""
 
 from __future__ import annotations
 

@@ -15,8 +15,11 @@ from s3prl_mtl.training.task import Task
 
 
 def check_splits(config: RunConfig, tasks: Mapping[str, Task]) -> None:
-    """Scan every split that a run needs.
+    """Scan every split that a run needs, and check its corpus.
 
+    A corpus is refused for its layout (`Corpus.problems`), for utterances that are repeated or
+    unusable (:mod:`s3prl_mtl.data.manifests`), for splits that contradict each other
+    (:mod:`s3prl_mtl.data.corpus_report`), or by findings of the corpus and of the task.
     Splits of s3prl's experts cannot be scanned: only their loaders are created.
 
     Raises:
