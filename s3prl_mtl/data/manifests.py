@@ -142,7 +142,8 @@ def _report(corpus: Corpus, split: str, total: int, found: Scan) -> None:
             f"of {corpus.title} cannot be used.",
             where=f"{len(found.skipped)} of {total} utterances: {listed}"
             + (f"; and {more} more" if more > 0 else ""),
-            fix="Unpack the corpus again, or remove these files from it.",
+            fix="Complete or convert these files, or remove them from the corpus and its lists; "
+            "a moved corpus needs its new folder (`--data`).",
             code="corpus-incomplete",
         )
     if not found.cuts:

@@ -28,6 +28,7 @@ from s3prl_mtl.data.audio import (
     libsndfile_reason,
     load_waveform,
 )
+from s3prl_mtl.data.folders import AUDIO_SUFFIXES, UNDECODABLE_SUFFIXES
 from s3prl_mtl.data.utterance import Utterance
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,8 @@ def scan(
                     raise _Unusable(found)
                 cuts.append(_make_cut(utterance, found.recording, found.digest))
             except _Unusable as reason:
-                skipped.append((str(utterance.path), str(reason)))
+                source = f" (listed in {utterance.source})" if utterance.source else ""
+                skipped.append((str(utterance.path), f"{reason}{source}"))
         if accept is None:
             return Scan(cuts, skipped, [])
         results = _progress(
@@ -142,7 +144,10 @@ def _probe_or_reason(path: Path) -> _Probed | str:
 
 def _probe(path: Path) -> _Probed:
     if not path.is_file():
-        raise _Unusable("missing")
+        raise _Unusable(f"missing{_instead(path)}")
+    suffix = path.suffix.lower()
+    if suffix in UNDECODABLE_SUFFIXES:
+        raise _Unusable(f"{suffix} files cannot be read; convert them, for example to flac")
     if path.stat().st_size == 0:
         raise _Unusable("empty")
     with soundfile.SoundFile(path) as file:
@@ -168,6 +173,17 @@ def _probe(path: Path) -> _Probed:
             channel_ids=channels,
         )
         return _Probed(recording, _digest(frames, file.samplerate, samples))
+
+
+def _instead(path: Path) -> str:
+    """What is there instead of a missing file, for a message."""
+    if path.parent.is_dir():
+        # A few look-ups: the folder may hold 100 000 files.
+        suffixes = sorted(AUDIO_SUFFIXES | UNDECODABLE_SUFFIXES)
+        same = [p.name for p in map(path.with_suffix, suffixes) if p.is_file()]
+        return f"; there is {same[0]} instead" if same else ""
+    there = next(folder for folder in path.parents if folder.is_dir())
+    return f"; its folder does not exist below {there}"
 
 
 def _probed_samples(file: soundfile.SoundFile) -> np.ndarray:
