@@ -130,6 +130,11 @@ class AudioIndex:
         return self.root / (name if name in same else same[0])
 
     @property
+    def every_file(self) -> list[str]:
+        """All files, relative to the folder, those of one stem together."""
+        return [name for same in self._files.values() for name in same]
+
+    @property
     def doubles(self) -> list[tuple[str, str]]:
         """Files of a stem that has another file: (preferred file, other file)."""
         return [
