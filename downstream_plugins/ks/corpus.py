@@ -52,8 +52,9 @@ class SpeechCommands(Corpus):
 
     Train and dev are the data set's own split by a hash of the file name (:func:`hashed_split`);
     test is its separate test set, whose folders are the twelve classes. The corpus' other 20 words
-    are `_unknown_`; folders of other names are ignored. Every background-noise file is one `_silence_` utterance of train and of dev; each
-    time it is read, a random second is cropped. Labels: `class`; `random_second`, true for these.
+    are `_unknown_`; folders of other names are ignored. Every background-noise file is one
+    `_silence_` utterance of train and of dev; each time it is read, a random second is cropped.
+    Labels: `class`; `random_second`, true for these.
 
     Args:
         speech_commands_root: the folder `speech_commands_v0.01`.

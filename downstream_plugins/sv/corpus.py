@@ -63,10 +63,11 @@ class VoxCeleb1Verification(Corpus):
     """VoxCeleb1: interviews of 1251 celebrities, with trials of pairs of utterances.
 
     SUPERB trains on all speakers except the 40 test speakers id10270 to id10309, whatever folder
-    holds these; a folder of test speakers (`test/wav`) never trains. It trains without utterances of at most 2 s after trimming. Test is the 37 720 cleaned trials. Dev is
-    20 000 trials of 40 training speakers: SUPERB's list if `dev_trials` is set to it
-    (`dev_meta_data.txt` of s3prl), otherwise trials drawn by :func:`draw_trials`. The splits dev
-    and test hold each utterance of their trials once; :meth:`trials` gives the trials.
+    holds these; a folder of test speakers (`test/wav`) never trains. It trains without utterances
+    of at most 2 s after trimming. Test is the 37 720 cleaned trials. Dev is 20 000 trials of 40
+    training speakers: SUPERB's list if `dev_trials` is set to it (`dev_meta_data.txt` of s3prl),
+    otherwise trials drawn by :func:`draw_trials`. The splits dev and test hold each utterance of
+    their trials once; :meth:`trials` gives the trials.
     Labels: `speaker`.
 
     Args:
