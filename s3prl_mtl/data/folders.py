@@ -215,25 +215,33 @@ def list_folders(root: Path) -> list[str]:
         raise _unreadable(root, error) from error
 
 
-def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Non-empty lines of a UTF-8 text file with their numbers (from 1), line ends stripped.
+def read_lines(path: Path, other_encoding: str | None = None) -> list[tuple[int, str]]:
+    """Non-empty lines of a text file with their numbers (from 1), line ends stripped.
+
+    Args:
+        path: the file, in UTF-8.
+        other_encoding: an encoding for files that are not UTF-8, or None to refuse them.
 
     Raises:
-        UserError: the file cannot be read, or is not UTF-8 text.
+        UserError: the file cannot be read, or is not text in these encodings.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from error
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(
-            "The file is not UTF-8 text.",
-            where=f"{path}, byte {error.start}",
-            fix="Convert it to UTF-8, or unpack the corpus again.",
-            code="file-malformed",
-        ) from error
-    lines = enumerate(text.split("\n"), start=1)
-    return [(number, line.rstrip("\r")) for number, line in lines if line.strip()]
+        if other_encoding is None:
+            raise UserError(
+                "The file is not UTF-8 text.",
+                where=f"{path}, byte {error.start}",
+                fix="Convert it to UTF-8, for example with `iconv -f LATIN1 -t UTF-8`.",
+                code="file-malformed",
+            ) from error
+        text = content.decode(other_encoding)
+    lines = enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1)
+    return [(number, line) for number, line in lines if line.strip()]
 
 
 def _unreadable(path: str | os.PathLike[str], error: OSError) -> UserError:
