@@ -46,6 +46,11 @@ MINIMUM_MEAN = 0.01
 _ROUNDING_SECONDS = 0.1
 
 
+MISSING = "missing"
+UNDECODABLE = "files cannot be read"
+"""Parts of reasons, by which a remedy is chosen."""
+
+
 @dataclass(frozen=True)
 class Scan:
     """Result of a scan.
@@ -144,10 +149,10 @@ def _probe_or_reason(path: Path) -> _Probed | str:
 
 def _probe(path: Path) -> _Probed:
     if not path.is_file():
-        raise _Unusable(f"missing{_instead(path)}")
+        raise _Unusable(f"{MISSING}, {_instead(path)}")
     suffix = path.suffix.lower()
     if suffix in UNDECODABLE_SUFFIXES:
-        raise _Unusable(f"{suffix} files cannot be read; convert them, for example to flac")
+        raise _Unusable(f"{suffix} {UNDECODABLE} (libsndfile has no decoder)")
     if path.stat().st_size == 0:
         raise _Unusable("empty")
     with soundfile.SoundFile(path) as file:
@@ -176,14 +181,16 @@ def _probe(path: Path) -> _Probed:
 
 
 def _instead(path: Path) -> str:
-    """What is there instead of a missing file, for a message."""
+    """What is there instead of a missing file."""
     if path.parent.is_dir():
         # A few look-ups: the folder may hold 100 000 files.
         suffixes = sorted(AUDIO_SUFFIXES | UNDECODABLE_SUFFIXES)
-        same = [p.name for p in map(path.with_suffix, suffixes) if p.is_file()]
-        return f"; there is {same[0]} instead" if same else ""
-    there = next(folder for folder in path.parents if folder.is_dir())
-    return f"; its folder does not exist below {there}"
+        same = [other.name for other in map(path.with_suffix, suffixes) if other.is_file()]
+        return f"there is {same[0]}" if same else "in any audio format"
+    absent = path.parent
+    while not absent.parent.is_dir():
+        absent = absent.parent
+    return f"there is no folder {absent}"
 
 
 def _probed_samples(file: soundfile.SoundFile) -> np.ndarray:
