@@ -19,7 +19,7 @@ from downstream_plugins.voxceleb1 import (
     missing_audio_path,
     speaker_of,
 )
-from s3prl_mtl.data import Corpus, Finding, Official, Utterance, absolute, read_lines
+from s3prl_mtl.data import Corpus, Finding, Official, Utterance, absolute, audio_stem, read_lines
 from s3prl_mtl.errors import UserError
 
 SPLIT_CODES = {"train": "1", "dev": "2", "test": "3"}
@@ -84,7 +84,28 @@ class VoxCeleb1Identification(Corpus):
         return {"classes": sorted({speaker_of(name) for _, name, _ in self._read_split_file()})}
 
     def findings(self, split: str) -> list[Finding]:
-        return layout_findings(self, self.root) if split == self.splits[0] else []
+        """Folders and files that are not used."""
+        if split != self.splits[0]:
+            return []
+        findings = layout_findings(self, self.root)
+        listed = {audio_stem(name) for _, name, _ in self._read_split_file()}
+        files = find_files(self.root)
+        others = [
+            place.folder / name
+            for place in files.places
+            for name in place.index.files()
+            if audio_stem(name) not in listed
+        ]
+        if others:
+            findings.append(
+                Finding(
+                    f"{len(others)} audio files are not in {self.meta_data.name} and are not used.",
+                    where=str(others[0]),
+                    fix=f"Complete {self.meta_data}, unless their absence is intended.",
+                    code="corpus-incomplete",
+                )
+            )
+        return findings
 
     def notes(self) -> list[str]:
         return find_files(self.root).notes()

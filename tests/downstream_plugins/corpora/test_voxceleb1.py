@@ -327,3 +327,11 @@ def test_m4a_is_named_as_what_cannot_be_read(vox, tmp_path):
             load_cuts(corpus, split, tmp_path / "cache")
     with user_error("corpus-incomplete", where=r"iden_split\.txt, line \d+"):
         load_cuts(sid(vox), "train", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("kept", [0, 13, 19])
+def test_sid_files_that_the_list_lacks_are_one_warning(kept, vox):
+    lines = (vox / "iden_split.txt").read_text().splitlines()
+    (vox / "iden_split.txt").write_text("\n".join(lines[:kept]))
+    (finding,) = sid(vox).findings("train")
+    assert not finding.certain and finding.what.startswith(f"{20 - kept} audio files")
