@@ -4,19 +4,27 @@
 
     <set>/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac
     <set>/<speaker>/<chapter>/<speaker>-<chapter>.trans.txt     one line an utterance: <id> WORDS
+
+Audio may be in another format or folder of the set: it is found by the utterance's name.
 """
 
 from __future__ import annotations
 
-import logging
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from s3prl_mtl.data import Corpus, Official, is_audio, read_lines, walk_files
-from s3prl_mtl.errors import UserError
-
-logger = logging.getLogger(__name__)
+from s3prl_mtl.data import (
+    AudioIndex,
+    Corpus,
+    Finding,
+    Official,
+    is_audio,
+    read_lines,
+    walk_files,
+)
 
 TRANSCRIPT_SUFFIX = ".trans.txt"
 
@@ -57,41 +65,116 @@ class Transcript:
     source: str
 
 
-def read_set(folder: Path) -> list[Transcript]:
-    """The utterances of one set such as `train-clean-100`, sorted by path.
+MAXIMUM_EMPTY = 0.01
+"""Largest fraction of transcripts without words; more is an error."""
+
+_UNEXPECTED = re.compile(r"[^A-Z' ]")
+
+
+@dataclass(frozen=True)
+class LibriSet:
+    """One set such as `train-clean-100`.
+
+    Args:
+        transcripts: the utterances, sorted by path.
+        empty: (file and line) of transcripts without words, which are not utterances.
+        index: the audio.
+    """
+
+    transcripts: list[Transcript]
+    empty: list[str]
+    index: AudioIndex
+
+
+def read_set(folder: Path) -> LibriSet:
+    """Read the transcripts of a set, and find their audio.
 
     Raises:
-        UserError: the folder cannot be listed, or a transcript has no words.
+        UserError: the folder cannot be listed.
     """
     transcripts: list[Transcript] = []
+    empty: list[str] = []
     names = list(walk_files(folder))
-    audio = {PurePosixPath(name).stem: name for name in names if is_audio(name)}
+    index = AudioIndex(folder, by_name=True, files=names)
     for name in names:
         if not name.endswith(TRANSCRIPT_SUFFIX):
             continue
         for number, line in read_lines(folder / name):
-            identifier, _, text = line.strip().partition(" ")
+            identifier, *words = line.split()
             source = f"{folder / name}, line {number}"
-            if not text.strip():
-                raise UserError(
-                    f"The transcript of {identifier} has no words.",
-                    where=source,
+            if not words:
+                empty.append(source)
+                continue
+            # Without an audio file, the utterance counts as unreadable.
+            default = folder / PurePosixPath(name).with_name(f"{identifier}.flac")
+            path = index.find(identifier) or default
+            transcripts.append(Transcript(identifier, path, " ".join(words).upper(), source))
+    return LibriSet(transcripts, empty, index)
+
+
+def read_sets(root: Path, names: Sequence[str]) -> list[Transcript]:
+    """The utterances of several sets."""
+    return [transcript for name in names for transcript in read_set(root / name).transcripts]
+
+
+def set_findings(corpus: Corpus, root: Path, names: Sequence[str]) -> list[Finding]:
+    """Transcripts without words or with unexpected characters, and audio without a transcript."""
+    findings: list[Finding] = []
+    for name in names:
+        folder = root / name
+        read = read_set(folder)
+        findings += corpus.doubles(read.index, name)
+        total = len(read.transcripts) + len(read.empty)
+        if read.empty:
+            findings.append(
+                Finding(
+                    f"{len(read.empty)} of {total} transcripts of {name} have no words and are not "
+                    "used.",
+                    where=read.empty[0],
                     fix="Each line is `<utterance> <WORDS>`.",
                     code="corpus-malformed",
+                    certain=len(read.empty) > MAXIMUM_EMPTY * total,
                 )
-            # Without an audio file, the utterance counts as unreadable.
-            default = str(PurePosixPath(name).with_name(f"{identifier}.flac"))
-            path = folder / audio.pop(identifier, default)
-            words = " ".join(text.upper().split())
-            transcripts.append(Transcript(identifier, path, words, source))
-    if audio:
-        logger.warning(
-            "%s: %d audio files have no transcript, first %s",
-            folder,
-            len(audio),
-            next(iter(audio.values())),
+            )
+        findings += _unexpected_characters(name, read.transcripts)
+        listed = {transcript.id for transcript in read.transcripts}
+        # Transcripts without words have audio, too.
+        others = [stem for stem in read.index if stem not in listed]
+        if len(others) > len(read.empty):
+            findings.append(
+                Finding(
+                    f"{len(others)} of {len(read.index)} audio files of {name} have no transcript "
+                    "and are not used.",
+                    where=str(read.index.find(others[0])),
+                    fix=f"Complete the {TRANSCRIPT_SUFFIX[1:]} files.",
+                    code="corpus-incomplete",
+                )
+            )
+    return findings
+
+
+def _unexpected_characters(name: str, transcripts: Sequence[Transcript]) -> list[Finding]:
+    counts: Counter[str] = Counter()
+    examples: dict[str, Transcript] = {}
+    for transcript in transcripts:
+        for character in _UNEXPECTED.findall(transcript.text):
+            counts[character] += 1
+            examples.setdefault(character, transcript)
+    if not counts:
+        return []
+    listed = ", ".join(f"{c!r} ({count} times)" for c, count in counts.most_common(10))
+    affected = sum(bool(_UNEXPECTED.search(transcript.text)) for transcript in transcripts)
+    example = examples[counts.most_common(1)[0][0]]
+    return [
+        Finding(
+            f"{affected} of {len(transcripts)} transcripts of {name} have characters other than A "
+            f"to Z and the apostrophe: {listed}.",
+            where=f"{example.source}: {example.text[:60]}",
+            fix="Spell numbers out, and remove accents and punctuation, unless they are to be "
+            "recognised.",
+            code="label-unknown",
         )
-    return transcripts
+    ]
 
 
 def layout_problems(corpus: Corpus, root: Path, sets: Mapping[str, Sequence[str]]) -> list[str]:

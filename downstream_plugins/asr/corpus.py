@@ -11,8 +11,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from downstream_plugins.librispeech import layout_problems, published, read_set, speaker_of
-from s3prl_mtl.data import Corpus, Official, Utterance, absolute
+from downstream_plugins.librispeech import (
+    layout_problems,
+    published,
+    read_sets,
+    set_findings,
+    speaker_of,
+)
+from s3prl_mtl.data import Corpus, Finding, Official, Utterance, absolute
 
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
 WORD_BOUNDARY = "|"
@@ -64,10 +70,12 @@ class LibriSpeech(Corpus):
     def utterances(self, split: str) -> list[Utterance]:
         self.check_split(split)
         return [
-            Utterance(transcript.id, transcript.path, {"text": transcript.text})
-            for name in self.split_sets(split)
-            for transcript in read_set(self.root / name)
+            Utterance(t.id, t.path, {"text": t.text}, source=t.source)
+            for t in read_sets(self.root, self.split_sets(split))
         ]
+
+    def findings(self, split: str) -> list[Finding]:
+        return set_findings(self, self.root, self.split_sets(split))
 
     def label_space(self) -> dict[str, Any]:
         texts = (utterance.labels["text"] for utterance in self.utterances("train"))

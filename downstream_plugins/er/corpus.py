@@ -4,27 +4,57 @@ Layout::
 
     Session<1-5>/dialog/EmoEvaluation/<dialogue>.txt          lines of interest begin with `[`
     Session<1-5>/sentences/wav/<dialogue>/<utterance>.wav
+
+A line of labels is `[start - end]<TAB>utterance<TAB>emotion<TAB>[v, a, d]`; blanks may take the
+place of tabs.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
 from downstream_plugins.er.dialogue_order import DIALOGUES
-from s3prl_mtl.data import Corpus, Official, Utterance, absolute, list_audio, read_lines
+from s3prl_mtl.data import (
+    AudioIndex,
+    Corpus,
+    Finding,
+    Official,
+    Utterance,
+    absolute,
+    read_lines,
+)
 from s3prl_mtl.errors import UserError
 
 CLASSES = ("neu", "hap", "ang", "sad")
+KNOWN_EMOTIONS = frozenset(
+    {"neu", "hap", "ang", "sad", "exc", "fru", "fea", "sur", "dis", "oth", "xxx"}
+)
+"""The emotions of IEMOCAP's label files."""
 MERGED = {"exc": "hap"}
 SESSIONS = (1, 2, 3, 4, 5)
 SESSION_UTTERANCES = {1: 1085, 2: 1023, 3: 1151, 4: 1031, 5: 1241}
 """Utterances of the four classes in each session of IEMOCAP."""
 SPLIT_SEED = 0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A line of labels: utterance, emotion, and the file and line of it."""
+
+    name: str
+    emotion: str
+    file: Path
+    number: int
+
+    @property
+    def source(self) -> str:
+        return f"{self.file}, line {self.number}"
 
 
 class IEMOCAP(Corpus):
@@ -92,7 +122,7 @@ class IEMOCAP(Corpus):
         self.check_split(split)
         if split == "test":
             return self._session(self.test_session)
-        others = [session for session in SESSIONS if session != self.test_session]
+        others = self._sessions("train")
         candidates = [utterance for session in others for utterance in self._session(session)]
         train, dev = draw_dev(len(candidates), self.valid_ratio)
         return [candidates[index] for index in (train if split == "train" else dev)]
@@ -117,28 +147,97 @@ class IEMOCAP(Corpus):
     def _audio_folder(self, session: int) -> Path:
         return self.root / f"Session{session}" / "sentences" / "wav"
 
+    def _sessions(self, split: str) -> list[int]:
+        return [s for s in SESSIONS if (s == self.test_session) == (split == "test")]
+
     def _session(self, session: int) -> list[Utterance]:
         folder = self._audio_folder(session)
-        audio = {PurePosixPath(name).stem: folder / name for name in list_audio(folder)}
+        audio = AudioIndex(folder, by_name=True)
         found: list[Utterance] = []
+        for turn in self._turns(session):
+            label = MERGED.get(turn.emotion, turn.emotion)
+            if label in CLASSES:
+                default = folder / turn.file.stem / f"{turn.name}.wav"
+                path = audio.find(turn.name) or default
+                found.append(Utterance(turn.name, path, {"class": label}, source=turn.source))
+        return found
+
+    def _turns(self, session: int) -> Iterator[Turn]:
+        """The lines of labels of a session."""
         for file in self._label_files(session):
             for number, line in read_lines(file):
                 if not line.startswith("["):
                     continue
-                fields = [field for field in line.split("\t") if field.strip()]
-                if len(fields) < 3:
+                fields = line.partition("]")[2].split()
+                if len(fields) < 2:
                     raise UserError(
                         "er: a line of labels has too few fields.",
                         where=f"{file}, line {number}",
                         fix="It is `[start - end]<TAB>utterance<TAB>emotion<TAB>[v, a, d]`.",
                         code="corpus-malformed",
                     )
-                name, emotion = fields[1].strip(), fields[2].strip()
-                label = MERGED.get(emotion, emotion)
-                if label in CLASSES:
-                    path = audio.get(name, folder / file.stem / f"{name}.wav")
-                    found.append(Utterance(name, path, {"class": label}))
-        return found
+                yield Turn(fields[0], fields[1], file, number)
+
+    def findings(self, split: str) -> list[Finding]:
+        """Sessions and label files without labels, unknown emotions, audio without a label."""
+        if split == "dev":
+            return []  # of the same sessions as train
+        turns = {session: list(self._turns(session)) for session in self._sessions(split)}
+        findings = self._label_findings(turns)
+        for session, labelled in turns.items():
+            folder = self._audio_folder(session)
+            index = AudioIndex(folder, by_name=True)
+            findings += self.doubles(index, f"session {session}")
+            listed = {turn.name for turn in labelled}
+            others = [name for name in index if name not in listed]
+            if others and listed:
+                findings.append(
+                    Finding(
+                        f"{len(others)} of {len(index)} audio files of session {session} have no "
+                        "line of labels and are not used.",
+                        where=str(index.find(others[0])),
+                        fix=f"Complete the files in {self._label_folder(session)}.",
+                        code="corpus-incomplete",
+                    )
+                )
+        return findings
+
+    def _label_findings(self, turns: Mapping[int, Sequence[Turn]]) -> list[Finding]:
+        findings: list[Finding] = []
+        every = [turn for labelled in turns.values() for turn in labelled]
+        unknown = [turn for turn in every if turn.emotion not in KNOWN_EMOTIONS]
+        if unknown:
+            spelt = ", ".join(sorted({turn.emotion for turn in unknown})[:5])
+            findings.append(
+                Finding(
+                    f"{len(unknown)} of {len(every)} lines of labels have an emotion that IEMOCAP "
+                    f"does not have: {spelt}. These utterances would be missing.",
+                    where=unknown[0].source,
+                    fix=f"The emotions are {', '.join(sorted(KNOWN_EMOTIONS))}.",
+                    code="label-unknown",
+                    certain=True,
+                )
+            )
+        for session, labelled in turns.items():
+            usable = [t for t in labelled if MERGED.get(t.emotion, t.emotion) in CLASSES]
+            files = self._label_files(session)
+            empty = sorted(set(files) - {turn.file for turn in labelled})
+            if not usable or empty:
+                whole = not usable
+                findings.append(
+                    Finding(
+                        f"Session {session} has no utterance of the four emotions in "
+                        f"{len(files)} label files."
+                        if whole
+                        else f"{len(empty)} of {len(files)} label files of session {session} have "
+                        "no labels.",
+                        where=str(empty[0] if empty else self._label_folder(session)),
+                        fix="Complete the label files: lines of labels begin with `[`.",
+                        code="corpus-incomplete",
+                        certain=whole,
+                    )
+                )
+        return findings
 
     def _label_files(self, session: int) -> list[Path]:
         """The label files of a session in SUPERB's order; other dialogues follow by name."""

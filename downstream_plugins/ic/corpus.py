@@ -4,6 +4,9 @@ Layout::
 
     data/train_data.csv, valid_data.csv, test_data.csv   path,speakerId,transcription,action,...
     wavs/speakers/<speaker>/<utterance>.wav
+
+The columns may be in any order. `None`, `NaN` and empty cells, as pandas writes them, are `none`.
+Paths may be those of another machine, or name another audio format.
 """
 
 from __future__ import annotations
@@ -12,13 +15,25 @@ import csv
 import io
 import os
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
-from s3prl_mtl.data import Corpus, Official, Utterance, absolute, read_lines
+from s3prl_mtl.data import (
+    AudioIndex,
+    Corpus,
+    Finding,
+    MovedFiles,
+    Official,
+    Utterance,
+    absolute,
+    audio_stem,
+    read_lines,
+)
 from s3prl_mtl.errors import UserError
 
 SLOTS = ("action", "object", "location")
+NONE = "none"
+_WRITTEN_NONE = frozenset({"", "none", "nan", "null", "n/a", "<na>"})
 PUBLISHED = {
     "train": Official(23_132, 14.7, 77, 24),
     "valid": Official(3118, 1.9, 10, 24),
@@ -62,20 +77,67 @@ class FluentSpeechCommands(Corpus):
         """
         self.check_split(split)
         known = self.label_space()
+        audio, moved = self._index(), MovedFiles(self.root)
         found: list[Utterance] = []
         for number, row in self._read_table(split):
             for slot in SLOTS:
                 if row[slot] not in known[slot]:
                     raise UserError(
                         f"ic: the {slot} {row[slot]!r} does not occur in train_data.csv.",
-                        where=f"{self.root / 'data' / f'{split}_data.csv'}, line {number}",
-                        fix="Unpack the corpus again.",
+                        where=f"{self._table(split)}, line {number}",
+                        fix=f"Values of the training table: {', '.join(known[slot])}.",
                         code="label-unknown",
                     )
-            path = PurePosixPath(row["path"])
+            name = PurePosixPath(row["path"])
+            path = audio.find(str(name)) or moved.find(str(name)) or self.root / name
             labels = {slot: row[slot] for slot in SLOTS}
-            found.append(Utterance(f"{path.parent.name}-{path.stem}", self.root / path, labels))
+            identifier = f"{name.parent.name}-{name.stem}"
+            found.append(
+                Utterance(identifier, path, labels, source=f"{self._table(split)}, line {number}")
+            )
         return found
+
+    def _index(self) -> AudioIndex:
+        files = AudioIndex(self.root / "wavs").every_file
+        return AudioIndex(self.root, files=[f"wavs/{name}" for name in files])
+
+    def findings(self, split: str) -> list[Finding]:
+        """Audio that no table names, and audio in two formats."""
+        if split != "train":
+            return []
+        index = self._index()
+        findings = self.doubles(index, str(self.root / "wavs"))
+        tables = [s for s in self.splits if self._table(s).is_file()]
+        listed = {_tail(row["path"]) for name in tables for _, row in self._read_table(name)}
+        others = [stem for stem in index if _tail(stem) not in listed]
+        if others:
+            findings.append(
+                Finding(
+                    f"{len(others)} of {len(index)} audio files are in no table and are not used.",
+                    where=str(index.find(others[0])),
+                    fix="Remove them, or complete the tables.",
+                    code="corpus-incomplete",
+                )
+            )
+        return findings
+
+    def notes(self) -> list[str]:
+        index = self._index()
+        paths = [row["path"] for s in self.splits for _, row in self._read_table(s)]
+        elsewhere = [path for path in paths if index.find(path) is None]
+        moved = MovedFiles(self.root)
+        found = [(path, moved.find(path)) for path in elsewhere]
+        resolved = [pair for pair in found if pair[1] is not None]
+        if not resolved:
+            return []
+        path, file = resolved[0]
+        return [
+            f"{len(resolved)} of {len(paths)} paths of the tables are those of another machine; "
+            f"{path} is {file}"
+        ]
+
+    def _table(self, split: str) -> Path:
+        return self.root / "data" / f"{split}_data.csv"
 
     def label_space(self) -> dict[str, Any]:
         """The values of each slot in order of first appearance in the training table."""
@@ -98,10 +160,11 @@ class FluentSpeechCommands(Corpus):
         return "warning"
 
     def _read_table(self, split: str) -> list[tuple[int, dict[str, str]]]:
-        path = self.root / "data" / f"{split}_data.csv"
+        path = self._table(split)
         text = "\n".join(line for _, line in read_lines(path))
         reader = csv.DictReader(io.StringIO(text))
-        missing = [name for name in ("path", *SLOTS) if name not in (reader.fieldnames or [])]
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+        missing = [name for name in ("path", *SLOTS) if name not in reader.fieldnames]
         if missing:
             raise UserError(
                 f"ic: the table has no column {', '.join(missing)}.",
@@ -115,8 +178,17 @@ class FluentSpeechCommands(Corpus):
                 raise UserError(
                     "ic: a line of the table has too few fields.",
                     where=f"{path}, line {reader.line_num}",
-                    fix="Unpack the corpus again.",
+                    fix=f"The columns are {', '.join(reader.fieldnames)}.",
                     code="corpus-malformed",
                 )
+            for slot in SLOTS:
+                value = row[slot].strip()
+                row[slot] = NONE if value.lower() in _WRITTEN_NONE else value
+            row["path"] = row["path"].strip().replace("\\", "/")
             rows.append((reader.line_num, row))
         return rows
+
+
+def _tail(path: str) -> str:
+    """The speaker and the name of a file, which identify an utterance."""
+    return "/".join(audio_stem(path).split("/")[-2:])

@@ -1,12 +1,21 @@
 """LibriSpeech with a pronunciation lexicon, for phoneme recognition.
 
-Layout: LibriSpeech's folders (`<libri_root>/<set>/<speaker>/<chapter>/`), and lexicon files in the
-format of OpenSLR 11, with a line `WORD  P1 P2 ...` for each word.
+Layout: LibriSpeech's folders (`<libri_root>/<set>/<speaker>/<chapter>/`), and lexicon files with a
+line `WORD  P1 P2 ...` for each word, in one of these forms:
+
+- LibriSpeech's own lexicon (OpenSLR 11), and the output of a grapheme-to-phoneme model;
+- CMUdict: comments begin with `;;;` (or ` #` after the phones), further pronunciations of a word
+  are `WORD(1)` or `WORD(2)`, the encoding may be Latin-1;
+- Kaldi's `lexiconp.txt` and `lexiconp_silprob.txt`: numbers between the word and its phones;
+- s3prl's and fairseq's files of grapheme-to-phoneme output: `WORD<TAB>P1 P2 ...`, with or without a
+  number.
 """
 
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,10 +24,11 @@ from downstream_plugins.librispeech import (
     Transcript,
     layout_problems,
     published,
-    read_set,
+    read_sets,
+    set_findings,
     speaker_of,
 )
-from s3prl_mtl.data import Corpus, Official, Utterance, absolute, read_lines
+from s3prl_mtl.data import Corpus, Finding, Official, Utterance, absolute, read_lines
 from s3prl_mtl.errors import UserError
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
@@ -33,6 +43,8 @@ VOCABULARY = (*SPECIAL_TOKENS, "SIL", "SPN", *sorted(STRESSED_VOWELS + CONSONANT
 """74 tokens: the ARPABET phones of CMUdict with stress, as SUPERB numbers them."""
 
 _LISTED_WORDS = 10
+_NUMBER = re.compile(r"\d*\.?\d+(e-?\d+)?", re.IGNORECASE)
+_VARIANT = re.compile(r"(?<=.)\(\d+\)$")
 
 
 class LibriSpeechPhones(Corpus):
@@ -86,12 +98,15 @@ class LibriSpeechPhones(Corpus):
         """
         self.check_split(split)
         pronunciations = read_lexicon(self.lexicon)
-        transcripts = [t for name in self.sets[split] for t in read_set(self.root / name)]
+        transcripts = read_sets(self.root, self.sets[split])
         self._check_words(transcripts, pronunciations)
         return [
-            Utterance(t.id, t.path, {"phones": pronounce(t.text, pronunciations)})
+            Utterance(t.id, t.path, {"phones": pronounce(t.text, pronunciations)}, source=t.source)
             for t in transcripts
         ]
+
+    def findings(self, split: str) -> list[Finding]:
+        return set_findings(self, self.root, self.sets[split])
 
     def label_space(self) -> dict[str, Any]:
         return {"vocabulary": list(VOCABULARY)}
@@ -138,21 +153,59 @@ def read_lexicon(files: Sequence[Path]) -> dict[str, list[str]]:
     """Each word's first pronunciation in the files, in their order.
 
     Raises:
-        UserError: a file cannot be read, or a line has no phones or an unknown one.
+        UserError: a file cannot be read, or lines have no phones or unknown ones; all such lines of
+            a file are counted in one error.
     """
-    known = set(VOCABULARY)
     pronunciations: dict[str, list[str]] = {}
     for file in files:
-        for number, line in read_lines(file):
-            word, *phones = line.split()
-            unknown = [phone for phone in phones if phone not in known]
-            if unknown or not phones:
-                raise UserError(
-                    f"The pronunciation of {word} has "
-                    + (f"an unknown phone {unknown[0]!r}." if unknown else "no phones."),
-                    where=f"{file}, line {number}",
-                    fix="Use ARPABET with stress, such as `HELLO  HH AH0 L OW1`.",
-                    code="corpus-malformed",
-                )
-            pronunciations.setdefault(word.upper(), phones)
+        entries = [parse_entry(line) for _, line in _lexicon_lines(file)]
+        for entry in _checked(file, entries):
+            pronunciations.setdefault(*entry)
     return pronunciations
+
+
+def parse_entry(line: str) -> tuple[str, list[str]]:
+    """The word, in upper case, and the phones of a line of a lexicon.
+
+    For example, `HI(2)  0.5 HH AY1 # comment` gives `("HI", ["HH", "AY1"])`.
+    """
+    word, *phones = line.split()
+    if "#" in phones:
+        phones = phones[: phones.index("#")]
+    first = next((i for i, phone in enumerate(phones) if not _NUMBER.fullmatch(phone)), len(phones))
+    return _VARIANT.sub("", word).upper(), phones[first:]
+
+
+def _lexicon_lines(file: Path) -> list[tuple[int, str]]:
+    lines = read_lines(file, other_encoding="latin-1")
+    return [(number, line) for number, line in lines if not line.lstrip().startswith(";;;")]
+
+
+def _checked(
+    file: Path, entries: Sequence[tuple[str, list[str]]]
+) -> Sequence[tuple[str, list[str]]]:
+    """The entries of a file, if all of them have known phones."""
+    known = set(VOCABULARY)
+    wrong = [
+        place
+        for place, (_, phones) in enumerate(entries)
+        if not phones or not known.issuperset(phones)
+    ]
+    if not wrong:
+        return entries
+    word, phones = entries[wrong[0]]
+    number = _lexicon_lines(file)[wrong[0]][0]
+    unknown = Counter(p for place in wrong for p in entries[place][1] if p not in known)
+    listed = ", ".join(repr(phone) for phone, _ in unknown.most_common(_LISTED_WORDS))
+    what = f"an unknown phone: {listed}" if unknown else "no phones"
+    fix = "Use ARPABET with stress, such as `HELLO  HH AH0 L OW1`."
+    if set(unknown) & set(VOWELS):
+        fix = f"Its vowels have no stress; take a lexicon with stress. {fix}"
+    elif unknown and all(phone.upper() in known for phone in unknown):
+        fix = f"Write phones in upper case. {fix}"
+    raise UserError(
+        f"{len(wrong)} of {len(entries)} pronunciations have {what}; the first is that of {word}.",
+        where=f"{file}, line {number}: {word} {' '.join(phones)}".rstrip(),
+        fix=fix,
+        code="corpus-malformed",
+    )

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from lhotse import CutSet
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from downstream_plugins.sd.corpus import Libri2Mix, frame_labels
 from s3prl_mtl import Metric, TaskExpert
-from s3prl_mtl.data import SAMPLE_RATE
+from s3prl_mtl.data import SAMPLE_RATE, Finding
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.metrics import (
     best_decision,
@@ -74,6 +75,14 @@ class SpeakerDiarization(TaskExpert):
         hidden_size = self.size_setting("modelrc", "hidden_size")
         self.frame_shift = self.size_setting("datarc", "frame_shift")
         self.model = DiarizationHead(self.upstream_dim, speakers, layers, hidden_size)
+
+    def findings(self, split: str, cuts: CutSet) -> list[Finding]:
+        """Recordings that are longer than their metadata states."""
+        audio = {cut.custom["labels"]["recording"]: cut.recording.duration for cut in cuts}
+        findings = super().findings(split, cuts)
+        if isinstance(self.corpus, Libri2Mix):
+            findings += self.corpus.duration_findings(split, audio)
+        return findings
 
     def read(self, cut: Any, split: str, generator: torch.Generator) -> tuple[Any, ...]:
         """The waveform, the labels (frames, speakers), their number of frames, the recording."""

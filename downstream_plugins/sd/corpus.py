@@ -6,15 +6,20 @@ Layout, in each of `train/`, `dev/`, `test/`::
     segments    <utterance> <recording> <start> <end>     seconds
     utt2spk     <utterance> <speaker>
     reco2dur    <recording> <duration>        seconds
-    spk2utt, rttm                             not read
+    spk2utt     <speaker> <utterance> ...     read where there is no utt2spk
+    rttm                                      not read
+
+Paths of another machine are found below the data folder by their last components
+(:class:`s3prl_mtl.data.MovedFiles`), also in another audio format.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +30,8 @@ from s3prl_mtl.data import (
     MINIMUM_SAMPLES,
     SAMPLE_RATE,
     Corpus,
+    Finding,
+    MovedFiles,
     Official,
     Utterance,
     absolute,
@@ -33,6 +40,8 @@ from s3prl_mtl.data import (
 from s3prl_mtl.errors import UserError
 
 FILES = ("wav.scp", "segments", "utt2spk", "reco2dur")
+TOLERANCE_SECONDS = 0.1
+"""Largest difference of times in metadata files that rounding explains."""
 PUBLISHED = {"dev": Official(3000), "test": Official(3000)}
 """Recordings; train (13 900 recordings of train-clean-100) is cut into chunks."""
 
@@ -90,6 +99,8 @@ class Libri2Mix(Corpus):
             folder = self.root / split
             found = self.missing_folder(folder, f"the split {split} in Kaldi form", "data_dir")
             for name in () if found else FILES:
+                if name == "utt2spk" and not _has_utt2spk(folder):
+                    continue
                 found += self.missing_file(folder / name, f"Kaldi's {name}", "data_dir")
                 if not found and (folder / name).stat().st_size == 0:
                     found.append(
@@ -108,8 +119,13 @@ class Libri2Mix(Corpus):
         folder = self.root / split
         durations = _read_table(folder / "reco2dur")
         segments = self._read_segments(folder)
+        moved = MovedFiles(self.root)
         found: list[Utterance] = []
-        for recording, location in _read_table(folder / "wav.scp").items():
+        seen: set[str] = set()
+        for number, recording, location in _table_lines(folder / "wav.scp"):
+            if recording in seen:
+                continue  # a finding
+            seen.add(recording)
             if recording not in durations:
                 raise UserError(
                     f"sd: recording {recording} has no duration.",
@@ -120,6 +136,8 @@ class Libri2Mix(Corpus):
             seconds = _seconds(durations[recording], folder / "reco2dur", recording)
             frames = int(seconds * SAMPLE_RATE / self.frame_shift)
             path = _audio_path(folder, recording, location)
+            if not path.is_file():
+                path = moved.find(location) or path
             spoken = segments.get(recording, [])
             whole = split != "train"
             for start, end in [(0, frames)] if whole else self.chunks(frames):
@@ -136,6 +154,7 @@ class Libri2Mix(Corpus):
                         labels,
                         start_seconds=start * self.frame_shift / SAMPLE_RATE,
                         duration_seconds=(end - start) * self.frame_shift / SAMPLE_RATE,
+                        source=f"{folder / 'wav.scp'}, line {number}",
                     )
                 )
         return found
@@ -156,30 +175,94 @@ class Libri2Mix(Corpus):
     def official(self, split: str) -> Official | None:
         return PUBLISHED.get(split)
 
+    def findings(self, split: str) -> list[Finding]:
+        """Contradictions between the tables of a split."""
+        folder = self.root / split
+        findings = [
+            *_repeated(folder / "wav.scp", "recordings"),
+            *_repeated(folder / "reco2dur", "recordings"),
+            *(_repeated(folder / "utt2spk", "utterances") if _has_utt2spk(folder) else []),
+        ]
+        recordings = _read_table(folder / "wav.scp")
+        durations = {
+            name: _seconds(text, folder / "reco2dur", name)
+            for name, text in _read_table(folder / "reco2dur").items()
+        }
+        lines = list(_segment_lines(folder / "segments"))
+        findings += _segment_findings(lines, recordings, durations, folder / "segments")
+        spoken = {line.recording for line in lines}
+        silent = [name for name in recordings if name not in spoken]
+        if silent:
+            findings.append(
+                Finding(
+                    f"{len(silent)} of {len(recordings)} recordings of split {split!r} have no "
+                    "segment: nobody speaks in their labels.",
+                    where=f"{folder / 'segments'}: {silent[0]}",
+                    fix="Complete the segments, unless these recordings are silent.",
+                    code="corpus-incomplete",
+                    certain=len(silent) == len(recordings),
+                )
+            )
+        return findings
+
+    def duration_findings(self, split: str, audio: Mapping[str, float]) -> list[Finding]:
+        """A finding if `reco2dur` is shorter than the audio, of which the rest would be unused.
+
+        The scan of the split reports recordings that are shorter than `reco2dur`.
+
+        Args:
+            split: name of the split.
+            audio: seconds of audio of each recording.
+        """
+        path = self.root / split / "reco2dur"
+        stated = _read_table(path)
+        cut_off = [
+            (name, seconds, _seconds(stated[name], path, name))
+            for name, seconds in audio.items()
+            if seconds - _seconds(stated[name], path, name) > TOLERANCE_SECONDS
+        ]
+        if not cut_off:
+            return []
+        name, seconds, shorter = cut_off[0]
+        return [
+            Finding(
+                f"{len(cut_off)} of {len(audio)} recordings of split {split!r} are longer than "
+                "reco2dur states: their ends would not be used.",
+                where=f"{path}: {name} has {shorter:g} s, its audio {seconds:.2f} s",
+                fix="Write reco2dur from the audio.",
+                certain=True,
+            )
+        ]
+
+    def notes(self) -> list[str]:
+        notes = []
+        for split in self.splits:
+            folder = self.root / split
+            lines = [] if not folder.is_dir() else list(_table_lines(folder / "wav.scp"))
+            moved = MovedFiles(self.root)
+            elsewhere = [(n, path) for _, n, path in lines if not absolute(folder / path).is_file()]
+            found = [(path, file) for _, path in elsewhere if (file := moved.find(path))]
+            if found:
+                path, file = found[0]
+                notes.append(
+                    f"{len(found)} of {len(lines)} paths of {folder / 'wav.scp'} do not exist and "
+                    f"are taken for files below {self.root}; {path} is {file}"
+                )
+        return notes
+
     def _read_segments(self, folder: Path) -> dict[str, list[Segment]]:
-        speakers = _read_table(folder / "utt2spk")
+        speakers = _read_speakers(folder)
         path = folder / "segments"
         spoken: dict[str, list[tuple[str, float, float]]] = defaultdict(list)
-        for number, line in read_lines(path):
-            fields = line.split()
-            where = f"{path}, line {number}"
-            if len(fields) != 4:
+        for line in _segment_lines(path):
+            if line.utterance not in speakers:
                 raise UserError(
-                    f"sd: {line.strip()!r} is not a segment.",
-                    where=where,
-                    fix="Each line is `<utterance> <recording> <start> <end>`.",
-                    code="corpus-malformed",
-                )
-            utterance, recording, start, end = fields
-            if utterance not in speakers:
-                raise UserError(
-                    f"sd: utterance {utterance} has no speaker.",
-                    where=where,
-                    fix=f"Add it to {folder / 'utt2spk'}.",
+                    f"sd: utterance {line.utterance} has no speaker.",
+                    where=f"{path}, line {line.number}",
+                    fix=f"Add it to {folder / ('utt2spk' if _has_utt2spk(folder) else 'spk2utt')}.",
                     code="corpus-incomplete",
                 )
-            begin, finish = _seconds(start, path, utterance), _seconds(end, path, utterance)
-            spoken[recording].append((speakers[utterance], begin, finish))
+            spoken[line.recording].append((speakers[line.utterance], line.start, line.end))
         return {recording: self._number(recording, s, path) for recording, s in spoken.items()}
 
     def _number(
@@ -230,9 +313,87 @@ def frame_labels(
     return labels
 
 
-def _read_table(path: Path) -> Mapping[str, str]:
-    """The two columns of a Kaldi table; the second may contain spaces."""
-    table: dict[str, str] = {}
+@dataclass(frozen=True)
+class _SegmentLine:
+    """A line of `segments`."""
+
+    number: int
+    utterance: str
+    recording: str
+    start: float
+    end: float
+
+
+def _segment_lines(path: Path) -> Iterator[_SegmentLine]:
+    for number, line in read_lines(path):
+        fields = line.split()
+        if len(fields) != 4:
+            raise UserError(
+                f"sd: {line.strip()!r} is not a segment.",
+                where=f"{path}, line {number}",
+                fix="Each line is `<utterance> <recording> <start> <end>`.",
+                code="corpus-malformed",
+            )
+        utterance, recording, start, end = fields
+        times = _seconds(start, path, utterance), _seconds(end, path, utterance)
+        yield _SegmentLine(number, utterance, recording, *times)
+
+
+def _segment_findings(
+    lines: Sequence[_SegmentLine],
+    recordings: Mapping[str, str],
+    durations: Mapping[str, float],
+    path: Path,
+) -> list[Finding]:
+    """Segments of unknown recordings, and segments with impossible times."""
+    known = [line for line in lines if line.recording in recordings]
+    ends = {line: durations.get(line.recording, math.inf) for line in known}
+    counts = Counter(line.utterance for line in lines)
+    cases = (
+        (
+            [line for line in lines if line.recording not in recordings],
+            "are of recordings that are not in wav.scp",
+            True,
+        ),
+        (
+            [line for line in known if line.end > ends[line] + TOLERANCE_SECONDS],
+            "end after their recording (reco2dur)",
+            True,
+        ),
+        (
+            [line for line in known if ends[line] < line.end <= ends[line] + TOLERANCE_SECONDS],
+            f"end up to {TOLERANCE_SECONDS} s after their recording (reco2dur)",
+            False,
+        ),
+        ([line for line in lines if line.end <= line.start], "do not end after they start", True),
+        ([line for line in lines if counts[line.utterance] > 1], "share their name", False),
+    )
+    return [
+        Finding(
+            f"{len(wrong)} of {len(lines)} segments {what}.",
+            where=f"{path}, line {wrong[0].number}: {wrong[0].utterance} of {wrong[0].recording}",
+            fix="Take segments, wav.scp and reco2dur from one preparation of the corpus.",
+            certain=certain,
+        )
+        for wrong, what, certain in cases
+        if wrong
+    ]
+
+
+def _has_utt2spk(folder: Path) -> bool:
+    return (folder / "utt2spk").exists() or not (folder / "spk2utt").exists()
+
+
+def _read_speakers(folder: Path) -> Mapping[str, str]:
+    """The speaker of each utterance, from `utt2spk`, or from `spk2utt` if there is none."""
+    if _has_utt2spk(folder):
+        return _read_table(folder / "utt2spk")
+    speakers = _read_table(folder / "spk2utt")
+    return {utterance: name for name, listed in speakers.items() for utterance in listed.split()}
+
+
+def _table_lines(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Number, name and value of each line of a Kaldi table; values may contain spaces."""
     for number, line in read_lines(path):
         fields = line.strip().split(None, 1)
         if len(fields) != 2:
@@ -242,8 +403,42 @@ def _read_table(path: Path) -> Mapping[str, str]:
                 fix="Each line is a name, a space and a value.",
                 code="corpus-malformed",
             )
-        table[fields[0]] = fields[1]
+        yield number, fields[0], fields[1]
+
+
+def _read_table(path: Path) -> Mapping[str, str]:
+    """The two columns of a Kaldi table; of several lines of one name, the first."""
+    table: dict[str, str] = {}
+    for _, name, value in _table_lines(path):
+        table.setdefault(name, value)
     return table
+
+
+def _repeated(path: Path, names: str) -> list[Finding]:
+    """Names that a table has on several lines, with different values or the same one."""
+    lines: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for number, name, value in _table_lines(path):
+        lines[name].append((number, value))
+    findings = []
+    for certain in (True, False):
+        some = {
+            name: [number for number, _ in found]
+            for name, found in lines.items()
+            if len(found) > 1 and certain == (len({value for _, value in found}) > 1)
+        }
+        if some:
+            name, numbers = next(iter(some.items()))
+            findings.append(
+                Finding(
+                    f"{len(some)} of {len(lines)} {names} are in {path.name} more than once, "
+                    + ("with different values." if certain else "with the same value."),
+                    where=f"{path}, lines {' and '.join(map(str, numbers))}: {name}",
+                    fix="Keep one line of each.",
+                    code="corpus-inconsistent" if certain else "corpus-duplicates",
+                    certain=certain,
+                )
+            )
+    return findings
 
 
 def _seconds(text: str, path: Path, name: str) -> float:

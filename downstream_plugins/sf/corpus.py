@@ -9,16 +9,21 @@ Layout::
 
 from __future__ import annotations
 
-import logging
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any, ClassVar, Literal
 
-from s3prl_mtl.data import Corpus, Official, Utterance, absolute, list_audio, read_lines
+from s3prl_mtl.data import (
+    AudioIndex,
+    Corpus,
+    Finding,
+    Official,
+    Utterance,
+    absolute,
+    read_lines,
+)
 from s3prl_mtl.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 VOCABULARY = ("<pad>", "<eos>", "<unk>", " ", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ", "'")
 TRAIN_SPEAKERS = ["Ivy", "Joanna", "Joey", "Justin", "Kendra", "Kimberly", "Matthew", "Salli"]
@@ -95,14 +100,10 @@ class AudioSnips(Corpus):
         self.check_split(split)
         annotations = self._read_annotations()
         slots = set(self.label_space()["slots"])
+        index = AudioIndex(self.root / split, by_name=True)
         found: list[Utterance] = []
-        unlabelled = 0
-        for name in list_audio(self.root / split):
-            identifier = PurePosixPath(name).stem
-            if not self._belongs(identifier, split):
-                continue
-            if identifier not in annotations:
-                unlabelled += 1
+        for identifier in index:
+            if not self._belongs(identifier, split) or identifier not in annotations:
                 continue
             number, words, word_slots = annotations[identifier]
             for slot in word_slots:
@@ -114,10 +115,71 @@ class AudioSnips(Corpus):
                         code="label-unknown",
                     )
             labels = {"iob_words": words, "iob_slots": word_slots}
-            found.append(Utterance(identifier, self.root / split / name, labels))
-        if unlabelled:
-            logger.warning("sf %s: %d audio files are not in %s", split, unlabelled, IOB_FILE)
+            path = index.find(identifier)
+            assert path is not None
+            source = f"{self.root / IOB_FILE}, line {number}"
+            found.append(Utterance(identifier, path, labels, source=source))
         return sorted(found, key=lambda utterance: utterance.id)
+
+    def findings(self, split: str) -> list[Finding]:
+        """Audio without annotations, annotations without audio, utterances annotated twice."""
+        index = AudioIndex(self.root / split, by_name=True)
+        findings = self.doubles(index, f"split {split!r}")
+        annotations = self._read_annotations()
+        used = [identifier for identifier in index if self._belongs(identifier, split)]
+        unlabelled = [identifier for identifier in used if identifier not in annotations]
+        if unlabelled:
+            findings.append(
+                Finding(
+                    f"{len(unlabelled)} of {len(used)} audio files of split {split!r} are not in "
+                    f"{IOB_FILE} and are not used.",
+                    where=str(index.find(unlabelled[0])),
+                    fix="Add their annotations, or remove them.",
+                    code="corpus-incomplete",
+                )
+            )
+        present = set(index)
+        listed = [i for i in annotations if f"-{split}-" in i and self._belongs(i, split)]
+        absent = [identifier for identifier in listed if identifier not in present]
+        if absent:
+            findings.append(
+                Finding(
+                    f"{len(absent)} of {len(listed)} annotated utterances of split {split!r} have "
+                    "no audio.",
+                    where=f"{self.root / IOB_FILE}, line {annotations[absent[0]][0]}: {absent[0]}",
+                    fix=f"Complete {self.root / split}, unless this part of it is intended.",
+                    code="corpus-incomplete",
+                )
+            )
+        return findings + (self._repeated_annotations() if split == self.splits[0] else [])
+
+    def _repeated_annotations(self) -> list[Finding]:
+        path = self.root / IOB_FILE
+        lines: dict[str, list[tuple[int, list[str]]]] = defaultdict(list)
+        for number, line in read_lines(path):
+            identifier, *annotation = line.split()
+            lines[identifier].append((number, annotation))
+        findings = []
+        twice = {name: found for name, found in lines.items() if len(found) > 1}
+        for certain in (True, False):
+            some = {
+                name: [number for number, _ in found]
+                for name, found in twice.items()
+                if certain == any(annotation != found[0][1] for _, annotation in found)
+            }
+            if some:
+                name, numbers = next(iter(some.items()))
+                findings.append(
+                    Finding(
+                        f"{len(some)} utterances are annotated more than once, "
+                        + ("in different ways." if certain else "in the same way."),
+                        where=f"{path}, lines {' and '.join(map(str, numbers))}: {name}",
+                        fix="Keep one line of each.",
+                        code="corpus-inconsistent" if certain else "corpus-duplicates",
+                        certain=certain,
+                    )
+                )
+        return findings
 
     def _belongs(self, identifier: str, split: str) -> bool:
         """SUPERB's rule: use only the speakers of the split."""
@@ -140,7 +202,7 @@ class AudioSnips(Corpus):
         path = self.root / IOB_FILE
         annotations: dict[str, tuple[int, list[str], list[str]]] = {}
         for number, line in read_lines(path):
-            identifier, _, annotation = line.strip().partition(" ")
+            identifier, annotation = _first_word(line)
             try:
                 words, slots = parse_iob(annotation)
             except ValueError as error:
@@ -153,6 +215,12 @@ class AudioSnips(Corpus):
                 ) from error
             annotations[identifier] = (number, words, slots)
         return annotations
+
+
+def _first_word(line: str) -> tuple[str, str]:
+    """The first word of a line, and the rest; they are separated by blanks or tabs."""
+    first, *rest = line.split(None, 1)
+    return first, "".join(rest).rstrip()
 
 
 def parse_iob(annotation: str) -> tuple[list[str], list[str]]:

@@ -1,6 +1,7 @@
 """VoxCeleb1 for speaker identification.
 
-Layout: `dev/wav` and `test/wav`, each `<speaker>/<video>/<number>.wav`; and `iden_split.txt` (the
+Layout: `dev/wav` and `test/wav`, each `<speaker>/<video>/<number>.wav`, or the speakers' folders in
+another place (:mod:`downstream_plugins.voxceleb1`); and `iden_split.txt` (the
 same as `veri_test_class.txt`), one line an utterance: `<1|2|3> <speaker>/<video>/<number>.wav`.
 """
 
@@ -11,12 +12,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from downstream_plugins.voxceleb1 import (
+    check_speakers,
+    find_files,
+    layout_findings,
     layout_problems,
-    locate_audio,
     missing_audio_path,
     speaker_of,
 )
-from s3prl_mtl.data import Corpus, Official, Utterance, absolute, read_lines
+from s3prl_mtl.data import Corpus, Finding, Official, Utterance, absolute, audio_stem, read_lines
 from s3prl_mtl.errors import UserError
 
 SPLIT_CODES = {"train": "1", "dev": "2", "test": "3"}
@@ -36,7 +39,7 @@ class VoxCeleb1Identification(Corpus):
     id10001 to id11251 without a gap, so that class k is SUPERB's label `id - 10001`.
 
     Args:
-        file_path: the folder with `dev/wav` and `test/wav`.
+        file_path: the folder with the speakers' folders, in `dev/wav` and `test/wav` or elsewhere.
         meta_data: the file of the identification split.
     """
 
@@ -65,19 +68,47 @@ class VoxCeleb1Identification(Corpus):
             UserError: as :meth:`Corpus.utterances`.
         """
         self.check_split(split)
-        located = locate_audio(self.root)
+        files = find_files(self.root)
         return [
             Utterance(
                 name,
-                located.get(name) or missing_audio_path(self.root, name),
+                files.find(name) or missing_audio_path(files, self.root, name),
                 {"class": speaker_of(name)},
+                source=source,
             )
-            for code, name in self._read_split_file()
+            for code, name, source in self._read_split_file()
             if code == SPLIT_CODES[split]
         ]
 
     def label_space(self) -> dict[str, Any]:
-        return {"classes": sorted({speaker_of(name) for _, name in self._read_split_file()})}
+        return {"classes": sorted({speaker_of(name) for _, name, _ in self._read_split_file()})}
+
+    def findings(self, split: str) -> list[Finding]:
+        """Folders and files that are not used."""
+        if split != self.splits[0]:
+            return []
+        findings = layout_findings(self, self.root)
+        listed = {audio_stem(name) for _, name, _ in self._read_split_file()}
+        files = find_files(self.root)
+        others = [
+            place.folder / name
+            for place in files.places
+            for name in place.index.files()
+            if audio_stem(name) not in listed
+        ]
+        if others:
+            findings.append(
+                Finding(
+                    f"{len(others)} audio files are not in {self.meta_data.name} and are not used.",
+                    where=str(others[0]),
+                    fix=f"Complete {self.meta_data}, unless their absence is intended.",
+                    code="corpus-incomplete",
+                )
+            )
+        return findings
+
+    def notes(self) -> list[str]:
+        return find_files(self.root).notes()
 
     def official(self, split: str) -> Official | None:
         return PUBLISHED[split]
@@ -85,8 +116,9 @@ class VoxCeleb1Identification(Corpus):
     def speaker(self, utterance_id: str, labels: Mapping[str, Any]) -> str | None:
         return speaker_of(utterance_id)
 
-    def _read_split_file(self) -> list[tuple[str, str]]:
-        lines: list[tuple[str, str]] = []
+    def _read_split_file(self) -> list[tuple[str, str, str]]:
+        """The code, name and place of each line."""
+        lines: list[tuple[str, str, str]] = []
         for number, line in read_lines(self.meta_data):
             fields = line.split()
             if len(fields) != 2 or fields[0] not in SPLIT_CODES.values() or "/" not in fields[1]:
@@ -96,5 +128,7 @@ class VoxCeleb1Identification(Corpus):
                     fix="Each line is `<1|2|3> <speaker>/<video>/<number>.wav`.",
                     code="corpus-malformed",
                 )
-            lines.append((fields[0], fields[1]))
+            where = f"{self.meta_data}, line {number}"
+            check_speakers("sid", fields[1:], where)
+            lines.append((fields[0], fields[1], where))
         return lines

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from downstream_plugins.sv.corpus import Trial, VoxCeleb1Verification, preprocess
 from s3prl_mtl import Metric, TaskExpert
-from s3prl_mtl.data import MINIMUM_SAMPLES, load_waveform, random_crop
+from s3prl_mtl.data import MINIMUM_SAMPLES, Finding, load_waveform, random_crop
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.metrics import equal_error_rate
 from s3prl_mtl.nn import AMSoftmaxLoss, XVector, pad_features
@@ -79,6 +79,25 @@ class SpeakerVerification(TaskExpert):
             for cut in cuts:
                 self.target(cut.custom["labels"])
         return cuts
+
+    def findings(self, split: str, cuts: CutSet) -> list[Finding]:
+        """Speakers of the head without a training utterance, such as of more than 2 s."""
+        findings = super().findings(split, cuts)
+        if split == self.train_split:
+            trained = {cut.custom["labels"]["speaker"] for cut in cuts}
+            speakers = self.labels["speakers"]
+            missing = [speaker for speaker in speakers if speaker not in trained]
+            if missing:
+                findings.append(
+                    Finding(
+                        f"{len(missing)} of {len(speakers)} speakers have no training utterance "
+                        "that is usable and longer than 2 s without its silence.",
+                        where=f"speaker {missing[0]}",
+                        fix="Add longer utterances of them, unless their absence is intended.",
+                        code="corpus-incomplete",
+                    )
+                )
+        return findings
 
     def target(self, labels: Mapping[str, Any]) -> int:
         """The number of the speaker among the training speakers."""

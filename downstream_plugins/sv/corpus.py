@@ -1,6 +1,7 @@
 """VoxCeleb1 for speaker verification.
 
-Layout: `dev/wav` and `test/wav`, each `<speaker>/<video>/<number>.wav`; and `veri_test2.txt`, one
+Layout: `dev/wav` and `test/wav`, each `<speaker>/<video>/<number>.wav`, or the speakers' folders in
+another place (:mod:`downstream_plugins.voxceleb1`); and `veri_test2.txt`, one
 line a trial: `<0|1> <speaker>/<video>/<number>.wav <speaker>/<video>/<number>.wav`.
 """
 
@@ -10,7 +11,7 @@ import os
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,20 +19,22 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from downstream_plugins.voxceleb1 import (
+    VoxCelebFiles,
+    check_speakers,
+    find_files,
+    layout_findings,
     layout_problems,
-    locate_audio,
     missing_audio_path,
     speaker_of,
-    wav_folder,
 )
 from s3prl_mtl.data import (
     SAMPLE_RATE,
     Corpus,
+    Finding,
     Official,
     Utterance,
     absolute,
     apply_gain,
-    list_audio,
     read_lines,
     trim_silence,
 )
@@ -52,20 +55,23 @@ class Trial:
     label: int
     first_id: str
     second_id: str
+    source: str | None = field(default=None, compare=False)
+    """File and line of the trial."""
 
 
 class VoxCeleb1Verification(Corpus):
     """VoxCeleb1: interviews of 1251 celebrities, with trials of pairs of utterances.
 
-    SUPERB trains on the speakers of `dev/wav` except the 40 test speakers id10270 to id10309,
-    without utterances of at most 2 s after trimming. Test is the 37 720 cleaned trials. Dev is
-    20 000 trials of 40 training speakers: SUPERB's list if `dev_trials` is set to it
-    (`dev_meta_data.txt` of s3prl), otherwise trials drawn by :func:`draw_trials`. The splits dev
-    and test hold each utterance of their trials once; :meth:`trials` gives the trials.
+    SUPERB trains on all speakers except the 40 test speakers id10270 to id10309, whatever folder
+    holds these; a folder of test speakers (`test/wav`) never trains. It trains without utterances
+    of at most 2 s after trimming. Test is the 37 720 cleaned trials. Dev is 20 000 trials of 40
+    training speakers: SUPERB's list if `dev_trials` is set to it (`dev_meta_data.txt` of s3prl),
+    otherwise trials drawn by :func:`draw_trials`. The splits dev and test hold each utterance of
+    their trials once; :meth:`trials` gives the trials.
     Labels: `speaker`.
 
     Args:
-        file_path: the folder with `dev/wav` and `test/wav`.
+        file_path: the folder with the speakers' folders, in `dev/wav` and `test/wav` or elsewhere.
         test_trials: file of test trials (`veri_test2.txt`).
         dev_trials: file of dev trials, or None.
     """
@@ -107,34 +113,39 @@ class VoxCeleb1Verification(Corpus):
             UserError: as :meth:`Corpus.utterances`.
         """
         self.check_split(split)
+        files = find_files(self.root)
         if split == "train":
-            folder = wav_folder(self.root, "dev")
-            located = {name: folder / name for name in self._train_names()}
-            names = list(located)
-        else:
-            located = locate_audio(self.root)
-            trials = self.trials(split)
-            names = list(dict.fromkeys(n for t in trials for n in (t.first_id, t.second_id)))
+            return [
+                Utterance(name, path, {"speaker": speaker_of(name)})
+                for name, path in training_files(files).items()
+            ]
+        listed: dict[str, str | None] = {}
+        for trial in self.trials(split):
+            for name in (trial.first_id, trial.second_id):
+                listed.setdefault(name, trial.source)
         return [
             Utterance(
                 name,
-                located.get(name) or missing_audio_path(self.root, name),
+                files.find(name) or missing_audio_path(files, self.root, name),
                 {"speaker": speaker_of(name)},
+                source=source,
             )
-            for name in names
+            for name, source in listed.items()
         ]
-
-    def _train_names(self) -> list[str]:
-        """SUPERB's rule: all speakers in `dev/wav` except the 40 test speakers."""
-        names = list_audio(wav_folder(self.root, "dev"))
-        return [name for name in names if speaker_of(name) not in TEST_SPEAKERS]
 
     def content_check(self, split: str) -> Callable[[Tensor], bool] | None:
         return long_enough_trimmed if split == "train" else None
 
     def label_space(self) -> dict[str, Any]:
         """The training speakers, sorted, including those with short utterances only."""
-        return {"speakers": sorted({speaker_of(name) for name in self._train_names()})}
+        names = training_files(find_files(self.root))
+        return {"speakers": sorted({speaker_of(name) for name in names})}
+
+    def findings(self, split: str) -> list[Finding]:
+        return layout_findings(self, self.root) if split == self.splits[0] else []
+
+    def notes(self) -> list[str]:
+        return find_files(self.root).notes()
 
     def official(self, split: str) -> Official | None:
         return Official(4708, speakers=len(TEST_SPEAKERS)) if split == "test" else None
@@ -169,7 +180,16 @@ class VoxCeleb1Verification(Corpus):
             )
         if self.dev_trials is not None:
             return read_trials(self.dev_trials)
-        return draw_trials(self._train_names())
+        return draw_trials(list(training_files(find_files(self.root))))
+
+
+def training_files(files: VoxCelebFiles) -> dict[str, Path]:
+    """SUPERB's rule: all speakers of the development part except the 40 test speakers."""
+    return {
+        name: path
+        for name, path in files.training().items()
+        if speaker_of(name) not in TEST_SPEAKERS
+    }
 
 
 def preprocess(waveform: Tensor) -> Tensor:
@@ -205,7 +225,9 @@ def read_trials(path: Path) -> list[Trial]:
                 fix="Each line is `<0|1> <speaker>/<video>/<number>.wav <...>.wav`.",
                 code="corpus-malformed",
             )
-        trials.append(Trial(int(fields[0]), fields[1], fields[2]))
+        where = f"{path}, line {number}"
+        check_speakers("sv", fields[1:], where)
+        trials.append(Trial(int(fields[0]), fields[1], fields[2], where))
     return trials
 
 

@@ -13,7 +13,10 @@ from s3prl_mtl.data.audio import (
 from s3prl_mtl.data.batching import item_generator, make_loader
 from s3prl_mtl.data.corpus import Corpus, Finding, Official
 from s3prl_mtl.data.folders import (
+    AudioIndex,
+    MovedFiles,
     absolute,
+    audio_stem,
     is_audio,
     list_audio,
     list_folders,
@@ -29,13 +32,16 @@ from s3prl_mtl.fileio.cache import default_cache_dir
 __all__ = [
     "MINIMUM_SAMPLES",
     "SAMPLE_RATE",
+    "AudioIndex",
     "Corpus",
     "Finding",
+    "MovedFiles",
     "Official",
     "UnreadableAudio",
     "Utterance",
     "absolute",
     "apply_gain",
+    "audio_stem",
     "default_cache_dir",
     "inverse_class_weights",
     "is_audio",

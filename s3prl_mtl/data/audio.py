@@ -216,6 +216,6 @@ def _unreadable(cut: Cut, reason: str) -> UnreadableAudio:
     return UnreadableAudio(
         f"The audio of utterance {cut.id} cannot be read: {reason.rstrip('.')}.",
         where=where or None,
-        fix="Unpack or convert this file again, or remove it from the corpus.",
+        fix="Replace this file, or remove it from the corpus and its lists.",
         utterance_id=cut.id,
     )

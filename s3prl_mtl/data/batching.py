@@ -177,7 +177,7 @@ def check_dropped(dropped: int, utterances: int) -> None:
         raise UserError(
             f"More than {MAXIMUM_SKIPPED:.0%} of an evaluated split cannot be decoded.",
             where=f"{dropped} of {utterances} utterances, listed in the log",
-            fix="Unpack the corpus again, or remove these files from it.",
+            fix="Replace these files, or remove them from the corpus and its lists.",
             code="audio-unreadable",
         )
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from s3prl_mtl.data.folders import AudioIndex
 from s3prl_mtl.data.utterance import Utterance
 from s3prl_mtl.errors import UserError, nearest
 
@@ -83,6 +84,27 @@ class Corpus(ABC):
     def splits(self) -> tuple[str, ...]:
         """Names of the splits, training first."""
 
+    def doubles(self, index: AudioIndex, where: str) -> list[Finding]:
+        """A finding about files of the same name and different formats, of which one is used.
+
+        Args:
+            index: the files.
+            where: for people, such as `split 'train'`.
+        """
+        doubles = index.doubles
+        if not doubles:
+            return []
+        used, unused = doubles[0]
+        return [
+            Finding(
+                f"{len(doubles)} audio files of {where} have the same name as another one. The "
+                "file that a list names is used, otherwise a lossless one.",
+                where=f"{index.root / unused}, beside {used}",
+                fix="Remove the files that are not meant.",
+                code="corpus-duplicates",
+            )
+        ]
+
     @abstractmethod
     def problems(self) -> list[str]:
         """Problems of the layout, found without opening audio; empty if the layout is valid.
@@ -120,6 +142,10 @@ class Corpus(ABC):
 
     def findings(self, split: str) -> list[Finding]:
         """Contradictions between the metadata files of a split, and between these and the audio."""
+        return []
+
+    def notes(self) -> list[str]:
+        """Lines for the log about where the files of the corpus were found."""
         return []
 
     def official(self, split: str) -> Official | None:

@@ -65,11 +65,12 @@ def size_text(counts: SplitCounts | Official) -> str:
 
 @dataclass(frozen=True)
 class CorpusReport:
-    """Counts of the splits of a corpus, and findings, errors first."""
+    """Counts of the splits of a corpus, findings (errors first), and where its files are."""
 
     corpus: Corpus
     splits: Sequence[SplitCounts]
     findings: Sequence[Finding]
+    notes: Sequence[str] = ()
 
     def mistakes(self) -> list[UserError]:
         """The findings that are errors."""
@@ -80,7 +81,9 @@ class CorpusReport:
         ]
 
     def log(self) -> None:
-        """Log the counts of every split, and a warning for each finding that is not an error."""
+        """Log notes and counts of every split, and a warning for each finding that is no error."""
+        for note in self.notes:
+            logger.info("%s: %s", self.corpus.task, note)
         for counts in self.splits:
             logger.info("%s %s", self.corpus.task, counts)
         for finding in self.findings:
@@ -113,7 +116,8 @@ def report_corpus(
         findings += _shared_speakers(corpus, (first, listed[first]), (second, listed[second]))
     if trained:
         findings += _untrained_classes(corpus, listed)
-    return CorpusReport(corpus, counts, sorted(findings, key=lambda finding: not finding.certain))
+    findings.sort(key=lambda finding: not finding.certain)
+    return CorpusReport(corpus, counts, findings, corpus.notes())
 
 
 def _count(corpus: Corpus, split: str, cuts: Sequence[Cut]) -> SplitCounts:

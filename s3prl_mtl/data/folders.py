@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 
 from s3prl_mtl.errors import UserError
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff"})
+LOSSLESS_SUFFIXES = (".wav", ".flac", ".aiff", ".aif")
+"""In the order in which they are preferred."""
+UNDECODABLE_SUFFIXES = frozenset({".m4a", ".aac", ".mp4", ".wma", ".amr"})
+"""Formats of speech corpora that libsndfile cannot read."""
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
@@ -61,6 +66,143 @@ def list_audio(root: Path) -> list[str]:
     return [name for name in walk_files(root) if is_audio(name)]
 
 
+def audio_stem(name: str) -> str:
+    """A path without the suffix of an audio file; other suffixes belong to the name."""
+    stem, suffix = os.path.splitext(name)
+    known = suffix.lower() in AUDIO_SUFFIXES | UNDECODABLE_SUFFIXES
+    return stem if known else name
+
+
+class AudioIndex:
+    """The audio files below a folder, found whatever their format is.
+
+    Corpora are often converted: a list names `a/1.wav`, the disk has `a/1.flac`. Files are found
+    by their path without the suffix. Of several files of one stem, the file that the list names is
+    taken, otherwise a lossless one, otherwise the first one by suffix. Files that libsndfile cannot
+    read (`.m4a`) are found only if there is no other, so that the scan reports them.
+
+    Example::
+
+        index = AudioIndex(root)
+        index.find("a/1.wav")  # root / "a/1.flac"
+        index.doubles          # [("b/2.wav", "b/2.mp3")]: the second one is not used
+
+    Args:
+        root: the folder.
+        by_name: stems are file names, as in lists without folders; otherwise relative paths.
+        files: paths relative to `root`, if they are known; default: :func:`walk_files`.
+
+    Raises:
+        UserError: the folder cannot be listed.
+    """
+
+    def __init__(
+        self, root: Path, *, by_name: bool = False, files: Iterable[str] | None = None
+    ) -> None:
+        self.root = root
+        self._by_name = by_name
+        self._files: dict[str, list[str]] = defaultdict(list)
+        for name in walk_files(root) if files is None else files:
+            if is_audio(name) or os.path.splitext(name)[1].lower() in UNDECODABLE_SUFFIXES:
+                self._files[self._stem(name)].append(name)
+        for same in self._files.values():
+            same.sort(key=_preference)
+
+    def _stem(self, name: str) -> str:
+        return audio_stem(name.rsplit("/", 1)[-1] if self._by_name else name)
+
+    def __iter__(self) -> Iterator[str]:
+        """The stems, in the order of the files."""
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def files(self) -> list[str]:
+        """The file of every stem, relative to the folder."""
+        return [same[0] for same in self._files.values()]
+
+    def find(self, name: str) -> Path | None:
+        """The file of a name of a list (with or without a suffix), or None."""
+        same = self._files.get(self._stem(name))
+        if same is None:
+            return None
+        return self.root / (name if name in same else same[0])
+
+    @property
+    def every_file(self) -> list[str]:
+        """All files, relative to the folder, those of one stem together."""
+        return [name for same in self._files.values() for name in same]
+
+    @property
+    def doubles(self) -> list[tuple[str, str]]:
+        """Files of a stem that has another file: (preferred file, other file)."""
+        return [
+            (same[0], other)
+            for same in self._files.values()
+            for other in same[1:]
+            if not _undecodable(other)
+        ]
+
+
+def _undecodable(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in UNDECODABLE_SUFFIXES
+
+
+def _preference(name: str) -> tuple[int, str, str]:
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in LOSSLESS_SUFFIXES:
+        rank = LOSSLESS_SUFFIXES.index(suffix)
+    else:
+        rank = len(LOSSLESS_SUFFIXES) + _undecodable(name)
+    return rank, suffix, name
+
+
+class MovedFiles:
+    """Finds files under a folder by paths of another machine.
+
+    `/home/me/mix/dev/wav/1.wav` is the file below the folder whose path shares the most last
+    components with it, and has the same name (:func:`audio_stem`). If two files share as many, none
+    is found.
+
+    Args:
+        root: the folder. It is listed at the first search.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._by_name: dict[str, list[str]] | None = None
+
+    def find(self, path: str) -> Path | None:
+        """The file that an absolute or relative path of a list means, or None."""
+        if self._by_name is None:
+            self._by_name = defaultdict(list)
+            for name in walk_files(self.root):
+                if is_audio(name):
+                    self._by_name[audio_stem(name.rsplit("/", 1)[-1])].append(name)
+        *folders, file = path.replace("\\", "/").split("/")
+        found: dict[int, set[str]] = defaultdict(set)
+        for name in self._by_name.get(audio_stem(file), ()):
+            found[_common_tail(folders, name.split("/")[:-1])].add(name)
+        if not found:
+            return None
+        best = sorted(found[max(found)], key=_preference)
+        if len({audio_stem(name) for name in best}) > 1:
+            return None
+        named = [name for name in best if PurePosixPath(name).name == file]
+        return self.root / (named or best)[0]
+
+
+def _common_tail(first: list[str], second: list[str]) -> int:
+    """Number of last components that two paths share."""
+    count = 0
+    for a, b in zip(reversed(first), reversed(second), strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
 def list_folders(root: Path) -> list[str]:
     """Names of the folders in a folder, without hidden ones, in sorted order.
 
@@ -73,25 +215,33 @@ def list_folders(root: Path) -> list[str]:
         raise _unreadable(root, error) from error
 
 
-def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Non-empty lines of a UTF-8 text file with their numbers (from 1), line ends stripped.
+def read_lines(path: Path, other_encoding: str | None = None) -> list[tuple[int, str]]:
+    """Non-empty lines of a text file with their numbers (from 1), line ends stripped.
+
+    Args:
+        path: the file, in UTF-8.
+        other_encoding: an encoding for files that are not UTF-8, or None to refuse them.
 
     Raises:
-        UserError: the file cannot be read, or is not UTF-8 text.
+        UserError: the file cannot be read, or is not text in these encodings.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from error
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(
-            "The file is not UTF-8 text.",
-            where=f"{path}, byte {error.start}",
-            fix="Convert it to UTF-8, or unpack the corpus again.",
-            code="file-malformed",
-        ) from error
-    lines = enumerate(text.split("\n"), start=1)
-    return [(number, line.rstrip("\r")) for number, line in lines if line.strip()]
+        if other_encoding is None:
+            raise UserError(
+                "The file is not UTF-8 text.",
+                where=f"{path}, byte {error.start}",
+                fix="Convert it to UTF-8, for example with `iconv -f LATIN1 -t UTF-8`.",
+                code="file-malformed",
+            ) from error
+        text = content.decode(other_encoding)
+    lines = enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1)
+    return [(number, line) for number, line in lines if line.strip()]
 
 
 def _unreadable(path: str | os.PathLike[str], error: OSError) -> UserError:

@@ -16,7 +16,7 @@ from lhotse import CutSet
 
 from s3prl_mtl.data.corpus import Corpus
 from s3prl_mtl.data.folders import absolute
-from s3prl_mtl.data.scanning import Scan, scan
+from s3prl_mtl.data.scanning import MISSING, UNDECODABLE, Scan, scan
 from s3prl_mtl.data.utterance import Utterance
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.atomic import atomic_path, replace_text
@@ -142,7 +142,7 @@ def _report(corpus: Corpus, split: str, total: int, found: Scan) -> None:
             f"of {corpus.title} cannot be used.",
             where=f"{len(found.skipped)} of {total} utterances: {listed}"
             + (f"; and {more} more" if more > 0 else ""),
-            fix="Unpack the corpus again, or remove these files from it.",
+            fix=_remedy(found.skipped),
             code="corpus-incomplete",
         )
     if not found.cuts:
@@ -151,6 +151,27 @@ def _report(corpus: Corpus, split: str, total: int, found: Scan) -> None:
             where=json.dumps(corpus.settings),
             code="corpus-empty",
         )
+
+
+def _remedy(skipped: Sequence[tuple[str, str]]) -> str:
+    """What to do about unusable files, by the reasons of the scan."""
+    reasons = [reason for _, reason in skipped]
+    missing = sum(reason.startswith(MISSING) for reason in reasons)
+    undecodable = sum(UNDECODABLE in reason for reason in reasons)
+    remedies = []
+    if missing:
+        remedies.append(
+            f"Add the {missing} missing files, remove their lines from the list, or name the "
+            "folder that has them (`--data`)."
+        )
+    if undecodable:
+        remedies.append(
+            f"Convert the {undecodable} files that cannot be read, such as with "
+            "`ffmpeg -i 1.m4a 1.flac`."
+        )
+    if missing + undecodable < len(reasons):
+        remedies.append("Replace damaged files, or remove them from the corpus and its lists.")
+    return " ".join(remedies)
 
 
 def _check_utterances(corpus: Corpus, split: str, utterances: Sequence[Utterance]) -> None:

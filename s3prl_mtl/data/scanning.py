@@ -28,6 +28,7 @@ from s3prl_mtl.data.audio import (
     libsndfile_reason,
     load_waveform,
 )
+from s3prl_mtl.data.folders import AUDIO_SUFFIXES, UNDECODABLE_SUFFIXES
 from s3prl_mtl.data.utterance import Utterance
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,11 @@ MINIMUM_MEAN = 0.01
 
 # Tolerance for durations in metadata files, which are rounded.
 _ROUNDING_SECONDS = 0.1
+
+
+MISSING = "missing"
+UNDECODABLE = "files cannot be read"
+"""Parts of reasons, by which a remedy is chosen."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,8 @@ def scan(
                     raise _Unusable(found)
                 cuts.append(_make_cut(utterance, found.recording, found.digest))
             except _Unusable as reason:
-                skipped.append((str(utterance.path), str(reason)))
+                source = f" (listed in {utterance.source})" if utterance.source else ""
+                skipped.append((str(utterance.path), f"{reason}{source}"))
         if accept is None:
             return Scan(cuts, skipped, [])
         results = _progress(
@@ -142,7 +149,10 @@ def _probe_or_reason(path: Path) -> _Probed | str:
 
 def _probe(path: Path) -> _Probed:
     if not path.is_file():
-        raise _Unusable("missing")
+        raise _Unusable(f"{MISSING}, {_instead(path)}")
+    suffix = path.suffix.lower()
+    if suffix in UNDECODABLE_SUFFIXES:
+        raise _Unusable(f"{suffix} {UNDECODABLE} (libsndfile has no decoder)")
     if path.stat().st_size == 0:
         raise _Unusable("empty")
     with soundfile.SoundFile(path) as file:
@@ -168,6 +178,19 @@ def _probe(path: Path) -> _Probed:
             channel_ids=channels,
         )
         return _Probed(recording, _digest(frames, file.samplerate, samples))
+
+
+def _instead(path: Path) -> str:
+    """What is there instead of a missing file."""
+    if path.parent.is_dir():
+        # A few look-ups: the folder may hold 100 000 files.
+        suffixes = sorted(AUDIO_SUFFIXES | UNDECODABLE_SUFFIXES)
+        same = [other.name for other in map(path.with_suffix, suffixes) if other.is_file()]
+        return f"there is {same[0]}" if same else "in any audio format"
+    absent = path.parent
+    while not absent.parent.is_dir():
+        absent = absent.parent
+    return f"there is no folder {absent}"
 
 
 def _probed_samples(file: soundfile.SoundFile) -> np.ndarray:

@@ -19,6 +19,8 @@ class Utterance:
         labels: labels of the task, plain JSON values.
         start_seconds: start of the segment in the file.
         duration_seconds: duration of the segment; None: to the end of the file.
+        source: the list, and its line, that asks for the file, for messages about a file that
+            cannot be used; None if the file itself is what makes it an utterance.
     """
 
     id: str
@@ -26,3 +28,4 @@ class Utterance:
     labels: Mapping[str, Any]
     start_seconds: float = 0.0
     duration_seconds: float | None = None
+    source: str | None = None

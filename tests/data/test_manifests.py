@@ -167,7 +167,7 @@ def test_a_truncated_flac_file_is_skipped(listed_corpus, tmp_path, write_audio, 
 
 def test_400_samples_are_enough(listed_corpus, tmp_path):
     corpus = listed_corpus(3)
-    soundfile.write(corpus.root / "u000.wav", np.full(400, 0.1), 16_000)
+    soundfile.write(corpus.root / "u000.wav", np.linspace(-0.5, 0.5, 400), 16_000)
     assert len(load_cuts(corpus, "train", tmp_path / "cache")) == 3
 
 
@@ -239,3 +239,44 @@ def test_two_processes_may_build_the_same_cache_at_once(listed_corpus, tmp_path)
     (folder,) = (tmp_path / "cache" / "manifests").iterdir()
     left = {path.name for path in folder.iterdir()} - {".lock"}
     assert left == {"train.jsonl.gz", "source.json"}
+
+
+@pytest.mark.parametrize(
+    ("there", "reason", "remedy"),
+    [
+        ("u000.flac", r"u000\.wav: missing, there is u000\.flac", "--data"),
+        ("u000.m4a", r"u000\.wav: missing, there is u000\.m4a", "--data"),
+        ("u0001.wav", r"u000\.wav: missing, in any audio format", "1 missing"),
+        (None, r"u000\.wav: missing, in any audio format", "1 missing"),
+    ],
+)
+def test_what_is_there_instead_of_a_missing_file_is_named(
+    there, reason, remedy, listed_corpus, tmp_path
+):
+    corpus = listed_corpus(3)
+    if there is None:
+        (corpus.root / "u000.wav").unlink()
+    else:
+        (corpus.root / "u000.wav").rename(corpus.root / there)
+    with user_error("corpus-incomplete", where=reason, fix=remedy):
+        load_cuts(corpus, "train", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("path", ["elsewhere/a/b/1.wav", "elsewhere/1.wav", "elsewhere/x/1.flac"])
+def test_the_first_folder_that_does_not_exist_is_named(path, listed_corpus, tmp_path):
+    corpus = listed_corpus(3)
+    with (corpus.root / "labels.txt").open("a") as labels:
+        labels.write(f"{path} c0\n")
+    with user_error("corpus-incomplete", where=f"there is no folder {corpus.root}/elsewhere$"):
+        load_cuts(corpus, "train", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("suffix", [".m4a", ".aac", ".M4A"])
+def test_formats_that_libsndfile_lacks_are_named(suffix, listed_corpus, tmp_path):
+    corpus = listed_corpus(3)
+    (corpus.root / "u000.wav").rename(corpus.root / f"u000{suffix}")
+    labels = corpus.root / "labels.txt"
+    labels.write_text(labels.read_text().replace("u000.wav", f"u000{suffix}"))
+    reason = rf"{suffix.lower()} files cannot be read"
+    with user_error("corpus-incomplete", where=reason, fix="ffmpeg"):
+        load_cuts(corpus, "train", tmp_path / "cache")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,23 @@ def test_another_number_of_speakers_than_the_head_has_is_refused(tmp_path: Path)
         build(tmp_path, num_speakers=3)
     with user_error("invalid-value", where="label space"):
         build(tmp_path, labels={"speakers_per_recording": 0})
+
+
+@pytest.mark.parametrize(("split", "by"), [("train", 0.5), ("dev", 1.0), ("test", 0.5)])
+def test_durations_that_are_shorter_than_the_audio_are_an_error(
+    split: str, by: float, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "Libri2Mix"
+    shutil.copytree(tiny_corpus / "Libri2Mix", root)
+    settings = {
+        "datarc": {"data_dir": root, "frame_shift": 160},
+        "modelrc": {"rnn_layers": 1, "hidden_size": 4},
+    }
+    expert = SpeakerDiarization(8, 320, settings, tmp_path, cache_dir=tmp_path / "cache")
+    assert expert.findings(split, expert.cuts(split)) == []
+    path = root / split / "reco2dur"
+    first, *others = path.read_text().splitlines()
+    name, seconds = first.split()
+    path.write_text("\n".join([f"{name} {float(seconds) - by:.3f}", *others]))
+    (finding,) = expert.findings(split, expert.cuts(split))
+    assert finding.certain and str(path) in str(finding.where) and name in str(finding.where)

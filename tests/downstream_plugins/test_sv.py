@@ -141,3 +141,17 @@ def test_another_module_is_refused_with_its_key(tmp_path: Path, head: dict[str, 
             labels={"speakers": ["a", "b"]},
         )
     assert error.value.where == "sv.downstream_expert.modelrc.agg_module"
+
+
+@pytest.mark.parametrize("left", [0, 1, 3])
+def test_speakers_without_a_training_utterance_are_one_warning(
+    expert: SpeakerVerification, left: int
+) -> None:
+    cuts = expert.cuts("train")
+    assert expert.findings("train", cuts) == []
+    speakers = expert.labels["speakers"]
+    kept = cuts.filter(lambda cut: cut.custom["labels"]["speaker"] in speakers[:left])
+    (finding,) = expert.findings("train", kept)
+    assert not finding.certain and finding.where == f"speaker {speakers[left]}"
+    assert finding.what.startswith(f"{len(speakers) - left} of {len(speakers)}")
+    assert expert.findings("test", kept) == []

@@ -150,7 +150,7 @@ class Quesst14(Corpus):
             raise UserError(
                 "qbe: the ground truth is missing.",
                 where=f"{self.truth_folder(split)}/*.rttm",
-                fix="Unpack the corpus again.",
+                fix="It is in the folder `scoring` of the archive of QUESST 2014.",
                 code="corpus-malformed",
             )
         pairs = set()

@@ -116,3 +116,58 @@ def test_problems_name_what_is_missing(snips, tmp_path):
     problems = AudioSnips(snips_root=snips).problems()
     assert len(problems) == 2 and "slots.txt" in problems[0] and "valid" in problems[1]
     assert len(AudioSnips(snips_root=tmp_path / "nowhere").problems()) == 1
+
+
+def all_findings(root):
+    corpus = AudioSnips(snips_root=root)
+    return [finding for split in corpus.splits for finding in corpus.findings(split)]
+
+
+@pytest.mark.parametrize("suffix", [".mp3", ".flac", ".ogg"])
+def test_a_second_format_is_left_out_with_one_warning_a_split(suffix, snips):
+    corpus = AudioSnips(snips_root=snips)
+    before = {split: corpus.utterances(split) for split in corpus.splits}
+    for path in sorted(snips.rglob("*.wav")):
+        (path.parent / f"{path.stem}{suffix}").write_bytes(path.read_bytes())
+    assert {split: corpus.utterances(split) for split in corpus.splits} == before
+    findings = all_findings(snips)
+    assert [f.what.split()[0] for f in findings] == ["2", "1", "2"]
+    assert {(f.code, f.certain) for f in findings} == {("corpus-duplicates", False)}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "code", "certain"),
+    [
+        ("BOS PLAY MILES DAVIS EOS\tO O artist artist PlayMusic", "corpus-duplicates", False),
+        ("BOS PLAY MILES  DAVIS EOS\tO O artist artist PlayMusic", "corpus-duplicates", False),
+        ("BOS PLAY MILES DAVIS EOS\tO O O artist PlayMusic", "corpus-inconsistent", True),
+        ("BOS PLAY MILES EOS\tO O artist PlayMusic", "corpus-inconsistent", True),
+        ("BOS STOP MILES DAVIS EOS\tO O artist artist PlayMusic", "corpus-inconsistent", True),
+    ],
+)
+def test_an_utterance_that_is_annotated_twice(annotation, code, certain, snips):
+    path = snips / "all.iob.snips.txt"
+    assert all_findings(snips) == []
+    path.write_text(path.read_text() + f"Amy-snips-valid-0 {annotation}\n")
+    (finding,) = all_findings(snips)
+    assert (finding.code, finding.certain) == (code, certain)
+    assert "lines 3 and 6: Amy-snips-valid-0" in finding.where
+
+
+def test_audio_without_annotation_and_annotations_without_audio_are_warnings(snips, write_audio):
+    write_audio(snips / "valid" / "Amy-snips-valid-9.wav")
+    write_audio(snips / "valid" / "Stranger-snips-valid-9.wav")
+    (snips / "test" / "Emma" / "Emma-snips-test-0.wav").unlink()
+    unlabelled, absent = all_findings(snips)
+    assert not unlabelled.certain and unlabelled.where.endswith("Amy-snips-valid-9.wav")
+    assert not absent.certain and absent.where.endswith("line 4: Emma-snips-test-0")
+
+
+@pytest.mark.parametrize("change", [("\n", "\r\n"), ("-0 BOS", "-0\tBOS"), ("\n", "\n\n")])
+def test_other_blanks_and_line_ends_give_the_same_utterances(change, snips):
+    corpus = AudioSnips(snips_root=snips)
+    before = [(u.id, u.labels) for split in corpus.splits for u in corpus.utterances(split)]
+    for name in ("all.iob.snips.txt", "slots.txt"):
+        (snips / name).write_bytes((snips / name).read_text().replace(*change).encode())
+    found = [(u.id, u.labels) for split in corpus.splits for u in corpus.utterances(split)]
+    assert found == before and corpus.label_space()["slots"] == ["artist", "city"]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+
 import pytest
 
 from downstream_plugins.ic.corpus import FluentSpeechCommands
@@ -64,3 +66,89 @@ def test_problems_name_missing_tables(fluent):
     (fluent / "data" / "valid_data.csv").unlink()
     (problem,) = FluentSpeechCommands(file_path=fluent).problems()
     assert "valid_data.csv does not exist" in problem and "datarc.file_path" in problem
+
+
+def rows_of(corpus):
+    return {s: [(u.id, u.path, u.labels) for u in corpus.utterances(s)] for s in corpus.splits}
+
+
+def rewrite(root, change):
+    for path in sorted((root / "data").glob("*.csv")):
+        with path.open(newline="") as file:
+            table = list(csv.DictReader(file))
+        with path.open("w", newline="") as file:
+            change(table, file)
+
+
+def other_columns(table, file):
+    names = ["location", "path", "action", "transcription", "object", "speakerId"]
+    writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+
+
+def written_as(word, line_end="\n"):
+    def change(table, file):
+        writer = csv.DictWriter(file, table[0], lineterminator=line_end)
+        writer.writeheader()
+        for row in table:
+            row["location"] = word if row["location"] == "none" else row["location"]
+            writer.writerow(row)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_columns,
+        written_as(""),
+        written_as("None"),
+        written_as("NaN"),
+        written_as("none", "\r\n"),
+        written_as(" none "),
+    ],
+)
+def test_tables_in_another_form_give_the_same_utterances(change, fluent):
+    corpus = FluentSpeechCommands(file_path=fluent)
+    before, space = rows_of(corpus), corpus.label_space()
+    rewrite(fluent, change)
+    assert rows_of(corpus) == before and corpus.label_space() == space
+
+
+@pytest.mark.parametrize(
+    "place", ["/home/me/fluent_speech_commands_dataset/", "C:\\fluent\\", "../fsc/"]
+)
+def test_paths_of_another_machine_are_found_and_noted(place, fluent):
+    corpus = FluentSpeechCommands(file_path=fluent)
+    before = rows_of(corpus)
+    assert corpus.notes() == []
+
+    def change(table, file):
+        for row in table:
+            row["path"] = place + row["path"].replace("/", "\\" if "\\" in place else "/")
+        written_as("none")(table, file)
+
+    rewrite(fluent, change)
+    assert rows_of(corpus) == before
+    (note,) = corpus.notes()
+    assert note.startswith("6 of 6")
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".opus", ".mp3"])
+def test_converted_audio_is_found(suffix, fluent):
+    for path in sorted(fluent.rglob("*.wav")):
+        path.rename(path.with_suffix(suffix))
+    corpus = FluentSpeechCommands(file_path=fluent)
+    found = [u for split in corpus.splits for u in corpus.utterances(split)]
+    assert all(u.path.is_file() and u.path.suffix == suffix for u in found)
+
+
+def test_files_that_no_table_names_are_one_warning(fluent, write_audio):
+    corpus = FluentSpeechCommands(file_path=fluent)
+    assert corpus.findings("train") == []
+    for number in (7, 8, 9):
+        write_audio(fluent / f"wavs/speakers/a/{number}.wav")
+    (finding,) = corpus.findings("train")
+    assert not finding.certain and finding.what.startswith("3 of 9")
+    assert corpus.findings("valid") == []

@@ -7,6 +7,7 @@ import torch
 
 from downstream_plugins.er.corpus import IEMOCAP
 from downstream_plugins.er.dialogue_order import DIALOGUES
+from s3prl_mtl.data import load_cuts
 from tests.mistakes import user_error
 
 EMOTIONS = ["neu", "hap", "exc", "ang", "sad", "fru", "xxx", "sur"]
@@ -99,3 +100,74 @@ def test_problems_name_missing_sessions(iemocap):
     (iemocap / "Session4").rename(iemocap / "Sitzung4")
     problems = IEMOCAP(root=iemocap).problems()
     assert len(problems) == 2 and all("Session4" in problem for problem in problems)
+
+
+def rewrite(path, change):
+    path.write_bytes(change(path.read_text()).encode())
+
+
+def label_files(root, session="*"):
+    return sorted(root.glob(f"Session{session}/dialog/EmoEvaluation/S*.txt"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("\t", " "),
+        lambda text: text.replace("\t", "    "),
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace("[6.29 - 8.23]", "[6.29-8.23]"),
+    ],
+)
+def test_lines_of_labels_may_have_other_blanks_and_line_ends(change, iemocap):
+    corpus = IEMOCAP(root=iemocap)
+    before = [corpus.utterances(split) for split in corpus.splits]
+    for path in label_files(iemocap):
+        rewrite(path, change)
+    assert [corpus.utterances(split) for split in corpus.splits] == before
+    assert [f for split in corpus.splits for f in corpus.findings(split)] == []
+
+
+@pytest.mark.parametrize("spelling", ["NEU", "Neutral", "neutral", "calm"])
+def test_labels_in_another_spelling_are_an_error(spelling, iemocap):
+    for path in label_files(iemocap, 3):
+        rewrite(path, lambda text: text.replace("\tneu\t", f"\t{spelling}\t"))
+    (finding,) = IEMOCAP(root=iemocap).findings("train")
+    assert finding.certain and finding.code == "label-unknown"
+    assert finding.what.startswith("2 of 64") and spelling in finding.what
+    assert finding.where in {f"{path}, line 3" for path in label_files(iemocap, 3)}
+    (finding,) = IEMOCAP(root=iemocap, test_fold="fold3").findings("test")
+    assert finding.certain and finding.what.startswith("2 of 16")
+
+
+@pytest.mark.parametrize("content", ["", "% only a heading\n", "[1 - 2]\tSes02F_x\tfru\t[]\n"])
+def test_a_session_without_usable_labels_is_an_error(content, iemocap):
+    for path in label_files(iemocap, 2):
+        path.write_text(content)
+    finding = IEMOCAP(root=iemocap).findings("train")[0]
+    assert finding.certain and "Session 2" in finding.what
+    assert IEMOCAP(root=iemocap).findings("test") == []
+
+
+def test_a_dialogue_without_labels_is_a_warning(iemocap):
+    path = label_files(iemocap, 2)[0]
+    path.write_text("")
+    empty, unlabelled = IEMOCAP(root=iemocap).findings("train")
+    assert not empty.certain and empty.where == str(path)
+    assert not unlabelled.certain and unlabelled.what.startswith("8 of 16")
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".ogg", ".mp3"])
+def test_converted_audio_is_found(suffix, iemocap):
+    for path in sorted(iemocap.rglob("*.wav")):
+        path.rename(path.with_suffix(suffix))
+    found = IEMOCAP(root=iemocap).utterances("train")
+    assert all(u.path.is_file() and u.path.suffix == suffix for u in found)
+
+
+def test_a_listed_file_that_is_gone_is_reported_with_its_line(iemocap, tmp_path):
+    path = next(iemocap.glob("Session1/sentences/wav/*/*_F000.wav"))
+    path.rename(path.with_suffix(".m4a"))
+    with user_error("corpus-incomplete", where=r"EmoEvaluation/Ses01\w+\.txt, line 3") as caught:
+        load_cuts(IEMOCAP(root=iemocap), "test", tmp_path / "cache")
+    assert ".m4a files cannot be read" in str(caught.value)

@@ -163,3 +163,107 @@ def test_problems_name_missing_tables(mix):
     (mix / "dev" / "segments").unlink()
     (problem,) = Libri2Mix(data_dir=mix).problems()
     assert "segments does not exist" in problem and "datarc.data_dir" in problem
+
+
+def all_findings(root):
+    corpus = Libri2Mix(data_dir=root)
+    return [finding for split in corpus.splits for finding in corpus.findings(split)]
+
+
+def append(path, line):
+    path.write_text(path.read_text() + f"{line}\n")
+
+
+def test_a_sound_corpus_has_no_findings(mix):
+    assert all_findings(mix) == []
+    assert Libri2Mix(data_dir=mix).notes() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "code", "certain", "where"),
+    [
+        ("segments", "q2 rec9 0.0 0.5", "corpus-inconsistent", True, "line 5: q2 of rec9"),
+        ("segments", "q2 rec2.wav 0.0 0.5", "corpus-inconsistent", True, "line 5: q2"),
+        ("segments", "q2 rec1 3.0 33.2", "corpus-inconsistent", True, "line 5: q2 of rec1"),
+        ("segments", "q2 rec2 0.5 1.11", "corpus-inconsistent", True, "line 5: q2 of rec2"),
+        ("segments", "q2 rec2 0.5 1.05", "corpus-inconsistent", False, "line 5: q2 of rec2"),
+        ("segments", "q2 rec2 0.5 0.5", "corpus-inconsistent", True, "line 5: q2 of rec2"),
+        ("segments", "q2 rec2 0.5 0.4", "corpus-inconsistent", True, "line 5: q2 of rec2"),
+        ("segments", "q_rec2 rec2 0.5 0.7", "corpus-inconsistent", False, "line 4: q_rec2"),
+        ("wav.scp", "rec1 wav/rec2.wav", "corpus-inconsistent", True, "lines 1 and 3: rec1"),
+        ("wav.scp", "rec1 wav/rec1.wav", "corpus-duplicates", False, "lines 1 and 3: rec1"),
+        ("reco2dur", "rec1 1.0", "corpus-inconsistent", True, "lines 1 and 3: rec1"),
+        ("utt2spk", "q_rec2 zoe", "corpus-inconsistent", True, "lines 4 and 5: q_rec2"),
+    ],
+)
+def test_tables_that_contradict_each_other(name, line, code, certain, where, mix):
+    append(mix / "train" / name, line)
+    (finding,) = all_findings(mix)
+    assert (finding.code, finding.certain) == (code, certain)
+    assert f"{mix / 'train' / name}, {where}" in finding.where
+
+
+@pytest.mark.parametrize(("kept", "certain"), [(3, False), (0, True)])
+def test_recordings_without_segments_are_counted(kept, certain, mix):
+    path = mix / "train" / "segments"
+    lines = path.read_text().splitlines()[:kept]
+    path.write_text("\n".join(lines))
+    (finding,) = all_findings(mix)
+    assert finding.certain is certain and finding.code == "corpus-incomplete"
+    assert finding.what.startswith("1 of 2" if kept else "2 of 2")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "count"), [(3.217, 0), (3.217 + 0.09, 0), (3.217 + 0.2, 1), (40.0, 1)]
+)
+def test_audio_that_is_longer_than_its_duration_is_an_error(seconds, count, mix):
+    audio = {"rec1": seconds, "rec2": 1.0}
+    findings = Libri2Mix(data_dir=mix).duration_findings("dev", audio)
+    assert [finding.certain for finding in findings] == [True] * count
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
+@pytest.mark.parametrize("place", ["/scratch/me/Libri2Mix/", "C:\\me\\Libri2Mix\\", "../../data/"])
+def test_paths_of_another_machine_are_found_and_noted(place, suffix, mix):
+    corpus = Libri2Mix(data_dir=mix)
+    before = {split: corpus.utterances(split) for split in corpus.splits}
+    slash = "\\" if "\\" in place else "/"
+    for split in corpus.splits:
+        lines = [f"{r} {place}{split}{slash}wav{slash}{r}.wav\n" for r in ("rec1", "rec2")]
+        (mix / split / "wav.scp").write_text("".join(lines))
+        for path in sorted((mix / split / "wav").iterdir()):
+            path.rename(path.with_suffix(suffix))
+    for split in corpus.splits:
+        found = corpus.utterances(split)
+        assert [(u.id, u.labels) for u in found] == [(u.id, u.labels) for u in before[split]]
+        assert [u.path for u in found] == [u.path.with_suffix(suffix) for u in before[split]]
+    assert len(corpus.notes()) == 3 and all("2 of 2" in note for note in corpus.notes())
+
+
+def test_utt2spk_is_made_of_spk2utt(mix):
+    corpus = Libri2Mix(data_dir=mix)
+    before = corpus.utterances("dev")
+    folder = mix / "dev"
+    (folder / "utt2spk").unlink()
+    (problem,) = corpus.problems()
+    assert "utt2spk" in problem
+    (folder / "spk2utt").write_text("al a_rec1_b\nquin q_rec2\nzoe z_rec1_a z_rec1_c\n")
+    assert corpus.problems() == []
+    assert corpus.utterances("dev") == before and corpus.findings("dev") == []
+    (folder / "spk2utt").write_text("al a_rec1_b\nzoe z_rec1_a z_rec1_c\n")
+    with user_error("corpus-incomplete", r"/segments, line 4$", fix="spk2utt"):
+        corpus.utterances("dev")
+
+
+@pytest.mark.parametrize("change", [("\n", "\r\n"), (" ", "\t"), ("\n", " \n\n")])
+def test_other_blanks_and_line_ends_give_the_same_utterances(change, mix):
+    corpus = Libri2Mix(data_dir=mix)
+    before = [corpus.utterances(split) for split in corpus.splits]
+    for path in mix.glob("*/*"):
+        if path.is_file():
+            path.write_bytes(path.read_text().replace(*change).encode())
+    found = [corpus.utterances(split) for split in corpus.splits]
+    assert [[(u.id, u.path, u.labels) for u in us] for us in found] == [
+        [(u.id, u.path, u.labels) for u in us] for us in before
+    ]
+    assert all_findings(mix) == []

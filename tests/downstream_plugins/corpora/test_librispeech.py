@@ -147,7 +147,7 @@ def test_pr_many_missing_words_come_in_one_error(libri, write_text):
 @pytest.mark.parametrize("line", ["HOME  HH OW9 M", "HOME"])
 def test_pr_a_malformed_pronunciation_is_named_with_its_line(libri, write_text, line):
     write_text(libri / "g2p.txt", f"CAT  K AA1 T\n{line}\n")
-    with user_error("corpus-malformed", where=r"g2p\.txt, line 2$") as caught:
+    with user_error("corpus-malformed", where=r"g2p\.txt, line 2: HOME") as caught:
         phones_of(libri, "g2p.txt").utterances("train")
     assert "HOME" in caught.value.what
 
@@ -155,3 +155,132 @@ def test_pr_a_malformed_pronunciation_is_named_with_its_line(libri, write_text, 
 def test_pr_problems_name_a_missing_lexicon(libri):
     (problem,) = phones_of(libri, "nowhere.txt").problems()
     assert "nowhere.txt does not exist" in problem and "datarc.lexicon" in problem
+
+
+def transcript_file(root, name="train-clean-100", speaker=19):
+    return next((root / name).rglob(f"{speaker}-*.trans.txt"))
+
+
+def findings_of(root, split="train"):
+    return LibriSpeech(libri_root=root).findings(split)
+
+
+def many(root, write_audio, empty, total):
+    """So many transcripts in dev-clean, of which some have no words."""
+    folder = root / "dev-clean" / "84" / "121123"
+    names = [f"84-121123-{number:04d}" for number in range(total)]
+    for name in names:
+        write_audio(folder / f"{name}.flac")
+    lines = [name + (" " if i < empty else " HELLO") for i, name in enumerate(names)]
+    (folder / "84-121123.trans.txt").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("empty", "total", "certain"), [(0, 3, None), (1, 150, False), (1, 20, True), (3, 4, True)]
+)
+def test_transcripts_without_words_are_skipped_and_counted(
+    empty, total, certain, libri, write_audio
+):
+    many(libri, write_audio, empty, total)
+    corpus = LibriSpeech(libri_root=libri)
+    assert len(corpus.utterances("dev-clean")) == total - empty
+    findings = corpus.findings("dev-clean")
+    assert [finding.certain for finding in findings] == ([] if certain is None else [certain])
+    assert all(f.what.startswith(f"{empty} of {total}") for f in findings)
+    assert all("trans.txt, line 1" in f.where for f in findings)
+    phones = phones_of(libri, "librispeech-lexicon.txt")
+    assert len(phones.utterances("dev")) == total - empty
+    assert phones.findings("dev") == findings
+
+
+@pytest.mark.parametrize("between", ["\t", "  ", " \t ", "\u00a0"])
+def test_any_blank_separates_the_name_from_the_words(between, libri):
+    path = transcript_file(libri)
+    path.write_bytes(f"19-198-0000{between}THE CAT{between}SAT\r\n".encode())
+    texts = {u.id: u.labels["text"] for u in LibriSpeech(libri_root=libri).utterances("train")}
+    assert texts["19-198-0000"] == "THE CAT SAT"
+    assert findings_of(libri) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "listed"),
+    [
+        ("THE CAT'S HAT", None),
+        ("the cat", None),
+        ("CHAPTER 12", ["'1'", "'2'"]),
+        ("CAFÉ", ["'É'"]),
+        ("WELL, YES.", ["','", "'.'"]),
+        ("TWENTY-ONE", ["'-'"]),
+    ],
+)
+def test_characters_beyond_the_alphabet_are_counted_with_an_example(text, listed, libri):
+    path = transcript_file(libri)
+    path.write_text(f"19-198-0000 {text}\n", encoding="utf-8")
+    findings = findings_of(libri)
+    assert len(findings) == (listed is not None)
+    for finding in findings:
+        assert not finding.certain and all(character in finding.what for character in listed)
+        assert finding.where.startswith(f"{path}, line 1")
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".ogg", ".mp3"])
+def test_converted_audio_is_found_and_a_second_format_is_a_warning(suffix, libri):
+    corpus = LibriSpeech(libri_root=libri)
+    before = corpus.utterances("train")
+    for path in sorted(libri.rglob("*.flac")):
+        path.with_suffix(suffix).write_bytes(path.read_bytes())
+    (finding,) = corpus.findings("train")
+    assert (finding.code, finding.certain) == ("corpus-duplicates", False)
+    preferred = ".wav" if suffix == ".wav" else ".flac"
+    assert {u.path.suffix for u in corpus.utterances("train")} == {preferred}
+    for path in sorted(libri.rglob("*.flac")):
+        path.unlink()
+    assert [u.id for u in corpus.utterances("train")] == [u.id for u in before]
+    assert all(u.path.is_file() for u in corpus.utterances("train"))
+    assert corpus.findings("train") == []
+
+
+def test_audio_without_a_transcript_is_a_warning(libri, write_audio):
+    write_audio(libri / "train-clean-100" / "19" / "198" / "19-198-0001.flac")
+    (finding,) = findings_of(libri)
+    assert not finding.certain and finding.where.endswith("19-198-0001.flac")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ";;; # CMUdict\nHELLO  HH AH0 L OW1\nHELLO(1)  HH EH0 L OW1\n;;; HELLO\n",
+        "HELLO(2) HH AH0 L OW1\nHELLO HH EH0 L OW1\n",
+        "HELLO 1.0 HH AH0 L OW1\nHELLO 0.2 HH EH0 L OW1\n",
+        "HELLO 1.0 0.5 0.92 1.03 HH AH0 L OW1\n",
+        "hello\tHH AH0 L OW1\n",
+        "HELLO\t12.345\tHH AH0 L OW1\n",
+        "HELLO HH AH0 L OW1 # an interjection\n",
+        "\ufeffHELLO  HH AH0 L OW1\r\n",
+        "CAFÉ  K AH0 F EY1\r\nHELLO  HH AH0 L OW1\r\n",
+        "! SIL\n'S  Z\nHELLO  HH AH0 L OW1\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_pr_reads_the_forms_of_lexicons(lines, encoding, libri):
+    if lines[0] == "\ufeff":
+        encoding = "utf-8"
+    (libri / "other.txt").write_bytes(lines.encode(encoding))
+    (utterance,) = phones_of(libri, "other.txt").utterances("dev")
+    assert " ".join(utterance.labels["phones"]) == "HH AH0 L OW1"
+
+
+@pytest.mark.parametrize(
+    ("lines", "count", "hint"),
+    [
+        ("HELLO HH AH L OW\nWORLD W ER L D\nB B\nTHE DH AH0\n", "2 of 4", "stress"),
+        ("hello hh ah0 l ow1\nworld w er1 l d\n", "2 of 2", "upper case"),
+        ("HELLO h @ l oU\nWORLD W ER1 L D\n", "1 of 2", "ARPABET"),
+        ("HELLO\nWORLD 1.0\nA AH0\n", "2 of 3", "ARPABET"),
+    ],
+)
+def test_pr_unknown_phones_are_one_error_with_their_count(lines, count, hint, libri, write_text):
+    write_text(libri / "other.txt", lines)
+    with user_error("corpus-malformed", where=r"other\.txt, line 1", fix=hint) as caught:
+        phones_of(libri, "librispeech-lexicon.txt", "other.txt").utterances("dev")
+    assert caught.value.what.startswith(count)

@@ -125,3 +125,84 @@ def test_problems_name_path_expectation_and_setting(tmp_path):
         "_unknown_, _silence_; expected the unpacked test set of Speech Commands v0.01 (one "
         "folder a class); set `--data` or ks's `datarc.speech_commands_test_root`.",
     ]
+
+
+def labels_of(corpus):
+    return {s: [(u.id, u.labels) for u in corpus.utterances(s)] for s in corpus.splits}
+
+
+@pytest.mark.parametrize("layout", ["in the parent", "one level below"])
+def test_archives_may_be_unpacked_above_or_below_the_configured_folder(
+    layout, speech_commands, tmp_path
+):
+    before = labels_of(speech_commands)
+    moved = []
+    for name, root in (("a/sc", speech_commands.root), ("b/sc_test", speech_commands.test_root)):
+        configured = tmp_path / name
+        configured.parent.mkdir()
+        if layout == "in the parent":
+            configured.parent.rmdir()
+            root.rename(configured.parent)
+        else:
+            configured.mkdir()
+            root.rename(configured / configured.name)
+        moved.append(configured)
+    corpus = SpeechCommands(speech_commands_root=moved[0], speech_commands_test_root=moved[1])
+    assert corpus.problems() == []
+    assert labels_of(corpus) == before
+    assert [f for split in corpus.splits for f in corpus.findings(split)] == []
+
+
+@pytest.mark.parametrize("names", [["_silence_"], ["_unknown_"], ["_silence_", "_unknown_"]])
+def test_folders_of_the_test_classes_among_the_words_are_an_error(
+    names, speech_commands, write_audio
+):
+    before = labels_of(speech_commands)
+    for name in names:
+        write_audio(speech_commands.root / name / f"{SPEAKERS[0]}_nohash_0.wav")
+    (finding,) = speech_commands.findings("train")
+    assert finding.certain and finding.where == str(speech_commands.root / names[0])
+    assert labels_of(speech_commands) == before
+
+
+@pytest.mark.parametrize("names", [["backward"], ["Yes", "misc"], ["forward", "learn", "visual"]])
+def test_folders_that_are_no_words_are_ignored_with_one_warning(
+    names, speech_commands, write_audio
+):
+    before = labels_of(speech_commands)
+    for name in names:
+        write_audio(speech_commands.root / name / f"{SPEAKERS[0]}_nohash_0.wav")
+    (finding,) = speech_commands.findings("train")
+    assert not finding.certain and finding.what.startswith(f"{len(names)} folders")
+    assert speech_commands.findings("dev") == speech_commands.findings("test") == []
+    assert labels_of(speech_commands) == before
+
+
+def test_files_of_another_form_are_a_warning(speech_commands, write_audio):
+    write_audio(speech_commands.root / "yes" / "my recording.wav")
+    (finding,) = speech_commands.findings("train")
+    assert not finding.certain and finding.where == str(
+        speech_commands.root / "yes" / "my recording.wav"
+    )
+
+
+@pytest.mark.parametrize("left", [None, "README.md", "noise.txt"])
+def test_background_noise_without_audio_is_a_problem(left, speech_commands):
+    folder = speech_commands.root / "_background_noise_"
+    for path in folder.iterdir():
+        path.unlink()
+    if left is not None:
+        (folder / left).write_text("noise")
+    (problem,) = speech_commands.problems()
+    assert str(folder) in problem and "datarc.speech_commands_root" in problem
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".ogg", ".mp3"])
+def test_a_second_format_does_not_double_the_corpus(suffix, speech_commands):
+    before = labels_of(speech_commands)
+    for path in sorted(speech_commands.root.rglob("*.wav")):
+        path.with_suffix(suffix).write_bytes(path.read_bytes())
+    assert labels_of(speech_commands) == before
+    (finding,) = speech_commands.findings("train")
+    count = len(list(speech_commands.root.rglob("*.wav")))
+    assert not finding.certain and finding.what.startswith(f"{count} audio files")
