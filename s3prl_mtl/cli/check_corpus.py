@@ -47,6 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
             counts.split, *("" if number is None else str(number) for number in numbers), published
         )
     OUTPUT.print(table)
+    for note in report.notes:
+        OUTPUT.print(note, markup=False, soft_wrap=True)
     for finding in report.findings:
         kind, style = ("error", "red") if finding.certain else ("warning", "yellow")
         OUTPUT.print(f"{kind}: {finding}", style=style, markup=False, soft_wrap=True)
