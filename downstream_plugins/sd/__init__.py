@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from lhotse import CutSet
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from downstream_plugins.sd.corpus import Libri2Mix, frame_labels
 from s3prl_mtl import Metric, TaskExpert
-from s3prl_mtl.data import SAMPLE_RATE
+from s3prl_mtl.data import SAMPLE_RATE, Finding
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.metrics import (
     best_decision,
@@ -77,8 +78,14 @@ class SpeakerDiarization(TaskExpert):
 
     def read(self, cut: Any, split: str, generator: torch.Generator) -> tuple[Any, ...]:
         """The waveform, the labels (frames, speakers), their number of frames, the recording."""
+        labels = self._frame_labels(cut)
+        recording = cut.custom["labels"]["recording"]
+        return self.waveform(cut, split, generator), labels, len(labels), recording
+
+    def _frame_labels(self, cut: Any) -> Tensor:
+        """Activity of each speaker in each label frame, (frames, speakers)."""
         facts = cut.custom["labels"]
-        labels = frame_labels(
+        return frame_labels(
             facts["segments"],
             facts["start_frame"],
             facts["frames"],
@@ -86,7 +93,21 @@ class SpeakerDiarization(TaskExpert):
             SAMPLE_RATE,
             self.speakers,
         )
-        return self.waveform(cut, split, generator), labels, len(labels), facts["recording"]
+
+    def findings(self, split: str, cuts: CutSet) -> list[Finding]:
+        """A split in whose audio nobody speaks."""
+        if any(self._frame_labels(cut).any() for cut in cuts):
+            return []
+        return [
+            Finding(
+                f"Nobody speaks in split {split!r}, according to its segments: its error rate is "
+                "undefined.",
+                where=f"split {split!r} of sd",
+                fix="Check that `segments` and `wav.scp` name the same recordings.",
+                code="undefined-metric",
+                certain=True,
+            )
+        ]
 
     def forward(
         self,

@@ -7,8 +7,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from downstream_plugins.sf.corpus import AudioSnips, slot_target
+from lhotse import CutSet
+
+from downstream_plugins.sf.corpus import IOB_FILE, AudioSnips, slot_target
 from s3prl_mtl import Metric, TranscriptionExpert
+from s3prl_mtl.data import Finding
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.metrics import (
     character_error_rate,
@@ -66,6 +69,23 @@ class SlotFilling(TranscriptionExpert):
             else:
                 yield from word
             last = word
+
+    def findings(self, split: str, cuts: CutSet) -> list[Finding]:
+        """Those of a transcription, and an evaluated split without any slot."""
+        findings = super().findings(split, cuts)
+        symbols = (symbol for cut in cuts for symbol in self.symbols_of(cut.custom["labels"]))
+        if not any(symbol in self.slot_symbols for symbol in symbols):
+            findings.append(
+                Finding(
+                    f"No word of split {split!r} is in a slot: the error rates of slot values are "
+                    "undefined.",
+                    where=f"split {split!r} of sf",
+                    fix=f"Check the slots in {IOB_FILE}.",
+                    code="undefined-metric",
+                    certain=split != self.train_split,
+                )
+            )
+        return findings
 
     def write(self, symbols: Sequence[str]) -> str:
         return "".join(self._written(symbol) for symbol in symbols)

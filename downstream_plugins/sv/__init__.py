@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from downstream_plugins.sv.corpus import Trial, VoxCeleb1Verification, preprocess
 from s3prl_mtl import Metric, TaskExpert
-from s3prl_mtl.data import MINIMUM_SAMPLES, load_waveform, random_crop
+from s3prl_mtl.data import MINIMUM_SAMPLES, Finding, load_waveform, random_crop
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.metrics import equal_error_rate
 from s3prl_mtl.nn import AMSoftmaxLoss, XVector, pad_features
@@ -121,6 +121,44 @@ class SpeakerVerification(TaskExpert):
         speaker = self.target(cut.custom["labels"]) if training else None
         return self.waveform(cut, split, generator), cut.id, speaker
 
+    def findings(self, split: str, cuts: CutSet) -> list[Finding]:
+        """Trials that cannot be scored, and trials of one kind only."""
+        if split == self.train_split:
+            return []
+        trials = self._trials(split)
+        usable = {cut.id for cut in cuts}
+        scored = [t for t in trials if t.first_id in usable and t.second_id in usable]
+        targets = sum(trial.label for trial in scored)
+        where = f"trials of split {split!r}"
+        if not 0 < targets < len(scored):
+            return [
+                Finding(
+                    f"Split {split!r} has {targets} target and {len(scored) - targets} impostor "
+                    f"trials of usable utterances ({len(trials)} trials in all): the equal error "
+                    "rate needs both.",
+                    where=where,
+                    fix="Check the list of trials and the audio that it names.",
+                    code="undefined-metric",
+                    certain=True,
+                )
+            ]
+        if len(scored) == len(trials):
+            return []
+        return [
+            Finding(
+                f"{len(trials) - len(scored)} of {len(trials)} trials of split {split!r} are left "
+                "out, because an utterance is not usable.",
+                where=where,
+                fix="Complete the audio that the list of trials names.",
+                code="corpus-incomplete",
+            )
+        ]
+
+    def _trials(self, split: str) -> list[Trial]:
+        if split not in self.trials:
+            self.trials[split] = self.corpus.trials(split)
+        return self.trials[split]
+
     # -------------------------------------------------------------------------- scoring
 
     def forward(
@@ -179,9 +217,7 @@ class SpeakerVerification(TaskExpert):
         names = [name for name, _ in records["embeddings"]]
         embeddings = torch.stack([embedding for _, embedding in records["embeddings"]])
         rows = {name: row for row, name in enumerate(names)}
-        if split not in self.trials:
-            self.trials[split] = self.corpus.trials(split)
-        trials = self.trials[split]
+        trials = self._trials(split)
         scored = [t for t in trials if t.first_id in rows and t.second_id in rows]
         if len(scored) < len(trials):
             logger.warning(

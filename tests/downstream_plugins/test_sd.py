@@ -142,3 +142,35 @@ def test_another_number_of_speakers_than_the_head_has_is_refused(tmp_path: Path)
         build(tmp_path, num_speakers=3)
     with user_error("invalid-value", where="label space"):
         build(tmp_path, labels={"speakers_per_recording": 0})
+
+
+def speech(*segments: tuple[int, float, float], start: int = 0) -> dict[str, Any]:
+    """The labels of a chunk of 10 s."""
+    facts = {"recording": "a", "segments": [list(s) for s in segments]}
+    return {**facts, "start_frame": start, "frames": 1000}
+
+
+@pytest.mark.parametrize(
+    ("silent", "spoken"),
+    [
+        ([], (0, 1.0, 2.0)),
+        ([(1, 30.0, 40.0)], (1, 9.5, 40.0)),  # after the end of the audio
+        ([(0, 3.0, 3.0)], (0, 3.0, 3.01)),  # of no duration
+        ([(0, 0.0, 0.004)], (0, 0.0, 0.006)),  # less than half a frame
+    ],
+)
+def test_a_split_in_which_nobody_speaks_is_an_error_before_training(
+    silent: list, spoken: tuple, cut: Any, tmp_path: Path
+) -> None:
+    expert = build(tmp_path)
+    nothing = cut("a", **speech(*silent))
+    assert expert.findings("dev", [nothing, cut("b", **speech(spoken))]) == []
+    (finding,) = expert.findings("dev", [nothing, nothing])
+    assert (finding.code, finding.certain) == ("undefined-metric", True)
+    assert "'dev'" in str(finding.where)
+
+
+def test_speech_of_another_chunk_is_not_counted(cut: Any, tmp_path: Path) -> None:
+    expert = build(tmp_path)
+    assert expert.findings("train", [cut("a", **speech((0, 12.0, 13.0), start=1000))]) == []
+    assert expert.findings("train", [cut("a", **speech((0, 12.0, 13.0)))])[0].certain

@@ -141,3 +141,33 @@ def test_another_module_is_refused_with_its_key(tmp_path: Path, head: dict[str, 
             labels={"speakers": ["a", "b"]},
         )
     assert error.value.where == "sv.downstream_expert.modelrc.agg_module"
+
+
+@pytest.mark.parametrize(
+    ("trials", "usable", "expected"),
+    [
+        (["1 a b", "0 a c"], "abc", []),
+        (["1 a b", "1 b c"], "abc", [("undefined-metric", True)]),
+        (["0 a b", "0 b c"], "abc", [("undefined-metric", True)]),
+        (["1 a b", "0 a c"], "ab", [("undefined-metric", True)]),  # c is missing
+        (["1 a b", "0 a c"], "", [("undefined-metric", True)]),
+        (["1 a b", "0 a c", "0 b c", "1 c d"], "abc", [("corpus-incomplete", False)]),
+    ],
+)
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_trials_are_checked_before_training(
+    split: str,
+    trials: list[str],
+    usable: str,
+    expected: list[tuple[str, bool]],
+    expert: SpeakerVerification,
+    tmp_path: Path,
+    cut: Any,
+) -> None:
+    listed = tmp_path / "trials.txt"
+    listed.write_text("".join(f"{line}\n" for line in trials))
+    expert.corpus.test_trials = expert.corpus.dev_trials = listed
+    findings = expert.findings(split, [cut(name) for name in usable])
+    assert [(finding.code, finding.certain) for finding in findings] == expected
+    assert all(repr(split) in str(finding.where) for finding in findings)
+    assert expert.findings("train", []) == []

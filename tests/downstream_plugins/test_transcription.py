@@ -140,3 +140,51 @@ def test_invalid_settings_are_named_with_their_key(
     with pytest.raises(UserError) as error:
         build("pr", **head)
     assert error.value.where == f"pr.downstream_expert.model.{key}"
+
+
+@pytest.mark.parametrize(
+    ("words", "slots"),
+    [
+        ([], []),
+        (["PLAY", "MUSIC"], ["O", "O"]),
+        (["PLAY", ".", "!"], ["O", "artist", "artist"]),  # slots of punctuation are dropped
+    ],
+)
+@pytest.mark.parametrize("split", ["valid", "test", "train"])
+def test_an_evaluated_split_without_slots_is_an_error_before_training(
+    split: str, words: list[str], slots: list[str], build: Any, cut: Any
+) -> None:
+    expert = build("sf")
+    expert.train_split = "train"
+    slot = expert.labels["slots"][0]
+    other = cut("b", iob_words=["PLAY", "JAZZ"], iob_slots=["O", slot])
+    empty = cut("a", iob_words=words, iob_slots=slots)
+    assert [f for f in expert.findings(split, [empty, other]) if f.code == "undefined-metric"] == []
+    found = [f for f in expert.findings(split, [empty, empty]) if "slots" in str(f.fix)]
+    assert [(f.code, f.certain) for f in found] == [("undefined-metric", split != "train")]
+    assert repr(split) in str(found[0].where)
+
+
+@pytest.mark.parametrize(
+    ("task", "empty", "other"),
+    [
+        ("asr", {"text": ""}, {"text": "A"}),
+        ("pr", {"phones": []}, {"phones": ["AH0"]}),
+        (
+            "sf",
+            {"iob_words": ["?"], "iob_slots": ["O"]},
+            {"iob_words": ["A"], "iob_slots": ["O"]},
+        ),
+    ],
+)
+def test_a_split_whose_transcripts_are_all_empty_is_an_error_before_training(
+    task: str, empty: dict, other: dict, build: Any, cut: Any
+) -> None:
+    expert = build(task)
+
+    def found(*cuts: Any) -> list[tuple[str, bool]]:
+        findings = [f for f in expert.findings("test", list(cuts)) if "transcripts" in str(f.fix)]
+        return [(f.code, f.certain) for f in findings]
+
+    assert found(cut("a", **empty), cut("b", **other)) == []
+    assert found(cut("a", **empty), cut("b", **empty)) == [("undefined-metric", True)]
