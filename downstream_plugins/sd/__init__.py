@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -180,12 +180,13 @@ class SpeakerDiarization(TaskExpert):
 
     def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
         # Mean over all frames, independent of the batches.
-        values = {"acc": float(np.average(records["acc"], weights=records.get("frames")))}
+        accuracy = float(np.average(records["acc"], weights=records.get("frames")))
+        scores: dict[str, Callable[[], float]] = {"acc": lambda: accuracy}
         if records.get("recordings"):
-            values["der"] = self._score(split, records["recordings"])
+            scores["der"] = lambda: self._score(split, records["recordings"])
         elif records.get("der"):
-            values["der"] = _mean(records["der"])
-        return values
+            scores["der"] = lambda: _mean(records["der"])
+        return self.defined(split, scores)
 
     def _score(self, split: str, recordings: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> float:
         """The diarization error rate of recordings; on dev, tune the decision first."""

@@ -174,3 +174,15 @@ def test_speech_of_another_chunk_is_not_counted(cut: Any, tmp_path: Path) -> Non
     expert = build(tmp_path)
     assert expert.findings("train", [cut("a", **speech((0, 12.0, 13.0), start=1000))]) == []
     assert expert.findings("train", [cut("a", **speech((0, 12.0, 13.0)))])[0].certain
+
+
+def test_a_split_without_speech_has_an_accuracy_and_no_error_rate(tmp_path: Path) -> None:
+    expert = build(tmp_path)
+    silence = np.zeros((10, 2), dtype=bool)
+    records = {"acc": [0.5], "recordings": [("a", silence, np.full((10, 2), 0.4))]}
+    assert expert.measure("train", records) == {"acc": 0.5}
+    for split in ("dev", "test"):
+        assert expert.measure(split, records) == pytest.approx(
+            {"acc": 0.5, "der": np.nan}, nan_ok=True
+        )
+    assert expert.decision == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,6 @@ def test_training_batches_without_slots_leave_slot_scores_out(build: Any) -> Non
     values = expert.measure("train", records)
     assert {"slot_value_cer", "slot_edit_f1_full"}.isdisjoint(values)
     assert values["wer"] == 1 and values["slot_type_f1"] == 1
-    with user_error("undefined-metric"):
-        expert.measure("valid", records)
 
 
 @pytest.mark.parametrize(
@@ -188,3 +187,54 @@ def test_a_split_whose_transcripts_are_all_empty_is_an_error_before_training(
 
     assert found(cut("a", **empty), cut("b", **other)) == []
     assert found(cut("a", **empty), cut("b", **empty)) == [("undefined-metric", True)]
+
+
+@pytest.mark.parametrize("split", ["train", "test-clean"])
+@pytest.mark.parametrize(
+    ("hypotheses", "expected"),
+    [
+        (["", ""], {"wer": 1.0, "uer": 1.0}),
+        # A boundary without a word: 5 edits make "A | B |" (of 7 characters, with "C |") of it.
+        (["|", ""], {"wer": 1.0, "uer": 9.0}),
+        (["A | B |", "C |"], {"wer": 0.0, "uer": 0.0}),
+        (["A |", ""], {"wer": 2.0, "uer": 7 / 3}),  # divided by the length of the hypotheses
+    ],
+)
+def test_empty_hypotheses_are_wrong_by_100_percent_as_in_the_branch(
+    hypotheses: list[str], expected: dict[str, float], split: str, build: Any
+) -> None:
+    expert = build("asr", scoring="branch")
+    records = {"reference": ["A | B |", "C |"], "hypothesis": hypotheses}
+    assert expert.measure(split, records) == pytest.approx(expected)
+
+
+REFERENCES = {"asr": ["|", ""], "sf": ["PLAY", "STOP"]}
+"""Without a word, and without a slot: some metrics are undefined."""
+
+
+@pytest.mark.parametrize("scoring", ["branch", "reference"])
+@pytest.mark.parametrize("task", ["asr", "sf"])
+def test_what_is_undefined_is_left_out_in_training_and_nan_in_an_evaluation(
+    task: str, scoring: str, build: Any
+) -> None:
+    expert = build(task, **({"scoring": scoring} if task == "asr" else {}))
+    records = {"reference": REFERENCES[task], "hypothesis": [*REFERENCES[task]]}
+    undefined = {"asr": {"wer"}, "sf": {"slot_value_cer", "slot_value_wer"}}[task]
+    undefined |= {"slot_edit_f1_full", "slot_edit_f1_part"} if task == "sf" else set()
+    everything = {metric.name for metric in expert.metrics}
+    assert expert.measure("train", records).keys() == everything - undefined
+    values = expert.measure("test", records)
+    assert values.keys() == everything
+    assert {name for name, value in values.items() if math.isnan(value)} == undefined
+
+
+@pytest.mark.parametrize("task", ["asr", "pr"])
+def test_a_window_in_which_nothing_is_defined_reports_the_loss(
+    task: str, build: Any, scalars: Any
+) -> None:
+    expert = build(task)
+    records: dict[str, list] = {"loss": [2.0, 4.0], "reference": [], "hypothesis": []}
+    expert.log_records("train", records, scalars, global_step=1)
+    assert scalars.scalars == {f"{task}/train-loss": 3.0}
+    with user_error("undefined-metric"):
+        expert.log_records("test", records, scalars, global_step=1)

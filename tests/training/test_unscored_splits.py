@@ -139,3 +139,27 @@ def test_a_bug_still_ends_the_evaluation(failure: Exception, runner: MultiTaskRu
     break_scoring(runner, "er", "dev", fail)
     with pytest.raises(type(failure)):
         runner.evaluate([("er", "dev"), ("ks", "dev")], None)
+
+
+@pytest.mark.parametrize("metric", ["undefined", "partly undefined"])
+def test_a_window_of_training_without_a_metric_does_not_end_the_run(
+    metric: str, runner: MultiTaskRunner, tmp_path: Path
+):
+    expert = runner.tasks["er"].expert
+    parts = (
+        {"acc": undefined} if metric == "undefined" else {"other": lambda: 0.5, "acc": undefined}
+    )
+    break_scoring(runner, "er", "train", lambda: expert.defined("train", parts))
+    if metric == "undefined":
+        break_scoring(runner, "ks", "train", undefined)
+    runner.train()
+    runner.require_scores()
+    found = {
+        (entry["task"], entry["metric"])
+        for entry in read_metrics(tmp_path)
+        if entry["split"] == "train" and entry["task"] in ("er", "ks")
+    }
+    if metric == "undefined":
+        assert found == {("er", "loss"), ("ks", "loss")}
+    else:
+        assert found == {("er", "loss"), ("er", "other"), ("ks", "loss"), ("ks", "acc")}
