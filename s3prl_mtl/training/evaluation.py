@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,11 @@ class Evaluator:
 
     @torch.no_grad()
     def try_out(self, splits: Sequence[tuple[str, str]]) -> None:
-        """Run encoder and head on one batch of each split of this rank's tasks."""
+        """Run encoder and head on one batch of each split of this rank's tasks.
+
+        Raises:
+            UserError: a split cannot be read, or its loss is not finite.
+        """
         self.run.encoder.set_training(False)
         for name, split in splits:
             if name not in self.run.tasks:
@@ -129,7 +134,14 @@ class Evaluator:
             reader = EpochReader(name, task.expert, split, seed=self.run.seed, training=False)
             for batch in islice(reader, 1):
                 features = self.run.encoder.inputs(task.expert, batch.wavs)
-                task.expert(split, features, *batch.others, records=defaultdict(list))
+                loss = task.expert(split, features, *batch.others, records=defaultdict(list))
+                if isinstance(loss, torch.Tensor | float) and not math.isfinite(loss):
+                    raise UserError(
+                        f"The loss of {name} is not finite in the first batch of {split}.",
+                        where=f"split {split!r} of {name}",
+                        fix="Check the weights (-k, -i) and the utterances of the split.",
+                        code="non-finite",
+                    )
                 logger.info("%s %s: passed", name, split)
 
     @torch.no_grad()
