@@ -128,6 +128,9 @@ FROM_WORKER = re.compile(r"Caught \w+ in .*?\n", re.DOTALL)
 def error_summary(error: BaseException, limit: int = 300) -> str:
     """The type and message of any error on one line; of a loader worker's, the original ones."""
     text = str(error).strip()
+    if "weights_only" in text:
+        # torch advises to execute what is in the file.
+        text = "torch refused a file with objects other than weights"
     if FROM_WORKER.match(text):
         text = text.splitlines()[-1]
     else:

@@ -54,6 +54,7 @@ def load(path: Path) -> RunCheckpoint:
         UserError: the file is missing, cannot be read, names foreign classes, is not a
             checkpoint of a run, or has weights that are NaN.
     """
+    path = Path(os.path.expanduser(path))
     content = read_tensors(path)
     if is_of_branch(content):
         saved = from_branch(content, path)
@@ -140,6 +141,7 @@ def locate(run: Path, flag: str = "-e") -> Path:
     Raises:
         UserError: there is neither.
     """
+    run = Path(os.path.expanduser(run))
     if run.is_file():
         return run
     files = states_files(run)
@@ -175,6 +177,7 @@ def load_newest(
         UserError: as `locate`, or as `load` for anything but damage: a file that cannot be read
             now, or that another program wrote, is not skipped.
     """
+    run = Path(os.path.expanduser(run))
     newest = locate(run, flag)
     if newest == run:
         return load(run), run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -73,7 +74,7 @@ class MultiTaskRunner:
         """The config with unresolved references, as stored in checkpoints."""
         settings = self.config = resolve(config)
         self.world = world = world if world is not None else World.alone()
-        self.folder = Path(folder)
+        self.folder = Path(os.path.expanduser(folder))
         self.folder.mkdir(parents=True, exist_ok=True)
         self.device = world.run_on_all_ranks(lambda: pick_device(settings.device, world.local_rank))
         self.evaluated_step = 0

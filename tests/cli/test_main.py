@@ -96,6 +96,32 @@ def test_every_entry_point_reaches_the_command_line(program: list[str], tmp_path
     assert "--no_such_flag" in done.stderr
 
 
+def test_a_tilde_is_the_home_folder_in_every_path(
+    run_mtl, tmp_path: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
+):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "data").symlink_to(tiny_corpus)
+    shutil.copy(SMALL_HEADS, home / "small.yaml")
+    monkeypatch.setenv("HOME", str(home))
+    words = ["-u", "hubert_tiny", "-d", "ks", "-c", "~/small.yaml", "--cache_dir", "~/cache"]
+    paths = ["-p", "~/run", "--data=~/data"]
+    trained = run_mtl(*words, *paths, "--steps", "1", SUPERB_DATA="/nowhere")
+    assert trained.returncode == 0, trained.stderr
+    assert (home / "run" / "states-1.ckpt").is_file() and (home / "cache").is_dir()
+    for more in (
+        ["-m", "evaluate", "-e", "~/run", "-t", "ks:dev"],
+        ["results", "~/run"],
+        ["export", "~/run", "--format", "fairseq", "-o", "~/encoder.pt"],
+        [*words, "-p", "~/other", "-i", "~/run", "-o", "args.data=~/data", "--dry-run"],
+        [*words, "-p", "~/third", "-k", "~/encoder.pt", "--data=~/data", "--dry-run"],
+    ):
+        ended = run_mtl(*more, SUPERB_DATA="/nowhere")
+        assert ended.returncode == 0, (more, ended.stderr)
+    assert (home / "encoder.pt").is_file()
+    assert not list(tmp_path.rglob("~*"))
+
+
 def test_a_split_that_cannot_be_scored_ends_with_an_error_below_the_table(
     run_mtl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
