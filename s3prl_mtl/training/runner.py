@@ -11,6 +11,7 @@ from pathlib import Path
 
 from s3prl_mtl.balancing import Balancer, Sum
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.compatibility import warn_of_schedule
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.config import Config, resolve
 from s3prl_mtl.data.randomness import seed_all
@@ -190,6 +191,8 @@ class MultiTaskRunner:
         if self._resumed is not None and self._resumed.training is not None:
             self.evaluated_step = self._resumed.training.evaluated_step
             self.run_state.restore_training(self._resumed.training)
+            if world.is_lead:
+                warn_of_schedule(self._resumed, self.source_config)
             self._resumed = None
         self._signals = signals
         reevaluate = self.splits("dev_splits") if self._evaluation_is_pending() else []
