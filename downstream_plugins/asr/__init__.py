@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from downstream_plugins.asr.corpus import WORD_BOUNDARY, LibriSpeech, spell
@@ -56,7 +56,7 @@ class SpeechRecognition(TranscriptionExpert):
         texts = records["reference"], records["hypothesis"]
         words = [[words_of(text) for text in side] for side in texts]
         units: list[Sequence[Sequence[str]]] = [[t.split() for t in side] for side in texts]
-        rate = token_error_rate
+        rate: Callable[[Any, Any], float] = token_error_rate
         if self.scoring == "branch":
             units, rate = list(texts), branch_error_rate
         return self.defined(split, {"wer": lambda: rate(*words), "uer": lambda: rate(*units)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -24,7 +25,11 @@ from s3prl_mtl.metrics import (
     word_error_rate,
 )
 
+logger = logging.getLogger(__name__)
+
 BEGIN, END = "B-", "E-"
+EMPTY_SLOT = (BEGIN, END)
+"""Symbols of a slot with an empty name, the last ones of s3prl's vocabulary where it has them."""
 SPACE = " "
 
 Score = Callable[[Sequence[str], Sequence[str]], float]
@@ -66,6 +71,24 @@ class SlotFilling(TranscriptionExpert):
             else:
                 yield from word
             last = word
+
+    def from_s3prl(self, head: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Remove the last two outputs of a head that was trained with an empty slot.
+
+        s3prl reads a slot with an empty name where `slots.txt` ends in a newline.
+        """
+        extra = [name for name in ("model.linear.weight", "model.linear.bias") if name in head]
+        if not extra or len(head[extra[0]]) != len(self.vocabulary) + len(EMPTY_SLOT):
+            return head
+        logger.warning(
+            "sf: the head has %d outputs, 2 more than the vocabulary. s3prl has two more symbols "
+            "where slots.txt ends in a newline: the last two outputs are left out.",
+            len(head[extra[0]]),
+        )
+        return {
+            name: value[: len(self.vocabulary)] if name in extra else value
+            for name, value in head.items()
+        }
 
     def findings(self, split: str, cuts: CutSet) -> list[Finding]:
         """Those of a transcription, and an evaluated split without any slot."""

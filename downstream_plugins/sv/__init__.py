@@ -121,6 +121,16 @@ class SpeakerVerification(TaskExpert):
         speaker = self.target(cut.custom["labels"]) if training else None
         return self.waveform(cut, split, generator), cut.id, speaker
 
+    def from_s3prl(self, head: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Warn that the outputs for the training speakers are in another order."""
+        if "objective.W" in head:
+            logger.warning(
+                "sv: the columns of objective.W of a head of s3prl belong to the speakers in the "
+                "order in which its file system listed them; here they are sorted. Scores do not "
+                "depend on it; training has to learn the columns anew."
+            )
+        return head
+
     def findings(self, split: str, cuts: CutSet) -> list[Finding]:
         """Trials that cannot be scored, and trials of one kind only."""
         if split == self.train_split:

@@ -179,6 +179,13 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         """Relative weights for sampling utterances with replacement; None: each once."""
         return None
 
+    def from_s3prl(self, head: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Convert a state dict of this task's head that s3prl trained, before it is loaded.
+
+        Tasks whose outputs have another order or number in s3prl override this.
+        """
+        return head
+
     # ---------------------------------------------------------------- s3prl's contract
 
     def get_dataloader(
@@ -287,8 +294,8 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
             return values
         if undefined and not values:
             raise next(iter(undefined.values()))
-        for name, error in undefined.items():
-            _LOG.warning("%s %s: %s is undefined: %s", self.name, split, name, error.what)
+        for name, reason in undefined.items():
+            _LOG.warning("%s %s: %s is undefined: %s", self.name, split, name, reason.what)
         return {name: values.get(name, math.nan) for name in scores}
 
     def prepare(self, split: str) -> None:

@@ -14,7 +14,7 @@ from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.branch import unwrapped
 from s3prl_mtl.checkpoint.compatibility import check_head, check_selection
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
-from s3prl_mtl.checkpoint.restore import load_encoder
+from s3prl_mtl.checkpoint.restore import head_for, load_encoder
 from s3prl_mtl.config import RunConfig
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import split_name
@@ -91,7 +91,8 @@ def _load_from_run(
         other = find_same_task(name, packages[name], held)
         same = same_name_tasks(name, held)
         if other is not None:
-            _start_head(name, expert, saved.tasks[other].head, where)
+            head = head_for(expert, saved.tasks[other].head, of_s3prl=saved.origin is not None)
+            _start_head(name, expert, head, where)
         elif same:
             logger.warning(
                 "-i has a head of %s, but the task here is of package %s: its head starts from "
@@ -126,7 +127,7 @@ def _load_single_heads(folder: Path, upstream_name: str, experts: Mapping[str, n
                 where="-i",
                 code="checkpoint-format",
             )
-        _start_head(name, expert, saved["Downstream"], str(path))
+        _start_head(name, expert, head_for(expert, saved["Downstream"], of_s3prl=True), str(path))
 
 
 def _start_head(name: str, expert: nn.Module, weights: Mapping[str, Any], where: str) -> None:

@@ -171,3 +171,14 @@ def test_trials_are_checked_before_training(
     assert [(finding.code, finding.certain) for finding in findings] == expected
     assert all(repr(split) in str(finding.where) for finding in findings)
     assert expert.findings("train", []) == []
+
+
+def test_the_order_of_the_speakers_of_a_head_of_s3prl_is_a_warning(
+    expert: SpeakerVerification, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = dict(expert.state_dict())
+    assert expert.from_s3prl(head) == head
+    assert "objective.W" in caplog.text
+    caplog.clear()
+    expert.from_s3prl({name: head[name] for name in head if name != "objective.W"})
+    assert caplog.text == ""

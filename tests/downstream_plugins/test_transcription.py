@@ -16,6 +16,7 @@ from downstream_plugins.sf import SlotFilling
 from downstream_plugins.sf.corpus import parse_iob
 from s3prl_mtl import TranscriptionExpert
 from s3prl_mtl.errors import UserError
+from tests.comparison import assert_same
 from tests.mistakes import user_error
 
 CLASSES = {"asr": SpeechRecognition, "pr": PhonemeRecognition, "sf": SlotFilling}
@@ -238,3 +239,30 @@ def test_a_window_in_which_nothing_is_defined_reports_the_loss(
     assert scalars.scalars == {f"{task}/train-loss": 3.0}
     with user_error("undefined-metric"):
         expert.log_records("test", records, scalars, global_step=1)
+
+
+def wider(head: dict[str, torch.Tensor], outputs: int) -> dict[str, torch.Tensor]:
+    """A head with more outputs after its own."""
+    return {
+        name: torch.cat([value, torch.full((outputs, *value.shape[1:]), 7.0)])
+        if name.startswith("model.linear.")
+        else value
+        for name, value in head.items()
+    }
+
+
+def test_a_head_of_s3prl_with_an_empty_slot_loses_its_two_outputs(
+    build: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    expert = build("sf")
+    own = {name: value.clone() for name, value in expert.state_dict().items()}
+    expert.load_state_dict(expert.from_s3prl(wider(own, 2)))
+    assert_same(own, dict(expert.state_dict()))
+    assert "slots.txt" in caplog.text
+
+
+@pytest.mark.parametrize(("task", "outputs"), [("sf", 0), ("sf", 1), ("sf", 3), ("asr", 2)])
+def test_other_heads_of_s3prl_are_loaded_as_they_are(task: str, outputs: int, build: Any) -> None:
+    expert = build(task)
+    head = wider(dict(expert.state_dict()), outputs)
+    assert expert.from_s3prl(head) is head
