@@ -46,7 +46,7 @@ CODES = {
     "launch-invalid": "Processes that were started, or have to meet, in a way that cannot work.",
     "missing-option": "A flag, setting or argument that is needed and absent.",
     "missing-package": "A Python package or program that is not installed.",
-    "non-finite": "Losses or gradients that stay non-finite.",
+    "non-finite": "Weights that are not finite; losses or gradients that stay so.",
     "not-supported": "A request outside what this version supports.",
     "out-of-memory": "A step that does not fit into the memory of a GPU in any division.",
     "plugin-broken": "A plugin that cannot be imported or is of the wrong kind.",
@@ -128,6 +128,9 @@ FROM_WORKER = re.compile(r"Caught \w+ in .*?\n", re.DOTALL)
 def error_summary(error: BaseException, limit: int = 300) -> str:
     """The type and message of any error on one line; of a loader worker's, the original ones."""
     text = str(error).strip()
+    if "weights_only" in text:
+        # torch advises to execute what is in the file.
+        text = "torch refused a file with objects other than weights"
     if FROM_WORKER.match(text):
         text = text.splitlines()[-1]
     else:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from downstream_plugins.asr.corpus import WORD_BOUNDARY, LibriSpeech, spell
 from s3prl_mtl import Metric, TranscriptionExpert
-from s3prl_mtl.metrics import character_error_rate, token_error_rate
+from s3prl_mtl.metrics import token_error_rate
 
 SCORINGS = ("reference", "branch")
 
@@ -53,14 +53,28 @@ class SpeechRecognition(TranscriptionExpert):
             self.scoring = self.choice_setting("modelrc", "scoring", choices=SCORINGS)
 
     def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+        texts = records["reference"], records["hypothesis"]
+        words = [[words_of(text) for text in side] for side in texts]
+        units: list[Sequence[Sequence[str]]] = [[t.split() for t in side] for side in texts]
+        rate: Callable[[Any, Any], float] = token_error_rate
         if self.scoring == "branch":
-            # Swapped, as in the multi-task branch.
-            sides = [records["hypothesis"], records["reference"]]
-            words = [[words_of(text) for text in side] for side in sides]
-            return {"wer": token_error_rate(*words), "uer": character_error_rate(*sides)}
-        units = [[text.split() for text in records[side]] for side in ("reference", "hypothesis")]
-        words = [[words_of(text) for text in records[side]] for side in ("reference", "hypothesis")]
-        return {"wer": token_error_rate(*words), "uer": token_error_rate(*units)}
+            units, rate = list(texts), branch_error_rate
+        return self.defined(split, {"wer": lambda: rate(*words), "uer": lambda: rate(*units)})
+
+
+def branch_error_rate(
+    references: Sequence[Sequence[str]], hypotheses: Sequence[Sequence[str]]
+) -> float:
+    """Edits over the length of the hypotheses, as the multi-task branch of s3prl scores.
+
+    It swaps reference and hypothesis. Where all hypotheses are empty its rate is 1.
+
+    Raises:
+        ValueError, UserError: as :func:`token_error_rate`.
+    """
+    if any(references) and not any(hypotheses):
+        return 1.0
+    return token_error_rate(hypotheses, references)
 
 
 def words_of(spelled: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -77,17 +77,23 @@ class SpeakerDiarization(TaskExpert):
         self.model = DiarizationHead(self.upstream_dim, speakers, layers, hidden_size)
 
     def findings(self, split: str, cuts: CutSet) -> list[Finding]:
-        """Recordings that are longer than their metadata states."""
+        """Recordings that are longer than their metadata states; a split in which nobody speaks."""
         audio = {cut.custom["labels"]["recording"]: cut.recording.duration for cut in cuts}
-        findings = super().findings(split, cuts)
+        findings = super().findings(split, cuts) + self._silent_split(split, cuts)
         if isinstance(self.corpus, Libri2Mix):
             findings += self.corpus.duration_findings(split, audio)
         return findings
 
     def read(self, cut: Any, split: str, generator: torch.Generator) -> tuple[Any, ...]:
         """The waveform, the labels (frames, speakers), their number of frames, the recording."""
+        labels = self._frame_labels(cut)
+        recording = cut.custom["labels"]["recording"]
+        return self.waveform(cut, split, generator), labels, len(labels), recording
+
+    def _frame_labels(self, cut: Any) -> Tensor:
+        """Activity of each speaker in each label frame, (frames, speakers)."""
         facts = cut.custom["labels"]
-        labels = frame_labels(
+        return frame_labels(
             facts["segments"],
             facts["start_frame"],
             facts["frames"],
@@ -95,7 +101,20 @@ class SpeakerDiarization(TaskExpert):
             SAMPLE_RATE,
             self.speakers,
         )
-        return self.waveform(cut, split, generator), labels, len(labels), facts["recording"]
+
+    def _silent_split(self, split: str, cuts: CutSet) -> list[Finding]:
+        if any(self._frame_labels(cut).any() for cut in cuts):
+            return []
+        return [
+            Finding(
+                f"Nobody speaks in split {split!r}, according to its segments: its error rate is "
+                "undefined.",
+                where=f"split {split!r} of sd",
+                fix="Check that `segments` and `wav.scp` name the same recordings.",
+                code="undefined-metric",
+                certain=True,
+            )
+        ]
 
     def forward(
         self,
@@ -168,12 +187,13 @@ class SpeakerDiarization(TaskExpert):
 
     def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
         # Mean over all frames, independent of the batches.
-        values = {"acc": float(np.average(records["acc"], weights=records.get("frames")))}
+        accuracy = float(np.average(records["acc"], weights=records.get("frames")))
+        scores: dict[str, Callable[[], float]] = {"acc": lambda: accuracy}
         if records.get("recordings"):
-            values["der"] = self._score(split, records["recordings"])
+            scores["der"] = lambda: self._score(split, records["recordings"])
         elif records.get("der"):
-            values["der"] = _mean(records["der"])
-        return values
+            scores["der"] = lambda: _mean(records["der"])
+        return self.defined(split, scores)
 
     def _score(self, split: str, recordings: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> float:
         """The diarization error rate of recordings; on dev, tune the decision first."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
-from downstream_plugins.sf.corpus import AudioSnips, slot_target
+from lhotse import CutSet
+
+from downstream_plugins.sf.corpus import IOB_FILE, AudioSnips, slot_target
 from s3prl_mtl import Metric, TranscriptionExpert
-from s3prl_mtl.errors import UserError
+from s3prl_mtl.data import Finding
 from s3prl_mtl.metrics import (
     character_error_rate,
     find_slots,
@@ -25,6 +28,8 @@ from s3prl_mtl.metrics import (
 logger = logging.getLogger(__name__)
 
 BEGIN, END = "B-", "E-"
+EMPTY_SLOT = (BEGIN, END)
+"""Symbols of a slot with an empty name, the last ones of s3prl's vocabulary where it has them."""
 SPACE = " "
 
 Score = Callable[[Sequence[str], Sequence[str]], float]
@@ -67,6 +72,41 @@ class SlotFilling(TranscriptionExpert):
                 yield from word
             last = word
 
+    def from_s3prl(self, head: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Remove the last two outputs of a head that was trained with an empty slot.
+
+        s3prl reads a slot with an empty name where `slots.txt` ends in a newline.
+        """
+        extra = [name for name in ("model.linear.weight", "model.linear.bias") if name in head]
+        if not extra or len(head[extra[0]]) != len(self.vocabulary) + len(EMPTY_SLOT):
+            return head
+        logger.warning(
+            "sf: the head has %d outputs, 2 more than the vocabulary. s3prl has two more symbols "
+            "where slots.txt ends in a newline: the last two outputs are left out.",
+            len(head[extra[0]]),
+        )
+        return {
+            name: value[: len(self.vocabulary)] if name in extra else value
+            for name, value in head.items()
+        }
+
+    def findings(self, split: str, cuts: CutSet) -> list[Finding]:
+        """Those of a transcription, and an evaluated split without any slot."""
+        findings = super().findings(split, cuts)
+        symbols = (symbol for cut in cuts for symbol in self.symbols_of(cut.custom["labels"]))
+        if not any(symbol in self.slot_symbols for symbol in symbols):
+            findings.append(
+                Finding(
+                    f"No word of split {split!r} is in a slot: the error rates of slot values are "
+                    "undefined.",
+                    where=f"split {split!r} of sf",
+                    fix=f"Check the slots in {IOB_FILE}.",
+                    code="undefined-metric",
+                    certain=split != self.train_split,
+                )
+            )
+        return findings
+
     def write(self, symbols: Sequence[str]) -> str:
         return "".join(self._written(symbol) for symbol in symbols)
 
@@ -90,13 +130,8 @@ class SlotFilling(TranscriptionExpert):
             "wer": lambda r, h: word_error_rate(r, h, separator=SPACE),
             "cer": character_error_rate,
         }
-        values = {}
-        for metric, score in scores.items():
-            try:
-                values[metric] = score(records["reference"], records["hypothesis"])
-            except UserError:
-                # A few training batches may have no slots; a whole split must have some.
-                if split != self.train_split:
-                    raise
-                logger.debug("sf: %s is undefined for these training batches", metric)
-        return values
+        references, hypotheses = records["reference"], records["hypothesis"]
+        return self.defined(
+            split,
+            {name: partial(score, references, hypotheses) for name, score in scores.items()},
+        )

@@ -39,7 +39,7 @@ PUBLISHED = {
     "test": Official(2800, speakers=4),
 }
 """Of SUPERB's speakers."""
-_DROPPED_WORDS = frozenset("?!.,;-")
+_PUNCTUATION = frozenset("?!.,;-")
 
 
 class AudioSnips(Corpus):
@@ -243,8 +243,8 @@ def parse_iob(annotation: str) -> tuple[list[str], list[str]]:
 def slot_target(words: Sequence[str], slots: Sequence[str]) -> str:
     """The target text of slot filling in SUPERB's format.
 
-    `B-<slot>` precedes and `E-<slot>` follows each sequence of words of one slot. Punctuation is
-    removed, `&` becomes `AND`, letters are upper case::
+    `B-<slot>` precedes and `E-<slot>` follows each sequence of words of one slot. Words of
+    punctuation marks are removed, `&` becomes `AND`, letters are upper case::
 
         PLAY MILES DAVIS .      O artist artist O
         PLAY B-artist MILES DAVIS E-artist
@@ -261,7 +261,7 @@ def slot_target(words: Sequence[str], slots: Sequence[str]) -> str:
             written.append(f"E-{open_slot}")
             open_slot = OUTSIDE
         previous = slot
-        if word in _DROPPED_WORDS:
+        if _PUNCTUATION.issuperset(word):
             continue
         if slot != OUTSIDE and open_slot == OUTSIDE:
             written.append(f"B-{slot}")

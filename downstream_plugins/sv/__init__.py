@@ -81,8 +81,8 @@ class SpeakerVerification(TaskExpert):
         return cuts
 
     def findings(self, split: str, cuts: CutSet) -> list[Finding]:
-        """Speakers of the head without a training utterance, such as of more than 2 s."""
-        findings = super().findings(split, cuts)
+        """Speakers of the head without a training utterance; trials that cannot be scored."""
+        findings = super().findings(split, cuts) + self._unscored_trials(split, cuts)
         if split == self.train_split:
             trained = {cut.custom["labels"]["speaker"] for cut in cuts}
             speakers = self.labels["speakers"]
@@ -139,6 +139,53 @@ class SpeakerVerification(TaskExpert):
         training = split == self.train_split
         speaker = self.target(cut.custom["labels"]) if training else None
         return self.waveform(cut, split, generator), cut.id, speaker
+
+    def from_s3prl(self, head: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Warn that the outputs for the training speakers are in another order."""
+        if "objective.W" in head:
+            logger.warning(
+                "sv: the columns of objective.W of a head of s3prl belong to the speakers in the "
+                "order in which its file system listed them; here they are sorted. Scores do not "
+                "depend on it; training has to learn the columns anew."
+            )
+        return head
+
+    def _unscored_trials(self, split: str, cuts: CutSet) -> list[Finding]:
+        if split == self.train_split:
+            return []
+        trials = self._trials(split)
+        usable = {cut.id for cut in cuts}
+        scored = [t for t in trials if t.first_id in usable and t.second_id in usable]
+        targets = sum(trial.label for trial in scored)
+        where = f"trials of split {split!r}"
+        if not 0 < targets < len(scored):
+            return [
+                Finding(
+                    f"Split {split!r} has {targets} target and {len(scored) - targets} impostor "
+                    f"trials of usable utterances ({len(trials)} trials in all): the equal error "
+                    "rate needs both.",
+                    where=where,
+                    fix="Check the list of trials and the audio that it names.",
+                    code="undefined-metric",
+                    certain=True,
+                )
+            ]
+        if len(scored) == len(trials):
+            return []
+        return [
+            Finding(
+                f"{len(trials) - len(scored)} of {len(trials)} trials of split {split!r} are left "
+                "out, because an utterance is not usable.",
+                where=where,
+                fix="Complete the audio that the list of trials names.",
+                code="corpus-incomplete",
+            )
+        ]
+
+    def _trials(self, split: str) -> list[Trial]:
+        if split not in self.trials:
+            self.trials[split] = self.corpus.trials(split)
+        return self.trials[split]
 
     # -------------------------------------------------------------------------- scoring
 
@@ -198,9 +245,7 @@ class SpeakerVerification(TaskExpert):
         names = [name for name, _ in records["embeddings"]]
         embeddings = torch.stack([embedding for _, embedding in records["embeddings"]])
         rows = {name: row for row, name in enumerate(names)}
-        if split not in self.trials:
-            self.trials[split] = self.corpus.trials(split)
-        trials = self.trials[split]
+        trials = self._trials(split)
         scored = [t for t in trials if t.first_id in rows and t.second_id in rows]
         if len(scored) < len(trials):
             logger.warning(

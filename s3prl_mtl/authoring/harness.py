@@ -316,6 +316,7 @@ class TaskHarness:
 
         Raises:
             NeedsData: there is no corpus.
+            UserError: a split cannot be scored.
         """
         self._require_corpus()
         task = self.task(expert)
@@ -331,4 +332,7 @@ class TaskHarness:
         )
         evaluator = Evaluator(run, self.limit(training=False), log_level=logging.DEBUG)
         splits = dict.fromkeys([*task.dev_splits, *task.test_splits])
-        return evaluator.evaluate([(self.name, split) for split in splits])
+        reports = evaluator.evaluate([(self.name, split) for split in splits])
+        problems = [report.problem for report in reports if report.problem is not None]
+        world.raise_on_all_ranks(problems[0] if problems else None)
+        return reports

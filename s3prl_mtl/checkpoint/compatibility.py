@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from s3prl_mtl.config import resolve_plain
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.task_names import TaskPackageMissing
 from s3prl_mtl.upstreams import Featurizer, Upstream
+
+logger = logging.getLogger(__name__)
 
 ENCODER_SETTINGS = ("upstream.name", "upstream.ckpt", "upstream.feature_selection")
 """Settings that decide which weights there are."""
@@ -68,6 +71,27 @@ def check_resume(saved: RunCheckpoint, config: Mapping[str, Any], past: Path | N
         # torch's own schedules keep their length in their state.
         keys.append("runner.total_steps")
     _check_unchanged(saved.config, config, keys)
+
+
+def warn_of_schedule(saved: RunCheckpoint, config: Mapping[str, Any]) -> None:
+    """Warn if a linear decay has another end than the run that is resumed.
+
+    Args:
+        saved: the checkpoint.
+        config: of the resumed run.
+    """
+    schedule = _value(resolve_plain(config), "scheduler")
+    before, now = (
+        _value(resolve_plain(settings), "runner.total_steps") for settings in (saved.config, config)
+    )
+    if not schedule or before == now:
+        return
+    finished = f"The run was finished at step {saved.step}. " if saved.step >= before else ""
+    logger.warning(
+        "%srunner.total_steps was %s and is %s now: the learning rate continues on a decay that "
+        "ends at step %s, so the run differs from one that was started with %s steps.",
+        *(finished, before, now, now, now),
+    )
 
 
 def check_evaluate(saved: RunCheckpoint, config: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from s3prl_mtl.checkpoint.contents import FORMAT, RunCheckpoint
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.atomic import atomic_path, remove_partials, write_reason
 from s3prl_mtl.fileio.safe_torch import DamagedFile, safe_load
+from s3prl_mtl.upstreams.strict_loading import non_finite_weight
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +51,15 @@ def load(path: Path) -> RunCheckpoint:
 
     Raises:
         DamagedFile: the file is truncated, or bytes of it changed since it was written.
-        UserError: the file is missing, cannot be read, names foreign classes, or is not a
-            checkpoint of a run.
+        UserError: the file is missing, cannot be read, names foreign classes, is not a
+            checkpoint of a run, or has weights that are NaN.
     """
+    path = Path(os.path.expanduser(path))
     content = read_tensors(path)
     if is_of_branch(content):
-        return from_branch(content, path)
+        saved = from_branch(content, path)
+        _check_finite(saved, path)
+        return saved
     if "Format" not in content and "Downstream" in content:
         raise UserError(
             "The file is a run of s3prl that trained a single task.",
@@ -71,7 +75,22 @@ def load(path: Path) -> RunCheckpoint:
             fix="-k takes fairseq checkpoints; -e and -a take runs and their states-*.ckpt.",
             code="checkpoint-format",
         )
-    return RunCheckpoint.from_dict(content, str(path))
+    saved = RunCheckpoint.from_dict(content, str(path))
+    _check_finite(saved, path)
+    return saved
+
+
+def _check_finite(saved: RunCheckpoint, path: Path) -> None:
+    """Refuse weights that are NaN; infinite parameters are refused where they are loaded.
+
+    Best scores may be infinite.
+    """
+    heads = {f"the head of {name}": task.head for name, task in saved.tasks.items()}
+    parts = {"the encoder": saved.upstream, "the featurizer": saved.featurizer, **heads}
+    for what, weights in parts.items():
+        for name, weight in weights.items():
+            if isinstance(weight, torch.Tensor) and weight.isnan().any():
+                raise non_finite_weight(name, weight, what, str(path))
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -122,6 +141,7 @@ def locate(run: Path, flag: str = "-e") -> Path:
     Raises:
         UserError: there is neither.
     """
+    run = Path(os.path.expanduser(run))
     if run.is_file():
         return run
     files = states_files(run)
@@ -157,6 +177,7 @@ def load_newest(
         UserError: as `locate`, or as `load` for anything but damage: a file that cannot be read
             now, or that another program wrote, is not skipped.
     """
+    run = Path(os.path.expanduser(run))
     newest = locate(run, flag)
     if newest == run:
         return load(run), run

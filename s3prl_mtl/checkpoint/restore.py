@@ -36,9 +36,22 @@ def restore_weights(
     for name, expert in experts.items():
         if not getattr(expert, "is_trained", True):
             continue
-        load_strictly(expert, saved.tasks[name].head, f"the head of {name}", where)
+        head = head_for(expert, saved.tasks[name].head, of_s3prl=saved.origin is not None)
+        load_strictly(expert, head, f"the head of {name}", where)
         if hasattr(expert, "decision"):
             expert.decision = dict(saved.tasks[name].decision)
+
+
+def head_for(expert: Any, head: Mapping[str, Any], of_s3prl: bool) -> Mapping[str, Any]:
+    """The state dict of a head as an expert loads it.
+
+    Args:
+        expert: of this run.
+        head: the saved state dict.
+        of_s3prl: s3prl or its branch trained it.
+    """
+    convert = getattr(expert, "from_s3prl", None)
+    return convert(head) if of_s3prl and convert is not None else head
 
 
 def load_encoder(saved: Mapping[str, Any], upstream: Upstream, where: str) -> None:

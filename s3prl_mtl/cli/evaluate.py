@@ -24,7 +24,8 @@ def evaluate(arguments: argparse.Namespace, world: World, deferred: DeferredLog)
     """Evaluate the splits of `-t`, or the test splits, and show the results.
 
     Raises:
-        UserError: no run is named, or a setting does not fit its weights.
+        UserError: no run is named, a setting does not fit its weights, or a split cannot be
+            scored; the others are evaluated and shown first.
     """
     if not arguments.past_exp:
         raise UserError(
@@ -65,6 +66,7 @@ def evaluate(arguments: argparse.Namespace, world: World, deferred: DeferredLog)
             runner.evaluate(targets or runner.splits("test_splits"), tracker)
     if world.is_lead:
         OUTPUT.print(results_table(folder, config=config))
+    runner.require_scores()
 
 
 def _run_of(past: Path) -> Path:

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from s3prl_mtl.cli import (
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = words[0] if words else ""
     parser = command_parser(command)
     arguments = parser.parse_args(words[1:] if command in COMMANDS else words)
+    _expand_home(arguments)
     rank = os.environ.get("RANK") or "0"
     show_log(arguments.verbose, on_terminal=rank == "0")
     try:
@@ -91,6 +93,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _failure(error)
     return 0
+
+
+def _expand_home(arguments: argparse.Namespace) -> None:
+    """Expand `~` in every flag: the shell leaves it in `--data=~/x` and in quotes."""
+    for name, value in vars(arguments).items():
+        if isinstance(value, list):
+            setattr(arguments, name, [_expanded(entry) for entry in value])
+        else:
+            setattr(arguments, name, _expanded(value))
+
+
+def _expanded(value: object) -> object:
+    if isinstance(value, Path):
+        return Path(os.path.expanduser(value))
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _failure(error: Exception) -> int:

@@ -35,7 +35,8 @@ def train(
     """Train the run that the flags describe, from its start or its newest checkpoint.
 
     Raises:
-        UserError: the folder holds another run, or its checkpoint does not fit the settings.
+        UserError: the folder holds another run, its checkpoint does not fit the settings, or a
+            split could not be scored at the end; the run is saved then.
     """
     # The first rank decides for all ranks: another machine may see other files.
     chosen = world.run_on_all_ranks(
@@ -69,6 +70,7 @@ def train(
     if world.is_lead:
         OUTPUT.print(results_table(folder))
         OUTPUT.print(f"The run is in {folder}", soft_wrap=True)
+    runner.require_scores()
 
 
 def _config(

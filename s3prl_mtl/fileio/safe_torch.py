@@ -132,6 +132,8 @@ def safe_load(path: Path, *, kind: str, verify: bool = False) -> Any:
                 code="torch-file-refused",
             ) from None
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
+        if "eights_only" in reason or "Weights only" in reason:
+            reason = "it has objects other than tensors and plain values."  # no advice of torch's
         raise UserError(
             f"The {kind} was refused, and nothing in it was executed: {reason}",
             where=where,
@@ -150,6 +152,15 @@ def safe_load(path: Path, *, kind: str, verify: bool = False) -> Any:
     ) as error:
         if isinstance(error, OSError) and _is_of_disk(error):
             raise _unreadable(error, kind, where) from None
+        if "weights_only" in str(error):
+            # Archives of TorchScript, and tar files from before torch 0.4.
+            raise UserError(
+                f"The {kind} is not a file of weights, but a program (TorchScript) or in a format "
+                "that current versions of torch no longer read. Nothing in it was executed.",
+                where=where,
+                fix="Save the state dict of the model with torch.save.",
+                code="checkpoint-format",
+            ) from None
         reason = f"{type(error).__name__}: " + str(error).split("\n")[0][:200]
         # If the checksums are correct, only the index of the archive can be wrong, which torch
         # reports like this. Other errors are due to how the file was written, or to the system.

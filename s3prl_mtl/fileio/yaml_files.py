@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def read_yaml(path: str | Path, where: str) -> dict[str, Any]:
         UserError: the file is missing, unreadable, not YAML, or not a mapping.
     """
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
+        content = OmegaConf.to_container(OmegaConf.load(os.path.expanduser(path)))
     except FileNotFoundError:
         raise UserError(
             f"The file {path} does not exist.", where=where, code="file-missing"

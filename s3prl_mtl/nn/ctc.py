@@ -31,14 +31,16 @@ def ctc_loss(
             with too few frames for its target.
 
     Returns:
-        A scalar, float32.
+        A scalar, float32; NaN if a logit is not finite.
 
     Reference: Graves et al., "Connectionist temporal classification", ICML 2006.
     """
+    # PyTorch's `zero_infinity` would hide NaN too.
+    sound = logits.detach().isfinite().all()
     log_probs = logits.float().log_softmax(dim=-1).transpose(0, 1)
     tokens = [torch.as_tensor(target, dtype=torch.long) for target in targets]
     target_lengths = torch.tensor([len(target) for target in tokens], dtype=torch.long)
-    return F.ctc_loss(
+    loss = F.ctc_loss(
         log_probs,
         pad_sequence(tokens, batch_first=True).to(logits.device),
         logit_lengths.to("cpu", torch.long),
@@ -46,3 +48,4 @@ def ctc_loss(
         blank=blank,
         zero_infinity=zero_infinity,
     )
+    return torch.where(sound, loss, torch.full_like(loss, torch.nan))

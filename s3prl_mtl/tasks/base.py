@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -23,7 +24,10 @@ from s3prl_mtl.tasks.best_checkpoint import first_score, selecting_metric_of, up
 from s3prl_mtl.tasks.metric import Metric, check_name, place_of, settings_file
 from s3prl_mtl.tasks.settings import CheckedSettings
 
-logger = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
+
+UNDEFINED = "undefined-metric"
+"""Code of the error of a metric that its inputs leave undefined."""
 
 
 class ScalarLogger(Protocol):
@@ -118,7 +122,13 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
 
     @abstractmethod
     def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
-        """The metrics of a split, by name, from the records of `forward`. Rates are fractions."""
+        """The metrics of a split, by name, from the records of `forward`. Rates are fractions.
+
+        Raises:
+            UserError: `undefined-metric` if the records leave them undefined: in training they are
+                left out, in an evaluation the split is reported as one that cannot be scored. For
+                some of several metrics see :meth:`defined`.
+        """
 
     def target(self, labels: Mapping[str, Any]) -> Any:
         """The target of the loss for one utterance. Called in loader workers.
@@ -168,6 +178,13 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
     def draw_weights(self, split: str, cuts: CutSet) -> list[float] | None:
         """Relative weights for sampling utterances with replacement; None: each once."""
         return None
+
+    def from_s3prl(self, head: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Convert a state dict of this task's head that s3prl trained, before it is loaded.
+
+        Tasks whose outputs have another order or number in s3prl override this.
+        """
+        return head
 
     # ---------------------------------------------------------------- s3prl's contract
 
@@ -233,7 +250,14 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         """
         if not any(len(entries) for entries in records.values()):
             return []
-        values = self.measure(split, records)
+        try:
+            values = self.measure(split, records)
+        except UserError as error:
+            # A few training batches may not have what a metric needs.
+            if split != self.train_split or error.code != UNDEFINED:
+                raise
+            _LOG.debug("%s: undefined for these training batches: %s", self.name, error)
+            values = {}
         losses = records.get("loss") or []
         if losses:
             values["loss"] = sum(losses) / len(losses)
@@ -245,6 +269,34 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         return [f"{split}-best.ckpt"] if improved else []
 
     # ------------------------------------------------------------------------ the rest
+
+    def defined(self, split: str, scores: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+        """Compute several metrics of which some may be undefined, for :meth:`measure`.
+
+        Args:
+            split: in training, undefined metrics are left out; otherwise they are NaN, with a
+                warning.
+            scores: computes each metric; raises the UserError `undefined-metric`.
+
+        Raises:
+            UserError: no metric of an evaluated split is defined.
+        """
+        values: dict[str, float] = {}
+        undefined: dict[str, UserError] = {}
+        for name, score in scores.items():
+            try:
+                values[name] = score()
+            except UserError as error:
+                if error.code != UNDEFINED:
+                    raise
+                undefined[name] = error
+        if split == self.train_split:
+            return values
+        if undefined and not values:
+            raise next(iter(undefined.values()))
+        for name, reason in undefined.items():
+            _LOG.warning("%s %s: %s is undefined: %s", self.name, split, name, reason.what)
+        return {name: values.get(name, math.nan) for name in scores}
 
     def prepare(self, split: str) -> None:
         """Scan a split, so that its problems are reported before it is needed.

@@ -64,12 +64,13 @@ def update_best_score(best_score: Tensor, metric: Metric, values: Mapping[str, f
     Args:
         best_score: the best score so far, float32 (1,); overwritten by a better one.
         metric: the selecting metric.
-        values: the metrics of the evaluation, by name.
+        values: the metrics of the evaluation, and its `loss`, by name.
 
     Returns:
-        Whether the score improved.
+        Whether the score improved. It does not if the loss is NaN.
     """
-    if metric.name not in values:
+    # Scores of a head that outputs NaN are defined, but those of arbitrary hypotheses.
+    if metric.name not in values or math.isnan(values.get("loss", 0.0)):
         return False
     # Rounded as in the buffer: otherwise an equal value could count as an improvement.
     score = torch.tensor(values[metric.name], dtype=torch.float32).item()

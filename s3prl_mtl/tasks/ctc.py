@@ -104,17 +104,32 @@ class TranscriptionExpert(TaskExpert):
         return torch.tensor([self.symbol_numbers.get(symbol, unknown) for symbol in symbols])
 
     def findings(self, split: str, cuts: CutSet) -> list[Finding]:
-        """Utterances with fewer frames than CTC needs, and symbols that the vocabulary lacks."""
+        """Utterances with fewer frames than CTC needs, symbols that the vocabulary lacks, and a
+        split without any text."""
         impossible: list[str] = []
         unknown: dict[str, str] = {}
+        has_text = False
         for cut in cuts:
-            symbols = [*self.symbols_of(cut.custom["labels"]), self.end_symbol]
+            symbols = list(self.symbols_of(cut.custom["labels"]))
+            has_text = has_text or any(self.answer(symbols).values())
+            symbols.append(self.end_symbol)
             # A blank separates equal symbols.
             needed = len(symbols) + sum(a == b for a, b in pairwise(symbols))
             if self._frames(cut.duration) < needed:
                 impossible.append(cut.id)
             unknown |= {s: cut.id for s in symbols if s not in self.symbol_numbers}
         findings = []
+        if not has_text:
+            findings.append(
+                Finding(
+                    f"The transcripts of split {split!r} are all empty: its error rates are "
+                    "undefined.",
+                    where=f"split {split!r} of {self.name}",
+                    fix="Check the transcripts.",
+                    code="undefined-metric",
+                    certain=True,
+                )
+            )
         if impossible:
             share = len(impossible) / len(cuts)
             findings.append(

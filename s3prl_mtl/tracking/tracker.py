@@ -37,6 +37,7 @@ class Report:
         scalars: (metric, value, step), in the order written.
         save_names: checkpoints that the values earned.
         head: what these checkpoints hold of the task, where the rank that writes has no such head.
+        problem: why the split cannot be scored; its scalars are NaN then.
     """
 
     task: str
@@ -44,6 +45,7 @@ class Report:
     scalars: list[tuple[str, float, int]] = field(default_factory=list)
     save_names: list[str] = field(default_factory=list)
     head: TaskCheckpoint | None = None
+    problem: UserError | None = None
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
         metric = tag.rpartition("/")[2].removeprefix(f"{self.split}-")
@@ -54,6 +56,8 @@ class Report:
         return {metric: value for metric, value, _ in self.scalars}
 
     def __str__(self) -> str:
+        if self.problem is not None:
+            return f"{self.task} {self.split}  cannot be scored: {self.problem}"
         shown = "  ".join(f"{metric} {value:.4f}" for metric, value in self.values.items())
         return f"{self.task} {self.split}  {shown}"
 

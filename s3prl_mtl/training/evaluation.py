@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from s3prl_mtl.data.batching import check_dropped
 from s3prl_mtl.data.epoch_reader import EpochReader
 from s3prl_mtl.distributed.world import Group
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.training.reporting import Report, report_split
+from s3prl_mtl.training.reporting import Report, report_split, unscored_report
 from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.task import Records, Task
 
@@ -70,11 +71,12 @@ class Evaluator:
             splits: pairs of task and split.
 
         Returns:
-            the reports of all splits in their order on the first rank; empty on the others.
+            the reports of all splits in their order on the first rank; empty on the others. A
+            split that cannot be scored has a report with a `problem`.
 
         Raises:
             Interrupted: on all ranks. Best scores and decisions of the experts are unchanged.
-            UserError: on all ranks; a split cannot be read, or has no utterances.
+            UserError: on all ranks; a split cannot be read.
         """
         before = self.expert_states()
         share_buffers(self.run)
@@ -97,7 +99,7 @@ class Evaluator:
                 try:
                     with self.run.world.doing(f"measuring {name} {split}"):
                         report = self._measure(task, split, shares)
-                    logger.log(self.log_level, "step %d  %s", self.run.step, report)
+                    self._log(report)
                     reports.append((place, report))
                 except Exception as error:
                     failure = error
@@ -112,13 +114,17 @@ class Evaluator:
         collected = self.run.world.gather(reports) or []
         for rank, others in enumerate(collected):
             for _, report in others if rank != self.run.world.rank else []:
-                logger.log(self.log_level, "step %d  %s", self.run.step, report)
+                self._log(report)
         in_order = sorted((entry for entries in collected for entry in entries), key=lambda e: e[0])
         return [report for _, report in in_order]
 
     @torch.no_grad()
     def try_out(self, splits: Sequence[tuple[str, str]]) -> None:
-        """Run encoder and head on one batch of each split of this rank's tasks."""
+        """Run encoder and head on one batch of each split of this rank's tasks.
+
+        Raises:
+            UserError: a split cannot be read, or its loss is not finite.
+        """
         self.run.encoder.set_training(False)
         for name, split in splits:
             if name not in self.run.tasks:
@@ -128,7 +134,14 @@ class Evaluator:
             reader = EpochReader(name, task.expert, split, seed=self.run.seed, training=False)
             for batch in islice(reader, 1):
                 features = self.run.encoder.inputs(task.expert, batch.wavs)
-                task.expert(split, features, *batch.others, records=defaultdict(list))
+                loss = task.expert(split, features, *batch.others, records=defaultdict(list))
+                if isinstance(loss, torch.Tensor | float) and not math.isfinite(loss):
+                    raise UserError(
+                        f"The loss of {name} is not finite in the first batch of {split}.",
+                        where=f"split {split!r} of {name}",
+                        fix="Check the weights (-k, -i) and the utterances of the split.",
+                        code="non-finite",
+                    )
                 logger.info("%s %s: passed", name, split)
 
     @torch.no_grad()
@@ -163,12 +176,6 @@ class Evaluator:
         # Over all shares, as in one process.
         check_dropped(sum(share.dropped for share in shares), shares[0].utterances)
         parts = {number: part for share in shares for number, part in share.records.items()}
-        if not parts:
-            raise UserError(
-                "The split has no utterances.",
-                where=f"{task.name} {split}",
-                code="corpus-empty",
-            )
         records: Records = defaultdict(list)
         for number in sorted(parts):
             for key, values in parts[number].items():
@@ -181,12 +188,24 @@ class Evaluator:
                         code="expert-invalid",
                     )
                 records[key] += values
-        report = report_split(
-            task, split, records, self.run.step, list(range(len(parts))), len(parts)
-        )
+        before = _expert_state(task)
+        try:
+            if not parts:
+                raise UserError("The split has no utterances.", code="corpus-empty")
+            report = report_split(
+                task, split, records, self.run.step, list(range(len(parts))), len(parts)
+            )
+        except UserError as problem:
+            # The metrics of the other tasks are not lost because of this one.
+            _set_expert_state(task, before)
+            return unscored_report(task, split, self.run.step, problem)
         if report.save_names and self.run.world.rank != 0:
             report.head = TaskCheckpoint.capture(task.expert)
         return report
+
+    def _log(self, report: Report) -> None:
+        level = self.log_level if report.problem is None else logging.WARNING
+        logger.log(level, "step %d  %s", self.run.step, report)
 
     def expert_states(self) -> dict[str, ExpertState]:
         """Buffers and decisions of the experts of this rank."""

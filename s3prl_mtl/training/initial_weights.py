@@ -14,7 +14,7 @@ from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.branch import unwrapped
 from s3prl_mtl.checkpoint.compatibility import check_head, check_selection
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
-from s3prl_mtl.checkpoint.restore import load_encoder
+from s3prl_mtl.checkpoint.restore import head_for, load_encoder
 from s3prl_mtl.config import RunConfig
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import split_name
@@ -43,9 +43,10 @@ def load_initial_weights(
         if path.is_dir() and not checkpoints.states_files(path):
             _load_single_heads(path, _file_stem(config.upstream.name), experts)
         else:
-            saved = checkpoints.load(checkpoints.locate(path, "-i"))
+            file = checkpoints.locate(path, "-i")
+            saved = checkpoints.load(file)
             packages = {name: config.tasks[name].package for name in experts}
-            _load_from_run(saved, upstream, featurizer, experts, packages)
+            _load_from_run(saved, upstream, featurizer, experts, packages, f"-i {file}")
     load_initial_encoder(config, upstream)
 
 
@@ -68,7 +69,7 @@ def load_initial_encoder(config: RunConfig, upstream: Upstream) -> None:
             fix="Give a run that trained its encoder, or a pre-trained encoder with -k.",
             code="checkpoint-incomplete",
         )
-    load_encoder(unwrapped(weights), upstream, flag)
+    load_encoder(unwrapped(weights), upstream, f"{flag} {path}")
 
 
 def _load_from_run(
@@ -77,19 +78,21 @@ def _load_from_run(
     featurizer: Featurizer,
     experts: Mapping[str, nn.Module],
     packages: Packages,
+    where: str,
 ) -> None:
     if saved.upstream:
-        load_encoder(saved.upstream, upstream, "-i")
+        load_encoder(saved.upstream, upstream, where)
     else:
         logger.info("The run of -i froze its encoder: the pre-trained one is kept.")
-    check_selection(saved.featurizer, upstream, featurizer, "-i")
-    load_strictly(featurizer, saved.featurizer, "the featurizer", "-i")
+    check_selection(saved.featurizer, upstream, featurizer, where)
+    load_strictly(featurizer, saved.featurizer, "the featurizer", where)
     held = task_packages(saved.config, saved.tasks)
     for name, expert in experts.items():
         other = find_same_task(name, packages[name], held)
         same = same_name_tasks(name, held)
         if other is not None:
-            _start_head(name, expert, saved.tasks[other].head, "-i")
+            head = head_for(expert, saved.tasks[other].head, of_s3prl=saved.origin is not None)
+            _start_head(name, expert, head, where)
         elif same:
             logger.warning(
                 "-i has a head of %s, but the task here is of package %s: its head starts from "
@@ -124,7 +127,7 @@ def _load_single_heads(folder: Path, upstream_name: str, experts: Mapping[str, n
                 where="-i",
                 code="checkpoint-format",
             )
-        _start_head(name, expert, saved["Downstream"], str(path))
+        _start_head(name, expert, head_for(expert, saved["Downstream"], of_s3prl=True), str(path))
 
 
 def _start_head(name: str, expert: nn.Module, weights: Mapping[str, Any], where: str) -> None:

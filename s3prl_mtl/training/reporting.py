@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from s3prl_mtl.errors import SharedMistake, UserError
+from s3prl_mtl.tasks.metric import metrics_of
 from s3prl_mtl.tracking.tracker import FEATURIZER, Report
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer
@@ -36,6 +39,50 @@ def report_split(
     )
     report.save_names = list(save_names or [])
     return report
+
+
+def unscored_report(task: Task, split: str, step: int, problem: UserError) -> Report:
+    """The report of a split that cannot be scored: every declared metric is NaN."""
+    scalars = [(metric.name, math.nan, step) for metric in metrics_of(task.expert)]
+    # Errors of other packages may have attributes that cannot be sent to the first rank.
+    plain = UserError(problem.what, where=problem.where, fix=problem.fix, code=problem.code)
+    return Report(task.name, split, scalars, problem=plain)
+
+
+def undefined_metrics(report: Report) -> UserError | None:
+    """The metrics of an evaluation that are not a number, as an error; None if there are none."""
+    names = [name for name, value in report.values.items() if name != "loss" and math.isnan(value)]
+    if not names:
+        return None
+    return UserError(
+        f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} undefined.",
+        fix="See the log for the reason.",
+        code="undefined-metric",
+    )
+
+
+def unscored_error(problems: Mapping[tuple[str, str], UserError]) -> SharedMistake:
+    """One error for the splits that could not be scored, to end a command with.
+
+    Args:
+        problems: by task and split; at least one.
+    """
+    errors = [
+        SharedMistake(
+            f"{task} {split} cannot be scored: {problem.what}",
+            where=problem.where or f"split {split!r} of {task}",
+            fix=problem.fix,
+            code=problem.code,
+        )
+        for (task, split), problem in problems.items()
+    ]
+    if len(errors) == 1:
+        return errors[0]
+    lines = "\n  ".join(map(str, errors))
+    return SharedMistake(
+        f"{len(errors)} splits cannot be scored; the results of the others are saved.\n  {lines}",
+        code="several",
+    )
 
 
 def report_layer_weights(featurizer: Featurizer, num_hidden_states: int, step: int) -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from s3prl_mtl.balancing import Balancer, Sum
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.compatibility import warn_of_schedule
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.config import Config, resolve
 from s3prl_mtl.data.randomness import seed_all
@@ -17,6 +19,7 @@ from s3prl_mtl.data.sampling import derived_seed
 from s3prl_mtl.distributed.shares import Placement
 from s3prl_mtl.distributed.sync import check_in_sync, resync_parameters
 from s3prl_mtl.distributed.world import Group, RankLost, World
+from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import write_yaml
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.optim.factory import make_optimizer, make_scheduler
@@ -30,6 +33,7 @@ from s3prl_mtl.training.initial_weights import load_initial_encoder, load_initia
 from s3prl_mtl.training.placement import choose_placement, write_placement
 from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.publishing import Publisher
+from s3prl_mtl.training.reporting import undefined_metrics, unscored_error
 from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.signals import Stopped, StopSignals
 from s3prl_mtl.training.state import RunState
@@ -71,10 +75,12 @@ class MultiTaskRunner:
         """The config with unresolved references, as stored in checkpoints."""
         settings = self.config = resolve(config)
         self.world = world = world if world is not None else World.alone()
-        self.folder = Path(folder)
+        self.folder = Path(os.path.expanduser(folder))
         self.folder.mkdir(parents=True, exist_ok=True)
         self.device = world.run_on_all_ranks(lambda: pick_device(settings.device, world.local_rank))
         self.evaluated_step = 0
+        self.unscored: dict[tuple[str, str], UserError] = {}
+        """Task and split of the last evaluations that could not be scored, with the reason."""
         self._resumed = resume
         self._signals: StopSignals | None = None
         seed_all(settings.seed)
@@ -171,7 +177,8 @@ class MultiTaskRunner:
             signals: an entered context; a signal during training saves and stops the run.
 
         Returns:
-            the results of the last evaluation of every split, on the first rank.
+            the results of the last evaluation of every split, on the first rank. Splits that
+            cannot be scored are empty; see :meth:`require_scores`.
 
         Raises:
             Stopped: a rank received a signal; the run is saved.
@@ -184,6 +191,8 @@ class MultiTaskRunner:
         if self._resumed is not None and self._resumed.training is not None:
             self.evaluated_step = self._resumed.training.evaluated_step
             self.run_state.restore_training(self._resumed.training)
+            if world.is_lead:
+                warn_of_schedule(self._resumed, self.source_config)
             self._resumed = None
         self._signals = signals
         reevaluate = self.splits("dev_splits") if self._evaluation_is_pending() else []
@@ -296,8 +305,10 @@ class MultiTaskRunner:
                 first.
             keep_best: write `<task>/<split>-best.ckpt` if the expert requests it.
 
+        Splits that cannot be scored are in `unscored` afterwards; :meth:`require_scores` raises.
+
         Raises:
-            UserError: the run has no such task.
+            UserError: the run has no such task, or a split cannot be read.
             Interrupted: the run was asked to stop before all splits were done.
         """
         names = dict.fromkeys(self.config.downstream)
@@ -310,6 +321,20 @@ class MultiTaskRunner:
             # Unpublished scores must be measured again.
             self.evaluator.restore(before)
             raise
+        problems = {(r.task, r.split): r.problem or undefined_metrics(r) for r in reports}
+        for place, problem in self.world.broadcast(problems).items():
+            self.unscored.pop(place, None)
+            if problem is not None:
+                self.unscored[place] = problem
+
+    def require_scores(self) -> None:
+        """Raise an error if the last evaluation of a split could not be scored.
+
+        Raises:
+            UserError: on all ranks; names the tasks and splits with the reasons.
+        """
+        if self.unscored:
+            raise unscored_error(self.unscored)
 
     # ---------------------------------------------------------------------- checkpoints
 

@@ -17,6 +17,7 @@ from s3prl_mtl.balancing import Balancer
 from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.world import World
+from s3prl_mtl.errors import UserError
 from s3prl_mtl.training.forward import forward
 from s3prl_mtl.training.microbatch import MicroBatch, MicroBatcher
 from s3prl_mtl.training.run import Run
@@ -104,17 +105,32 @@ class TrainingStep:
         return sync, records
 
     def try_out(self) -> None:
-        """Run one batch of every share, without an update. The ranks do not wait for each other."""
+        """Run one batch of every share, without an update. The ranks do not wait for each other.
 
-        def attempt(micro_batches: Sequence[MicroBatch], dropped: frozenset[str]) -> None:
+        Raises:
+            UserError: the loss of a task is not finite.
+        """
+
+        def attempt(micro_batches: Sequence[MicroBatch], dropped: frozenset[str]) -> set[str]:
             sync, records = self._begin(World(), dropped)
             for micro_batch in micro_batches:
                 self._backward(self._forward(micro_batch, sync, records), sync)
             sync.share_memory_errors()
+            return sync.dropped
 
         self.run.set_training(True)
-        MicroBatcher(World(), SkipCounts(self.run.names)).take(1, [self.draw()], attempt)
+        micro_batcher = MicroBatcher(World(), SkipCounts(self.run.names))
+        dropped = micro_batcher.take(1, [self.draw()], attempt)
         self.optimizer.zero_grad(set_to_none=True)
+        if dropped:
+            names = " and of ".join(sorted(dropped))
+            raise UserError(
+                f"The loss of {names} is not finite in the first batch of training.",
+                where=f"the training split of {names}",
+                fix="Check the weights that training starts from (-k, -i), the settings and the "
+                "corpus of the task.",
+                code="non-finite",
+            )
 
     def draw(self) -> list[Batch]:
         """The next batch of every share of every task of this rank."""

@@ -30,7 +30,8 @@ def load_strictly(
         fix: remedy, for the error.
 
     Raises:
-        UserError: lists the first names that are missing, unexpected or of another shape.
+        UserError: lists the first names that are missing, unexpected or of another shape; or a
+            parameter is not finite.
     """
     try:
         module.load_state_dict(weights)
@@ -42,6 +43,39 @@ def load_strictly(
             fix=fix,
             code="checkpoint-mismatch",
         ) from cause
+    check_finite(module, what, where)
+
+
+def check_finite(module: nn.Module, what: str, where: str) -> None:
+    """Refuse a module with a parameter that is NaN or infinite, or a buffer that is NaN.
+
+    Buffers may be infinite: a best score, a mask of attention.
+
+    Args:
+        module: the module.
+        what: description of the module, for the error.
+        where: source of its weights, for the error.
+
+    Raises:
+        UserError: names the first such tensor.
+    """
+    for name, parameter in module.named_parameters():
+        if not parameter.isfinite().all():
+            raise non_finite_weight(name, parameter, what, where)
+    for name, buffer in module.named_buffers():
+        if buffer.isnan().any():
+            raise non_finite_weight(name, buffer, what, where)
+
+
+def non_finite_weight(name: str, weight: Tensor, what: str, where: str) -> UserError:
+    """The error of a weight that is not finite."""
+    count = weight.numel() - int(weight.isfinite().sum())
+    return UserError(
+        f"{count} of {weight.numel()} values of {name} of {what} are not finite (NaN or infinite).",
+        where=where,
+        fix="Give another checkpoint: one from before the training failed, or a new download.",
+        code="non-finite",
+    )
 
 
 def _mismatch(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:

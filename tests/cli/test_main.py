@@ -22,6 +22,7 @@ from filelock import FileLock
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.cli.main import main
+from s3prl_mtl.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SMALL_HEADS = ROOT / "run_scripts" / "demo.yaml"
@@ -93,6 +94,55 @@ def test_every_entry_point_reaches_the_command_line(program: list[str], tmp_path
     )
     assert done.returncode == 2
     assert "--no_such_flag" in done.stderr
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(
+    run_mtl, tmp_path: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
+):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "data").symlink_to(tiny_corpus)
+    shutil.copy(SMALL_HEADS, home / "small.yaml")
+    monkeypatch.setenv("HOME", str(home))
+    words = ["-u", "hubert_tiny", "-d", "ks", "-c", "~/small.yaml", "--cache_dir", "~/cache"]
+    paths = ["-p", "~/run", "--data=~/data"]
+    trained = run_mtl(*words, *paths, "--steps", "1", SUPERB_DATA="/nowhere")
+    assert trained.returncode == 0, trained.stderr
+    assert (home / "run" / "states-1.ckpt").is_file() and (home / "cache").is_dir()
+    for more in (
+        ["-m", "evaluate", "-e", "~/run", "-t", "ks:dev"],
+        ["results", "~/run"],
+        ["export", "~/run", "--format", "fairseq", "-o", "~/encoder.pt"],
+        [*words, "-p", "~/other", "-i", "~/run", "-o", "args.data=~/data", "--dry-run"],
+        [*words, "-p", "~/third", "-k", "~/encoder.pt", "--data=~/data", "--dry-run"],
+    ):
+        ended = run_mtl(*more, SUPERB_DATA="/nowhere")
+        assert ended.returncode == 0, (more, ended.stderr)
+    assert (home / "encoder.pt").is_file()
+    assert not list(tmp_path.rglob("~*"))
+
+
+def test_a_split_that_cannot_be_scored_ends_with_an_error_below_the_table(
+    run_mtl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def undefined(expert, split, records):
+        if split == "train":
+            return {}
+        raise UserError("No labels.", where="labels.txt", code="undefined-metric")
+
+    monkeypatch.setattr(
+        "downstream_plugins.er.EmotionRecognition.measure", undefined, raising=False
+    )
+    words = ["-u", "hubert_tiny", "-d", "ks,er", "-c", str(SMALL_HEADS), "-n", "first"]
+    folder = tmp_path / "result" / "downstream" / "first"
+    trained = run_mtl(*words, "--steps", "1", "--verbose")
+    evaluated = run_mtl("-m", "evaluate", "-e", str(folder), "-t", "er:test,ks:dev", "--verbose")
+    for ended in (trained, evaluated):
+        assert ended.returncode == 2
+        assert "er" in ended.stdout and "accuracy" in ended.stdout, "the table comes first"
+    assert code_shown(trained) == "several", "dev and test"
+    assert code_shown(evaluated) == "undefined-metric"
+    assert (folder / "states-1.ckpt").is_file()
 
 
 def test_train_evaluate_and_results(run_mtl, tmp_path: Path):

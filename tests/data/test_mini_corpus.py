@@ -254,6 +254,14 @@ def test_iemocap_annotations_match_the_audio(corpus: Path) -> None:
         assert len({turn[-8] for turn in turns}) == len(actors) == 2
 
 
+def test_snips_lies_on_disk_as_s3prl_prepares_it(corpus: Path) -> None:
+    root = corpus / "SNIPS"
+    assert not (root / "slots.txt").read_text().endswith("\n")
+    assert {path.parent for path in root.rglob("*.wav")} == {
+        root / split for split in ("train", "valid", "test")
+    }
+
+
 def test_snips_transcripts_match_the_audio(corpus: Path) -> None:
     root = corpus / "SNIPS"
     none, *slots = lines(root / "slots.txt")
@@ -269,13 +277,16 @@ def test_snips_transcripts_match_the_audio(corpus: Path) -> None:
         assert set(labels) != {"O"}
         assert all(re.fullmatch(r"[A-Z]+", word) for word in words)
         assert intent not in slots
-        speaker, snips, split, _number = utterance.split("-")
+        _speaker, snips, split, _number = utterance.split("-")
         assert snips == "snips"
         assert utterance not in named
-        named[utterance] = f"{split}/{speaker}/{utterance}.wav"
+        named[utterance] = f"{split}/{utterance}.wav"
     assert set(named.values()) == audio_files(root)
     for split, speakers in SNIPS_SPEAKERS.items():
-        found = {path.split("/")[1] for path in named.values() if path.startswith(split)}
+        names = [
+            path.removeprefix(f"{split}/") for path in named.values() if path.startswith(split)
+        ]
+        found = {name.split("-")[0] for name in names}
         assert speakers < found  # and somebody whom SUPERB's rule leaves out
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from s3prl_mtl.distributed.world import World
-from s3prl_mtl.errors import UserError
+from s3prl_mtl.errors import SharedMistake, UserError
+from s3prl_mtl.tracking.tracker import Tracker, read_results
 from s3prl_mtl.training.evaluation import Interrupted
 from s3prl_mtl.training.runner import MultiTaskRunner
 from tests.distributed.ranks import run_ranks
@@ -118,3 +120,59 @@ def test_an_error_of_one_rank_ends_the_evaluation_on_all_and_keeps_the_best_scor
     ):
         assert (kind, code, where) == (its_kind, its_code, place) and part in text
         assert set(scores.values()) == {0.0}, "a failed evaluation set a best score"
+
+
+def evaluate_without_scores(
+    world: World, config: dict[str, Any], folder: Path, split: str
+) -> tuple[dict[str, float], dict[str, float], tuple[str, str | None]]:
+    """The accuracies on the first rank, all best scores, and the error at the end."""
+    runner = MultiTaskRunner(config, folder, world=world)
+    if "er" in runner.tasks:
+        expert = runner.tasks["er"].expert
+        measure = expert.measure
+
+        def undefined(name: str, records: Any) -> dict[str, float]:
+            if name != split:
+                return measure(name, records)
+            expert.best_score.fill_(1.0)
+            raise UserError("No labels.", where="labels.txt", code="undefined-metric")
+
+        expert.measure = undefined
+    with Tracker(folder) if world.is_lead else nullcontext() as tracker:
+        runner.evaluate(runner.splits("dev_splits"), tracker, keep_best=True)
+        runner.evaluate(runner.splits("test_splits"), tracker)
+    found = {
+        f"{task} {name}": values["acc"]
+        for task, splits in read_results(folder).items()
+        for name, values in splits.items()
+        if world.is_lead and "acc" in values
+    }
+    scores = {name: task.expert.best_score.item() for name, task in runner.tasks.items()}
+    try:
+        runner.require_scores()
+    except SharedMistake as error:
+        return found, scores, (error.code, error.where)
+    raise AssertionError("no error")
+
+
+@pytest.mark.parametrize(
+    ("split", "placement"),
+    [
+        ("dev", None),
+        pytest.param("test", None, marks=pytest.mark.slow),
+        ("dev", "0:ks;1:er,sid"),
+    ],
+)
+def test_a_split_without_a_score_ends_the_run_on_all_ranks_after_the_others_are_saved(
+    split: str, placement: str | None, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    config = make_config(tiny_corpus, manifest_cache, "ks,er,sid")
+    config["distributed"]["placement"] = placement
+    answers = run_ranks(2, evaluate_without_scores, config, tmp_path, split)
+    everything = {f"{task} {name}" for task in ("ks", "er", "sid") for name in ("dev", "test")}
+    assert set(answers[0][0]) == everything - {f"er {split}"}
+    for _, scores, error in answers:
+        assert error == ("undefined-metric", "labels.txt")
+        expected = answers[0][0].get("er dev", 0.0)
+        assert scores.get("er", expected) == pytest.approx(expected), "taken back"
+    assert (tmp_path / "er" / "dev-best.ckpt").is_file() == (split == "test")

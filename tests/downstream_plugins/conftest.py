@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,16 @@ def golden() -> Any:
         return torch.load(HEADS / f"{name}.pt", weights_only=True)
 
     return read
+
+
+@pytest.fixture
+def cut() -> Callable[..., SimpleNamespace]:
+    """Makes the part of a lhotse cut that findings look at."""
+
+    def make(name: str, seconds: float = 10.0, **labels: Any) -> SimpleNamespace:
+        return SimpleNamespace(id=name, duration=seconds, custom={"labels": labels})
+
+    return make
 
 
 class RecordingLogger:

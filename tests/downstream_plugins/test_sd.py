@@ -163,3 +163,47 @@ def test_durations_that_are_shorter_than_the_audio_are_an_error(
     path.write_text("\n".join([f"{name} {float(seconds) - by:.3f}", *others]))
     (finding,) = expert.findings(split, expert.cuts(split))
     assert finding.certain and str(path) in str(finding.where) and name in str(finding.where)
+
+
+def speech(*segments: tuple[int, float, float], start: int = 0) -> dict[str, Any]:
+    """The labels of a chunk of 10 s."""
+    facts = {"recording": "a", "segments": [list(s) for s in segments]}
+    return {**facts, "start_frame": start, "frames": 1000}
+
+
+@pytest.mark.parametrize(
+    ("silent", "spoken"),
+    [
+        ([], (0, 1.0, 2.0)),
+        ([(1, 30.0, 40.0)], (1, 9.5, 40.0)),  # after the end of the audio
+        ([(0, 3.0, 3.0)], (0, 3.0, 3.01)),  # of no duration
+        ([(0, 0.0, 0.004)], (0, 0.0, 0.006)),  # less than half a frame
+    ],
+)
+def test_a_split_in_which_nobody_speaks_is_an_error_before_training(
+    silent: list, spoken: tuple, cut: Any, tmp_path: Path
+) -> None:
+    expert = build(tmp_path)
+    nothing = cut("a", **speech(*silent))
+    assert expert._silent_split("dev", [nothing, cut("b", **speech(spoken))]) == []
+    (finding,) = expert._silent_split("dev", [nothing, nothing])
+    assert (finding.code, finding.certain) == ("undefined-metric", True)
+    assert "'dev'" in str(finding.where)
+
+
+def test_speech_of_another_chunk_is_not_counted(cut: Any, tmp_path: Path) -> None:
+    expert = build(tmp_path)
+    assert expert._silent_split("train", [cut("a", **speech((0, 12.0, 13.0), start=1000))]) == []
+    assert expert._silent_split("train", [cut("a", **speech((0, 12.0, 13.0)))])[0].certain
+
+
+def test_a_split_without_speech_has_an_accuracy_and_no_error_rate(tmp_path: Path) -> None:
+    expert = build(tmp_path)
+    silence = np.zeros((10, 2), dtype=bool)
+    records = {"acc": [0.5], "recordings": [("a", silence, np.full((10, 2), 0.4))]}
+    assert expert.measure("train", records) == {"acc": 0.5}
+    for split in ("dev", "test"):
+        assert expert.measure(split, records) == pytest.approx(
+            {"acc": 0.5, "der": np.nan}, nan_ok=True
+        )
+    assert expert.decision == {}

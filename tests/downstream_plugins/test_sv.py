@@ -154,4 +154,44 @@ def test_speakers_without_a_training_utterance_are_one_warning(
     (finding,) = expert.findings("train", kept)
     assert not finding.certain and finding.where == f"speaker {speakers[left]}"
     assert finding.what.startswith(f"{len(speakers) - left} of {len(speakers)}")
-    assert expert.findings("test", kept) == []
+
+
+@pytest.mark.parametrize(
+    ("trials", "usable", "expected"),
+    [
+        (["1 a b", "0 a c"], "abc", []),
+        (["1 a b", "1 b c"], "abc", [("undefined-metric", True)]),
+        (["0 a b", "0 b c"], "abc", [("undefined-metric", True)]),
+        (["1 a b", "0 a c"], "ab", [("undefined-metric", True)]),  # c is missing
+        (["1 a b", "0 a c"], "", [("undefined-metric", True)]),
+        (["1 a b", "0 a c", "0 b c", "1 c d"], "abc", [("corpus-incomplete", False)]),
+    ],
+)
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_trials_are_checked_before_training(
+    split: str,
+    trials: list[str],
+    usable: str,
+    expected: list[tuple[str, bool]],
+    expert: SpeakerVerification,
+    tmp_path: Path,
+    cut: Any,
+) -> None:
+    listed = tmp_path / "trials.txt"
+    listed.write_text("".join(f"{line}\n" for line in trials))
+    expert.corpus.test_trials = expert.corpus.dev_trials = listed
+    findings = expert._unscored_trials(split, [cut(name) for name in usable])
+    assert [(finding.code, finding.certain) for finding in findings] == expected
+    assert all(repr(split) in str(finding.where) for finding in findings)
+    assert expert.findings("train", []) == []
+
+
+def test_the_order_of_the_speakers_of_a_head_of_s3prl_is_a_warning(
+    expert: SpeakerVerification, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = dict(expert.state_dict())
+    assert expert.from_s3prl(head) == head
+    assert "objective.W" in caplog.text
+    caplog.clear()
+    expert.from_s3prl({name: head[name] for name in head if name != "objective.W"})
+    assert caplog.text == ""

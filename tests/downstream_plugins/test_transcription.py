@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from downstream_plugins.sf import SlotFilling
 from downstream_plugins.sf.corpus import parse_iob
 from s3prl_mtl import TranscriptionExpert
 from s3prl_mtl.errors import UserError
+from tests.comparison import assert_same
 from tests.mistakes import user_error
 
 CLASSES = {"asr": SpeechRecognition, "pr": PhonemeRecognition, "sf": SlotFilling}
@@ -122,8 +124,6 @@ def test_training_batches_without_slots_leave_slot_scores_out(build: Any) -> Non
     values = expert.measure("train", records)
     assert {"slot_value_cer", "slot_edit_f1_full"}.isdisjoint(values)
     assert values["wer"] == 1 and values["slot_type_f1"] == 1
-    with user_error("undefined-metric"):
-        expert.measure("valid", records)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_short_audio_of_any_transcription_task_is_found(task: str, build: Any) -
     labels = {
         "asr": {"text": "HELLO HO"},
         "pr": {"phones": ["HH", "AH0", "L", "OW1", "Y", "UW1"]},
-        "sf": {"iob_words": ["PLAY", "IT"], "iob_slots": ["O", "O"]},
+        "sf": {"iob_words": ["PLAY", "IT"], "iob_slots": ["O", "artist"]},
     }[task]
     cuts = [cut("short", 0.1, **labels), *(cut(str(n), 2.0, **labels) for n in range(99))]
     for split, certain in (("train", False), ("test", False)):
@@ -209,3 +209,129 @@ def test_an_unknown_symbol_is_never_recognised(build: Any) -> None:
     target = torch.tensor([unknown, expert.symbol_numbers["<eos>"]])
     expert("test", features, [target], ["a"], records=records)
     assert expert.measure("test", records) == {"per": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("words", "slots"),
+    [
+        ([], []),
+        (["PLAY", "MUSIC"], ["O", "O"]),
+        (["PLAY", ".", "!"], ["O", "artist", "artist"]),  # slots of punctuation are dropped
+    ],
+)
+@pytest.mark.parametrize("split", ["valid", "test", "train"])
+def test_an_evaluated_split_without_slots_is_an_error_before_training(
+    split: str, words: list[str], slots: list[str], build: Any, cut: Any
+) -> None:
+    expert = build("sf")
+    expert.train_split = "train"
+    slot = expert.labels["slots"][0]
+    other = cut("b", iob_words=["PLAY", "JAZZ"], iob_slots=["O", slot])
+    empty = cut("a", iob_words=words, iob_slots=slots)
+    assert [f for f in expert.findings(split, [empty, other]) if f.code == "undefined-metric"] == []
+    found = [f for f in expert.findings(split, [empty, empty]) if "slots" in str(f.fix)]
+    assert [(f.code, f.certain) for f in found] == [("undefined-metric", split != "train")]
+    assert repr(split) in str(found[0].where)
+
+
+@pytest.mark.parametrize(
+    ("task", "empty", "other"),
+    [
+        ("asr", {"text": ""}, {"text": "A"}),
+        ("pr", {"phones": []}, {"phones": ["AH0"]}),
+        (
+            "sf",
+            {"iob_words": ["?"], "iob_slots": ["O"]},
+            {"iob_words": ["A"], "iob_slots": ["O"]},
+        ),
+    ],
+)
+def test_a_split_whose_transcripts_are_all_empty_is_an_error_before_training(
+    task: str, empty: dict, other: dict, build: Any, cut: Any
+) -> None:
+    expert = build(task)
+
+    def found(*cuts: Any) -> list[tuple[str, bool]]:
+        findings = [f for f in expert.findings("test", list(cuts)) if "transcripts" in str(f.fix)]
+        return [(f.code, f.certain) for f in findings]
+
+    assert found(cut("a", **empty), cut("b", **other)) == []
+    assert found(cut("a", **empty), cut("b", **empty)) == [("undefined-metric", True)]
+
+
+@pytest.mark.parametrize("split", ["train", "test-clean"])
+@pytest.mark.parametrize(
+    ("hypotheses", "expected"),
+    [
+        (["", ""], {"wer": 1.0, "uer": 1.0}),
+        # A boundary without a word: 5 edits make "A | B |" (of 7 characters, with "C |") of it.
+        (["|", ""], {"wer": 1.0, "uer": 9.0}),
+        (["A | B |", "C |"], {"wer": 0.0, "uer": 0.0}),
+        (["A |", ""], {"wer": 2.0, "uer": 7 / 3}),  # divided by the length of the hypotheses
+    ],
+)
+def test_empty_hypotheses_are_wrong_by_100_percent_as_in_the_branch(
+    hypotheses: list[str], expected: dict[str, float], split: str, build: Any
+) -> None:
+    expert = build("asr", scoring="branch")
+    records = {"reference": ["A | B |", "C |"], "hypothesis": hypotheses}
+    assert expert.measure(split, records) == pytest.approx(expected)
+
+
+REFERENCES = {"asr": ["|", ""], "sf": ["PLAY", "STOP"]}
+"""Without a word, and without a slot: some metrics are undefined."""
+
+
+@pytest.mark.parametrize("scoring", ["branch", "reference"])
+@pytest.mark.parametrize("task", ["asr", "sf"])
+def test_what_is_undefined_is_left_out_in_training_and_nan_in_an_evaluation(
+    task: str, scoring: str, build: Any
+) -> None:
+    expert = build(task, **({"scoring": scoring} if task == "asr" else {}))
+    records = {"reference": REFERENCES[task], "hypothesis": [*REFERENCES[task]]}
+    undefined = {"asr": {"wer"}, "sf": {"slot_value_cer", "slot_value_wer"}}[task]
+    undefined |= {"slot_edit_f1_full", "slot_edit_f1_part"} if task == "sf" else set()
+    everything = {metric.name for metric in expert.metrics}
+    assert expert.measure("train", records).keys() == everything - undefined
+    values = expert.measure("test", records)
+    assert values.keys() == everything
+    assert {name for name, value in values.items() if math.isnan(value)} == undefined
+
+
+@pytest.mark.parametrize("task", ["asr", "pr"])
+def test_a_window_in_which_nothing_is_defined_reports_the_loss(
+    task: str, build: Any, scalars: Any
+) -> None:
+    expert = build(task)
+    records: dict[str, list] = {"loss": [2.0, 4.0], "reference": [], "hypothesis": []}
+    expert.log_records("train", records, scalars, global_step=1)
+    assert scalars.scalars == {f"{task}/train-loss": 3.0}
+    with user_error("undefined-metric"):
+        expert.log_records("test", records, scalars, global_step=1)
+
+
+def wider(head: dict[str, torch.Tensor], outputs: int) -> dict[str, torch.Tensor]:
+    """A head with more outputs after its own."""
+    return {
+        name: torch.cat([value, torch.full((outputs, *value.shape[1:]), 7.0)])
+        if name.startswith("model.linear.")
+        else value
+        for name, value in head.items()
+    }
+
+
+def test_a_head_of_s3prl_with_an_empty_slot_loses_its_two_outputs(
+    build: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    expert = build("sf")
+    own = {name: value.clone() for name, value in expert.state_dict().items()}
+    expert.load_state_dict(expert.from_s3prl(wider(own, 2)))
+    assert_same(own, dict(expert.state_dict()))
+    assert "slots.txt" in caplog.text
+
+
+@pytest.mark.parametrize(("task", "outputs"), [("sf", 0), ("sf", 1), ("sf", 3), ("asr", 2)])
+def test_other_heads_of_s3prl_are_loaded_as_they_are(task: str, outputs: int, build: Any) -> None:
+    expert = build(task)
+    head = wider(dict(expert.state_dict()), outputs)
+    assert expert.from_s3prl(head) is head

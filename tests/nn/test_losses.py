@@ -52,6 +52,15 @@ def test_ctc_of_an_utterance_too_short_for_its_target_is_zero_with_zero_gradient
     assert float(infinite.detach()) == math.inf
 
 
+@pytest.mark.parametrize("zero_infinity", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_ctc_of_a_logit_that_is_not_finite_is_not_finite(value: float, zero_infinity: bool) -> None:
+    logits = torch.zeros(2, 5, 3)
+    logits[1, 2, 1] = value
+    lengths, targets = torch.tensor([5, 5]), [torch.tensor([1, 2])] * 2
+    assert ctc_loss(logits, lengths, targets, zero_infinity=zero_infinity).isnan()
+
+
 def test_additive_margin_softmax_equals_its_definition() -> None:
     torch.manual_seed(0)
     objective = AMSoftmaxLoss(4, 5, s=30.0, m=0.4)

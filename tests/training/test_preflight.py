@@ -35,3 +35,19 @@ def test_a_training_split_with_too_few_utterances_is_named(config, tmp_path: Pat
     runner.tasks["er"].stream.num_shares = 10**6
     with user_error("corpus-empty", where="'train' of er"):
         runner.train()
+
+
+@pytest.mark.parametrize("start", ["train", "try_out"])
+def test_what_scoring_needs_is_checked_before_the_first_step(
+    start: str, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    config = make_config(tiny_corpus, manifest_cache, "sv")
+    datarc = config["sv"]["downstream_expert"]["datarc"]
+    listed = (tiny_corpus / "VoxCeleb1" / "veri_test2.txt").read_text().splitlines()
+    targets = tmp_path / "targets.txt"
+    targets.write_text("".join(f"{line}\n" for line in listed if line.startswith("1")))
+    datarc["test_trials"] = str(targets)
+    runner = MultiTaskRunner(config, tmp_path / "run")
+    with user_error("undefined-metric", where="'test'"):
+        getattr(runner, start)()
+    assert runner.step == 0

@@ -301,6 +301,21 @@ def test_heads_of_single_task_runs_are_found_where_the_branch_expects_them(
         MultiTaskRunner(make_config("er", init_ckpt=str(tmp_path / "heads")), tmp_path / "x")
 
 
+def test_a_head_of_s3prl_with_an_empty_slot_starts_a_run(make_config, tmp_path: Path):
+    donor = MultiTaskRunner(make_config("sf", seed=5), tmp_path / "donor")
+    own = dict(donor.tasks["sf"].expert.state_dict())
+    head = {
+        name: torch.cat([value, value[:2]]) if name.startswith("model.linear.") else value
+        for name, value in own.items()
+    }
+    (tmp_path / "heads" / "sf").mkdir(parents=True)
+    torch.save({"Downstream": head}, tmp_path / "heads" / "sf" / "hubert_tiny_sf.ckpt")
+    started = MultiTaskRunner(
+        make_config("sf", init_ckpt=str(tmp_path / "heads")), tmp_path / "started"
+    )
+    assert_same(own, dict(started.tasks["sf"].expert.state_dict()))
+
+
 def test_weights_of_another_size_are_refused(make_config, tmp_path: Path):
     donor = MultiTaskRunner(make_config("ks", runner__total_steps=1), tmp_path / "donor")
     donor.save()
@@ -327,3 +342,27 @@ def test_the_encoder_state_has_the_names_of_s3prl(make_config, tmp_path: Path):
     saved = checkpoints.load(runner.save())
     assert all(name.startswith("model.") for name in saved.upstream)
     assert_same(encoder_weights(saved.upstream), dict(runner.upstream.state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("steps", "scheduler", "is_said"),
+    [(2, True, False), (3, True, True), (1, True, True), (3, False, False)],
+)
+def test_another_end_of_the_decay_is_said_when_a_run_is_resumed(
+    steps: int,
+    scheduler: bool,
+    is_said: bool,
+    make_config,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+):
+    flags = {} if scheduler else {"scheduler": None}
+    config = make_config("ks", runner__total_steps=2, runner__save_step=1, **flags)
+    MultiTaskRunner(config, tmp_path).train()
+    saved = checkpoints.load(tmp_path / ("states-1.ckpt" if steps == 1 else "states-2.ckpt"))
+    config["runner"]["total_steps"] = steps
+    caplog.clear()
+    MultiTaskRunner(config, tmp_path / "more", resume=saved).train()
+    said = [r for r in caplog.records if r.name == "s3prl_mtl.checkpoint.compatibility"]
+    assert bool(said) == is_said
+    assert all(("finished" in r.getMessage()) == (saved.step == 2) for r in said)

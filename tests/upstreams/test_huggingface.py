@@ -375,3 +375,14 @@ def test_two_steps_train_all_parameters_and_resume_bit_for_bit(
     for task in nine:
         for name, held in whole.tasks[task].head.items():
             assert torch.equal(resumed.tasks[task].head[name], held), name
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path):
+    model, extractor = wav2vec2()
+    model.encoder.layers[0].feed_forward.output_dense.bias.data[0] = value
+    model.save_pretrained(tmp_path)
+    extractor.save_pretrained(tmp_path)
+    with user_error("non-finite", where=str(tmp_path)) as caught:
+        load_upstream(f"hf:{tmp_path}")
+    assert "encoder.layers.0.feed_forward.output_dense.bias" in caught.value.what

@@ -1,9 +1,9 @@
 """Audio SNIPS: requests with slots, split by speaker.
 
     SNIPS/
-      {train,valid,test}/<speaker>/<speaker>-snips-<split>-<n>.wav
+      {train,valid,test}/<speaker>-snips-<split>-<n>.wav
       all.iob.snips.txt     <utterance> BOS WORDS... EOS<TAB>O slots... intent
-      slots.txt             O, then one slot a line
+      slots.txt             O, then one slot a line; no newline at the end
 
 As in the original, speakers of other splits occur in every folder; SUPERB takes from each folder
 only the speakers of its split.
@@ -69,13 +69,15 @@ def plan(size: str, seed: int) -> Plan:
                 )
                 recordings.append(
                     Recording(
-                        path=f"{ROOT}/{split}/{name}/{utterance}.wav",
+                        path=f"{ROOT}/{split}/{utterance}.wav",
                         tracks=((Phrase(" ".join(words).lower(), voices[name]),),),
                     )
                 )
 
     def write_side_files(root: Path, _renderings: Renderings) -> None:
         write_lines(root / ROOT / "all.iob.snips.txt", lines)
-        write_lines(root / ROOT / "slots.txt", ["O", *SLOT_VALUES])
+        # s3prl's own preparation ends the file so; with a newline s3prl's heads have two outputs
+        # more, for an empty slot.
+        (root / ROOT / "slots.txt").write_text("\n".join(["O", *SLOT_VALUES]), encoding="utf-8")
 
     return Plan(recordings, write_side_files)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ from s3prl_mtl.upstreams.hubert.encoder import Hubert, build_hubert
 
 KIND = "fairseq HuBERT checkpoint"
 SPECIAL_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>"]
+CONVERTED = {"model_cfg", "task_cfg", "model_weight"}
+"""Keys of the files that s3prl converts from fairseq's."""
+HUGGING_FACE = "hf:"
 # The optimizer's state is two thirds of a published file and is not needed.
 NOT_IN_HEADER = ("model", "last_optimizer_state")
 
@@ -48,20 +51,28 @@ class FairseqCheckpoint:
 def read_fairseq_checkpoint(path: str | os.PathLike[str]) -> FairseqCheckpoint:
     """Read a fairseq HuBERT checkpoint (``.pt``) without fairseq and without executing its pickle.
 
+    Files that s3prl converted (``upstream.pt`` of ``hubert_local``) are read too.
+
     Raises:
-        UserError: not a checkpoint, truncated, of another model, or with objects of other classes.
+        UserError: not a checkpoint, truncated, of another model, or with objects of other classes;
+            of files in another known format the error names the flag that takes them.
     """
-    path = Path(path)
-    loaded = safe_load(path, kind=KIND)
+    path = Path(os.path.expanduser(path))
     where = str(path)
+    _refuse_transformers(path)
+    loaded = safe_load(path, kind=KIND)
+    if isinstance(loaded, Mapping) and loaded.keys() >= CONVERTED:
+        loaded = _from_converted(loaded, where)
     state_dict = loaded.get("model") if isinstance(loaded, Mapping) else None
     if not isinstance(state_dict, Mapping) or not any(map(loaded.get, ("cfg", "args"))):
+        if isinstance(loaded, Mapping):
+            _refuse_other_format(loaded, path)
         held = ", ".join(map(str, list(loaded)[:6])) if isinstance(loaded, Mapping) else "no dict"
         raise UserError(
             "This PyTorch file is not a fairseq checkpoint: it lacks 'model' together with 'cfg' "
             f"or 'args' (found: {held}).",
             where=where,
-            fix="Give a checkpoint written by fairseq.",
+            fix="Give a checkpoint written by fairseq, or converted from one by s3prl.",
             code="checkpoint-format",
         )
     for name, value in state_dict.items():
@@ -84,6 +95,82 @@ def read_fairseq_checkpoint(path: str | os.PathLike[str]) -> FairseqCheckpoint:
         where=where,
     )
     return FairseqCheckpoint(config, dict(state_dict), header)
+
+
+def _refuse_transformers(path: Path) -> None:
+    """Refuse a folder or file of transformers, whose weights have other names."""
+    safetensors = path.suffix == ".safetensors" or _begins_as_safetensors(path)
+    if path.is_dir() and (path / "config.json").is_file():
+        what, fix = "a folder of transformers", f"-u {HUGGING_FACE}{path}"
+    elif safetensors and (path.parent / "config.json").is_file():
+        what, fix = "of transformers", f"-u {HUGGING_FACE}{path.parent}"
+    elif safetensors:
+        what, fix = "in the format safetensors", f"-u {HUGGING_FACE}FOLDER, with its config.json"
+    else:
+        return
+    raise _other_format(path, what, f"Leave out -k and give the folder: {fix}.")
+
+
+def _begins_as_safetensors(path: Path) -> bool:
+    """Whether a file begins with the length of a JSON header, and that header."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        beginning = file.read(10)
+    return beginning[8:] in (b'{"', b"{}") and 2 <= int.from_bytes(beginning[:8], "little") < 10**8
+
+
+def _refuse_other_format(content: Mapping[Any, Any], path: Path) -> None:
+    """Refuse the checkpoints of known programs with the flag that takes them."""
+    names = [str(name) for name in content]
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        if any(".attention.k_proj." in name for name in names):
+            folder = path.parent if (path.parent / "config.json").is_file() else "FOLDER"
+            raise _other_format(
+                path,
+                "of transformers: weights without settings",
+                f"Leave out -k and give the folder with config.json: -u {HUGGING_FACE}{folder}.",
+            )
+        return
+    if "Format" in content or {"Featurizer", "Args"} <= set(names) or "Downstream" in content:
+        raise _other_format(
+            path,
+            "a checkpoint of a run",
+            f"Start from its encoder with --init_upstream_ckpt {path}, from all of it with -i, or "
+            "resume it with -e.",
+        )
+
+
+def _other_format(path: Path, what: str, fix: str) -> UserError:
+    return UserError(
+        f"{path.name} is not a fairseq checkpoint but {what}.",
+        where=f"-k {path}",
+        fix=fix,
+        code="checkpoint-format",
+    )
+
+
+def _from_converted(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A fairseq checkpoint from a file that s3prl converted.
+
+    Raises:
+        UserError: its settings are not mappings.
+    """
+    model, task = to_plain(content["model_cfg"]), to_plain(content["task_cfg"])
+    if not isinstance(model, Mapping) or not isinstance(task, Mapping):
+        raise UserError(
+            "The settings of the converted checkpoint are not mappings.",
+            where=f"model_cfg, task_cfg of {where}",
+            fix="Convert it again with s3prl.",
+            code="checkpoint-format",
+        )
+    weights = content["model_weight"]
+    symbols = [list(listed) for listed in content.get("dictionaries_symbols") or [[]]]
+    return {
+        "cfg": {"model": model, "task": task, "criterion": {"_name": "hubert"}},
+        "model": weights,
+        **_entries_of_fairseq(symbols),
+    }
 
 
 def load_hubert(
@@ -141,21 +228,6 @@ def make_header(config: HubertConfig) -> dict[str, Any]:
     symbols = SPECIAL_SYMBOLS + [
         str(label) for label in range(config.label_embeddings[0] - len(SPECIAL_SYMBOLS))
     ]
-    dictionary = {
-        CLASS_KEY: "Dictionary",
-        "bos_word": "<s>",
-        "unk_word": "<unk>",
-        "pad_word": "<pad>",
-        "eos_word": "</s>",
-        "symbols": symbols,
-        "count": [1] * len(symbols),
-        "indices": {symbol: index for index, symbol in enumerate(symbols)},
-        "bos_index": 0,
-        "pad_index": 1,
-        "eos_index": 2,
-        "unk_index": 3,
-        "nspecial": len(SPECIAL_SYMBOLS),
-    }
     not_fairseq = ("normalize", "final_proj_dim", "label_embeddings")
     model = {key: value for key, value in config.to_dict().items() if key not in not_fairseq}
     rate = 16_000 / config.total_stride
@@ -177,8 +249,15 @@ def make_header(config: HubertConfig) -> dict[str, Any]:
         "normalize": config.normalize,
     }
     return {
-        "args": None,
         "cfg": {"model": model, "task": task, "criterion": {"_name": "hubert"}},
+        **_entries_of_fairseq([symbols]),
+    }
+
+
+def _entries_of_fairseq(symbols: Sequence[list[str]]) -> dict[str, Any]:
+    """What fairseq requires beside settings and parameters, with a dictionary for each list."""
+    return {
+        "args": None,
         "criterion": None,
         "optimizer_history": [
             {
@@ -188,12 +267,30 @@ def make_header(config: HubertConfig) -> dict[str, Any]:
                 "num_updates": 0,
             }
         ],
-        "task_state": {"dictionaries": [dictionary]},
+        "task_state": {"dictionaries": [_dictionary(listed) for listed in symbols]},
         "extra_state": {
             "metrics": None,
             "previous_training_time": 0.0,
             "train_iterator": {"epoch": 1},
         },
+    }
+
+
+def _dictionary(symbols: list[str]) -> dict[str, Any]:
+    return {
+        CLASS_KEY: "Dictionary",
+        "bos_word": "<s>",
+        "unk_word": "<unk>",
+        "pad_word": "<pad>",
+        "eos_word": "</s>",
+        "symbols": symbols,
+        "count": [1] * len(symbols),
+        "indices": {symbol: index for index, symbol in enumerate(symbols)},
+        "bos_index": 0,
+        "pad_index": 1,
+        "eos_index": 2,
+        "unk_index": 3,
+        "nspecial": len(SPECIAL_SYMBOLS),
     }
 
 

@@ -17,10 +17,11 @@ from s3prl_mtl.data import SAMPLE_RATE
 from s3prl_mtl.errors import UserError, error_summary
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream, check_waveforms
+from s3prl_mtl.upstreams.hubert.fairseq_file import HUGGING_FACE
+from s3prl_mtl.upstreams.strict_loading import check_finite
 from s3prl_mtl.upstreams.zoo.state_names import strip_state_prefixes
 from s3prl_mtl.upstreams.zoo.unpadded import encode_by_length, probe
 
-HUGGING_FACE = "hf:"
 UNUSED = ("masked_spec_embed",)
 """Parameters that only pre-training uses; some checkpoints lack them."""
 
@@ -169,7 +170,8 @@ def load_transformers(
 
     Raises:
         UserError: transformers is not installed, there is no such model, it lacks weights or a
-            preprocessor config, or its hidden states are not frames at a fixed rate.
+            preprocessor config, a weight is not finite, or its hidden states are not frames at a
+            fixed rate.
     """
     where = f"-u {HUGGING_FACE}{name}"
     if ckpt is not None:
@@ -214,7 +216,9 @@ def load_transformers(
             fix="Give a complete checkpoint.",
             code="checkpoint-incomplete",
         )
-    return TransformersUpstream(source, _encoder_of(model), config.to_dict(), preprocessing)
+    encoder = _encoder_of(model)
+    check_finite(encoder, "the encoder", source)
+    return TransformersUpstream(source, encoder, config.to_dict(), preprocessing)
 
 
 def rebuild_transformers(info: Mapping[str, Any]) -> TransformersUpstream:

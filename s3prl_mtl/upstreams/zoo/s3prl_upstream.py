@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from s3prl_mtl.errors import UserError, error_summary, nearest
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream, check_waveforms
+from s3prl_mtl.upstreams.strict_loading import check_finite
 from s3prl_mtl.upstreams.zoo.huggingface import disable_masking
 from s3prl_mtl.upstreams.zoo.s3prl_hub import (
     build,
@@ -153,6 +154,7 @@ def load_s3prl(
     ):
         expert = build(name, module, local, model_config, Path(folder))
     given = {} if local is None or not os.path.isfile(local) else {local: Path(local)}
+    check_finite(expert, f"the upstream {name!r}", local or f"the files that -u {name} downloads")
     files = store_files({**downloaded, **given})
     if local is not None and wraps_transformers(module):
         files[local] = store_transformers_folder(expert)

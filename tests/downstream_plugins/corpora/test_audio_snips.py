@@ -87,6 +87,9 @@ def test_targets_equal_those_of_the_original_program(golden):
         ("PLAY , A", "O x x", "PLAY B-x A E-x"),
         ("A - ;", "x x O", "B-x A E-x"),
         ("HI ;", "O x", "HI"),
+        ("WHAT ?! NOW .. PLEASE ?!.,;-", "O O O O O O", "WHAT NOW PLEASE"),
+        ("A -- B", "x O x", "B-x A E-x B-x B E-x"),
+        ("?A IT'S U.S.", "O O O", "?A IT'S U.S."),
     ],
 )
 def test_slot_symbols_enclose_sequences_and_punctuation_is_removed(words, slots, target):
