@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from s3prl_mtl.tracking.console import OUTPUT
-from s3prl_mtl.tracking.results_table import results_table
 
 DESCRIPTION = "Show the results of a run as a table."
 
@@ -17,4 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from s3prl_mtl.tracking.results_table import results_table
+
     OUTPUT.print(results_table(arguments.run, everything=arguments.all))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from s3prl_mtl.cli.evaluate import evaluate
-from s3prl_mtl.cli.train import train
-from s3prl_mtl.config.schema import CHOICES
-from s3prl_mtl.distributed.world import DEFAULT_TIMEOUT_SECONDS, RankLost, World
+from s3prl_mtl.distributed import DEFAULT_TIMEOUT_SECONDS
+from s3prl_mtl.errors import RankLost
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.training.signals import Stopped, StopSignals
 
@@ -29,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "-s",
         "--upstream_feature_selection",
-        choices=CHOICES["upstream.feature_selection"],
+        choices=["hidden_states", "layer_results", "last_hidden_state"],
         help="layers in the weighted sum of features",
     )
     # A flag of the branch, which freezes the encoder by default; here the encoder is trained.
@@ -45,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--override", metavar="KEY=VALUE,,...", help='"config.optimizer.lr=1e-4,,args.seed=1"'
     )
     how.add_argument("--steps", type=int, help="total steps")
-    how.add_argument("--precision", choices=CHOICES["precision"])
+    how.add_argument("--precision", choices=["fp32", "bf16"])
     how.add_argument("--seed", type=int)
     how.add_argument("--device", help="auto, cpu, cuda, cuda:1")
     how.add_argument("--cache_dir", metavar="DIR", help="downloads and scanned corpora")
@@ -53,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     several = parser.add_argument_group("several processes, started with torchrun")
     several.add_argument(
         "--parallel",
-        choices=CHOICES["distributed.parallel"],
+        choices=["data", "task"],
         help="give each rank a share of every task, or few tasks",
     )
     several.add_argument(
@@ -98,10 +96,16 @@ def _seconds(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train or evaluate, alone or as one rank of several."""
+    from s3prl_mtl.distributed.world import World
+
     with World.join(arguments.backend, arguments.timeout) as world, DeferredLog() as deferred:
         if arguments.mode == "evaluate":
+            from s3prl_mtl.cli.evaluate import evaluate
+
             evaluate(arguments, world, deferred)
             return
+        from s3prl_mtl.cli.train import train
+
         watch = world.watch
         with StopSignals(watch.ask_to_stop if watch is not None else None) as signals:
             try:

@@ -10,13 +10,9 @@ from typing import Any
 
 from rich.table import Column, Table
 
-from s3prl_mtl.authoring.contract import failure_summary
-from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import Plugin, discover_tasks, load_task, task_defaults
 from s3prl_mtl.s3prl_compat.folders import installed_experts
-from s3prl_mtl.tasks.contract import check_installed
-from s3prl_mtl.tasks.metric import metrics_of
 from s3prl_mtl.tracking.console import OUTPUT
 
 DESCRIPTION = "List the installed tasks."
@@ -65,6 +61,8 @@ def _task_row(
     Raises:
         Exception: of any kind, if the task is broken.
     """
+    from s3prl_mtl.tasks.contract import check_installed
+
     expert = load_task(name)
     task_defaults(name)
     check_installed(name, expert)
@@ -83,6 +81,8 @@ def why_broken(cause: BaseException, kind: str, name: str, plugin: Plugin) -> st
         name: of it.
         plugin: its entry point.
     """
+    from s3prl_mtl.authoring.contract import failure_summary
+
     reason = str(cause) if isinstance(cause, UserError) else f"{failure_summary(cause)}."
     owner = f"of package {plugin.package}"
     return reason if owner in reason else f"{kind} {name!r} {owner} {plugin.version}: {reason}"
@@ -90,6 +90,8 @@ def why_broken(cause: BaseException, kind: str, name: str, plugin: Plugin) -> st
 
 def _metrics(expert: type) -> str:
     """The titles of the metrics that the table of results shows."""
+    from s3prl_mtl.tasks.metric import metrics_of
+
     metrics = metrics_of(expert)
     shown = [metric.title for metric in metrics if metric.headline or metric is metrics[0]]
     return ", ".join(map(str, shown))
@@ -106,6 +108,8 @@ def _state(name: str, expert: Any, tasks: Mapping[str, Plugin]) -> str:
 
 def _data_state(name: str, expert: Any, data: str | None) -> tuple[str, list[str]]:
     """Whether the corpus of a task is present, and its problems."""
+    from s3prl_mtl.config import build_config, resolve
+
     check = getattr(expert, "problems", None)
     if check is None:
         return "unknown", []

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import socket
+import tempfile
 from pathlib import Path
 
 from s3prl_mtl.checkpoint import files as checkpoints
@@ -48,16 +49,15 @@ def train(
     if saved is not None:
         world.run_on_all_ranks(lambda: check_resume(saved, config, path))
         config["downstream"] = list(saved.tasks)
+    if arguments.dry_run:
+        deferred.flush()
+        _dry_run(config, saved, world)
+        return
     with working_in(folder, world, lock=True):
         deferred.flush()
-        if world.is_lead and not arguments.dry_run:
+        if world.is_lead:
             (folder / LAUNCH).write_text(_launch(), encoding="utf-8")
         runner = MultiTaskRunner(config, folder, resume=saved, world=world)
-        if arguments.dry_run:
-            runner.try_out()
-            if world.is_lead:
-                OUTPUT.print("All checks passed; nothing was trained.")
-            return
         if path is not None:
             logger.info("Resuming %s at step %d.", path, runner.step)
             total_steps = runner.config.runner.total_steps
@@ -69,6 +69,16 @@ def train(
     if world.is_lead:
         OUTPUT.print(results_table(folder))
         OUTPUT.print(f"The run is in {folder}", soft_wrap=True)
+
+
+def _dry_run(config: Config, saved: RunCheckpoint | None, world: World) -> None:
+    """Build everything and run one batch of every split, in a temporary folder."""
+    tasks = ", ".join(config["downstream"])
+    logger.info("Dry run: building %s and the heads of %s.", config["upstream"]["name"], tasks)
+    with tempfile.TemporaryDirectory() as folder:
+        MultiTaskRunner(config, folder, resume=saved, world=world).try_out()
+    if world.is_lead:
+        OUTPUT.print("All checks passed; nothing was trained.")
 
 
 def _config(

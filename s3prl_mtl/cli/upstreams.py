@@ -11,7 +11,6 @@ from s3prl_mtl.cli.tasks import s3prl_release, why_broken
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import Plugin, discover_upstreams
 from s3prl_mtl.tracking.console import OUTPUT
-from s3prl_mtl.upstreams.zoo.s3prl_hub import zoo_names
 
 DESCRIPTION = "List the installed upstreams."
 
@@ -22,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(_arguments: argparse.Namespace) -> None:
     """Print every installed upstream, and what is broken."""
+    from s3prl_mtl.upstreams.zoo.s3prl_hub import zoo_names
+
     names = [Column(title, no_wrap=True) for title in ("upstream", "package")]
     table = Table(*names, "description", "state")
     broken = []

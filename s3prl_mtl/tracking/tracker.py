@@ -11,8 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from s3prl_mtl.checkpoint.contents import TaskCheckpoint
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.atomic import replace_text
@@ -76,6 +74,8 @@ class Tracker:
         resumed_at: int | None = None,
         reevaluate: Iterable[tuple[str, str]] = (),
     ) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # Slow to import, and not to read a run.
+
         self.folder = folder
         path = folder / "metrics.jsonl"
         purge_step = None

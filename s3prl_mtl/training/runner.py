@@ -279,8 +279,11 @@ class MultiTaskRunner:
     def try_out(self) -> None:
         """Run one batch of every training and evaluation split, without an update."""
         splits = self.splits("dev_splits") + self.splits("test_splits")
+        logger.info("Reading the corpora.")
         self.world.run_on_all_ranks(lambda: check_splits(self.config, self.tasks))
+        logger.info("Trying a training step.")
         self.world.run_on_all_ranks(self.training_step.try_out)
+        logger.info("Trying one batch of %d evaluation splits.", len(splits))
         self.world.run_on_all_ranks(lambda: self.evaluator.try_out(splits))
 
     # ----------------------------------------------------------------------- evaluation
