@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
     Returns:
-        0; 2 for a mistake of the user, shown as one paragraph; 1 for an internal error or a lost
-        rank; 130 for an interrupt.
+        0, also after a scheduler's signal; 2 for a mistake of the user, shown as one paragraph; 1
+        for an internal error or a lost rank; 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     rank = os.environ.get("RANK") or "0"
@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.action(arguments)
     except Stopped as stop:
         logger.warning("%s Resume with -a.", stop)
-        return 0
+        # After Ctrl-C, `train && evaluate` in a shell must not go on.
+        return INTERRUPTED if stop.signal == "SIGINT" else 0
     except UserError as mistake:
         logger.debug("Where the error was raised:", exc_info=True)
         if rank == "0" or not isinstance(mistake, SharedMistake):

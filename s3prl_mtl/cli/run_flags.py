@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from s3prl_mtl.distributed import DEFAULT_TIMEOUT_SECONDS
 from s3prl_mtl.errors import RankLost
@@ -107,7 +108,15 @@ def run(arguments: argparse.Namespace) -> None:
         from s3prl_mtl.cli.train import train
 
         watch = world.watch
-        with StopSignals(watch.ask_to_stop if watch is not None else None) as signals:
+
+        def on_request(name: str) -> None:
+            if watch is not None:
+                watch.ask_to_stop(name)
+            if name == "SIGINT" and world.is_lead:
+                # Not logged: a signal handler may interrupt a write to the log.
+                os.write(2, b"\nThe run is saved after this step. Ctrl-C again ends it at once.\n")
+
+        with StopSignals(on_request) as signals:
             try:
                 train(arguments, world, signals, deferred)
             except RankLost:

@@ -26,6 +26,7 @@ from s3prl_mtl.training.signals import StopSignals
 
 logger = logging.getLogger(__name__)
 
+CONFIG = "config.yaml"
 LAUNCH = ".launch"
 """File in the run folder that identifies the torchrun that started the run."""
 
@@ -45,6 +46,9 @@ def train(
     folder, past = world.broadcast(chosen) or _choose_folder(arguments, world, deferred)
     own = past is not None and past.resolve() == folder.resolve() and not arguments.dry_run
     saved, path = load_checkpoint(past, world, set_aside=own) if past is not None else (None, None)
+    if saved is None and arguments.auto_resume and (folder / CONFIG).is_file():
+        # A run that ended before its first checkpoint.
+        arguments.config.insert(0, str(folder / CONFIG))
     config = world.run_on_all_ranks(lambda: _config(arguments, saved, deferred))
     if saved is not None:
         world.run_on_all_ranks(lambda: check_resume(saved, config, path))

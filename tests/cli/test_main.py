@@ -22,6 +22,7 @@ from filelock import FileLock
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.cli.main import main
+from s3prl_mtl.training.step import TrainingStep
 
 ROOT = Path(__file__).parents[2]
 SMALL_HEADS = ROOT / "run_scripts" / "demo.yaml"
@@ -224,6 +225,33 @@ def test_a_run_described_by_a_file_alone_resumes(run_mtl, tmp_path: Path):
     written = yaml.safe_load((folder / "config.yaml").read_text())
     assert written["seed"] == 0
     assert "at step 1" in resumed.stderr
+
+
+def test_ctrl_c_saves_the_run_after_the_current_step(run_mtl, tmp_path: Path, monkeypatch):
+    take = TrainingStep.take
+
+    def interrupted(step: TrainingStep) -> object:
+        signal.raise_signal(signal.SIGINT)
+        return take(step)
+
+    monkeypatch.setattr(TrainingStep, "take", interrupted)
+    words = ["-u", "hubert_tiny", "-c", str(SMALL_HEADS), "-d", "er", "--steps", "9", "-p", "run"]
+    ended = run_mtl(*words, "-o", "runner.test_first=false")
+    assert ended.returncode == 130, ended.stderr
+    assert [path.name for path in checkpoints.states_files(tmp_path / "run")] == ["states-1.ckpt"]
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_run_is_resumed_without_naming_its_tasks(saved: bool, run_mtl, tmp_path: Path):
+    words = ["-u", "hubert_tiny", "-c", str(SMALL_HEADS), "-d", "er", "--steps", "1", "-p", "run"]
+    assert run_mtl(*words).returncode == 0
+    if not saved:
+        (tmp_path / "run" / "states-1.ckpt").unlink()
+    resumed = run_mtl("-a", "-p", "run", "--steps", "2")
+    assert resumed.returncode == 0, resumed.stderr
+    assert list(checkpoints.load(tmp_path / "run" / "states-2.ckpt").tasks) == ["er"]
+    evaluated = run_mtl("-m", "evaluate", "-e", "run")
+    assert evaluated.returncode == 0, evaluated.stderr
 
 
 def test_a_run_is_resumed_with_its_own_tasks_only(run_mtl, tmp_path: Path):
