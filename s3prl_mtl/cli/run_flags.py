@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("-u", "--upstream", metavar="NAME", help="the encoder, such as hubert")
     what.add_argument("-k", "--upstream_ckpt", metavar="PATH", help="its checkpoint file")
     what.add_argument("-g", "--upstream_model_config", metavar="YAML", help="its config file")
-    what.add_argument("-d", "--downstream", metavar="TASKS", help="asr,pr,...; all = SUPERB's nine")
+    what.add_argument(
+        "-d", "--downstream", metavar="TASKS", help="asr,pr,...; all = SUPERB's nine; all,-ks"
+    )
     what.add_argument("--data", metavar="DIR", help="folder of the corpora (or $SUPERB_DATA)")
     what.add_argument(
         "-s",
@@ -80,6 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--init_upstream_ckpt", metavar="PATH", help="encoder weights to start from")
     where.add_argument(
         "-t", "--evaluate_split", metavar="TASK:SPLIT,...", help='"asr:test-clean,ks:test"'
+    )
+    where.add_argument(
+        "--best", action="store_true", help="-m evaluate: each task with its own best checkpoint"
     )
     where.add_argument(
         "--dry-run",

@@ -117,7 +117,20 @@ def test_train_evaluate_and_results(run_mtl, tmp_path: Path):
     for targets in ("asr:test-other", "asr:test-clean,ks:test"):
         evaluated = run_mtl("-m", "evaluate", "-e", str(folder), "-t", targets)
         assert evaluated.returncode == 0, evaluated.stderr
+        assert ("accuracy" in evaluated.stdout) == ("ks:test" in targets)
+        assert "states-3.ckpt" in evaluated.stdout
     results = json.loads((folder / "results.json").read_text())
+    assert results["_source"]["asr"]["test-other"] == {"step": 3, "checkpoint": "states-3.ckpt"}
+
+    best = run_mtl("-m", "evaluate", "-e", str(folder), "--best")
+    assert best.returncode == 0, best.stderr
+    sources = json.loads((folder / "results.json").read_text())["_source"]
+    assert sources["asr"]["test-clean"]["checkpoint"] == "asr/dev-clean-best.ckpt"
+    assert sources["ks"]["test"]["checkpoint"] == "ks/dev-best.ckpt"
+    assert "WER" in best.stdout and "accuracy" in best.stdout and "test-other" not in best.stdout
+    one = run_mtl("-m", "evaluate", "-e", str(folder), "--best", "-t", "ks:dev")
+    assert one.returncode == 0, one.stderr
+    assert "accuracy" in one.stdout and "WER" not in one.stdout
     assert set(results["asr"]) == {"dev-clean", "test-clean", "test-other"}
 
     table = run_mtl("results", str(folder), "--all")
@@ -186,6 +199,7 @@ def test_a_dry_run_trains_nothing(run_mtl, tmp_path: Path):
         (["-u", "hubert_tiny", "-d", "ks", "--device", "cuda:99"], "cuda:99"),
         (["-m", "evaluate", "-e", "nowhere"], "nowhere"),
         (["-m", "evaluate"], "-e RUN"),
+        (["-m", "evaluate", "-e", ".", "--best"], "dev-best.ckpt"),
     ],
 )
 def test_a_mistake_is_one_paragraph_and_exit_code_2(run_mtl, words: list[str], named: str):
