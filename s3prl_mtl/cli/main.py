@@ -14,7 +14,7 @@ from typing import Protocol, cast
 from s3prl_mtl.cli.parser import Parser, unknown_word
 from s3prl_mtl.cli.versions import ShowVersions
 from s3prl_mtl.errors import RankLost, SharedMistake, UserError, error_summary
-from s3prl_mtl.tracking.console import MESSAGES, show_log
+from s3prl_mtl.tracking.console import MESSAGES, show_log, show_message
 from s3prl_mtl.training.signals import Stopped
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def _show_failure_of_plugin(error: Exception) -> bool:
 
 
 def _show_mistake(text: str) -> None:
-    MESSAGES.print(f"error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
+    show_message(f"error: {text}", "red")
 
 
 class Command(Protocol):

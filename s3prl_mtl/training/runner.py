@@ -207,7 +207,9 @@ class MultiTaskRunner:
         with StepProgress(self.step, total, shown=self.world.is_lead) as progress:
             while self.step < total:
                 report = self.train_step()
-                progress.advance(self.step, report.losses)
+                # The batches of all ranks are about equally long.
+                audio_seconds = report.audio_seconds * self.world.size
+                progress.advance(self.step, report.losses, audio_seconds)
                 if self.step % runner.log_step == 0 or self.step == total:
                     self.publisher.publish_training(tracker, report.losses)
                 if report.stop:
