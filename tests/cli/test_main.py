@@ -81,6 +81,11 @@ def code_shown(ended: Ended) -> str:
     return str(code)
 
 
+def shown(ended: Ended) -> tuple[str, re.RegexFlag]:
+    """The messages of a command, to be searched by line."""
+    return ended.stderr, re.MULTILINE
+
+
 def environment(corpus: Path, cache: Path, **variables: str) -> dict[str, str]:
     added = {"SUPERB_DATA": str(corpus), "S3PRL_MTL_CACHE": str(cache), "COLUMNS": "120"}
     return {**os.environ, **added, **variables}
@@ -253,6 +258,22 @@ def test_ctrl_c_saves_the_run_after_the_current_step(run_mtl, tmp_path: Path, mo
     ended = run_mtl(*words, "-o", "runner.test_first=false")
     assert ended.returncode == 130, ended.stderr
     assert [path.name for path in checkpoints.states_files(tmp_path / "run")] == ["states-1.ckpt"]
+
+
+def test_the_log_states_what_is_trained_and_from_which_weights(run_mtl):
+    words = ["-u", "hubert_tiny", "-c", str(SMALL_HEADS), "--steps", "1"]
+    settings = "optimizer.lr=2e-4,,runner.test_first=false,,runner.test_last=false"
+    first = run_mtl(*words, "-d", "er", "-p", "first", "-o", settings)
+    assert re.search(r"^ +encoder +trained \(.* parameters\), from hubert_tiny$", *shown(first))
+    assert re.search(r"^ +er +trained .*, from random weights$", *shown(first))
+    assert re.search(r"AdamW, learning rate 0\.0002 ", first.stderr)
+
+    words += ["-d", "er,ks", "-p", "second", "--freeze_upstream", "-i", "first"]
+    second = run_mtl(*words, "-o", settings)
+    file = r".*first/states-1\.ckpt"
+    assert re.search(rf"^ +encoder +frozen .*, from -i {file}$", *shown(second))
+    assert re.search(rf"^ +er +trained .*, from -i {file}$", *shown(second))
+    assert re.search(r"^ +ks +trained .*, from random weights$", *shown(second))
 
 
 @pytest.mark.parametrize("saved", [True, False])
