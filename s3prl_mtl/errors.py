@@ -6,7 +6,7 @@ import difflib
 import re
 from typing import Any
 
-__all__ = ["CODES", "SharedMistake", "UserError", "error_summary", "nearest"]
+__all__ = ["CODES", "RankLost", "SharedMistake", "UserError", "error_summary", "nearest"]
 
 CODES = {
     "ambiguous-name": "A name that fits several tasks, packages or files.",
@@ -103,6 +103,19 @@ class UserError(Exception):
 
 class SharedMistake(UserError):
     """A mistake that every rank knows of: only one of them shows it."""
+
+
+class RankLost(RuntimeError):
+    """Another process of the run is gone or hangs, so this one cannot continue.
+
+    Args:
+        text: names the other process.
+        spoken_for: another rank that is alive shows the error; this one need not.
+    """
+
+    def __init__(self, text: str, spoken_for: bool = False) -> None:
+        super().__init__(text)
+        self.spoken_for = spoken_for
 
 
 def _rebuild(kind: type[UserError], text: str, attributes: dict[str, Any]) -> UserError:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from s3prl_mtl.config import build_config, parse_tasks, resolve
-from s3prl_mtl.data.corpus_report import CorpusReport, size_text
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import load_task
-from s3prl_mtl.tasks.base import TaskExpert
 from s3prl_mtl.tracking.console import OUTPUT
-from s3prl_mtl.training.build import build_expert
-from s3prl_mtl.training.preflight import corpus_problems, raise_together
-from s3prl_mtl.training.task import Task
+
+if TYPE_CHECKING:
+    from s3prl_mtl.data.corpus_report import CorpusReport
 
 DESCRIPTION = "Check the corpus of a task, and compare it with its publication."
 
@@ -38,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print counts and findings. Exit with 1 if training would refuse the corpus."""
+    from s3prl_mtl.data.corpus_report import size_text
+
     report = check_corpus(arguments)
     table = Table("split", "utterances", "hours", "speakers", "classes", "published")
     for counts in report.splits:
@@ -64,6 +64,12 @@ def check_corpus(arguments: argparse.Namespace) -> CorpusReport:
     Raises:
         UserError: the corpus is missing or cannot be read, or the task has none to check.
     """
+    from s3prl_mtl.config import build_config, parse_tasks, resolve
+    from s3prl_mtl.tasks.base import TaskExpert
+    from s3prl_mtl.training.build import build_expert
+    from s3prl_mtl.training.preflight import corpus_problems, raise_together
+    from s3prl_mtl.training.task import Task
+
     names = parse_tasks(arguments.name, flag="TASK")
     if len(names) > 1:
         raise UserError(

@@ -7,7 +7,6 @@ import argparse
 from rich.table import Table
 from rich.text import Text
 
-from s3prl_mtl.authoring import check_task
 from s3prl_mtl.tracking.console import OUTPUT
 
 DESCRIPTION = "Check a task against the contract (docs/plugins.md)."
@@ -38,6 +37,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     Exit with 1 if a clause fails, with 3 if none fails and some were not checked.
     """
+    from s3prl_mtl.authoring import check_task
+
     findings = check_task(
         arguments.name,
         data=arguments.data,

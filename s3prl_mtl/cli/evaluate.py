@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from s3prl_mtl.checkpoint.compatibility import check_evaluate
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.cli.run_inputs import config_of, load_checkpoint, parse_splits
+from s3prl_mtl.config import Config
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
+from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.mtl_branch.tasks import split_of
-from s3prl_mtl.registry.task_names import require_in_run, task_packages
+from s3prl_mtl.registry.task_names import find_in_run, require_in_run, split_specs, task_packages
 from s3prl_mtl.tracking.console import OUTPUT
 from s3prl_mtl.tracking.results_table import results_table
 from s3prl_mtl.tracking.tracker import Tracker
+from s3prl_mtl.training.reporting import unscored_error
 from s3prl_mtl.training.run_dir import working_in
 from s3prl_mtl.training.runner import MultiTaskRunner
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(arguments: argparse.Namespace, world: World, deferred: DeferredLog) -> None:
     """Evaluate the splits of `-t`, or the test splits, and show the results.
+
+    With `--best`, each task is evaluated with its own best checkpoint.
 
     Raises:
         UserError: no run is named, a setting does not fit its weights, or a split cannot be
@@ -35,7 +46,63 @@ def evaluate(arguments: argparse.Namespace, world: World, deferred: DeferredLog)
             code="missing-option",
         )
     past = Path(arguments.past_exp)
-    saved, _ = load_checkpoint(past, world, set_aside=False)
+    folder = Path(arguments.expdir) if arguments.expdir else _run_of(past)
+    targets = world.run_on_all_ranks(lambda: parse_splits(arguments.evaluate_split))
+    evaluated: list[tuple[str, str]] = []
+    unscored: dict[tuple[str, str], UserError] = {}
+    config: Config = {}
+    if not arguments.best:
+        saved, path = load_checkpoint(past, world, set_aside=False)
+        with working_in(folder, world, lock=False):
+            config, evaluated, unscored = _evaluate(
+                arguments, saved, path, targets, folder, world, deferred
+            )
+    else:
+        files = world.run_on_all_ranks(lambda: _best_checkpoints(past, arguments, targets))
+        with working_in(folder, world, lock=False):
+            for task, file in files.items():
+                saved, path = load_checkpoint(file, world, set_aside=False)
+                one = argparse.Namespace(**{**vars(arguments), "downstream": task})
+                own = [
+                    target
+                    for target in targets
+                    if find_in_run(target[0], task_packages(saved.config, [task]))
+                ]
+                blocks, splits, failed = _evaluate(one, saved, path, own, folder, world, deferred)
+                config, evaluated = {**config, **blocks}, evaluated + splits
+                unscored |= failed
+    if world.is_lead:
+        OUTPUT.print(results_table(folder, config=config, splits=evaluated))
+    if unscored:
+        raise unscored_error(unscored)
+
+
+def _evaluate(
+    arguments: argparse.Namespace,
+    saved: RunCheckpoint,
+    path: Path,
+    targets: Sequence[tuple[str, str]],
+    folder: Path,
+    world: World,
+    deferred: DeferredLog,
+) -> tuple[Config, list[tuple[str, str]], dict[tuple[str, str], UserError]]:
+    """Evaluate splits with one checkpoint.
+
+    Args:
+        arguments: of the command line.
+        saved: the checkpoint.
+        path: its file.
+        targets: of `-t`; the test splits if empty.
+        folder: for the numbers.
+        world: the ranks.
+        deferred: buffers warnings about the config.
+
+    Returns:
+        The config, the evaluated pairs of task and split, and why some of them have no scores.
+
+    Raises:
+        UserError: a setting does not fit the weights.
+    """
     if saved.upstream and arguments.init_upstream_ckpt:
         raise UserError(
             "The checkpoint already contains the encoder that its heads were trained with.",
@@ -44,7 +111,6 @@ def evaluate(arguments: argparse.Namespace, world: World, deferred: DeferredLog)
             "saved with a frozen encoder.",
             code="conflicting-options",
         )
-    targets = world.run_on_all_ranks(lambda: parse_splits(arguments.evaluate_split))
     if not arguments.downstream:
         named = dict.fromkeys(task for task, _ in targets) or saved.tasks
         arguments.downstream = ",".join(named)
@@ -57,16 +123,70 @@ def evaluate(arguments: argparse.Namespace, world: World, deferred: DeferredLog)
         targets = [(task, split_of(task, split)) for task, split in targets]
     # Every rank evaluates its part of every split, also if the run was trained task-parallel.
     config["distributed"] = {"parallel": "data", "placement": None}
-    folder = Path(arguments.expdir) if arguments.expdir else _run_of(past)
     world.run_on_all_ranks(lambda: check_evaluate(saved, config))
-    with working_in(folder, world, lock=False):
-        deferred.flush()
-        runner = MultiTaskRunner(config, folder, resume=saved, world=world)
-        with Tracker(folder) if world.is_lead else nullcontext() as tracker:
-            runner.evaluate(targets or runner.splits("test_splits"), tracker)
-    if world.is_lead:
-        OUTPUT.print(results_table(folder, config=config))
-    runner.require_scores()
+    deferred.flush()
+    runner = MultiTaskRunner(config, folder, resume=saved, world=world)
+    splits = list(targets) or runner.splits("test_splits")
+    with (
+        Tracker(folder, checkpoint=_relative(path, folder))
+        if world.is_lead
+        else nullcontext() as tracker
+    ):
+        runner.evaluate(splits, tracker)
+    return config, splits, runner.unscored
+
+
+def _best_checkpoints(
+    run: Path, arguments: argparse.Namespace, targets: Sequence[tuple[str, str]]
+) -> dict[str, Path]:
+    """The best checkpoint of each task of a run, or of those of `-d` or `-t`.
+
+    Raises:
+        UserError: a task has none, or several of which none is that of its first dev split.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in sorted(run.glob("*/*-best.ckpt")):
+        found.setdefault(path.parent.name, []).append(path)
+    if not found:
+        raise UserError(
+            f"{run} has no best checkpoints, such as ks/dev-best.ckpt.",
+            where=f"-e {run}",
+            fix="Give the folder of a run that evaluated its dev splits, or leave out --best.",
+            code="checkpoint-missing",
+        )
+    specs = split_specs(arguments.downstream) if arguments.downstream else []
+    wanted = specs or list(dict.fromkeys(task for task, _ in targets))
+    config = read_yaml(run / "config.yaml", "-e") if (run / "config.yaml").is_file() else {}
+    packages = task_packages(config, found)
+    tasks = [require_in_run(spec, packages, "-d" if specs else "-t") for spec in wanted] or [
+        *(task for task in config.get("downstream", ()) if task in found),
+        *(task for task in found if task not in config.get("downstream", ())),
+    ]
+    for task in config.get("downstream", ()):
+        if task not in found and not wanted:
+            logger.warning("%s has no best checkpoint and is not evaluated.", task)
+    return {task: _best_of(task, found[task], config) for task in tasks}
+
+
+def _best_of(task: str, files: Sequence[Path], config: Mapping[str, Any]) -> Path:
+    block = config.get(task)
+    splits = (block.get("dev_splits") if isinstance(block, Mapping) else None) or ()
+    first = [path for path in files if splits and path.name == f"{splits[0]}-best.ckpt"]
+    if len(files) > 1 and not first:
+        raise UserError(
+            f"The task {task} has several best checkpoints: "
+            f"{', '.join(path.name for path in files)}.",
+            where=str(files[0].parent),
+            fix=f"Evaluate one by itself, such as -e {files[0]}.",
+            code="ambiguous-name",
+        )
+    return (first or list(files))[0]
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """A checkpoint's path in the folder of the numbers; the whole path outside of it."""
+    path, folder = path.resolve(), folder.resolve()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
 
 def _run_of(past: Path) -> Path:

@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
-from s3prl_mtl.cli import (
-    check_corpus,
-    check_task,
-    export,
-    make_corpus,
-    new_task,
-    predict,
-    results,
-    run_flags,
-    tasks,
-    upstreams,
-)
+from s3prl_mtl.cli.parser import Parser, unknown_word
 from s3prl_mtl.cli.versions import ShowVersions
-from s3prl_mtl.distributed.world import RankLost
-from s3prl_mtl.errors import SharedMistake, UserError, error_summary
-from s3prl_mtl.registry.fault import plugin_at_fault
-from s3prl_mtl.tracking.console import MESSAGES, show_log
+from s3prl_mtl.errors import RankLost, SharedMistake, UserError, error_summary
+from s3prl_mtl.tracking.console import MESSAGES, show_log, show_message
 from s3prl_mtl.training.signals import Stopped
 
 logger = logging.getLogger(__name__)
@@ -55,25 +43,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
     Returns:
-        0; 2 for a mistake of the user, shown as one paragraph; 1 for an internal error or a lost
-        rank; 130 for an interrupt.
+        0, also after a scheduler's signal; 2 for a mistake of the user, shown as one paragraph; 1
+        for an internal error or a lost rank; 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    command = words[0] if words else ""
-    parser = command_parser(command)
-    arguments = parser.parse_args(words[1:] if command in COMMANDS else words)
-    _expand_home(arguments)
     rank = os.environ.get("RANK") or "0"
-    show_log(arguments.verbose, on_terminal=rank == "0")
+    verbose = "--verbose" in words
+    show_log(verbose, on_terminal=rank == "0")
     try:
+        arguments = _parse(words)
+        if arguments.verbose and not verbose:  # abbreviated
+            verbose = True
+            show_log(verbose, on_terminal=rank == "0")
+        _expand_home(arguments)
         arguments.action(arguments)
     except Stopped as stop:
         logger.warning("%s Resume with -a.", stop)
-        return 0
+        # After Ctrl-C, `train && evaluate` in a shell must not go on.
+        return INTERRUPTED if stop.signal == "SIGINT" else 0
     except UserError as mistake:
         logger.debug("Where the error was raised:", exc_info=True)
         if rank == "0" or not isinstance(mistake, SharedMistake):
-            _show_mistake(f"{mistake} [{mistake.code}]" if arguments.verbose else str(mistake))
+            _show_mistake(f"{mistake} [{mistake.code}]" if verbose else str(mistake))
         return MISTAKE_OF_THE_USER
     except RankLost as loss:
         logger.debug("Where the error was raised:", exc_info=True)
@@ -119,6 +110,8 @@ def _failure(error: Exception) -> int:
 
 def _show_failure_of_plugin(error: Exception) -> bool:
     """Show an error that the code of a plugin raised; False if no plugin did."""
+    from s3prl_mtl.registry.fault import plugin_at_fault
+
     found = plugin_at_fault(error)
     if found is None:
         return False
@@ -133,7 +126,7 @@ def _show_failure_of_plugin(error: Exception) -> bool:
 
 
 def _show_mistake(text: str) -> None:
-    MESSAGES.print(f"error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
+    show_message(f"error: {text}", "red")
 
 
 class Command(Protocol):
@@ -146,25 +139,44 @@ class Command(Protocol):
     def run(self, arguments: argparse.Namespace) -> None: ...
 
 
-COMMANDS: dict[str, Command] = {
-    "make-corpus": make_corpus,
-    "tasks": tasks,
-    "upstreams": upstreams,
-    "new-task": new_task,
-    "check-corpus": check_corpus,
-    "check-task": check_task,
-    "results": results,
-    "export": export,
-    "predict": predict,
+COMMANDS = {
+    "make-corpus": "make_corpus",
+    "tasks": "tasks",
+    "upstreams": "upstreams",
+    "new-task": "new_task",
+    "check-corpus": "check_corpus",
+    "check-task": "check_task",
+    "results": "results",
+    "export": "export",
+    "predict": "predict",
 }
-"""The commands by name; without one, training and evaluation (`run_mtl.py`)."""
+"""Module of each command; without a command, training and evaluation (`run_flags`).
+
+A module is imported when its command is chosen, and imports torch and others when it runs: help
+and mistakes are shown at once.
+"""
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line.
+
+    Raises:
+        UserError: an unknown command or flag, or a missing or malformed argument.
+    """
+    command = words[0] if words else ""
+    if command and not command.startswith("-") and command not in COMMANDS:
+        otherwise = "Commands: " + ", ".join(COMMANDS) + "; without one, training."
+        raise unknown_word("command", command, list(COMMANDS), otherwise)
+    rest = words[1:] if command in COMMANDS else words
+    return command_parser(command).parse_args(rest)
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:
     """The parser of a command; for any other name, the parser of training and evaluation."""
-    command = COMMANDS.get(name, run_flags)
+    module = COMMANDS.get(name, "run_flags")
+    command = cast(Command, importlib.import_module(f"s3prl_mtl.cli.{module}"))
     program = f"s3prl-mtl {name}" if name in COMMANDS else "run_mtl.py"
-    parser = argparse.ArgumentParser(prog=program, description=command.DESCRIPTION)
+    parser = Parser(prog=program, description=command.DESCRIPTION)
     parser.set_defaults(action=command.run)
     command.add_arguments(parser)
     parser.add_argument("--verbose", action="store_true", help="show tracebacks and debug messages")

@@ -6,9 +6,6 @@ import argparse
 import logging
 from pathlib import Path
 
-from rich.progress import Progress
-
-from s3prl_mtl.data import mini_corpus
 from s3prl_mtl.tracking.console import MESSAGES, OUTPUT
 
 logger = logging.getLogger(__name__)
@@ -24,6 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the corpus, with a progress bar on a terminal; keep one that is already there."""
+    from rich.progress import Progress
+
+    from s3prl_mtl.data import mini_corpus
+
     logger.info("Making the %s corpus in %s.", arguments.size, arguments.directory)
     with Progress(console=MESSAGES, disable=not MESSAGES.is_terminal) as progress:
         bar = progress.add_task("synthesising", total=None)

@@ -6,7 +6,6 @@ import argparse
 import shlex
 from pathlib import Path
 
-from s3prl_mtl.authoring.new_task import new_task, words_of
 from s3prl_mtl.tracking.console import OUTPUT
 
 DESCRIPTION = "Write the package of a new task."
@@ -19,6 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the package; print its files and the next commands to type."""
+    from s3prl_mtl.authoring.new_task import new_task, words_of
+
     name, directory = arguments.name, arguments.directory
     for path in new_task(name, directory):
         OUTPUT.print(str(path), markup=False, highlight=False, soft_wrap=True)

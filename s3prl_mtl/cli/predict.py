@@ -10,17 +10,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.inference.audio_input import SILENCE, read_utterance
-from s3prl_mtl.inference.loading import load_run
-from s3prl_mtl.inference.rttm import recording_names, rttm_file, write_rttm
-from s3prl_mtl.inference.trained import TrainedRun
 from s3prl_mtl.registry.task_names import split_specs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from s3prl_mtl.inference.trained import TrainedRun
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +50,9 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: the run or a task does not exist, no task makes predictions, or the file of
             `--rttm` or `--against` cannot be used; at the end, if any file has an error.
     """
+    from s3prl_mtl.inference.loading import load_run
+    from s3prl_mtl.inference.rttm import recording_names, rttm_file, write_rttm
+
     tasks = split_specs(arguments.task, flag="--task") if arguments.task else None
     names = recording_names(arguments.audio) if arguments.rttm else {}
     # Open the file before loading the run, to fail early if it is not writable.
@@ -118,6 +119,10 @@ def predictions(
     Raises:
         UserError: `against` cannot be used.
     """
+    import torch
+
+    from s3prl_mtl.inference.audio_input import SILENCE, read_utterance
+
     speaker, voice = None, run.find("sv")
     if against is not None and voice is not None:
         try:

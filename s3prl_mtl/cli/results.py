@@ -1,20 +1,40 @@
-"""`results`: the results of a run as a table."""
+"""`results`: the results of a run as a table, or those of several runs side by side."""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import json
+import sys
 from pathlib import Path
 
 from s3prl_mtl.tracking.console import OUTPUT
-from s3prl_mtl.tracking.results_table import results_table
 
-DESCRIPTION = "Show the results of a run as a table."
+DESCRIPTION = "Show the results of a run, or compare those of several runs."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="the folder of a run")
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="the folder of a run")
     parser.add_argument("--all", action="store_true", help="every evaluated split and metric")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="comma-separated values, fractions")
+    form.add_argument("--json", action="store_true", help="a list of objects, fractions")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    OUTPUT.print(results_table(arguments.run, everything=arguments.all))
+    """Print the last value of every metric, with the step and checkpoint that it is of."""
+    from s3prl_mtl.tracking.results_table import comparison_table, result_records, results_table
+
+    runs, everything = arguments.runs, arguments.all
+    if arguments.json:
+        print(json.dumps(result_records(runs, everything), indent=2, allow_nan=False))
+    elif arguments.csv:
+        records = result_records(runs, everything)
+        fields = ["run", "task", "split", "metric", "value", "step", "checkpoint"]
+        writer = csv.DictWriter(sys.stdout, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+    elif len(runs) > 1:
+        OUTPUT.print(comparison_table(runs, everything))
+    else:
+        OUTPUT.print(results_table(runs[0], everything))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 
-from s3prl_mtl.cli.evaluate import evaluate
-from s3prl_mtl.cli.train import train
-from s3prl_mtl.config.schema import CHOICES
-from s3prl_mtl.distributed.world import DEFAULT_TIMEOUT_SECONDS, RankLost, World
+from s3prl_mtl.distributed import DEFAULT_TIMEOUT_SECONDS
+from s3prl_mtl.errors import RankLost
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.training.signals import Stopped, StopSignals
 
@@ -24,12 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("-u", "--upstream", metavar="NAME", help="the encoder, such as hubert")
     what.add_argument("-k", "--upstream_ckpt", metavar="PATH", help="its checkpoint file")
     what.add_argument("-g", "--upstream_model_config", metavar="YAML", help="its config file")
-    what.add_argument("-d", "--downstream", metavar="TASKS", help="asr,pr,...; all = SUPERB's nine")
+    what.add_argument(
+        "-d", "--downstream", metavar="TASKS", help="asr,pr,...; all = SUPERB's nine; all,-ks"
+    )
     what.add_argument("--data", metavar="DIR", help="folder of the corpora (or $SUPERB_DATA)")
     what.add_argument(
         "-s",
         "--upstream_feature_selection",
-        choices=CHOICES["upstream.feature_selection"],
+        choices=["hidden_states", "layer_results", "last_hidden_state"],
         help="layers in the weighted sum of features",
     )
     # A flag of the branch, which freezes the encoder by default; here the encoder is trained.
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--override", metavar="KEY=VALUE,,...", help='"config.optimizer.lr=1e-4,,args.seed=1"'
     )
     how.add_argument("--steps", type=int, help="total steps")
-    how.add_argument("--precision", choices=CHOICES["precision"])
+    how.add_argument("--precision", choices=["fp32", "bf16"])
     how.add_argument("--seed", type=int)
     how.add_argument("--device", help="auto, cpu, cuda, cuda:1")
     how.add_argument("--cache_dir", metavar="DIR", help="downloads and scanned corpora")
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     several = parser.add_argument_group("several processes, started with torchrun")
     several.add_argument(
         "--parallel",
-        choices=CHOICES["distributed.parallel"],
+        choices=["data", "task"],
         help="give each rank a share of every task, or few tasks",
     )
     several.add_argument(
@@ -83,6 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-t", "--evaluate_split", metavar="TASK:SPLIT,...", help='"asr:test-clean,ks:test"'
     )
     where.add_argument(
+        "--best", action="store_true", help="-m evaluate: each task with its own best checkpoint"
+    )
+    where.add_argument(
         "--dry-run",
         action="store_true",
         help="check everything with one batch of each split; no training",
@@ -98,12 +102,26 @@ def _seconds(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train or evaluate, alone or as one rank of several."""
+    from s3prl_mtl.distributed.world import World
+
     with World.join(arguments.backend, arguments.timeout) as world, DeferredLog() as deferred:
         if arguments.mode == "evaluate":
+            from s3prl_mtl.cli.evaluate import evaluate
+
             evaluate(arguments, world, deferred)
             return
+        from s3prl_mtl.cli.train import train
+
         watch = world.watch
-        with StopSignals(watch.ask_to_stop if watch is not None else None) as signals:
+
+        def on_request(name: str) -> None:
+            if watch is not None:
+                watch.ask_to_stop(name)
+            if name == "SIGINT" and world.is_lead:
+                # Not logged: a signal handler may interrupt a write to the log.
+                os.write(2, b"\nThe run is saved after this step. Ctrl-C again ends it at once.\n")
+
+        with StopSignals(on_request) as signals:
             try:
                 train(arguments, world, signals, deferred)
             except RankLost:

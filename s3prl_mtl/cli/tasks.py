@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from rich.table import Column, Table
 
-from s3prl_mtl.authoring.contract import failure_summary
-from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import Plugin, discover_tasks, load_task, task_defaults
 from s3prl_mtl.s3prl_compat.folders import installed_experts
-from s3prl_mtl.tasks.contract import check_installed
-from s3prl_mtl.tasks.metric import metrics_of
 from s3prl_mtl.tracking.console import OUTPUT
 
 DESCRIPTION = "List the installed tasks."
@@ -24,14 +20,18 @@ DESCRIPTION = "List the installed tasks."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="folder of the corpora (or $SUPERB_DATA)")
+    parser.add_argument(
+        "--all", action="store_true", help="s3prl's experts, and every problem of the corpora"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print every installed task, whether its data is present, and what is broken."""
+    """Print every plugin, whether its data is present, and what is broken."""
     # Names are copied into commands, so other columns wrap first.
     names = [Column(title, no_wrap=True) for title in ("task", "package")]
     table = Table(*names, "metric", "corpus", "data", "state")
     paragraphs: dict[str, str] = {}
+    missing: dict[str, dict[str, list[str]]] = {}
     data = arguments.data or os.environ.get("SUPERB_DATA")
     tasks = discover_tasks()
     for name, plugin in tasks.items():
@@ -41,13 +41,21 @@ def run(arguments: argparse.Namespace) -> None:
             # A broken task of another package must not hide the others.
             cells, lines = ("", "", "", "broken"), [why_broken(cause, "Task", name, plugin)]
         table.add_row(name, str(plugin), *cells)
-        if lines:
+        _, corpus, present, _ = cells
+        if lines and present == "missing" and not arguments.all:
+            missing.setdefault(corpus, {})[name] = lines
+        elif lines:
             paragraphs[name] = "\n  ".join(lines)
     OUTPUT.print(table)
     for name, paragraph in paragraphs.items():
         OUTPUT.print(f"{name}: {paragraph.removeprefix(f'{name}: ')}", markup=False, soft_wrap=True)
+    for corpus, problems in missing.items():
+        OUTPUT.print(_missing_corpus(corpus, problems), markup=False, soft_wrap=True)
     experts = installed_experts()
-    if experts:
+    if experts and not arguments.all:
+        counted = f"{s3prl_release()} has {len(experts)} more, as s3prl:NAME; --all lists them."
+        OUTPUT.print(counted, markup=False, soft_wrap=True)
+    elif experts:
         listed = ", ".join(f"s3prl:{folder}" for folder in sorted(experts))
         text = (
             f"{s3prl_release()}'s own experts: {listed}. Which of them run: docs/s3prl-experts.md."
@@ -55,6 +63,20 @@ def run(arguments: argparse.Namespace) -> None:
         OUTPUT.print(text, markup=False, soft_wrap=True)
     if not data:
         OUTPUT.print("Pass --data DIR (or set $SUPERB_DATA) to check the corpora.")
+
+
+def _missing_corpus(corpus: str, problems: Mapping[str, Sequence[str]]) -> str:
+    """One line for a corpus: its first problem, and the number of the others.
+
+    Args:
+        corpus: its title.
+        problems: by task, at least one each.
+    """
+    ((task, lines), *_) = problems.items()
+    first = lines[0].partition(": ")[2] or lines[0]
+    count = len({line.partition(": ")[2] for lines in problems.values() for line in lines})
+    others = f" ({count - 1} more with --all)" if count > 1 else ""
+    return f"{corpus or task} ({', '.join(problems)}): {first.partition('; ')[0]}{others}"
 
 
 def _task_row(
@@ -65,6 +87,8 @@ def _task_row(
     Raises:
         Exception: of any kind, if the task is broken.
     """
+    from s3prl_mtl.tasks.contract import check_installed
+
     expert = load_task(name)
     task_defaults(name)
     check_installed(name, expert)
@@ -83,6 +107,8 @@ def why_broken(cause: BaseException, kind: str, name: str, plugin: Plugin) -> st
         name: of it.
         plugin: its entry point.
     """
+    from s3prl_mtl.authoring.contract import failure_summary
+
     reason = str(cause) if isinstance(cause, UserError) else f"{failure_summary(cause)}."
     owner = f"of package {plugin.package}"
     return reason if owner in reason else f"{kind} {name!r} {owner} {plugin.version}: {reason}"
@@ -90,6 +116,8 @@ def why_broken(cause: BaseException, kind: str, name: str, plugin: Plugin) -> st
 
 def _metrics(expert: type) -> str:
     """The titles of the metrics that the table of results shows."""
+    from s3prl_mtl.tasks.metric import metrics_of
+
     metrics = metrics_of(expert)
     shown = [metric.title for metric in metrics if metric.headline or metric is metrics[0]]
     return ", ".join(map(str, shown))
@@ -106,6 +134,8 @@ def _state(name: str, expert: Any, tasks: Mapping[str, Plugin]) -> str:
 
 def _data_state(name: str, expert: Any, data: str | None) -> tuple[str, list[str]]:
     """Whether the corpus of a task is present, and its problems."""
+    from s3prl_mtl.config import build_config, resolve
+
     check = getattr(expert, "problems", None)
     if check is None:
         return "unknown", []

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import socket
+import tempfile
 from pathlib import Path
 
 from s3prl_mtl.checkpoint import files as checkpoints
@@ -25,6 +26,7 @@ from s3prl_mtl.training.signals import StopSignals
 
 logger = logging.getLogger(__name__)
 
+CONFIG = "config.yaml"
 LAUNCH = ".launch"
 """File in the run folder that identifies the torchrun that started the run."""
 
@@ -45,20 +47,22 @@ def train(
     folder, past = world.broadcast(chosen) or _choose_folder(arguments, world, deferred)
     own = past is not None and past.resolve() == folder.resolve() and not arguments.dry_run
     saved, path = load_checkpoint(past, world, set_aside=own) if past is not None else (None, None)
+    if saved is None and arguments.auto_resume and (folder / CONFIG).is_file():
+        # A run that ended before its first checkpoint.
+        arguments.config.insert(0, str(folder / CONFIG))
     config = world.run_on_all_ranks(lambda: _config(arguments, saved, deferred))
     if saved is not None:
         world.run_on_all_ranks(lambda: check_resume(saved, config, path))
         config["downstream"] = list(saved.tasks)
+    if arguments.dry_run:
+        deferred.flush()
+        _dry_run(config, saved, world)
+        return
     with working_in(folder, world, lock=True):
         deferred.flush()
-        if world.is_lead and not arguments.dry_run:
+        if world.is_lead:
             (folder / LAUNCH).write_text(_launch(), encoding="utf-8")
         runner = MultiTaskRunner(config, folder, resume=saved, world=world)
-        if arguments.dry_run:
-            runner.try_out()
-            if world.is_lead:
-                OUTPUT.print("All checks passed; nothing was trained.")
-            return
         if path is not None:
             logger.info("Resuming %s at step %d.", path, runner.step)
             total_steps = runner.config.runner.total_steps
@@ -71,6 +75,16 @@ def train(
         OUTPUT.print(results_table(folder))
         OUTPUT.print(f"The run is in {folder}", soft_wrap=True)
     runner.require_scores()
+
+
+def _dry_run(config: Config, saved: RunCheckpoint | None, world: World) -> None:
+    """Build everything and run one batch of every split, in a temporary folder."""
+    tasks = ", ".join(config["downstream"])
+    logger.info("Dry run: building %s and the heads of %s.", config["upstream"]["name"], tasks)
+    with tempfile.TemporaryDirectory() as folder:
+        MultiTaskRunner(config, folder, resume=saved, world=world).try_out()
+    if world.is_lead:
+        OUTPUT.print("All checks passed; nothing was trained.")
 
 
 def _config(

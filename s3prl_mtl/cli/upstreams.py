@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 
 from rich.table import Column, Table
 
@@ -11,17 +12,21 @@ from s3prl_mtl.cli.tasks import s3prl_release, why_broken
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import Plugin, discover_upstreams
 from s3prl_mtl.tracking.console import OUTPUT
-from s3prl_mtl.upstreams.zoo.s3prl_hub import zoo_names
+
+_MARKUP = re.compile(r"(?::[a-z:]+:)?`+~?([^`]*)`+")
+"""References and code of a docstring: :class:`~a.B`, ``code`` and `code`."""
 
 DESCRIPTION = "List the installed upstreams."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command has no arguments."""
+    parser.add_argument("--all", action="store_true", help="every encoder of s3prl's zoo")
 
 
-def run(_arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Print every installed upstream, and what is broken."""
+    from s3prl_mtl.upstreams.zoo.s3prl_hub import zoo_names
+
     names = [Column(title, no_wrap=True) for title in ("upstream", "package")]
     table = Table(*names, "description", "state")
     broken = []
@@ -36,7 +41,10 @@ def run(_arguments: argparse.Namespace) -> None:
         OUTPUT.print(paragraph, markup=False, soft_wrap=True)
     OUTPUT.print("hf:PATH_OR_NAME: an encoder of Hugging Face, if transformers is installed.")
     zoo = zoo_names()
-    if zoo:
+    if zoo and not arguments.all:
+        counted = f"{s3prl_release()}'s zoo has {len(zoo)} more; --all lists them."
+        OUTPUT.print(counted, markup=False, soft_wrap=True)
+    elif zoo:
         listed = ", ".join(sorted(zoo))
         text = f"{s3prl_release()}'s zoo: {listed}. Which of them run: docs/upstreams.md."
         OUTPUT.print(text, markup=False, soft_wrap=True)
@@ -45,7 +53,7 @@ def run(_arguments: argparse.Namespace) -> None:
 
 
 def _upstream_title(name: str, plugin: Plugin) -> str:
-    """The first line of an upstream's docstring.
+    """The first line of an upstream's docstring, without markup.
 
     Raises:
         UserError: it cannot be imported, or is not callable.
@@ -57,4 +65,4 @@ def _upstream_title(name: str, plugin: Plugin) -> str:
             where=f"entry point {plugin.entry_point.value}",
             code="plugin-broken",
         )
-    return (inspect.getdoc(factory) or "").partition("\n")[0]
+    return _MARKUP.sub(r"\1", (inspect.getdoc(factory) or "").partition("\n")[0])

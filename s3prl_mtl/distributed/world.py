@@ -14,29 +14,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from s3prl_mtl.distributed import DEFAULT_TIMEOUT_SECONDS
 from s3prl_mtl.distributed.health import SILENT_BEATS, Watch, watch_intervals
 from s3prl_mtl.distributed.rendezvous import rendezvous
-from s3prl_mtl.errors import SharedMistake, UserError
+from s3prl_mtl.errors import RankLost, SharedMistake, UserError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-DEFAULT_TIMEOUT_SECONDS = 1800.0
-"""How long a rank waits for the others before it gives up; torch's own default for gloo."""
-
-
-class RankLost(RuntimeError):
-    """Another process of the run is gone or hangs, so this one cannot continue.
-
-    Args:
-        text: names the other process.
-        spoken_for: another rank that is alive shows the error; this one need not.
-    """
-
-    def __init__(self, text: str, spoken_for: bool = False) -> None:
-        super().__init__(text)
-        self.spoken_for = spoken_for
 
 
 class OtherRankFailed(RuntimeError):

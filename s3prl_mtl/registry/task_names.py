@@ -58,15 +58,20 @@ class TaskPackageMissing(UserError):
 
 
 def split_specs(text: str, flag: str = "-d") -> list[str]:
-    """Split specs at commas; `all` stands for all tasks of this distribution.
+    """Split specs at commas.
+
+    `all` stands for all tasks of this distribution; `-ks` takes out a task that is named before.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or a task that is taken out is not among the others.
     """
     specs: list[str] = []
     ours = [f"{OUR_PACKAGE}:{task}" for task in BUILT_IN_TASKS]
     for spec in filter(None, map(str.strip, text.split(","))):
-        specs += ours if spec == "all" else [spec]
+        if spec.startswith("-"):
+            specs = _without(spec[1:], specs, flag)
+        else:
+            specs += ours if spec == "all" else [spec]
     if not specs:
         raise UserError(
             "The name of a task is missing.",
@@ -75,6 +80,25 @@ def split_specs(text: str, flag: str = "-d") -> list[str]:
             code="missing-option",
         )
     return list(dict.fromkeys(specs))
+
+
+def _without(left_out: str, specs: Sequence[str], flag: str) -> list[str]:
+    """The specs but one, which is given as such or as the plain name.
+
+    Raises:
+        UserError: it is not among them.
+    """
+    kept = [spec for spec in specs if left_out not in (spec, split_name(spec)[1])]
+    if len(kept) == len(specs):
+        raise UserError(
+            f"The task {left_out!r} is not among those named before, so it cannot be left out.",
+            where=flag,
+            fix=nearest(left_out, [split_name(spec)[1] for spec in specs])
+            if specs
+            else f"For example {flag} all,-{left_out}.",
+            code="unknown-name",
+        )
+    return kept
 
 
 def task_packages(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str | None]:

@@ -3,13 +3,54 @@
 from __future__ import annotations
 
 import logging
+import textwrap
+import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.logging import RichHandler
+from rich.text import Text
 
 OUTPUT = Console()
 MESSAGES = Console(stderr=True)
+
+
+_COLOURS = {logging.DEBUG: "dim", logging.WARNING: "yellow", logging.ERROR: "red"}
+
+
+class TerminalHandler(logging.Handler):
+    """Print records with time and colour, above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = f"{time.strftime('%X', time.localtime(record.created))} {self.format(record)}"
+            show_message(text, _COLOURS.get(record.levelno, ""))
+        except Exception:
+            self.handleError(record)
+
+
+def show_message(text: str, style: str = "") -> None:
+    """Print a message to standard error, wrapped between words on a terminal.
+
+    A path that is longer than a line stays in one piece, so that it can be copied.
+
+    Args:
+        text: the message.
+        style: of rich.
+    """
+    if MESSAGES.is_terminal:
+        lines = text.splitlines() or [""]
+        text = "\n".join(
+            textwrap.fill(
+                line,
+                MESSAGES.width,
+                break_long_words=False,
+                break_on_hyphens=False,
+                replace_whitespace=False,
+                drop_whitespace=True,
+            )
+            for line in lines
+        )
+    MESSAGES.print(Text(text, style=style), soft_wrap=True)
 
 
 def show_log(verbose: bool, on_terminal: bool = True) -> None:
@@ -27,8 +68,8 @@ def show_log(verbose: bool, on_terminal: bool = True) -> None:
         handler = logging.StreamHandler()
         handler.setLevel(logging.ERROR)
     elif MESSAGES.is_terminal:
-        handler = RichHandler(console=MESSAGES, show_path=False, markup=False)
-        handler.setFormatter(logging.Formatter("%(message)s", datefmt="[%X]"))
+        handler = TerminalHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

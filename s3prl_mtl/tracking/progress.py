@@ -1,17 +1,27 @@
-"""The progress bar of a training run, shown on a terminal only."""
+"""The progress of a training run, shown on a terminal only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.columns import Columns
+from rich.console import RenderableType
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from s3prl_mtl.tracking.console import MESSAGES
 
+RATE_STEPS = 50
+"""Latest steps that the seconds of audio per second are averaged over."""
+
 
 class StepProgress:
-    """A bar of the steps done, with the latest losses.
+    """Steps, time left, speed and total loss on one line; below, the loss of each task.
+
+    The line fits into 60 columns.
 
     Args:
         done: steps done before.
@@ -20,18 +30,21 @@ class StepProgress:
     """
 
     def __init__(self, done: int, total: int, shown: bool = True) -> None:
-        self._progress = Progress(
-            TextColumn("train"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[losses]}"),
+        self._progress = _LineAndLosses(
+            TextColumn("{task.completed}/{task.total}"),
+            BarColumn(bar_width=None),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[loss]}"),
             console=MESSAGES,
+            expand=True,
             disable=not (shown and MESSAGES.is_terminal),
         )
-        self._bar = self._progress.add_task("train", completed=done, total=total, losses="")
+        self._bar = self._progress.add_task("train", completed=done, total=total, speed="", loss="")
+        self._audio: deque[tuple[float, float]] = deque(maxlen=RATE_STEPS + 1)
 
     def __enter__(self) -> StepProgress:
+        self._audio.append((time.monotonic(), 0.0))
         self._progress.start()
         return self
 
@@ -43,6 +56,34 @@ class StepProgress:
     ) -> None:
         self._progress.stop()
 
-    def advance(self, step: int, losses: Mapping[str, float]) -> None:
-        shown = " ".join(f"{name} {loss:.2f}" for name, loss in losses.items())
-        self._progress.update(self._bar, completed=step, losses=shown)
+    def advance(self, step: int, losses: Mapping[str, float], audio_seconds: float) -> None:
+        """Show a step.
+
+        Args:
+            step: its number, from 1.
+            losses: of each task; NaN where the task was dropped.
+            audio_seconds: of its batches.
+        """
+        self._audio.append((time.monotonic(), audio_seconds))
+        elapsed = self._audio[-1][0] - self._audio[0][0]
+        seconds = math.fsum(audio for _, audio in list(self._audio)[1:])
+        total = math.fsum(loss for loss in losses.values() if math.isfinite(loss))
+        self._progress.losses = [f"{name} {loss:.3f}" for name, loss in losses.items()]
+        self._progress.update(
+            self._bar,
+            completed=step,
+            speed=f"{seconds / elapsed:.0f} s/s" if elapsed > 0 else "",
+            loss=f"loss {total:.3f}",
+        )
+
+
+class _LineAndLosses(Progress):
+    """A progress bar with a table of losses below, in as many columns as fit."""
+
+    losses: list[str]
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        losses = getattr(self, "losses", [])
+        if len(losses) > 1:
+            yield Columns(losses, equal=True)

@@ -1,8 +1,9 @@
-"""The results of a run as a table."""
+"""The results of runs as tables and records."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,55 +20,197 @@ Key = tuple[str, str, str]
 _ARROWS = {"lower": "↓", "higher": "↑"}
 
 
-def results_table(
-    run: Path, everything: bool = False, config: Mapping[str, Any] | None = None
-) -> Table:
-    """The first and the last value of every metric of a run, by task.
+@dataclass(frozen=True)
+class Number:
+    """A value of a metric, and the weights that it was measured with.
 
-    Fractions are shown as percent; metrics that an expert does not declare are shown unchanged.
+    Attributes:
+        value: None if it is not finite.
+        step: of the weights.
+        checkpoint: their file in the folder of the run; None for weights in training.
+    """
+
+    value: float | None
+    step: int
+    checkpoint: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The checkpoint, with the step unless its name has it; or the step alone."""
+        if self.checkpoint is None:
+            return f"step {self.step}"
+        if f"-{self.step}." in self.checkpoint:
+            return self.checkpoint
+        return f"{self.checkpoint}, step {self.step}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The last value of a metric on a split, and the first one if that is of another step."""
+
+    task: str
+    split: str
+    metric: Metric
+    last: Number
+    first: Number | None
+
+    @property
+    def title(self) -> str:
+        return f"{self.metric.title} {_ARROWS.get(self.metric.better, '')}".rstrip()
+
+    def shown(self, number: Number | None) -> str:
+        if number is None:
+            return ""
+        return "not a number" if number.value is None else self.metric.shown(number.value)
+
+
+def read_run(
+    run: Path,
+    everything: bool = False,
+    config: Mapping[str, Any] | None = None,
+    splits: Collection[tuple[str, str]] | None = None,
+) -> list[Result]:
+    """The results of a run, by task.
 
     Args:
         run: the folder of the run.
         everything: every evaluated split and every metric, instead of the headline metrics on the
             test splits (the other splits where a task's test split was not evaluated).
         config: of the run, if it is not the folder's `config.yaml`.
+        splits: pairs of task and split; None for those of `everything`.
 
     Raises:
         UserError: the folder is not that of a run.
     """
     config = _config_of(run) if config is None else config
-    first: dict[Key, dict[str, Any]] = {}
-    last: dict[Key, dict[str, Any]] = {}
+    first: dict[Key, Number] = {}
+    last: dict[Key, Number] = {}
     for entry in read_metrics(run):
         if entry["task"] not in (FEATURIZER, "run"):
             key = (entry["task"], entry["split"], entry["metric"])
-            first.setdefault(key, entry)
-            last[key] = entry
-
-    table = Table("task", "split", "metric")
-    for heading in ("before", "at step", "after", "at step"):
-        table.add_column(heading, justify="right")
+            number = Number(entry["value"], entry["step"], entry.get("checkpoint"))
+            first.setdefault(key, number)
+            last[key] = number
+    results = []
     for task in dict.fromkeys(task for task, _, _ in last):
         names = dict.fromkeys(name for owner, _, name in last if owner == task)
         logged = [name for name in names if name != "loss"]
         metrics = _metrics_of(task, _block(config, task), logged)
-        splits = list(dict.fromkeys(split for owner, split, _ in last if owner == task))
-        for split in splits if everything else _test_splits(_block(config, task), splits):
+        chosen = list(dict.fromkeys(split for owner, split, _ in last if owner == task))
+        if splits is not None:
+            chosen = [split for split in chosen if (task, split) in splits]
+        elif not everything:
+            chosen = _test_splits(_block(config, task), chosen)
+        for split in chosen:
             for metric in metrics:
                 key = (task, split, metric.name)
                 if key not in last or not (everything or metric.headline or metric is metrics[0]):
                     continue
-                before = first[key] if first[key]["step"] != last[key]["step"] else None
-                table.add_row(
-                    task,
-                    split,
-                    f"{metric.title} {_ARROWS.get(metric.better, '')}".rstrip(),
-                    _shown(metric, before["value"]) if before else "",
-                    str(before["step"]) if before else "",
-                    _shown(metric, last[key]["value"]),
-                    str(last[key]["step"]),
-                )
+                before = first[key] if first[key].step != last[key].step else None
+                results.append(Result(task, split, metric, last[key], before))
+    return results
+
+
+def results_table(
+    run: Path,
+    everything: bool = False,
+    config: Mapping[str, Any] | None = None,
+    splits: Collection[tuple[str, str]] | None = None,
+) -> Table:
+    """The first and the last value of every metric of a run, by task.
+
+    The headings name the weights where they are the same for the whole column; otherwise, a column
+    after the values does. Fractions are shown as percent; metrics that an expert does not declare
+    are shown unchanged.
+
+    Args:
+        run, everything, config: as of `read_run`.
+        splits: the pairs of task and split that were just evaluated: only their last values.
+
+    Raises:
+        UserError: the folder is not that of a run.
+    """
+    results = read_run(run, everything, config, splits)
+    columns = [[result.task for result in results], [result.split for result in results]]
+    columns.append([result.title for result in results])
+    headings = ["task", "split", "metric"]
+    befores = [None if splits is not None else result.first for result in results]
+    for numbers in (befores, [result.last for result in results]):
+        sources = {number.source for number in numbers if number is not None}
+        if not sources:
+            continue
+        shown = [result.shown(n) for result, n in zip(results, numbers, strict=True)]
+        columns.append(shown)
+        if len(sources) == 1:
+            headings += sources
+        else:
+            headings += ["before" if numbers is befores else "result", "of"]
+            columns.append([number.source if number is not None else "" for number in numbers])
+    return _table(headings, columns)
+
+
+def comparison_table(runs: Sequence[Path], everything: bool = False) -> Table:
+    """The last value of every metric of several runs, a column for each run.
+
+    Raises:
+        UserError: a folder is not that of a run.
+    """
+    names = _names(runs)
+    rows: dict[Key, list[str]] = {}
+    headings = ["task", "split", "metric"]
+    for column, run in enumerate(runs):
+        results = read_run(run, everything)
+        sources = {result.last.source for result in results}
+        for result in results:
+            row = rows.setdefault((result.task, result.split, result.title), [""] * len(runs))
+            row[column] = result.shown(result.last)
+            if len(sources) > 1:
+                row[column] += f" ({result.last.source})"
+        headings.append(
+            f"{names[column]}\n{next(iter(sources))}" if len(sources) == 1 else names[column]
+        )
+    cells = [[*key, *row] for key, row in rows.items()]
+    return _table(headings, list(map(list, zip(*cells, strict=True))) or [[] for _ in headings])
+
+
+def result_records(runs: Sequence[Path], everything: bool = False) -> list[dict[str, Any]]:
+    """The last value of every metric of runs: run, task, split, metric, value, step, checkpoint.
+
+    Values are as the expert reports them: fractions, not percent; None if not finite.
+
+    Raises:
+        UserError: a folder is not that of a run.
+    """
+    return [
+        {
+            "run": str(run),
+            "task": result.task,
+            "split": result.split,
+            "metric": result.metric.name,
+            "value": result.last.value,
+            "step": result.last.step,
+            "checkpoint": result.last.checkpoint,
+        }
+        for run in runs
+        for result in read_run(run, everything)
+    ]
+
+
+def _table(headings: Sequence[str], columns: Sequence[Sequence[str]]) -> Table:
+    """A table that wraps within 60 columns: no cell is cut off."""
+    table = Table(padding=(0, 1, 0, 0), pad_edge=False)
+    for number, heading in enumerate(headings):
+        is_text = number < 3 or heading == "of"
+        table.add_column(heading, justify="left" if is_text else "right", overflow="fold")
+    for row in zip(*columns, strict=True):
+        table.add_row(*row)
     return table
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """The names of folders; whole paths where names are equal."""
+    short = [run.name for run in runs]
+    return short if len(set(short)) == len(short) else [str(run) for run in runs]
 
 
 def _metrics_of(task: str, settings: Mapping[str, Any], logged: Sequence[str]) -> Sequence[Metric]:
@@ -101,7 +244,3 @@ def _block(config: Mapping[str, Any], task: str) -> Mapping[str, Any]:
     """The block of a task in a config; empty if absent."""
     settings = config.get(task)
     return settings if isinstance(settings, Mapping) else {}
-
-
-def _shown(metric: Metric, value: float | None) -> str:
-    return "not a number" if value is None else metric.shown(value)

@@ -11,8 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from s3prl_mtl.checkpoint.contents import TaskCheckpoint
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.atomic import replace_text
@@ -21,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 Results = dict[str, dict[str, dict[str, float]]]
 """{task: {split: {metric: value}}}, fractions."""
+
+SOURCE = "_source"
+"""The key of `results.json` beside the tasks: {task: {split: {"step": 3, "checkpoint": file}}}."""
 
 FEATURIZER = "featurizer"
 """The key of the learned layer weights in `Results`: {featurizer: {layer_weights: {...}}}."""
@@ -72,6 +73,8 @@ class Tracker:
             also while another process trains in the folder.
         reevaluate: pairs of task and split to evaluate again at that step, because their
             evaluation was interrupted: their records of that step are dropped too.
+        checkpoint: the file in the run's folder that the numbers are of, written beside them; None
+            for the weights in training.
     """
 
     def __init__(
@@ -79,8 +82,12 @@ class Tracker:
         folder: Path,
         resumed_at: int | None = None,
         reevaluate: Iterable[tuple[str, str]] = (),
+        checkpoint: str | None = None,
     ) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # Slow to import, and not to read a run.
+
         self.folder = folder
+        self.checkpoint = checkpoint
         path = folder / "metrics.jsonl"
         purge_step = None
         if path.is_file() and resumed_at is None:
@@ -127,7 +134,15 @@ class Tracker:
         """
         # JSON has no NaN and no infinity: write null.
         stored = value if math.isfinite(value) else None
-        entry = {"step": step, "task": task, "split": split, "metric": metric, "value": stored}
+        entry: dict[str, Any] = {
+            "step": step,
+            "task": task,
+            "split": split,
+            "metric": metric,
+            "value": stored,
+        }
+        if self.checkpoint is not None:
+            entry["checkpoint"] = self.checkpoint
         try:
             self._lines.write(json.dumps(entry) + "\n")
             self._lines.flush()
@@ -144,8 +159,13 @@ class Tracker:
         """Replace the entry of a split in `results.json`; non-finite numbers are left out."""
         finite = {name: value for name, value in report.values.items() if math.isfinite(value)}
         # Read the file again: another process may evaluate the run while it is trained.
-        results = self.results
+        results: dict[str, Any] = _read_results(self.folder)
         results.setdefault(report.task, {})[report.split] = finite
+        sources = results.pop(SOURCE, {})
+        step = max((step for _, _, step in report.scalars), default=None)
+        source = {"step": step, "checkpoint": self.checkpoint}
+        sources.setdefault(report.task, {})[report.split] = source
+        results[SOURCE] = sources  # last, after the tasks
         _replace(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
 
     @property
@@ -182,12 +202,22 @@ def _unwritable(path: Path, cause: OSError) -> UserError:
 
 
 def read_results(folder: Path) -> Results:
-    """The `results.json` of a run; empty if it does not exist or is damaged."""
+    """The numbers in `results.json` of a run; empty if it does not exist or is damaged."""
+    return {task: splits for task, splits in _read_results(folder).items() if task != SOURCE}
+
+
+def read_sources(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Step and checkpoint of the numbers in `results.json`: {task: {split: {...}}}."""
+    sources: dict[str, dict[str, dict[str, Any]]] = _read_results(folder).get(SOURCE, {})
+    return sources
+
+
+def _read_results(folder: Path) -> dict[str, Any]:
     path = folder / "results.json"
     if not path.is_file():
         return {}
     try:
-        results: Results = json.loads(path.read_text(encoding="utf-8"))
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as cause:
         # No number is lost: metrics.jsonl has them all.
         logger.warning("%s is damaged and will be replaced: %s.", path, cause)
@@ -197,6 +227,8 @@ def read_results(folder: Path) -> Results:
 
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of `metrics.jsonl`, oldest first: step, task, split, metric, value.
+
+    Records of an evaluation of a checkpoint also have its file name, `checkpoint`.
 
     Raises:
         UserError: the folder is not that of a run, or a line is damaged.

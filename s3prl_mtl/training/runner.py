@@ -38,6 +38,7 @@ from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.signals import Stopped, StopSignals
 from s3prl_mtl.training.state import RunState
 from s3prl_mtl.training.step import StepReport, TrainingStep
+from s3prl_mtl.training.summary import ENCODER, FEATURIZER, part_text, training_summary
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
@@ -92,9 +93,10 @@ class MultiTaskRunner:
             settings, world, resume, self.encoder, specaug, self.folder
         )
         self.tasks, groups = self._build_tasks(placement)
+        self._sources: dict[str, str] = {}
         if resume is None:
             experts = {name: task.expert for name, task in self.tasks.items()}
-            world.run_on_all_ranks(
+            self._sources = world.run_on_all_ranks(
                 lambda: load_initial_weights(settings, self.upstream, self.featurizer, experts)
             )
         self.run = Run(
@@ -188,6 +190,7 @@ class MultiTaskRunner:
         if world.is_lead:
             write_yaml(self.source_config, self.folder / "config.yaml")
             write_placement(self.run.placement, self._costs, self.config, self.folder)
+        self._log_summary()
         if self._resumed is not None and self._resumed.training is not None:
             self.evaluated_step = self._resumed.training.evaluated_step
             self.run_state.restore_training(self._resumed.training)
@@ -205,6 +208,32 @@ class MultiTaskRunner:
             self._train(tracker)
             return tracker.results if tracker is not None else {}
 
+    def _log_summary(self) -> None:
+        """Log what is trained, at which rate, and from which weights, on the first rank."""
+        config = self.config
+        own = config.upstream.ckpt or config.upstream.name
+        resumed = f"the checkpoint of step {self.step}" if self._resumed is not None else None
+        modules = {name: task.expert for name, task in self.tasks.items()}
+        heads: dict[str, str] = {}
+        for part in self.world.all_gather(
+            {
+                name: part_text(head, resumed or self._sources.get(name, "random weights"))
+                for name, head in modules.items()
+            }
+        ):
+            heads |= part
+        # The checkpoints of a run with a frozen encoder do not have it.
+        has_encoder = self._resumed is not None and self._resumed.upstream
+        encoder = (resumed if has_encoder else None) or self._sources.get(ENCODER, str(own))
+        uniform = resumed or self._sources.get(FEATURIZER, "equal weights")
+        parts = {
+            ENCODER: part_text(self.upstream, encoder),
+            FEATURIZER: part_text(self.featurizer, uniform),
+            **{name: heads[name] for name in config.downstream},
+        }
+        if self.world.is_lead:
+            logger.info("%s", training_summary(config, parts, self.step))
+
     def _train(self, tracker: Tracker | None) -> None:
         runner = self.config.runner
         total = runner.total_steps
@@ -216,7 +245,9 @@ class MultiTaskRunner:
         with StepProgress(self.step, total, shown=self.world.is_lead) as progress:
             while self.step < total:
                 report = self.train_step()
-                progress.advance(self.step, report.losses)
+                # The batches of all ranks are about equally long.
+                audio_seconds = report.audio_seconds * self.world.size
+                progress.advance(self.step, report.losses, audio_seconds)
                 if self.step % runner.log_step == 0 or self.step == total:
                     self.publisher.publish_training(tracker, report.losses)
                 if report.stop:
@@ -288,8 +319,11 @@ class MultiTaskRunner:
     def try_out(self) -> None:
         """Run one batch of every training and evaluation split, without an update."""
         splits = self.splits("dev_splits") + self.splits("test_splits")
+        logger.info("Reading the corpora.")
         self.world.run_on_all_ranks(lambda: check_splits(self.config, self.tasks))
+        logger.info("Trying a training step.")
         self.world.run_on_all_ranks(self.training_step.try_out)
+        logger.info("Trying one batch of %d evaluation splits.", len(splits))
         self.world.run_on_all_ranks(lambda: self.evaluator.try_out(splits))
 
     # ----------------------------------------------------------------------- evaluation

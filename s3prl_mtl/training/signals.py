@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Signals with which schedulers end a run."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""Signals that end a run in order: those of schedulers, and Ctrl-C."""
 
 EXIT_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 """Signals that end a command without a clean-up by Python."""
@@ -21,13 +21,17 @@ EXIT_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 class Stopped(KeyboardInterrupt):
     """A signal stopped the run: it was saved, or there was nothing to save."""
 
+    signal: str | None = None
+    """Name of the signal that this process received; None if another rank received it."""
+
 
 class StopSignals:
-    """Context in which SIGTERM and SIGUSR1 end a run where the run allows it.
+    """Context in which SIGTERM, SIGUSR1 and Ctrl-C end a run where the run allows it.
 
     Within :meth:`deferred` a signal only sets `requested`; the run saves itself and ends when it
-    can. Elsewhere a signal raises :class:`Stopped` at once. Outside the main thread, where Python
-    cannot set handlers, the context has no effect.
+    can. Elsewhere a signal raises :class:`Stopped` at once. A second Ctrl-C raises
+    KeyboardInterrupt anywhere. Outside the main thread, where Python cannot set handlers, the
+    context has no effect.
 
     Example::
 
@@ -53,6 +57,8 @@ class StopSignals:
         """Whether `deferred` was ever entered: the training has begun."""
         self._deferring = 0
         self._raised = False
+        # torchrun passes Ctrl-C on to its processes, which the terminal has sent it too.
+        self._spare_interrupts = 2 if "TORCHELASTIC_RUN_ID" in os.environ else 1
         self._owner: int | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -71,12 +77,15 @@ class StopSignals:
     ) -> None:
         if self._owner != os.getpid():
             return
+        if isinstance(error, Stopped):
+            error.signal = self.requested
         for number, previous in self._previous.items():
             # None is a handler that was not set from Python and cannot be restored.
             back = signal.SIG_DFL if previous is None else previous
             # After a first signal the process ends cleanly: a second one, as schedulers send, must
             # not turn this into a failure.
-            signal.signal(number, back if self.requested is None else signal.SIG_IGN)
+            keep = self.requested is None or number == signal.SIGINT
+            signal.signal(number, back if keep else signal.SIG_IGN)
         self._previous.clear()
         self._owner = None
 
@@ -106,6 +115,10 @@ class StopSignals:
             self.requested = name
             if self.on_request is not None:
                 self.on_request(name)
+        if number == signal.SIGINT:
+            self._spare_interrupts -= 1
+            if self._spare_interrupts < 0:
+                raise KeyboardInterrupt
         # Once: a second signal must not interrupt the clean-up after the first.
         if self._deferring == 0 and not self._raised:
             self._raised = True
@@ -119,7 +132,7 @@ class StopSignals:
         """A forked process inherits the handler, but has no run to save.
 
         SIGTERM ends it as without a handler, since its parent may wait for that; SIGUSR1 of a
-        scheduler is for the parent only.
+        scheduler and Ctrl-C are for the parent only.
         """
         if number == signal.SIGTERM:
             signal.signal(number, signal.SIG_DFL)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from s3prl_mtl.balancing import Balancer
+from s3prl_mtl.data import SAMPLE_RATE
 from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.world import World
@@ -33,10 +34,12 @@ class StepReport:
     Args:
         losses: of each task of the run, over all ranks; NaN where the task was dropped.
         stop: a rank was asked to stop.
+        audio_seconds: of the batches of this rank.
     """
 
     losses: dict[str, float]
     stop: bool
+    audio_seconds: float = 0.0
 
 
 class TrainingStep:
@@ -208,4 +211,5 @@ class TrainingStep:
                     records[name], [b.number for draw in draws for b in draw if b.task == name]
                 )
         losses = {n: math.nan if n in sync.dropped else sync.losses.get(n, 0.0) for n in run.names}
-        return StepReport(losses, sync.stop)
+        samples = sum(batch.samples for draw in draws for batch in draw)
+        return StepReport(losses, sync.stop, samples / SAMPLE_RATE)

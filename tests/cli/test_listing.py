@@ -75,7 +75,11 @@ def test_missing_data_is_listed_with_its_path(capsys, tmp_path: Path):
     assert main(["tasks", "--data", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert rows(shown)["ks"][3] == "missing"
-    assert f"ks: {tmp_path}/speech_commands_v0.01 " in shown
+    line = f"Speech Commands v0.01 (ks): {tmp_path}/speech_commands_v0.01 does not exist"
+    assert f"{line} (1 more with --all)\n" in shown
+    assert shown.count("VoxCeleb1 (asv, sid, sv): ") == 1
+    assert main(["tasks", "--data", str(tmp_path), "--all"]) == 0
+    assert f"ks: {tmp_path}/speech_commands_v0.01 " in capsys.readouterr().out
 
 
 def test_without_a_data_folder_the_flag_is_named_once(capsys):
@@ -190,7 +194,12 @@ def test_two_packages_with_one_name_are_both_listed(
 
 
 def test_upstreams_are_listed_with_their_descriptions(capsys, install):
-    install("def DownstreamExpert(): 'Listens.'\n", None, "ears", "s3prl_mtl.upstreams")
+    install(
+        "def DownstreamExpert(): 'Listens to :func:`~a.b` and ``c``.'\n",
+        None,
+        "ears",
+        "s3prl_mtl.upstreams",
+    )
     install("1 / 0\n", None, "nose", "s3prl_mtl.upstreams")
     install("DownstreamExpert = 3\n", None, "mouth", "s3prl_mtl.upstreams")
     odd = "class Odd:\n    __doc__ = property(lambda self: exit('no'))\n    __call__ = print\n"
@@ -199,7 +208,7 @@ def test_upstreams_are_listed_with_their_descriptions(capsys, install):
     shown = capsys.readouterr().out
     found = rows(shown)
     assert found["hubert_tiny"][0] == "s3prl-mtl 0.1.0" and found["hubert_tiny"][1]
-    assert found["ears"] == ["ears 0.1", "Listens.", "ok"]
+    assert found["ears"] == ["ears 0.1", "Listens to a.b and c.", "ok"]
     assert found["nose"][2] == "broken" and "ZeroDivisionError" in shown
     assert found["chin"][2] == "broken" and "package chin 0.1: SystemExit: no" in shown
     assert found["mouth"][2] == "broken" and "'mouth'" in shown and "mouth_plugin" in shown
@@ -216,6 +225,9 @@ def test_the_names_of_s3prl_are_listed_with_its_version_and_a_page(
     command: str, page: str, names: str, capsys
 ):
     assert main([command]) == 0
+    short = capsys.readouterr().out
+    assert names not in short and "--all" in short
+    assert main([command, "--all"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if names in line]
     assert line.startswith(f"s3prl {version('s3prl')}'s ") and line.endswith(f"{page}.")
     text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
@@ -229,5 +241,5 @@ def test_a_checkout_of_s3prl_without_a_version_is_listed_without_one(
         raise PackageNotFoundError("s3prl")
 
     monkeypatch.setattr(tasks, "version", nowhere)
-    assert main(["tasks"]) == 0
+    assert main(["tasks", "--all"]) == 0
     assert "\ns3prl's " in capsys.readouterr().out

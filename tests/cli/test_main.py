@@ -23,6 +23,7 @@ from filelock import FileLock
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.training.step import TrainingStep
 
 ROOT = Path(__file__).parents[2]
 SMALL_HEADS = ROOT / "run_scripts" / "demo.yaml"
@@ -79,6 +80,11 @@ def code_shown(ended: Ended) -> str:
     """The code of the error, which `--verbose` shows."""
     (code,) = re.findall(r" \[([a-z-]+)\]$", ended.stderr, flags=re.MULTILINE)
     return str(code)
+
+
+def shown(ended: Ended) -> tuple[str, re.RegexFlag]:
+    """The messages of a command, to be searched by line."""
+    return ended.stderr, re.MULTILINE
 
 
 def environment(corpus: Path, cache: Path, **variables: str) -> dict[str, str]:
@@ -166,7 +172,20 @@ def test_train_evaluate_and_results(run_mtl, tmp_path: Path):
     for targets in ("asr:test-other", "asr:test-clean,ks:test"):
         evaluated = run_mtl("-m", "evaluate", "-e", str(folder), "-t", targets)
         assert evaluated.returncode == 0, evaluated.stderr
+        assert ("accuracy" in evaluated.stdout) == ("ks:test" in targets)
+        assert "states-3.ckpt" in evaluated.stdout
     results = json.loads((folder / "results.json").read_text())
+    assert results["_source"]["asr"]["test-other"] == {"step": 3, "checkpoint": "states-3.ckpt"}
+
+    best = run_mtl("-m", "evaluate", "-e", str(folder), "--best")
+    assert best.returncode == 0, best.stderr
+    sources = json.loads((folder / "results.json").read_text())["_source"]
+    assert sources["asr"]["test-clean"]["checkpoint"] == "asr/dev-clean-best.ckpt"
+    assert sources["ks"]["test"]["checkpoint"] == "ks/dev-best.ckpt"
+    assert "WER" in best.stdout and "accuracy" in best.stdout and "test-other" not in best.stdout
+    one = run_mtl("-m", "evaluate", "-e", str(folder), "--best", "-t", "ks:dev")
+    assert one.returncode == 0, one.stderr
+    assert "accuracy" in one.stdout and "WER" not in one.stdout
     assert set(results["asr"]) == {"dev-clean", "test-clean", "test-other"}
 
     table = run_mtl("results", str(folder), "--all")
@@ -219,7 +238,8 @@ def test_a_killed_run_resumes_with_the_same_result(
 def test_a_dry_run_trains_nothing(run_mtl, tmp_path: Path):
     done = run_mtl("-u", "hubert_tiny", "-d", "all", "-c", str(SMALL_HEADS), "-n", "x", "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert not checkpoints.states_files(tmp_path / "result" / "downstream" / "x")
+    assert not list(tmp_path.iterdir())
+    assert "ks dev: passed" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -234,6 +254,7 @@ def test_a_dry_run_trains_nothing(run_mtl, tmp_path: Path):
         (["-u", "hubert_tiny", "-d", "ks", "--device", "cuda:99"], "cuda:99"),
         (["-m", "evaluate", "-e", "nowhere"], "nowhere"),
         (["-m", "evaluate"], "-e RUN"),
+        (["-m", "evaluate", "-e", ".", "--best"], "dev-best.ckpt"),
     ],
 )
 def test_a_mistake_is_one_paragraph_and_exit_code_2(run_mtl, words: list[str], named: str):
@@ -273,6 +294,49 @@ def test_a_run_described_by_a_file_alone_resumes(run_mtl, tmp_path: Path):
     written = yaml.safe_load((folder / "config.yaml").read_text())
     assert written["seed"] == 0
     assert "at step 1" in resumed.stderr
+
+
+def test_ctrl_c_saves_the_run_after_the_current_step(run_mtl, tmp_path: Path, monkeypatch):
+    take = TrainingStep.take
+
+    def interrupted(step: TrainingStep) -> object:
+        signal.raise_signal(signal.SIGINT)
+        return take(step)
+
+    monkeypatch.setattr(TrainingStep, "take", interrupted)
+    words = ["-u", "hubert_tiny", "-c", str(SMALL_HEADS), "-d", "er", "--steps", "9", "-p", "run"]
+    ended = run_mtl(*words, "-o", "runner.test_first=false")
+    assert ended.returncode == 130, ended.stderr
+    assert [path.name for path in checkpoints.states_files(tmp_path / "run")] == ["states-1.ckpt"]
+
+
+def test_the_log_states_what_is_trained_and_from_which_weights(run_mtl):
+    words = ["-u", "hubert_tiny", "-c", str(SMALL_HEADS), "--steps", "1"]
+    settings = "optimizer.lr=2e-4,,runner.test_first=false,,runner.test_last=false"
+    first = run_mtl(*words, "-d", "er", "-p", "first", "-o", settings)
+    assert re.search(r"^ +encoder +trained \(.* parameters\), from hubert_tiny$", *shown(first))
+    assert re.search(r"^ +er +trained .*, from random weights$", *shown(first))
+    assert re.search(r"AdamW, learning rate 0\.0002 ", first.stderr)
+
+    words += ["-d", "er,ks", "-p", "second", "--freeze_upstream", "-i", "first"]
+    second = run_mtl(*words, "-o", settings)
+    file = r".*first/states-1\.ckpt"
+    assert re.search(rf"^ +encoder +frozen .*, from -i {file}$", *shown(second))
+    assert re.search(rf"^ +er +trained .*, from -i {file}$", *shown(second))
+    assert re.search(r"^ +ks +trained .*, from random weights$", *shown(second))
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_run_is_resumed_without_naming_its_tasks(saved: bool, run_mtl, tmp_path: Path):
+    words = ["-u", "hubert_tiny", "-c", str(SMALL_HEADS), "-d", "er", "--steps", "1", "-p", "run"]
+    assert run_mtl(*words).returncode == 0
+    if not saved:
+        (tmp_path / "run" / "states-1.ckpt").unlink()
+    resumed = run_mtl("-a", "-p", "run", "--steps", "2")
+    assert resumed.returncode == 0, resumed.stderr
+    assert list(checkpoints.load(tmp_path / "run" / "states-2.ckpt").tasks) == ["er"]
+    evaluated = run_mtl("-m", "evaluate", "-e", "run")
+    assert evaluated.returncode == 0, evaluated.stderr
 
 
 def test_a_run_is_resumed_with_its_own_tasks_only(run_mtl, tmp_path: Path):

@@ -9,6 +9,7 @@ import pytest
 from s3prl_mtl import cli
 from s3prl_mtl.cli.main import command_parser
 from s3prl_mtl.config.overrides import ARGUMENT_KEYS
+from s3prl_mtl.config.schema import CHOICES
 
 FLAGS = sorted(vars(command_parser("").parse_args([])))
 SOURCE = "".join(path.read_text() for path in Path(cli.__path__[0]).glob("*.py"))
@@ -17,3 +18,17 @@ SOURCE = "".join(path.read_text() for path in Path(cli.__path__[0]).glob("*.py")
 @pytest.mark.parametrize("flag", FLAGS)
 def test_every_flag_is_a_setting_or_is_read(flag: str) -> None:
     assert flag in ARGUMENT_KEYS or f"arguments.{flag}" in SOURCE
+
+
+@pytest.mark.parametrize(
+    ("flag", "key"),
+    [
+        ("upstream_feature_selection", "upstream.feature_selection"),
+        ("precision", "precision"),
+        ("parallel", "distributed.parallel"),
+    ],
+)
+def test_choices_are_those_of_the_setting(flag: str, key: str) -> None:
+    (action,) = (a for a in command_parser("")._actions if a.dest == flag)
+    assert ARGUMENT_KEYS[flag] == key
+    assert tuple(action.choices) == CHOICES[key]

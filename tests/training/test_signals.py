@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -43,6 +44,35 @@ def test_inside_a_signal_is_deferred_and_a_second_one_has_no_effect():
     assert names == ["SIGTERM"] and done == ["the step"]
 
 
+@pytest.mark.parametrize("deferred", [True, False])
+@pytest.mark.parametrize("torchrun", [True, False])
+def test_another_interrupt_ends_the_run_at_once(deferred: bool, torchrun: bool, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    done = []
+    with (
+        StopSignals() as stop,
+        pytest.raises(KeyboardInterrupt) as ended,
+        stop.deferred() if deferred else contextlib.nullcontext(),
+    ):
+        with contextlib.suppress(Stopped):
+            signal.raise_signal(signal.SIGINT)
+            done.append("continued")
+        if torchrun:  # the agent passes it on
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert not isinstance(ended.value, Stopped)
+    assert stop.requested == "SIGINT" and done == ["continued"] * deferred
+
+
+def test_the_error_states_the_signal():
+    with pytest.raises(Stopped) as ended, StopSignals():
+        signal.raise_signal(signal.SIGINT)
+    assert ended.value.signal == "SIGINT"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_nested_deferred_contexts_are_not_interrupted():
     with StopSignals() as stop, stop.deferred():
         signal.raise_signal(signal.SIGUSR1)
@@ -77,7 +107,7 @@ def test_previous_handlers_are_restored():
     with StopSignals():
         assert all(new is not old for new, old in zip(handlers(), before, strict=True))
         with StopSignals() as inner:
-            assert handlers() == [inner._handle] * 2
+            assert handlers() == [inner._handle] * len(STOP_SIGNALS)
     assert handlers() == before
 
 

@@ -1,0 +1,60 @@
+"""Parse command lines; report a mistake in one line, with the nearest flag or command."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from s3prl_mtl.errors import UserError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises a `UserError` for a mistake, instead of printing the usage."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the words of a command line.
+
+        Raises:
+            UserError: an unknown flag, or words that do not form a command line.
+        """
+        for word in args or ():
+            if word == "--":
+                break
+            self._check_flag(word)
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(
+            f"{message[:1].upper()}{message[1:]}.",
+            fix=f"See `{self.prog} --help`.",
+            code="unknown-key" if message.startswith("unrecognized") else "invalid-value",
+        )
+
+    def _check_flag(self, word: str) -> None:
+        """Report an unknown long flag before anything else that is wrong.
+
+        Raises:
+            UserError: no flag has this name or begins with it.
+        """
+        flag = word.partition("=")[0]
+        # argparse takes a word with a blank as a value.
+        if not flag.startswith("--") or " " in word:
+            return
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        if not any(name.startswith(flag) for name in known):
+            raise unknown_word("flag", flag, known, f"See `{self.prog} --help`.")
+
+
+def unknown_word(kind: str, word: str, known: Sequence[str], otherwise: str) -> UserError:
+    """The error for an unknown flag or command.
+
+    Args:
+        kind: `flag` or `command`.
+        word: as typed.
+        known: the existing ones.
+        otherwise: the remedy if none of them is similar.
+    """
+    hint = nearest(word, list(known), limit=1)
+    fix = f"{hint[:1].upper()}{hint[1:]}" if hint.startswith("did you mean") else otherwise
+    return UserError(f"Unknown {kind} {word!r}.", fix=fix, code="unknown-key")

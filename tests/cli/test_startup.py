@@ -1,0 +1,67 @@
+"""Help and mistakes of the command line need no heavy import; mistakes name the nearest word."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from s3prl_mtl.cli.main import COMMANDS, command_parser, main
+from s3prl_mtl.export import FORMATS
+
+HEAVY = ("torch", "lhotse", "transformers", "scipy", "tensorboard", "numpy")
+PROBE = f"""
+import sys
+from s3prl_mtl.cli.main import main
+for words in {{lines!r}}:
+    try:
+        main(words)
+    except SystemExit as end:
+        assert not end.code
+print("imported:", *(name for name in {HEAVY!r} if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [[["--help"]], [[name, "--help"] for name in COMMANDS], [["tsks"], ["--stpes", "3"]]],
+    ids=["help", "help-of-commands", "mistakes"],
+)
+def test_nothing_heavy_is_imported(lines: list[list[str]]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.format(lines=lines)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "imported:"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["tsks"], "'tasks'"),
+        (["--stpes", "3"], "'--steps'"),
+        (["-d", "ks", "--dryrun"], "'--dry-run'"),
+        (["export", "--fromat=onnx"], "'--format'"),
+        (["predict", "run", "a.wav", "--divice", "cpu"], "'--device'"),
+    ],
+)
+def test_an_unknown_word_names_the_nearest_one(words: list[str], named: str, capsys) -> None:
+    assert main([*words, "--verbose"]) == 2
+    shown = capsys.readouterr().err
+    assert named in shown and "[unknown-key]" in shown
+    assert "usage:" not in shown
+
+
+@pytest.mark.parametrize("words", [["--steps"], ["--steps", "x"], ["--precision", "fp8"]])
+def test_a_malformed_argument_is_one_paragraph(words: list[str], capsys) -> None:
+    assert main([*words, "--verbose"]) == 2
+    shown = capsys.readouterr().err
+    assert words[0] in shown and "[invalid-value]" in shown and "usage:" not in shown
+
+
+def test_the_help_of_export_names_every_format() -> None:
+    shown = command_parser("export").format_help()
+    assert all(name in shown for name in FORMATS)
