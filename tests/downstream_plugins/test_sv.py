@@ -178,9 +178,11 @@ def test_trials_are_checked_before_training(
     cut: Any,
 ) -> None:
     listed = tmp_path / "trials.txt"
-    listed.write_text("".join(f"{line}\n" for line in trials))
+    names = {letter: f"id1000{number}/v/1.wav" for number, letter in enumerate("abcd", 1)}
+    lines = [" ".join(names.get(word, word) for word in trial.split()) for trial in trials]
+    listed.write_text("\n".join(lines))
     expert.corpus.test_trials = expert.corpus.dev_trials = listed
-    findings = expert._unscored_trials(split, [cut(name) for name in usable])
+    findings = expert._unscored_trials(split, [cut(names[letter]) for letter in usable])
     assert [(finding.code, finding.certain) for finding in findings] == expected
     assert all(repr(split) in str(finding.where) for finding in findings)
     assert expert.findings("train", []) == []
