@@ -77,11 +77,23 @@ class SpeakerDiarization(TaskExpert):
         self.model = DiarizationHead(self.upstream_dim, speakers, layers, hidden_size)
 
     def findings(self, split: str, cuts: CutSet) -> list[Finding]:
-        """Recordings that are longer than their metadata states; a split in which nobody speaks."""
+        """Recordings that are longer than their metadata states, and a split in whose audio nobody
+        speaks."""
         audio = {cut.custom["labels"]["recording"]: cut.recording.duration for cut in cuts}
-        findings = super().findings(split, cuts) + self._silent_split(split, cuts)
+        findings = super().findings(split, cuts)
         if isinstance(self.corpus, Libri2Mix):
             findings += self.corpus.duration_findings(split, audio)
+        if not any(self._frame_labels(cut).any() for cut in cuts):
+            findings.append(
+                Finding(
+                    f"Nobody speaks in split {split!r}, according to its segments: its error rate "
+                    "is undefined.",
+                    where=f"split {split!r} of sd",
+                    fix="Check that `segments` and `wav.scp` name the same recordings.",
+                    code="undefined-metric",
+                    certain=True,
+                )
+            )
         return findings
 
     def read(self, cut: Any, split: str, generator: torch.Generator) -> tuple[Any, ...]:
@@ -101,20 +113,6 @@ class SpeakerDiarization(TaskExpert):
             SAMPLE_RATE,
             self.speakers,
         )
-
-    def _silent_split(self, split: str, cuts: CutSet) -> list[Finding]:
-        if any(self._frame_labels(cut).any() for cut in cuts):
-            return []
-        return [
-            Finding(
-                f"Nobody speaks in split {split!r}, according to its segments: its error rate is "
-                "undefined.",
-                where=f"split {split!r} of sd",
-                fix="Check that `segments` and `wav.scp` name the same recordings.",
-                code="undefined-metric",
-                certain=True,
-            )
-        ]
 
     def forward(
         self,

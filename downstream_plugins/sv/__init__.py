@@ -81,9 +81,12 @@ class SpeakerVerification(TaskExpert):
         return cuts
 
     def findings(self, split: str, cuts: CutSet) -> list[Finding]:
-        """Speakers of the head without a training utterance; trials that cannot be scored."""
-        findings = super().findings(split, cuts) + self._unscored_trials(split, cuts)
-        if split == self.train_split:
+        """Speakers of the head without a training utterance, such as of more than 2 s; trials that
+        cannot be scored, and trials of one kind only."""
+        findings = super().findings(split, cuts)
+        if split != self.train_split:
+            findings += self._trial_findings(split, cuts)
+        else:
             trained = {cut.custom["labels"]["speaker"] for cut in cuts}
             speakers = self.labels["speakers"]
             missing = [speaker for speaker in speakers if speaker not in trained]
@@ -150,9 +153,7 @@ class SpeakerVerification(TaskExpert):
             )
         return head
 
-    def _unscored_trials(self, split: str, cuts: CutSet) -> list[Finding]:
-        if split == self.train_split:
-            return []
+    def _trial_findings(self, split: str, cuts: CutSet) -> list[Finding]:
         trials = self._trials(split)
         usable = {cut.id for cut in cuts}
         scored = [t for t in trials if t.first_id in usable and t.second_id in usable]

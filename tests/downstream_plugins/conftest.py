@@ -28,7 +28,10 @@ def cut() -> Callable[..., SimpleNamespace]:
     """Makes the part of a lhotse cut that findings look at."""
 
     def make(name: str, seconds: float = 10.0, **labels: Any) -> SimpleNamespace:
-        return SimpleNamespace(id=name, duration=seconds, custom={"labels": labels})
+        recording = SimpleNamespace(duration=seconds)
+        return SimpleNamespace(
+            id=name, duration=seconds, recording=recording, custom={"labels": labels}
+        )
 
     return make
 

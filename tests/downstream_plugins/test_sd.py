@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from downstream_plugins.sd import SpeakerDiarization
+from downstream_plugins.sd.corpus import Libri2Mix
 from tests.mistakes import user_error
 
 
@@ -145,6 +146,54 @@ def test_another_number_of_speakers_than_the_head_has_is_refused(tmp_path: Path)
         build(tmp_path, labels={"speakers_per_recording": 0})
 
 
+def speech(*segments: tuple[int, float, float], start: int = 0) -> dict[str, Any]:
+    """The labels of a chunk of 10 s."""
+    facts = {"recording": "a", "segments": [list(s) for s in segments]}
+    return {**facts, "start_frame": start, "frames": 1000}
+
+
+@pytest.mark.parametrize(
+    ("silent", "spoken"),
+    [
+        ([], (0, 1.0, 2.0)),
+        ([(1, 30.0, 40.0)], (1, 9.5, 40.0)),  # after the end of the audio
+        ([(0, 3.0, 3.0)], (0, 3.0, 3.01)),  # of no duration
+        ([(0, 0.0, 0.004)], (0, 0.0, 0.006)),  # less than half a frame
+    ],
+)
+def test_a_split_in_which_nobody_speaks_is_an_error_before_training(
+    silent: list, spoken: tuple, cut: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Libri2Mix, "duration_findings", lambda corpus, split, audio: [])
+    expert = build(tmp_path, data_dir=tmp_path)
+    nothing = cut("a", **speech(*silent))
+    assert expert.findings("dev", [nothing, cut("b", **speech(spoken))]) == []
+    (finding,) = expert.findings("dev", [nothing, nothing])
+    assert (finding.code, finding.certain) == ("undefined-metric", True)
+    assert "'dev'" in str(finding.where)
+
+
+def test_speech_of_another_chunk_is_not_counted(
+    cut: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Libri2Mix, "duration_findings", lambda corpus, split, audio: [])
+    expert = build(tmp_path, data_dir=tmp_path)
+    assert expert.findings("train", [cut("a", **speech((0, 12.0, 13.0), start=1000))]) == []
+    assert expert.findings("train", [cut("a", **speech((0, 12.0, 13.0)))])[0].certain
+
+
+def test_a_split_without_speech_has_an_accuracy_and_no_error_rate(tmp_path: Path) -> None:
+    expert = build(tmp_path)
+    silence = np.zeros((10, 2), dtype=bool)
+    records = {"acc": [0.5], "recordings": [("a", silence, np.full((10, 2), 0.4))]}
+    assert expert.measure("train", records) == {"acc": 0.5}
+    for split in ("dev", "test"):
+        assert expert.measure(split, records) == pytest.approx(
+            {"acc": 0.5, "der": np.nan}, nan_ok=True
+        )
+    assert expert.decision == {}
+
+
 @pytest.mark.parametrize(("split", "by"), [("train", 0.5), ("dev", 1.0), ("test", 0.5)])
 def test_durations_that_are_shorter_than_the_audio_are_an_error(
     split: str, by: float, tiny_corpus: Path, tmp_path: Path
@@ -163,47 +212,3 @@ def test_durations_that_are_shorter_than_the_audio_are_an_error(
     path.write_text("\n".join([f"{name} {float(seconds) - by:.3f}", *others]))
     (finding,) = expert.findings(split, expert.cuts(split))
     assert finding.certain and str(path) in str(finding.where) and name in str(finding.where)
-
-
-def speech(*segments: tuple[int, float, float], start: int = 0) -> dict[str, Any]:
-    """The labels of a chunk of 10 s."""
-    facts = {"recording": "a", "segments": [list(s) for s in segments]}
-    return {**facts, "start_frame": start, "frames": 1000}
-
-
-@pytest.mark.parametrize(
-    ("silent", "spoken"),
-    [
-        ([], (0, 1.0, 2.0)),
-        ([(1, 30.0, 40.0)], (1, 9.5, 40.0)),  # after the end of the audio
-        ([(0, 3.0, 3.0)], (0, 3.0, 3.01)),  # of no duration
-        ([(0, 0.0, 0.004)], (0, 0.0, 0.006)),  # less than half a frame
-    ],
-)
-def test_a_split_in_which_nobody_speaks_is_an_error_before_training(
-    silent: list, spoken: tuple, cut: Any, tmp_path: Path
-) -> None:
-    expert = build(tmp_path)
-    nothing = cut("a", **speech(*silent))
-    assert expert._silent_split("dev", [nothing, cut("b", **speech(spoken))]) == []
-    (finding,) = expert._silent_split("dev", [nothing, nothing])
-    assert (finding.code, finding.certain) == ("undefined-metric", True)
-    assert "'dev'" in str(finding.where)
-
-
-def test_speech_of_another_chunk_is_not_counted(cut: Any, tmp_path: Path) -> None:
-    expert = build(tmp_path)
-    assert expert._silent_split("train", [cut("a", **speech((0, 12.0, 13.0), start=1000))]) == []
-    assert expert._silent_split("train", [cut("a", **speech((0, 12.0, 13.0)))])[0].certain
-
-
-def test_a_split_without_speech_has_an_accuracy_and_no_error_rate(tmp_path: Path) -> None:
-    expert = build(tmp_path)
-    silence = np.zeros((10, 2), dtype=bool)
-    records = {"acc": [0.5], "recordings": [("a", silence, np.full((10, 2), 0.4))]}
-    assert expert.measure("train", records) == {"acc": 0.5}
-    for split in ("dev", "test"):
-        assert expert.measure(split, records) == pytest.approx(
-            {"acc": 0.5, "der": np.nan}, nan_ok=True
-        )
-    assert expert.decision == {}

@@ -143,74 +143,6 @@ def test_invalid_settings_are_named_with_their_key(
     assert error.value.where == f"pr.downstream_expert.model.{key}"
 
 
-# ------------------------------------------------------------------ findings of a corpus
-
-
-def cut(name: str, seconds: float, **labels: Any) -> Any:
-    return SimpleNamespace(id=name, duration=seconds, custom={"labels": labels})
-
-
-def seconds_of(count: int) -> float:
-    """The duration of an utterance of so many frames."""
-    return (400 + 320 * (count - 1)) / 16_000
-
-
-@pytest.mark.parametrize(
-    ("text", "needed"),
-    [("HI", 4), ("HI HO", 7), ("HELLO", 8), ("AAA", 7)],
-)
-def test_a_target_needs_a_frame_for_each_symbol_and_between_equal_ones(
-    text: str, needed: int, build: Any
-) -> None:
-    # The word boundary and the end symbol count too.
-    assert build("asr").findings("train", [cut("a", seconds_of(needed), text=text)]) == []
-    (finding,) = build("asr").findings("train", [cut("a", seconds_of(needed - 1), text=text)])
-    assert (finding.code, finding.certain) == ("targets-too-long", True)
-    assert finding.where == "utterance a"
-
-
-@pytest.mark.parametrize("task", ["asr", "pr", "sf"])
-def test_short_audio_of_any_transcription_task_is_found(task: str, build: Any) -> None:
-    labels = {
-        "asr": {"text": "HELLO HO"},
-        "pr": {"phones": ["HH", "AH0", "L", "OW1", "Y", "UW1"]},
-        "sf": {"iob_words": ["PLAY", "IT"], "iob_slots": ["O", "artist"]},
-    }[task]
-    cuts = [cut("short", 0.1, **labels), *(cut(str(n), 2.0, **labels) for n in range(99))]
-    for split, certain in (("train", False), ("test", False)):
-        (finding,) = build(task).findings(split, cuts)
-        assert (finding.certain, finding.where) == (certain, "utterance short")
-    (finding,) = build(task).findings("train", cuts[:99])
-    assert finding.certain, "more than 1 %"
-    (finding,) = build(task).findings("test", cuts[:99])
-    assert not finding.certain
-
-
-def test_symbols_without_an_output_are_listed(build: Any) -> None:
-    cuts = [cut("a", 5.0, text="HELLO"), cut("b", 5.0, text="HALL\u00c9 7")]
-    (finding,) = build("asr").findings("test", cuts)
-    assert (finding.code, finding.certain, finding.where) == (
-        "label-unknown",
-        False,
-        "utterance b",
-    )
-    assert "'7', '\u00c9'" in finding.what
-
-
-def test_an_unknown_symbol_is_never_recognised(build: Any) -> None:
-    """The head may output the unknown symbol where the reference has it."""
-    expert = build("pr")
-    unknown = expert.symbol_numbers["<unk>"]
-    features = [torch.zeros(3, 32)]
-    logits = torch.full((1, 3, len(expert.vocabulary)), -10.0)
-    logits[..., unknown] = 10.0
-    expert._logits = lambda _: (logits, torch.tensor([3]))
-    records: Any = defaultdict(list)
-    target = torch.tensor([unknown, expert.symbol_numbers["<eos>"]])
-    expert("test", features, [target], ["a"], records=records)
-    assert expert.measure("test", records) == {"per": 1.0}
-
-
 @pytest.mark.parametrize(
     ("words", "slots"),
     [
@@ -335,3 +267,71 @@ def test_other_heads_of_s3prl_are_loaded_as_they_are(task: str, outputs: int, bu
     expert = build(task)
     head = wider(dict(expert.state_dict()), outputs)
     assert expert.from_s3prl(head) is head
+
+
+# ------------------------------------------------------------------ findings of a corpus
+
+
+def cut(name: str, seconds: float, **labels: Any) -> Any:
+    return SimpleNamespace(id=name, duration=seconds, custom={"labels": labels})
+
+
+def seconds_of(count: int) -> float:
+    """The duration of an utterance of so many frames."""
+    return (400 + 320 * (count - 1)) / 16_000
+
+
+@pytest.mark.parametrize(
+    ("text", "needed"),
+    [("HI", 4), ("HI HO", 7), ("HELLO", 8), ("AAA", 7)],
+)
+def test_a_target_needs_a_frame_for_each_symbol_and_between_equal_ones(
+    text: str, needed: int, build: Any
+) -> None:
+    # The word boundary and the end symbol count too.
+    assert build("asr").findings("train", [cut("a", seconds_of(needed), text=text)]) == []
+    (finding,) = build("asr").findings("train", [cut("a", seconds_of(needed - 1), text=text)])
+    assert (finding.code, finding.certain) == ("targets-too-long", True)
+    assert finding.where == "utterance a"
+
+
+@pytest.mark.parametrize("task", ["asr", "pr", "sf"])
+def test_short_audio_of_any_transcription_task_is_found(task: str, build: Any) -> None:
+    labels = {
+        "asr": {"text": "HELLO HO"},
+        "pr": {"phones": ["HH", "AH0", "L", "OW1", "Y", "UW1"]},
+        "sf": {"iob_words": ["PLAY", "IT"], "iob_slots": ["O", build("sf").labels["slots"][0]]},
+    }[task]
+    cuts = [cut("short", 0.1, **labels), *(cut(str(n), 2.0, **labels) for n in range(99))]
+    for split, certain in (("train", False), ("test", False)):
+        (finding,) = build(task).findings(split, cuts)
+        assert (finding.certain, finding.where) == (certain, "utterance short")
+    (finding,) = build(task).findings("train", cuts[:99])
+    assert finding.certain, "more than 1 %"
+    (finding,) = build(task).findings("test", cuts[:99])
+    assert not finding.certain
+
+
+def test_symbols_without_an_output_are_listed(build: Any) -> None:
+    cuts = [cut("a", 5.0, text="HELLO"), cut("b", 5.0, text="HALL\u00c9 7")]
+    (finding,) = build("asr").findings("test", cuts)
+    assert (finding.code, finding.certain, finding.where) == (
+        "label-unknown",
+        False,
+        "utterance b",
+    )
+    assert "'7', '\u00c9'" in finding.what
+
+
+def test_an_unknown_symbol_is_never_recognised(build: Any) -> None:
+    """The head may output the unknown symbol where the reference has it."""
+    expert = build("pr")
+    unknown = expert.symbol_numbers["<unk>"]
+    features = [torch.zeros(3, 32)]
+    logits = torch.full((1, 3, len(expert.vocabulary)), -10.0)
+    logits[..., unknown] = 10.0
+    expert._logits = lambda _: (logits, torch.tensor([3]))
+    records: Any = defaultdict(list)
+    target = torch.tensor([unknown, expert.symbol_numbers["<eos>"]])
+    expert("test", features, [target], ["a"], records=records)
+    assert expert.measure("test", records) == {"per": 1.0}
