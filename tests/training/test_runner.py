@@ -119,7 +119,7 @@ def test_accumulated_batches_give_the_mean_of_their_gradients(make_config, tmp_p
 @pytest.mark.parametrize(
     ("tasks", "steps"),
     [
-        ("ks,asr,sv", 10),
+        ("ks,asr,sv", 14),
         pytest.param("all", 40, marks=pytest.mark.slow),
     ],
 )
