@@ -6,7 +6,7 @@ import argparse
 import os
 
 from s3prl_mtl.distributed import DEFAULT_TIMEOUT_SECONDS
-from s3prl_mtl.errors import RankLost
+from s3prl_mtl.errors import RankLost, UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.training.signals import Stopped, StopSignals
 
@@ -101,9 +101,21 @@ def _seconds(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train or evaluate, alone or as one rank of several."""
+    """Train or evaluate, alone or as one rank of several.
+
+    Raises:
+        UserError: training with a flag that only an evaluation has.
+    """
     from s3prl_mtl.distributed.world import World
 
+    for flag, given in (("--best", arguments.best), ("-t", arguments.evaluate_split)):
+        if given and arguments.mode != "evaluate":
+            raise UserError(
+                "The flag has no effect on training.",
+                where=flag,
+                fix=f"Leave it out, or evaluate a run: -m evaluate -e RUN {flag}.",
+                code="conflicting-options",
+            )
     with World.join(arguments.backend, arguments.timeout) as world, DeferredLog() as deferred:
         if arguments.mode == "evaluate":
             from s3prl_mtl.cli.evaluate import evaluate

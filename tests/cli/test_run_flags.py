@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from s3prl_mtl import cli
+from s3prl_mtl.cli import run_flags
 from s3prl_mtl.cli.main import command_parser
 from s3prl_mtl.config.overrides import ARGUMENT_KEYS
 from s3prl_mtl.config.schema import CHOICES
+from tests.mistakes import user_error
 
 FLAGS = sorted(vars(command_parser("").parse_args([])))
 SOURCE = "".join(path.read_text() for path in Path(cli.__path__[0]).glob("*.py"))
@@ -32,3 +34,10 @@ def test_choices_are_those_of_the_setting(flag: str, key: str) -> None:
     (action,) = (a for a in command_parser("")._actions if a.dest == flag)
     assert ARGUMENT_KEYS[flag] == key
     assert tuple(action.choices) == CHOICES[key]
+
+
+@pytest.mark.parametrize("words", [["--best"], ["-t", "ks:test"]])
+def test_flags_of_an_evaluation_are_refused_in_training(words: list[str]):
+    arguments = command_parser("").parse_args(["-u", "hubert_tiny", "-d", "ks", *words])
+    with user_error("conflicting-options", where=words[0]):
+        run_flags.run(arguments)
