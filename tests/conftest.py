@@ -12,6 +12,9 @@ from filelock import FileLock
 
 from s3prl_mtl.data.mini_corpus import make_corpus
 
+# Read when huggingface_hub is imported. No test needs the network, and some would wait for it.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 Make = Callable[[Path], object]
 Install = Callable[..., None]
 
