@@ -16,10 +16,9 @@ types=$(mktemp)
 mypy > "$types" 2>&1 &
 mypy=$!
 trap 'rm -f "$types"' EXIT
-# One worker more than cores: tests of several processes wait. `-n 0` for a debugger.
-workers=${PYTEST_WORKERS:-$(($(getconf _NPROCESSORS_ONLN) + 1))}
+# Two workers on two cores; `-n 0` for a debugger or a single test.
 passed=0
-python -m pytest -n "$workers" --dist loadscope --durations=25 "$@" || passed=$?
+python -m pytest -n "${PYTEST_WORKERS:-auto}" --dist loadscope --durations=25 "$@" || passed=$?
 wait "$mypy" || passed=1
 cat "$types"
 exit "$passed"
