@@ -179,9 +179,13 @@ class Libri2Mix(Corpus):
         """Contradictions between the tables of a split."""
         folder = self.root / split
         findings = [
-            *_repeated(folder / "wav.scp", "recordings"),
-            *_repeated(folder / "reco2dur", "recordings"),
-            *(_repeated(folder / "utt2spk", "utterances") if _has_utt2spk(folder) else []),
+            *self._repeated_names(folder / "wav.scp", "recordings"),
+            *self._repeated_names(folder / "reco2dur", "recordings"),
+            *(
+                self._repeated_names(folder / "utt2spk", "utterances")
+                if _has_utt2spk(folder)
+                else []
+            ),
         ]
         recordings = _read_table(folder / "wav.scp")
         durations = {
@@ -205,6 +209,9 @@ class Libri2Mix(Corpus):
             )
         return findings
 
+    def _repeated_names(self, path: Path, names: str) -> list[Finding]:
+        return self.repeated(path, _table_lines(path), names)
+
     def duration_findings(self, split: str, audio: Mapping[str, float]) -> list[Finding]:
         """A finding if `reco2dur` is shorter than the audio, of which the rest would be unused.
 
@@ -215,11 +222,11 @@ class Libri2Mix(Corpus):
             audio: seconds of audio of each recording.
         """
         path = self.root / split / "reco2dur"
-        stated = _read_table(path)
+        stated = {name: _seconds(text, path, name) for name, text in _read_table(path).items()}
         cut_off = [
-            (name, seconds, _seconds(stated[name], path, name))
+            (name, seconds, stated[name])
             for name, seconds in audio.items()
-            if seconds - _seconds(stated[name], path, name) > TOLERANCE_SECONDS
+            if seconds - stated[name] > TOLERANCE_SECONDS
         ]
         if not cut_off:
             return []
@@ -412,33 +419,6 @@ def _read_table(path: Path) -> Mapping[str, str]:
     for _, name, value in _table_lines(path):
         table.setdefault(name, value)
     return table
-
-
-def _repeated(path: Path, names: str) -> list[Finding]:
-    """Names that a table has on several lines, with different values or the same one."""
-    lines: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    for number, name, value in _table_lines(path):
-        lines[name].append((number, value))
-    findings = []
-    for certain in (True, False):
-        some = {
-            name: [number for number, _ in found]
-            for name, found in lines.items()
-            if len(found) > 1 and certain == (len({value for _, value in found}) > 1)
-        }
-        if some:
-            name, numbers = next(iter(some.items()))
-            findings.append(
-                Finding(
-                    f"{len(some)} of {len(lines)} {names} are in {path.name} more than once, "
-                    + ("with different values." if certain else "with the same value."),
-                    where=f"{path}, lines {' and '.join(map(str, numbers))}: {name}",
-                    fix="Keep one line of each.",
-                    code="corpus-inconsistent" if certain else "corpus-duplicates",
-                    certain=certain,
-                )
-            )
-    return findings
 
 
 def _seconds(text: str, path: Path, name: str) -> float:

@@ -10,7 +10,6 @@ Layout::
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -155,31 +154,9 @@ class AudioSnips(Corpus):
 
     def _repeated_annotations(self) -> list[Finding]:
         path = self.root / IOB_FILE
-        lines: dict[str, list[tuple[int, list[str]]]] = defaultdict(list)
-        for number, line in read_lines(path):
-            identifier, *annotation = line.split()
-            lines[identifier].append((number, annotation))
-        findings = []
-        twice = {name: found for name, found in lines.items() if len(found) > 1}
-        for certain in (True, False):
-            some = {
-                name: [number for number, _ in found]
-                for name, found in twice.items()
-                if certain == any(annotation != found[0][1] for _, annotation in found)
-            }
-            if some:
-                name, numbers = next(iter(some.items()))
-                findings.append(
-                    Finding(
-                        f"{len(some)} utterances are annotated more than once, "
-                        + ("in different ways." if certain else "in the same way."),
-                        where=f"{path}, lines {' and '.join(map(str, numbers))}: {name}",
-                        fix="Keep one line of each.",
-                        code="corpus-inconsistent" if certain else "corpus-duplicates",
-                        certain=certain,
-                    )
-                )
-        return findings
+        lines = [(number, line.split()) for number, line in read_lines(path)]
+        entries = [(number, fields[0], fields[1:]) for number, fields in lines]
+        return self.repeated(path, entries, "utterances")
 
     def _belongs(self, identifier: str, split: str) -> bool:
         """SUPERB's rule: use only the speakers of the split."""

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -104,6 +105,42 @@ class Corpus(ABC):
                 code="corpus-duplicates",
             )
         ]
+
+    def repeated(
+        self, path: Path, entries: Iterable[tuple[int, str, Any]], names: str
+    ) -> list[Finding]:
+        """Findings about names that a metadata file has on several lines.
+
+        Different values of a name are an error, equal ones a warning.
+
+        Args:
+            path: the file.
+            entries: (line number, name, value) of each line.
+            names: for people, what the file lists, such as `utterances`.
+        """
+        lines: dict[str, list[tuple[int, Any]]] = defaultdict(list)
+        for number, name, value in entries:
+            lines[name].append((number, value))
+        findings = []
+        for certain in (True, False):
+            some = {
+                name: [number for number, _ in found]
+                for name, found in lines.items()
+                if len(found) > 1 and certain == any(value != found[0][1] for _, value in found)
+            }
+            if some:
+                name, numbers = next(iter(some.items()))
+                findings.append(
+                    Finding(
+                        f"{len(some)} of {len(lines)} {names} are in {path.name} more than once, "
+                        + ("with different values." if certain else "with the same value."),
+                        where=f"{path}, lines {' and '.join(map(str, numbers))}: {name}",
+                        fix="Keep one line of each.",
+                        code="corpus-inconsistent" if certain else "corpus-duplicates",
+                        certain=certain,
+                    )
+                )
+        return findings
 
     @abstractmethod
     def problems(self) -> list[str]:
