@@ -140,4 +140,5 @@ def raise_together(mistakes: Sequence[UserError]) -> None:
     if mistakes:
         lines = "\n  ".join(str(mistake) for mistake in mistakes)
         # Without a place of its own: every line has one.
-        raise UserError(f"{len(mistakes)} problems were found.\n  {lines}", code="several") from mistakes[0]
+        text = f"{len(mistakes)} problems were found.\n  {lines}"
+        raise UserError(text, code="several") from mistakes[0]
