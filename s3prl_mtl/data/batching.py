@@ -34,6 +34,7 @@ def make_loader(
     seed: int = 0,
     weights: Sequence[float] | None = None,
     bucketed: bool = False,
+    sliding: bool = False,
     num_workers: int = 0,
     shares: Sequence[int] = (0,),
     num_shares: int = 1,
@@ -59,6 +60,7 @@ def make_loader(
         seed: seed of the run.
         weights: relative probability of each utterance, as in :func:`plan_batches`.
         bucketed: whether to group utterances of similar duration.
+        sliding: batches that overlap, as in :func:`plan_batches`.
         num_workers: loader processes; 0 loads in this one. They survive a scheduler's stop signals
             for a while (:class:`StopSignalGuard`).
         shares: the shares of the epoch to read.
@@ -83,6 +85,7 @@ def make_loader(
         seed=seed,
         weights=weights,
         bucketed=bucketed,
+        sliding=sliding,
         shares=range(num_shares),
         num_shares=num_shares,
     )

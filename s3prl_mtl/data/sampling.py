@@ -44,6 +44,7 @@ def plan_batches(
     seed: int = 0,
     weights: Sequence[float] | None = None,
     bucketed: bool = False,
+    sliding: bool = False,
     shares: Sequence[int] = (0,),
     num_shares: int = 1,
 ) -> list[list[Draw]]:
@@ -68,6 +69,9 @@ def plan_batches(
         weights: relative probabilities; draw as many utterances as there are, with replacement,
             instead of each one once.
         bucketed: group utterances of similar duration.
+        sliding: a training batch for each utterance, with those that follow it in the order of
+            falling duration (the last batches are equal), in place of `bucketed`: an epoch has an
+            utterance about `batch_size` times, as the multi-task branch reads `pr` and `sf`.
         shares: shares to return, from 0 to num_shares - 1, without repetition.
         num_shares: number of equal parts of the epoch.
 
@@ -93,12 +97,20 @@ def plan_batches(
     else:
         indices = list(range(len(durations_seconds)))
 
-    if bucketed:
+    sliding = sliding and shuffle
+    step = batch_size
+    if sliding:
+        indices = sorted(range(len(indices)), key=lambda index: -durations_seconds[index])
+        last = max(0, len(indices) - batch_size)
+        starts = [min(start, last) for start in range(len(indices))]
+        indices = [i for start in starts for i in indices[start : start + batch_size]]
+        step = min(batch_size, len(durations_seconds))
+    elif bucketed:
         indices = _by_duration(indices, durations_seconds, batch_size, exact=not shuffle)
     draws = list(enumerate(indices))
-    batches = [draws[start : start + batch_size] for start in range(0, len(draws), batch_size)]
+    batches = [draws[start : start + step] for start in range(0, len(draws), step)]
     if shuffle:
-        if bucketed:
+        if bucketed or sliding:
             order = torch.randperm(len(batches), generator=generator).tolist()
             batches = [batches[i] for i in order]
         batches = _equal_shares(batches, num_shares)

@@ -218,6 +218,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
             seed=self.seed,
             weights=self.draw_weights(split, cuts),
             bucketed=training and bool(self.datarc.get("bucketed", False)),
+            sliding=training and bool(self.datarc.get("sliding", False)),
             num_workers=self.datarc.get("num_workers", 0),
             skip_batches=skip_batches,
             shares=shares,

@@ -79,6 +79,31 @@ def test_an_epoch_has_every_utterance_once_and_its_last_batch(settings):
     assert sorted(ids(found)) == sorted(f"u{i}" for i in range(30))
 
 
+def test_sliding_batches_move_on_by_one_utterance_in_the_order_of_falling_duration():
+    seconds = (3, 1, 2, 5, 4)
+    found = batches(cuts_of(5, lambda i: seconds[i]), batch_size=2, sliding=True)
+    pairs = sorted(tuple(batch) for batch, _ in found)
+    assert pairs == [("u0", "u2"), ("u2", "u1"), ("u2", "u1"), ("u3", "u4"), ("u4", "u0")]
+    assert len({number for _, numbers in found for number in numbers}) == 10
+    again = batches(cuts_of(5, lambda i: seconds[i]), batch_size=2, sliding=True, epoch=1)
+    assert [batch for batch, _ in again] != [batch for batch, _ in found]
+
+
+def test_sliding_batches_of_a_split_smaller_than_a_batch():
+    found = batches(cuts_of(3), batch_size=4, sliding=True)
+    assert [len(batch) for batch, _ in found] == [3, 3, 3]
+
+
+def test_sliding_batches_are_divided_among_shares():
+    cuts = cuts_of(10, lambda i: 1 + i / 10)
+    whole = batches(cuts, batch_size=2, sliding=True)
+    shares = [
+        batches(cuts, batch_size=2, sliding=True, shares=[share], num_shares=2) for share in (0, 1)
+    ]
+    assert len(whole) == 10
+    assert shares == [whole[::2], whole[1::2]]
+
+
 def test_evaluation_keeps_the_order_and_the_last_partial_batch():
     found = batches(cuts_of(10), shuffle=False)
     assert ids(found) == [f"u{i}" for i in range(10)]
