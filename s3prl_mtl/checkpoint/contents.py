@@ -11,7 +11,7 @@ and `states-<step>.ckpt` also the keys of `TrainingState`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -190,8 +190,15 @@ class RunCheckpoint:
 
     @property
     def upstream_config(self) -> UpstreamConfig:
-        """The settings of the encoder, as saved."""
-        return UpstreamConfig(**self.config["upstream"])
+        """The settings of the encoder, as saved.
+
+        Raises:
+            UserError: one is missing.
+        """
+        own = self.config.get("upstream") or {}
+        settings = [entry.name for entry in fields(UpstreamConfig)]
+        _require(own, settings, "upstream in the config of the checkpoint")
+        return UpstreamConfig(**{name: own[name] for name in settings})
 
     @classmethod
     def capture(

@@ -249,17 +249,31 @@ def resolve(config: Mapping[str, Any]) -> RunConfig:
     """The typed config, references filled in.
 
     Args:
-        config: complete and plain, as :func:`build_config`, files and checkpoints have it.
+        config: plain, as :func:`build_config`, files and checkpoints have it. A setting that a file
+            of an earlier version lacks gets its default.
 
     Raises:
-        UserError: a reference names nothing, or a value is not of its type.
+        UserError: a reference names nothing, a value is not of its type, or upstream, tasks or the
+            block of a task are missing.
     """
     whole = resolve_plain(config)
+    required = ["upstream", "downstream"]
+    required += [str(name) for name in whole.get("downstream") or ()]
+    missing = [name for name in required if name not in whole]
+    if missing:
+        raise UserError(
+            f"The config lacks {', '.join(missing)}.",
+            where=", ".join(missing),
+            fix="Take a complete config, such as the config.yaml of a run.",
+            code="missing-option",
+        )
     names = [entry.name for entry in fields(Settings)]
     own = {name: whole[name] for name in names if name in whole}
+    defaults = {**read_yaml(DEFAULT_PATH, "defaults"), "optimizer": {}, "scheduler": None}
     try:
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), own))
-    except ValidationError as cause:
+        typed = OmegaConf.merge(OmegaConf.structured(Settings), resolve_plain(defaults), own)
+        settings = OmegaConf.to_object(typed)
+    except (ConfigKeyError, ValidationError) as cause:
         raise refusal(cause, own, "the config", []) from cause
     values = {name: getattr(settings, name) for name in names}
     for name in values["downstream"]:

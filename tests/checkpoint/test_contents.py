@@ -116,3 +116,10 @@ def test_s3prls_prefix_is_kept_if_names_would_collide() -> None:
     assert encoder_weights(both) == both
     one = {"model.a": torch.zeros(1), "b": torch.ones(1)}
     assert set(encoder_weights(one)) == {"a", "b"}
+
+
+@pytest.mark.parametrize("config", [{}, {"upstream": None}, {"upstream": {"name": "hubert"}}])
+def test_a_config_without_settings_of_the_encoder_is_an_error(config) -> None:
+    saved = RunCheckpoint.from_dict({**best(), "Config": config}, "a file")
+    with user_error("checkpoint-incomplete"):
+        _ = saved.upstream_config

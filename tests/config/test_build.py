@@ -282,3 +282,26 @@ def test_a_run_can_be_evaluated_without_an_uninstalled_task(tmp_path: Path):
 def test_a_config_without_tasks_is_refused():
     with user_error("missing-option", where="-d"):
         build_config(flags={"data": "/corpora"})
+
+
+@pytest.mark.parametrize(
+    ("config", "missing"),
+    [
+        ({"downstream": []}, "upstream"),
+        ({"upstream": {"name": "hubert"}}, "downstream"),
+        ({"upstream": {"name": "hubert"}, "downstream": ["ks"]}, "ks"),
+        ({}, "upstream, downstream"),
+    ],
+)
+def test_an_incomplete_config_is_an_error(config, missing):
+    with user_error("missing-option", where=missing):
+        resolve(config)
+
+
+def test_a_setting_that_an_earlier_version_lacked_gets_its_default(tmp_path: Path):
+    config = config_of(tmp_path, "")
+    del config["runner"]["test_last"], config["specaug"]
+    settings = resolve(config)
+    assert settings.runner.test_last is True
+    assert settings.specaug is not None
+    assert settings.specaug.num_freq_mask == 4
