@@ -53,6 +53,7 @@ setup(
     package_data={
         "s3prl_mtl": [
             "config/*.yaml",
+            "settings/**/*.yaml",
             "py.typed",
             "upstreams/hubert/weights/*",
             "authoring/templates/*",
