@@ -17,6 +17,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from s3prl_mtl.config.checks import check_values, refusal
+from s3prl_mtl.config.conflicts import (
+    refuse_contradictions,
+    refuse_different_runs,
+    remarks_on_reach,
+)
 from s3prl_mtl.config.overrides import nested, parse_overrides, task_specs
 from s3prl_mtl.config.schema import PATHS, RunConfig, Settings, TaskConfig
 from s3prl_mtl.config.task_blocks import (
@@ -92,6 +97,9 @@ def build_config(
         (nested(key, value), f"the command line ({key})") for key, value in (flags or {}).items()
     ]
     typed += parse_overrides(overrides)
+    refuse_contradictions(typed)
+    run_sections = {entry.name for entry in fields(Settings)} - {"downstream"}
+    refuse_different_runs(read, run_sections)
     layers: list[Layer] = []
     # The branch's files contain absolute paths, possibly of another machine.
     folder = _data_folder([base or {}, *(layer for layer, _ in [*read, *typed])])
@@ -124,7 +132,9 @@ def build_config(
 
     blocks_of = {task: block_defaults(task, layers, base, packages, deferred) for task in chosen}
     check_blocks(typed, chosen)
-    known = {*chosen, *(entry.name for entry in fields(Settings))}
+    for remark in remarks_on_reach(read, chosen, run_sections):
+        deferred.add(remark)
+    known = {*chosen, *run_sections, "downstream"}
     layers, others = blocks_left_out(layers, base, known, deferred)
     merged = _merge({**blocks_of, **others}, layers)
     for task in others:
@@ -153,7 +163,8 @@ def _merge(blocks: Config, layers: Sequence[Layer]) -> Config:
     settings: Any = OmegaConf.merge(OmegaConf.structured(Settings), defaults)
     tasks: Any = OmegaConf.create(blocks)
     for layer, origin in layers:
-        own = {key: value for key, value in layer.items() if key not in blocks}
+        # `downstream` is a list or a text, and decided already.
+        own = {key: value for key, value in layer.items() if key not in {*blocks, "downstream"}}
         for section, settings_of in CLASS_SETTINGS.items():
             own = _class_section(own, section, settings, defaults, settings_of, origin)
         if settings.specaug is None and isinstance(own.get("specaug"), dict):

@@ -36,6 +36,9 @@ def training_summary(config: RunConfig, parts: Mapping[str, str], step: int) -> 
     rate = optimizer.get("lr")
     shown = f"learning rate {rate:g}" if isinstance(rate, float | int) else "its own learning rate"
     decay = f"schedule {schedule['name']}" if schedule else "constant"
+    warmup, steps = (schedule or {}).get("num_warmup_steps", 0), config.runner.total_steps
+    if warmup > steps and isinstance(rate, float | int):
+        decay += f" (the warm-up of {warmup} steps ends at {rate * steps / warmup:g})"
     width = max(map(len, parts))
     lines = [
         f"Training steps {step + 1} to {config.runner.total_steps} of {config.upstream.name} on "

@@ -1,4 +1,4 @@
-"""Default settings of the tasks, and SUPERB's settings in run_scripts."""
+"""Default settings of the tasks, and the packaged ones: SUPERB's and the branch's."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from pathlib import Path
 import pytest
 import yaml
 
+import s3prl_mtl
 from s3prl_mtl import load_task
 from s3prl_mtl.config import build_config
 from s3prl_mtl.optim.factory import optimizer_settings
 from s3prl_mtl.registry.plugins import task_defaults
 from s3prl_mtl.registry.task_names import BUILT_IN_TASKS
 
-SUPERB = Path(__file__).parents[2] / "run_scripts" / "superb"
+SETTINGS = Path(s3prl_mtl.__file__).with_name("settings")
+SUPERB = SETTINGS / "superb"
 
 # Batch size, accumulated batches, steps, clipping, optimizer, learning rate, SpecAugment:
 # SUPERB's settings for a frozen encoder.
 PUBLISHED = {
-    "asr": (32, 1, 200_000, 1, "Adam", 1e-4, True),
+    "asr": (16, 1, 200_000, 1, "Adam", 1e-4, True),
     "pr": (64, 2, 100_000, 1, "Adam", 1e-2, False),
     "sf": (32, 1, 200_000, 1, "Adam", 1e-4, True),
     "ks": (32, 1, 200_000, 1, "Adam", 1e-4, False),
@@ -118,3 +120,36 @@ def test_every_default_path_lies_under_the_data_folder(task: str) -> None:
     text = yaml.safe_dump(datarc)
     assert "${data}/" in text
     assert not any(isinstance(value, str) and value.startswith("/") for value in datarc.values())
+
+
+def test_the_preset_of_the_branch_changes_what_the_branch_did_otherwise() -> None:
+    flags = {"data": "/corpora"}
+    tasks = ["asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd"]
+    branch = build_config([SETTINGS / "branch.yaml"], flags)
+    default = build_config((), {**flags, "downstream": tasks})
+    assert branch["downstream"] == tasks
+    expert = "downstream_expert"
+    assert dict(differences(branch, default)) == {
+        "upstream.feature_selection": "layer_results",
+        f"asr.{expert}.datarc.train_batch_size": 1,
+        f"asr.{expert}.modelrc.scoring": "branch",
+        **{
+            f"{task}.{expert}.{key}": value
+            for task in ("pr", "sf")
+            for key, value in (
+                ("datarc.bucketed", False),
+                ("datarc.sliding", True),
+                ("model.decoding", "merged"),
+            )
+        },
+        "sv.dev_splits": ["test"],
+    }
+
+
+def differences(one, other, path=""):
+    """The dotted keys whose values differ, with those of `one`."""
+    for key, value in one.items():
+        if isinstance(value, dict):
+            yield from differences(value, other[key], f"{path}{key}.")
+        elif value != other[key]:
+            yield f"{path}{key}", value
