@@ -24,7 +24,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.upstreams import Featurizer, Hubert
 from s3prl_mtl.upstreams.hubert.convolutions import TimeNorm
-from s3prl_mtl.upstreams.hubert.packing import LengthGroup
+from s3prl_mtl.upstreams.hubert.segments import Segments
 
 OPSET = 18
 LAYER_NORM_EPSILON = 1e-5
@@ -60,7 +60,7 @@ class OneUtterance(nn.Module):
         frames = encoder.layer_norm(x[0].t())
         if encoder.post_extract_proj is not None:
             frames = encoder.post_extract_proj(frames)
-        one = [LengthGroup(lengths=[frames.shape[0]], slots=None, mask=None)]
+        one = Segments([frames.shape[0]], frames.device)
         states = torch.stack(encoder.encoder(frames, one))
         shares: Any = self.shares
         features = torch.tensordot(shares, states[-len(shares) :], dims=1)

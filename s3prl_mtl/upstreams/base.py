@@ -3,32 +3,65 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-@dataclass
 class HiddenStates:
     """Hidden states of several utterances, one after the other without padding.
 
     Args:
-        states: ``(L, sum(lengths), D)``: L hidden states, index 0 the input of the first layer.
-        lengths: frames of each utterance, in the order of the waveforms.
+        states: L hidden states ``(sum T, D)``, or one tensor ``(L, sum T, D)``; index 0 is the
+            input of the first layer.
+        lengths: frames of each utterance, in the order of the rows.
+        order: the waveform of each utterance of the rows; None for the order of the waveforms.
+
+    Attributes:
+        layers: the hidden states, each ``(sum T, D)``, utterances in the order of the rows.
     """
 
-    states: Tensor
-    lengths: list[int]
+    def __init__(
+        self,
+        states: Tensor | Sequence[Tensor],
+        lengths: Sequence[int],
+        order: Sequence[int] | None = None,
+    ) -> None:
+        self.layers = list(states)
+        self._row_lengths = list(lengths)
+        self._order = list(order) if order is not None else list(range(len(lengths)))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Frames of each utterance, in the order of the waveforms."""
+        return self._in_order(self._row_lengths)
+
+    @property
+    def states(self) -> Tensor:
+        """``(L, sum T, D)``, utterances in the order of the waveforms; a copy."""
+        return torch.cat(self.split(), dim=1)
 
     def split(self) -> list[Tensor]:
-        """Views ``(L, T_i, D)``, one for each utterance."""
-        return list(self.states.split(self.lengths, dim=1))
+        """``(L, T_i, D)`` of each utterance, in the order of the waveforms."""
+        return self._in_order(torch.stack(self.layers).split(self._row_lengths, dim=1))
 
     def layer(self, index: int) -> list[Tensor]:
         """Hidden state ``index`` (negative: from the end) of each utterance, ``(T_i, D)``."""
-        return list(self.states[index].split(self.lengths, dim=0))
+        return self.by_utterance(self.layers[index])
+
+    def by_utterance(self, rows: Tensor) -> list[Tensor]:
+        """``(sum T, ...)`` in the order of the rows -> a view of each utterance, in that of the
+        waveforms.
+        """
+        return self._in_order(rows.split(self._row_lengths))
+
+    def _in_order(self, entries: Sequence[Any]) -> list[Any]:
+        placed = [entries[0]] * len(entries)
+        for index, entry in zip(self._order, entries, strict=True):
+            placed[index] = entry
+        return placed
 
 
 class Upstream(nn.Module, ABC):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream
@@ -58,17 +61,39 @@ class Featurizer(nn.Module):
     def forward(self, hidden: HiddenStates) -> list[Tensor]:
         """Packed hidden states -> the features ``(T_i, D)`` of each utterance."""
         if self.weights is None:
-            features = hidden.states[-1]
+            features = hidden.layers[-1]
         else:
-            states = hidden.states[-len(self.weights) :]
-            # Full precision under autocast: the product is cheap, and the weights change slowly.
-            with torch.autocast(states.device.type, enabled=False):
-                shares = torch.softmax(self.weights, dim=0).to(states.dtype)
-                features = torch.tensordot(shares, states, dims=1)
-        return list(features.split(hidden.lengths))
+            layers = hidden.layers[-len(self.weights) :]
+            features = _WeightedSum.apply(torch.softmax(self.weights, dim=0), *layers)
+        return hidden.by_utterance(features)
 
     def layer_weights(self) -> list[float]:
         """The softmax weight of each hidden state, adding up to 1; empty without weights."""
         if self.weights is None:
             return []
         return torch.softmax(self.weights.detach().double(), dim=0).tolist()
+
+
+class _WeightedSum(torch.autograd.Function):
+    """The sum of tensors times weights, in at least float32, without a stacked copy of them."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, *layers: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, *layers)
+        total = torch.zeros_like(
+            layers[0], dtype=torch.promote_types(layers[0].dtype, torch.float32)
+        )
+        for weight, layer in zip(weights, layers, strict=True):
+            total.addcmul_(layer, weight)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        (weights, *layers), gradient = ctx.saved_tensors, gradients[0]
+        to_weights = torch.stack([torch.sum(gradient * layer) for layer in layers])
+        to_layers = [
+            (gradient * weight).to(layer.dtype) if needed else None
+            for weight, layer, needed in zip(weights, layers, ctx.needs_input_grad[1:], strict=True)
+        ]
+        return to_weights.to(weights.dtype), *to_layers

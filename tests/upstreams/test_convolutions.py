@@ -6,12 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s3prl_mtl.upstreams.hubert import transformer
+from s3prl_mtl.upstreams.hubert.attention import attend_by_offsets, attend_in_groups
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
-from s3prl_mtl.upstreams.hubert.convolutions import TimeNorm, strided_convolution
+from s3prl_mtl.upstreams.hubert.convolutions import ConvolutionalFrontEnd, strided_convolution
 from s3prl_mtl.upstreams.hubert.dropout import dropout
-from s3prl_mtl.upstreams.hubert.packing import group_by_length
-from s3prl_mtl.upstreams.hubert.transformer import PositionalConvolution
+from s3prl_mtl.upstreams.hubert.positional import (
+    PositionalConvolution,
+    convolve_in_blocks,
+    convolve_signal,
+    rounded_length,
+)
+from s3prl_mtl.upstreams.hubert.segments import Segments
 
 
 @pytest.mark.parametrize(
@@ -37,36 +42,95 @@ def test_a_strided_convolution_equals_conv1d(kernel: int, stride: int, with_bias
         torch.testing.assert_close(one, other)
 
 
-def test_the_norm_over_time_equals_group_norm() -> None:
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_a_norm_over_time_needs_no_pass_over_the_output(offset: float) -> None:
+    """The first block against convolution, GroupNorm and GELU of each utterance alone."""
     torch.manual_seed(0)
-    norm = TimeNorm(6, 6).double()
+    front_end = ConvolutionalFrontEnd(HubertConfig(conv_bias=True))
+    conv, norm, gelu = front_end._parts(0)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
-    rows = torch.randn(50, 6, dtype=torch.float64) + 3
-    torch.testing.assert_close(norm.over_rows(rows), norm(rows.t()[None])[0].t())
+    wavs = [0.05 * torch.randn(n) + offset for n in (400, 6411, 1300, 320 * 7)]
+    slots = [2, 21, 5, 7]
+    found = front_end._first_block(wavs, slots, torch.float32).split([n * 64 for n in slots])
+    for wav, rows in zip(wavs, found, strict=True):
+        wanted = gelu(norm(conv.double()(wav.double()[None, None]).float()))[0].t()
+        conv.float()
+        torch.testing.assert_close(rows[: len(wanted)], wanted, atol=2e-5, rtol=0)
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    front_end = ConvolutionalFrontEnd(HubertConfig())
+    wavs = [0.1 * torch.randn(n) for n in (4000, 3000)]
+    gradients = []
+    for recompute in (False, True):
+        front_end.recompute = recompute
+        front_end.zero_grad()
+        front_end(wavs, torch.float32).square().sum().backward()
+        gradients.append([p.grad for p in front_end.parameters()])
+    torch.testing.assert_close(*gradients, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", [5, 8, 31, 32])
 @pytest.mark.parametrize("lengths", [[1], [3], [40, 39, 17, 2, 1]])
-def test_the_positional_convolution_in_blocks_equals_conv1d(
-    kernel: int, lengths: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_positional_convolution_equals_conv1d(kernel: int, lengths: list[int]) -> None:
+    """Both forms, of a CPU and of a GPU, against each utterance alone."""
     torch.manual_seed(0)
     config = HubertConfig(
         encoder_embed_dim=12, encoder_attention_heads=1, conv_pos=kernel, conv_pos_groups=3
     )
     convolution = PositionalConvolution(config).double()
     torch.nn.init.normal_(convolution.bias)
-    x = torch.randn(sum(lengths), 12, dtype=torch.float64)
-    groups = group_by_length(lengths, 0.1, x.device)
+    x = torch.randn(sum(lengths), 12, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *convolution.parameters()]
+    segments = Segments(lengths, x.device)
+    weight = convolution.normalised_weight()
+    alone = [
+        F.conv1d(rows.t()[None], weight, convolution.bias, padding=kernel // 2, groups=3)[0].t()
+        for rows in x.split(lengths)
+    ]
+    wanted = torch.cat([y[:length] for y, length in zip(alone, lengths, strict=True)])
+    truth = [wanted, *torch.autograd.grad(wanted.pow(3).sum(), inputs)]
+    for convolve in (convolve_in_blocks, convolve_signal):
+        found = convolution.over(x, segments, convolve)
+        results = [found, *torch.autograd.grad(found.pow(3).sum(), inputs)]
+        torch.testing.assert_close(results, truth)
+
+
+def test_few_lengths_of_the_signal_occur() -> None:
+    lengths = {rounded_length(n) for n in range(1000, 16_000)}
+    assert len(lengths) <= 65
+    assert all(n <= rounded_length(n) <= 1.07 * n for n in range(16, 16_000))
+
+
+@pytest.mark.parametrize("lengths", [[7], [5, 5, 5], [40, 39, 17, 2, 1]])
+def test_both_forms_of_attention_agree(lengths: list[int]) -> None:
+    torch.manual_seed(0)
+    packed = torch.randn(3, sum(lengths), 4, 8, requires_grad=True)
+    segments = Segments(lengths, packed.device)
     results = []
-    for fewest in (0, 16):
-        monkeypatch.setattr(transformer, "MIN_CHANNELS", fewest)
-        output = convolution(x, groups)
-        gradients = torch.autograd.grad(output.pow(3).sum(), list(convolution.parameters()))
-        results.append([output, *gradients])
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other)
+    for attend in (attend_in_groups, attend_by_offsets):
+        out = attend(*packed, segments, 0.0)
+        results.append([out, *torch.autograd.grad(out.pow(3).sum(), packed)])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("attend", [attend_in_groups, attend_by_offsets])
+def test_attention_drops_its_share_of_weights(attend) -> None:
+    """With equal weights and values of 1, an output is the share of kept weights over 1 - p."""
+    torch.manual_seed(0)
+    lengths = [300, 290, 50]
+    packed = torch.zeros(3, sum(lengths), 4, 8)
+    packed[2] = 1
+    out = attend(*packed, Segments(lengths, packed.device), 0.1)[..., 0].double()
+    for rows, length in zip(out.split(lengths), lengths, strict=True):
+        kept = rows * 0.9
+        count = kept.numel() * length
+        error = (0.1 * 0.9 / count) ** 0.5
+        assert abs(kept.mean() - 0.9) < 5 * error
+        # A binomial number of weights is kept in each row.
+        assert kept.var() == pytest.approx(0.1 * 0.9 / length, rel=0.2)
 
 
 @pytest.mark.parametrize("probability", [0.05, 0.1, 0.5])

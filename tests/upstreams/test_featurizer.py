@@ -70,11 +70,22 @@ def test_autocast_does_not_round_the_sum(hidden: HiddenStates) -> None:
 
 def test_gradients_reach_weights_and_states(hidden: HiddenStates) -> None:
     featurizer = Featurizer(FixedUpstream())
-    hidden.states.requires_grad_()
-    torch.cat(featurizer(hidden)).sum().backward()
-    sums = hidden.states.detach().sum((1, 2))
+    states = hidden.states.requires_grad_()
+    torch.cat(featurizer(HiddenStates(states, hidden.lengths))).sum().backward()
+    sums = states.detach().sum((1, 2))
     torch.testing.assert_close(featurizer.weights.grad, (sums - sums.mean()) / 3)
-    torch.testing.assert_close(hidden.states.grad, torch.full((3, 9, 4), 1 / 3))
+    torch.testing.assert_close(states.grad, torch.full((3, 9, 4), 1 / 3))
+
+
+def test_rows_in_another_order_are_returned_in_that_of_the_waveforms(hidden: HiddenStates) -> None:
+    states, (first, *others) = hidden.states, hidden.lengths
+    moved = torch.cat([states[:, first:], states[:, :first]], dim=1)
+    found = HiddenStates(list(moved), [*others, first], [*range(1, len(others) + 1), 0])
+    assert found.lengths == hidden.lengths
+    torch.testing.assert_close(found.states, states)
+    torch.testing.assert_close(found.layer(1), hidden.layer(1))
+    featurizer = Featurizer(FixedUpstream())
+    torch.testing.assert_close(featurizer(found), featurizer(hidden))
 
 
 def test_unknown_selection_names_the_nearest() -> None:

@@ -12,18 +12,25 @@ straddle two utterances are computed and dropped:
 from __future__ import annotations
 
 import math
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
+from s3prl_mtl.upstreams.hubert.layers import layer_norm
 
 # Maximum number of output values of the first convolution per packed signal. On a GPU few large
 # kernels are best, but some count elements in 32 bits. On a CPU 16 MB takes 20 to 25 % less time
 # than no limit (measured with Base on 24 s of speech).
 MAX_ELEMENTS = {"cpu": 2**22, "cuda": 2**29}
+
+# Kernel positions are padded to a multiple: a GPU's matrix units need aligned rows.
+ALIGNMENT = {"cpu": 1, "cuda": 8}
 
 
 class ConvolutionalFrontEnd(nn.Module):
@@ -32,7 +39,13 @@ class ConvolutionalFrontEnd(nn.Module):
     ``extractor_mode`` "default" has a GroupNorm with one group per channel after the first
     convolution, with statistics over the frames of each utterance; "layer_norm" has a LayerNorm
     over channels after every convolution. GELU follows each.
+
+    Attributes:
+        recompute: compute the activations again in the backward pass instead of keeping them; None
+            for on a GPU only, where they take most of the memory.
     """
+
+    recompute: bool | None = None
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
@@ -53,48 +66,77 @@ class ConvolutionalFrontEnd(nn.Module):
             width_in = width
         self.conv_layers = nn.ModuleList(blocks)
 
-    def forward(self, wavs: list[Tensor]) -> Tensor:
-        """Waveforms ``(samples_i,)`` -> packed frames ``(sum T, C)``, in the same order."""
+    def forward(self, wavs: list[Tensor], dtype: torch.dtype) -> Tensor:
+        """Waveforms ``(samples_i,)`` -> packed frames ``(sum T, C)`` of a dtype, in their order."""
+        device = wavs[0].device.type
         width, _, stride = self.config.conv_feature_layers[0]
-        budget = MAX_ELEMENTS.get(wavs[0].device.type, MAX_ELEMENTS["cuda"]) * stride // width
-        frames: list[Tensor] = []
-        part: list[Tensor] = []
+        budget = MAX_ELEMENTS.get(device, MAX_ELEMENTS["cuda"]) * stride // width
+        parts: list[list[Tensor]] = [[]]
         for wav in wavs:
-            if part and sum(map(len, part)) + len(wav) > budget:
-                frames.extend(self._frames(part))
-                part = []
-            part.append(wav)
-        frames.extend(self._frames(part))
-        return torch.cat(frames)
+            if parts[-1] and sum(map(len, parts[-1])) + len(wav) > budget:
+                parts.append([])
+            parts[-1].append(wav)
+        recompute = device != "cpu" if self.recompute is None else self.recompute
+        if recompute and torch.is_grad_enabled():
+            frames = [
+                checkpoint(self._frames, part, dtype, use_reentrant=False, preserve_rng_state=False)
+                for part in parts
+            ]
+        else:
+            frames = [self._frames(part, dtype) for part in parts]
+        return torch.cat(frames) if len(frames) > 1 else frames[0]
 
-    def _frames(self, wavs: list[Tensor]) -> list[Tensor]:
-        """``(T_i, C)`` of each waveform."""
+    def _frames(self, wavs: list[Tensor], dtype: torch.dtype) -> Tensor:
+        """``(sum T, C)`` of some waveforms."""
         total_stride = self.config.total_stride
-        width, kernel, stride = self.config.conv_feature_layers[0]
-        conv, norm, gelu = self._parts(0)
-        weight = conv.weight.flatten(1)
-        pieces: list[Tensor] = []
-        slots = []
-        for wav in wavs:
-            # The first block runs on one utterance at a time: its GroupNorm averages over time,
-            # and one utterance fits into the processor's cache.
-            x = F.linear(wav.unfold(0, kernel, stride), weight, conv.bias)
-            pieces.append(x if norm is None else norm.over_rows(x))
-            slots.append(math.ceil(len(wav) / total_stride))
-            gap = slots[-1] * total_stride // stride - len(x)
-            if gap:
-                pieces.append(x.new_zeros(gap, width))
-        x = gelu(torch.cat(pieces))
+        slots = [math.ceil(len(wav) / total_stride) for wav in wavs]
+        x = self._first_block(wavs, slots, dtype)
         for index in range(1, len(self.conv_layers)):
             conv, norm, gelu = self._parts(index)
             x = strided_convolution(x, conv.weight, conv.bias, conv.stride[0])
-            x = gelu(x if norm is None else norm.over_rows(x))
-        result = []
-        start = 0
+            x = gelu(layer_norm(x, norm) if isinstance(norm, ChannelNorm) else x)
+        frames = [self.config.num_frames(len(wav)) for wav in wavs]
+        if len(wavs) == 1:
+            return x[: frames[0]]
+        starts = accumulate(slots[:-1], initial=0)
+        kept = torch.cat([torch.arange(a, a + n) for a, n in zip(starts, frames, strict=True)])
+        return x.index_select(0, kept.to(x.device, non_blocking=True))
+
+    def _first_block(self, wavs: list[Tensor], slots: list[int], dtype: torch.dtype) -> Tensor:
+        """The first convolution, its norm and activation: ``(N, C)``, utterances in their slots."""
+        total_stride = self.config.total_stride
+        _, kernel, stride = self.config.conv_feature_layers[0]
+        conv, norm, gelu = self._parts(0)
+        pieces = []
         for wav, slot in zip(wavs, slots, strict=True):
-            result.append(x[start : start + self.config.num_frames(len(wav))])
-            start += slot
-        return result
+            gap = slot * total_stride - len(wav)
+            pieces += [wav, wav.new_zeros(gap)] if gap else [wav]
+        pieces.append(wavs[0].new_zeros(max(0, kernel - stride)))
+        in_slot = total_stride // stride
+        windows = torch.cat(pieces).unfold(0, kernel, stride)[: sum(slots) * in_slot]
+        weight = conv.weight.flatten(1)
+        padding = -kernel % ALIGNMENT.get(windows.device.type, ALIGNMENT["cuda"])
+        if not isinstance(norm, TimeNorm):
+            x = F.linear(
+                F.pad(windows, (0, padding)).to(dtype),
+                F.pad(weight, (0, padding)).to(dtype),
+                None if conv.bias is None else conv.bias.to(dtype),
+            )
+            return gelu(x if norm is None else layer_norm(x, norm))
+        valid = [(len(wav) - kernel) // stride + 1 for wav in wavs]
+        centred, covariance = window_statistics(windows, valid, slots, in_slot)
+        # The convolution is linear in the window: its variance over time needs no output. Nothing
+        # depends on a bias before the norm; its gradient is 0, not absent.
+        variance = ((weight @ covariance) * weight).sum(-1)
+        scale = norm.weight * torch.rsqrt(variance + norm.eps)
+        shift = norm.bias if conv.bias is None else norm.bias + 0 * conv.bias
+        x = SegmentedLinear.apply(
+            F.pad(centred, (0, padding)).to(dtype),
+            F.pad(weight * scale[..., None], (0, padding)).to(dtype),
+            shift.to(dtype),
+            list(accumulate((slot * in_slot for slot in slots), initial=0)),
+        )
+        return gelu(x)
 
     def _parts(self, index: int) -> tuple[nn.Conv1d, TimeNorm | ChannelNorm | None, nn.GELU]:
         """Convolution, norm (or None) and activation of a block."""
@@ -102,6 +144,64 @@ class ConvolutionalFrontEnd(nn.Module):
         norms = [module for module in modules if isinstance(module, TimeNorm | ChannelNorm)]
         conv = next(module for module in modules if isinstance(module, nn.Conv1d))
         return conv, norms[0] if norms else None, modules[-1]
+
+
+@torch.no_grad()
+def window_statistics(
+    windows: Tensor, valid: list[int], slots: list[int], in_slot: int
+) -> tuple[Tensor, Tensor]:
+    """Centre the windows of each utterance, and their covariance.
+
+    Args:
+        windows: ``(N, kernel)``, N the windows of all slots.
+        valid: windows of each utterance; those behind them in its slots belong to no frame.
+        slots: slots of each utterance.
+        in_slot: windows of a slot.
+
+    Returns:
+        the windows minus the mean of their utterance, zero where not valid, ``(N, kernel)``; the
+        covariance of each utterance, ``(utterances, kernel, kernel)``.
+    """
+    kernel, device = windows.shape[1], windows.device
+    index = torch.repeat_interleave(torch.arange(len(slots)), torch.tensor(slots))
+    first = torch.cat([torch.arange(slot) for slot in slots]) * in_slot
+    left = (torch.tensor(valid)[index] - first).clamp(0, in_slot)
+    inside = (torch.arange(in_slot) < left[:, None])[..., None].to(device, non_blocking=True)
+    # Sums over the slots of an utterance: a product with its row.
+    rows = torch.zeros(len(slots), len(index), dtype=torch.float64)
+    rows[index, torch.arange(len(index))] = 1 / torch.tensor(valid, dtype=torch.float64)[index]
+    rows, index = rows.to(device, non_blocking=True), index.to(device, non_blocking=True)
+
+    # Double precision: an offset may be large against the signal.
+    tiles = windows.reshape(-1, in_slot, kernel).double() * inside
+    mean = rows @ tiles.sum(1)
+    centred = (tiles - mean[index][:, None]) * inside
+    covariance = rows @ torch.bmm(centred.transpose(1, 2), centred).flatten(1)
+    return (
+        centred.flatten(0, 1).to(windows.dtype),
+        covariance.view(-1, kernel, kernel).to(windows.dtype),
+    )
+
+
+class SegmentedLinear(torch.autograd.Function):
+    """A linear layer with weights of its own for each segment of the rows, and one bias."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weights: Tensor, bias: Tensor, bounds: list[int]) -> Tensor:
+        """``(N, K)``, ``(segments, C, K)``, ``(C,)`` -> ``(N, C)``; bounds start each segment."""
+        ctx.save_for_backward(rows)
+        ctx.bounds = bounds
+        out = rows.new_empty(len(rows), len(bias))
+        for weight, (start, end) in zip(weights, pairwise(bounds), strict=True):
+            torch.addmm(bias, rows[start:end], weight.t(), out=out[start:end])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor, Tensor, None]:
+        (rows,), gradient = ctx.saved_tensors, gradients[0]
+        parts = [gradient[a:b].t() @ rows[a:b] for a, b in pairwise(ctx.bounds)]
+        return None, torch.stack(parts), gradient.sum(0), None
 
 
 def strided_convolution(rows: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
@@ -118,55 +218,68 @@ def strided_convolution(rows: Tensor, weight: Tensor, bias: Tensor | None, strid
     Returns:
         ``(N / stride, C_out)``. Outputs whose kernel goes beyond the last row are incomplete.
     """
-    channels = weight.shape[1]
-    blocks = rows.reshape(-1, stride * channels)
     # Kernel positions side by side, like the rows of a block.
-    by_block = weight.transpose(1, 2).flatten(1).split(stride * channels, dim=1)
-    out = F.linear(blocks[:, : by_block[0].shape[1]], by_block[0], bias)
-    for behind, part in enumerate(by_block[1:], 1):
-        later = F.linear(blocks[behind:, : part.shape[1]], part)
-        out = out + F.pad(later, (0, 0, 0, behind))
+    matrix = weight.transpose(1, 2).flatten(1).to(rows.dtype)
+    bias = None if bias is None else bias.to(rows.dtype)
+    out: Tensor = _BlockProducts.apply(rows, matrix, bias, stride * rows.shape[1])
     return out
+
+
+class _BlockProducts(torch.autograd.Function):
+    """The sum of products of a strided convolution, accumulated in place."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, matrix: Tensor, bias: Tensor | None, block: int) -> Tensor:
+        blocks = rows.reshape(-1, block)
+        first, *later = matrix.split(block, dim=1)
+        out = F.linear(blocks[:, : first.shape[1]], first, bias)
+        for behind, part in enumerate(later, 1):
+            if behind < len(out):
+                out[:-behind].addmm_(blocks[behind:, : part.shape[1]], part.t())
+        ctx.save_for_backward(blocks, matrix)
+        ctx.channels, ctx.with_bias = rows.shape[1], bias is not None
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, *gradients: Any
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        (blocks, matrix), gradient = ctx.saved_tensors, gradients[0]
+        block = blocks.shape[1]
+        first, *later = matrix.split(block, dim=1)
+        to_rows = to_matrix = to_bias = None
+        if ctx.needs_input_grad[0]:
+            width = first.shape[1]
+            if width == block:
+                to_blocks = gradient @ first
+            else:  # A stride beyond the kernel.
+                to_blocks = torch.zeros_like(blocks)
+                to_blocks[:, :width] = gradient @ first
+            for behind, part in enumerate(later, 1):
+                if behind < len(gradient):
+                    to_blocks[behind:, : part.shape[1]].addmm_(gradient[:-behind], part)
+            to_rows = to_blocks.view(-1, ctx.channels)
+        if ctx.needs_input_grad[1]:
+            parts = [gradient.t() @ blocks[:, : first.shape[1]]]
+            for behind, part in enumerate(later, 1):
+                rest = blocks[behind:, : part.shape[1]]
+                parts.append(gradient[: len(rest)].t() @ rest)
+            to_matrix = torch.cat(parts, dim=1)
+        if ctx.with_bias:
+            to_bias = gradient.sum(0)
+        return to_rows, to_matrix, to_bias, None
 
 
 class TimeNorm(nn.GroupNorm):
     """GroupNorm with one group per channel: each channel is normalised over time."""
 
-    def over_rows(self, x: Tensor) -> Tensor:
-        """Normalise ``(T, C)`` of one utterance in at least float32; the dtype is kept."""
-        wide = _at_least_float32(x)
-        # Batch norm of a single image reads rows in place; group norm would copy them.
-        image = wide[None, None].permute(0, 3, 1, 2)
-        y = F.batch_norm(
-            image,
-            None,
-            None,
-            self.weight.to(wide),
-            self.bias.to(wide),
-            training=True,
-            eps=self.eps,
-        )
-        return y[0, :, 0].t().to(x.dtype)
-
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over channels, computed in at least float32; the dtype is kept."""
+    """LayerNorm over channels of ``(1, C, T)``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``(1, C, T)``."""
-        return self.over_rows(x.transpose(1, 2)).transpose(1, 2)
-
-    def over_rows(self, x: Tensor) -> Tensor:
-        """Normalise ``(T, C)``."""
-        wide = _at_least_float32(x)
-        y = F.layer_norm(
-            wide, self.normalized_shape, self.weight.to(wide), self.bias.to(wide), self.eps
-        )
-        return y.to(x.dtype)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
 class ScaleGradient(torch.autograd.Function):

@@ -14,14 +14,10 @@ from s3prl_mtl.upstreams.base import HiddenStates, Upstream, check_waveforms
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
 from s3prl_mtl.upstreams.hubert.convolutions import ConvolutionalFrontEnd, ScaleGradient
 from s3prl_mtl.upstreams.hubert.dropout import dropout
-from s3prl_mtl.upstreams.hubert.packing import group_by_length
+from s3prl_mtl.upstreams.hubert.layers import layer_norm, linear
+from s3prl_mtl.upstreams.hubert.segments import Segments
 from s3prl_mtl.upstreams.hubert.transformer import TransformerEncoder
 from s3prl_mtl.upstreams.strict_loading import load_strictly
-
-# Maximum padding in a group of utterances in attention, as a fraction of the longest. On a CPU, 0.1
-# takes 0.87 of the time of 0 (hubert_tiny, 66 utterances of 1 to 3 s). The value for a GPU, where
-# each group adds kernel launches, is not measured.
-MAX_PADDING = {"cpu": 0.1, "cuda": 0.2}
 
 
 class Hubert(Upstream):
@@ -81,30 +77,31 @@ class Hubert(Upstream):
         """Waveforms ``(samples_i,)`` -> ``(layers + 1, sum T_i, D)``; see :class:`Upstream`."""
         check_waveforms(wavs)
         self._refuse_short(wavs)
-        # Sort longest first, so that utterances of similar length are adjacent.
+        # Longest first, so that utterances of similar length are adjacent.
         order = sorted(range(len(wavs)), key=lambda index: -len(wavs[index]))
         weight = self.mask_emb
         signals = [wavs[index].to(weight) for index in order]
         if self.config.normalize:
             signals = [F.layer_norm(signal, signal.shape) for signal in signals]
         lengths = [self.config.num_frames(len(signal)) for signal in signals]
+        kind = weight.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else weight.dtype
+        # Each operation chooses its precision itself.
+        with torch.autocast(kind, enabled=False):
+            features = layer_norm(self._convolve(signals, dtype), self.layer_norm)
+            if self.post_extract_proj is not None:
+                features = linear(features, self.post_extract_proj)
+            features = dropout(features, self.config.dropout_input, self.training)
+            states = self.encoder(features, Segments(lengths, weight.device))
+        return HiddenStates(states, lengths, order)
 
-        features = self.layer_norm(self._convolve(signals).to(weight.dtype))
-        if self.post_extract_proj is not None:
-            # Keep the residual stream in the parameters' dtype under autocast.
-            features = self.post_extract_proj(features).to(weight.dtype)
-        features = dropout(features, self.config.dropout_input, self.training)
-        max_padding = MAX_PADDING.get(weight.device.type, MAX_PADDING["cuda"])
-        groups = group_by_length(lengths, max_padding, weight.device)
-        states = torch.stack(self.encoder(features, groups))
-        return _in_order(states, lengths, order)
-
-    def _convolve(self, signals: list[Tensor]) -> Tensor:
+    def _convolve(self, signals: list[Tensor], dtype: torch.dtype) -> Tensor:
         factor = self.config.feature_grad_mult
         if factor == 0:
             with torch.no_grad():
-                return self.feature_extractor(signals)
-        features = self.feature_extractor(signals)
+                return self.feature_extractor(signals, dtype)
+        features = self.feature_extractor(signals, dtype)
         return features if factor == 1 else ScaleGradient.apply(features, factor)
 
     def _refuse_short(self, wavs: list[Tensor]) -> None:
@@ -158,15 +155,3 @@ def build_hubert(
         fix="Take a complete HuBERT checkpoint from pre-training.",
     )
     return model
-
-
-def _in_order(states: Tensor, lengths: list[int], order: list[int]) -> HiddenStates:
-    """Restore the original order of utterances that were sorted by ``order``."""
-    if order == list(range(len(order))):
-        return HiddenStates(states, lengths)
-    pieces: list[Tensor] = [states] * len(order)
-    original_lengths = [0] * len(order)
-    for index, length, piece in zip(order, lengths, states.split(lengths, dim=1), strict=True):
-        pieces[index] = piece
-        original_lengths[index] = length
-    return HiddenStates(torch.cat(pieces, dim=1), original_lengths)

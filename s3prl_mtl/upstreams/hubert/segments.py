@@ -1,0 +1,121 @@
+"""Where the utterances of a batch lie in its packed frames, for operations across frames.
+
+Frame-wise operations of the encoder work on packed frames ``(sum T, D)`` and know nothing of
+utterances. Attention works on padded groups of utterances of similar length on a CPU, and on
+offsets on a GPU; the positional convolution works on one signal with zeros between utterances:
+
+    packed   aaaaaaa bbbbbbb cccccc | dd dd
+    groups   aaaaaaa                  dd
+             bbbbbbb                  dd
+             cccccc0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+# Maximum padding in a group of utterances in attention, as a fraction of the longest. On a CPU, 0.1
+# takes 0.87 of the time of 0 (hubert_tiny, 66 utterances of 1 to 3 s).
+MAX_PADDING = 0.1
+
+
+@dataclass
+class LengthGroup:
+    """Consecutive utterances of the packed frames, to be padded to the longest.
+
+    Args:
+        lengths: frames of its utterances, in decreasing order.
+        slots: index of each frame in the padded group flattened to ``(B * T_max,)``; None if all
+            lengths are equal, so that padding and unpadding are views.
+        mask: ``(B, T_max)``, True at frames; None if all lengths are equal.
+    """
+
+    lengths: list[int]
+    slots: Tensor | None
+    mask: Tensor | None
+
+    @property
+    def frames(self) -> int:
+        return sum(self.lengths)
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """``(frames, D)`` of this group -> ``(B, T_max, D)``, padded with zeros."""
+        size = (len(self.lengths), self.lengths[0], rows.shape[1])
+        if self.slots is None:
+            return rows.view(size)
+        padded = rows.new_zeros(size[0] * size[1], size[2])
+        return padded.index_copy(0, self.slots, rows).view(size)
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """``(B, T_max, D)`` -> ``(frames, D)``, without padding."""
+        rows = padded.reshape(-1, padded.shape[-1])
+        return rows if self.slots is None else rows.index_select(0, self.slots)
+
+
+class Segments:
+    """The utterances of packed frames.
+
+    Args:
+        lengths: frames of each utterance, longest first.
+        device: of the index tensors.
+    """
+
+    def __init__(self, lengths: list[int], device: torch.device) -> None:
+        self.lengths = lengths
+        self.device = device
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """``(utterances + 1,)``: the first frame of each utterance, and the number of frames."""
+        offsets = torch.zeros(len(self.lengths) + 1, dtype=torch.int64)
+        torch.cumsum(torch.tensor(self.lengths), 0, out=offsets[1:])
+        return offsets.to(self.device, non_blocking=True)
+
+    @cached_property
+    def groups(self) -> list[LengthGroup]:
+        """The utterances in groups of similar length."""
+        groups: list[LengthGroup] = []
+        first = 0
+        while first < len(self.lengths):
+            longest = self.lengths[first]
+            after = first + 1
+            while after < len(self.lengths) and self.lengths[after] >= longest * (
+                1.0 - MAX_PADDING
+            ):
+                after += 1
+            lengths = self.lengths[first:after]
+            slots = mask = None
+            if lengths[-1] != longest:
+                mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+                slots = mask.flatten().nonzero()[:, 0].to(self.device)
+                mask = mask.to(self.device)
+            groups.append(LengthGroup(lengths, slots, mask))
+            first = after
+        return groups
+
+    def split(self, packed: Tensor) -> Sequence[Tensor]:
+        """``(sum T, D)`` of the whole batch -> ``(frames, D)`` of each group.
+
+        A single split, because the gradient of each slice would be as large as the whole batch.
+        """
+        groups = self.groups
+        return [packed] if len(groups) == 1 else packed.split([group.frames for group in groups])
+
+    def spaced(self, gap: int) -> tuple[Tensor, int]:
+        """Positions of the frames in a signal with zeros before each utterance and at its end.
+
+        Args:
+            gap: number of zeros.
+
+        Returns:
+            the position of each packed frame, ``(sum T,)``; the length of the signal.
+        """
+        starts = torch.arange(len(self.lengths)).add_(1).mul_(gap)
+        shift = torch.repeat_interleave(starts, torch.tensor(self.lengths))
+        positions = torch.arange(len(shift)).add_(shift).to(self.device, non_blocking=True)
+        return positions, len(shift) + gap * (len(self.lengths) + 1)
