@@ -69,6 +69,7 @@ class RunnerConfig:
         max_keep: checkpoints to keep.
         test_first: evaluate the test splits before the first step.
         test_last: evaluate the test splits after the last step.
+        test_best: evaluate them with each task's best checkpoint, where there is one.
     """
 
     total_steps: int = _at_least(1)
@@ -80,6 +81,7 @@ class RunnerConfig:
     max_keep: int = _at_least(1)
     test_first: bool
     test_last: bool
+    test_best: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.best import SUFFIX
 from s3prl_mtl.checkpoint.contents import TaskCheckpoint
 from s3prl_mtl.tracking.tracker import Report, Tracker
 from s3prl_mtl.training.reporting import report_layer_weights, report_split
@@ -68,7 +69,11 @@ class Publisher:
         logger.info("step %d  loss %.3f  (%s)", step, total_loss, shown)
 
     def publish_evaluation(
-        self, tracker: Tracker | None, reports: Sequence[Report], keep_best: bool
+        self,
+        tracker: Tracker | None,
+        reports: Sequence[Report],
+        keep_best: bool,
+        sources: Mapping[str, str],
     ) -> None:
         """Write the reports of an evaluation; an error of writing is raised on all ranks.
 
@@ -76,6 +81,7 @@ class Publisher:
             tracker: None on all ranks but the first.
             reports: those of the first rank are written.
             keep_best: write the best checkpoints requested by the experts.
+            sources: the checkpoint file of each task, written beside its numbers.
 
         Raises:
             UserError: a checkpoint cannot be written.
@@ -90,16 +96,20 @@ class Publisher:
                     head = report.head or TaskCheckpoint.capture(self.run.tasks[report.task].expert)
                     best = self.state.weights({report.task: head})
                     checkpoints.save(best, self.folder / report.task / file)
-            self._write_layer_weights(tracker)
+            # Best checkpoints have different layer weights; those of the run are its last.
+            if not any(source.endswith(SUFFIX) for source in sources.values()):
+                self._write_layer_weights(tracker, next(iter(sources.values()), None))
             for report in reports:
+                report.checkpoint = sources.get(report.task)
                 tracker.write(report)
                 tracker.keep(report)
 
         self.run.world.run_on_all_ranks(write)
 
-    def _write_layer_weights(self, tracker: Tracker) -> None:
+    def _write_layer_weights(self, tracker: Tracker, checkpoint: str | None) -> None:
         step, encoder = self.run.step, self.run.encoder
         layers = report_layer_weights(encoder.featurizer, encoder.upstream.num_hidden_states, step)
+        layers.checkpoint = checkpoint
         if layers.scalars:
             tracker.write(layers)
             tracker.keep(layers)
