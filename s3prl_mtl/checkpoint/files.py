@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +56,24 @@ def load(path: Path) -> RunCheckpoint:
             checkpoint of a run, or has weights that are NaN.
     """
     path = Path(os.path.expanduser(path))
-    content = read_tensors(path)
+    return from_content(read_tensors(path), path)
+
+
+def from_content(content: dict[str, Any], path: Path) -> RunCheckpoint:
+    """The checkpoint in the dictionary of a file.
+
+    Raises:
+        UserError: as `load`.
+    """
     if is_of_branch(content):
         saved = from_branch(content, path)
         _check_finite(saved, path)
         return saved
-    if "Format" not in content and "Downstream" in content:
+    if is_single_head(content):
         raise UserError(
             "The file is a run of s3prl that trained a single task.",
             where=str(path),
-            fix="Start from its head with -i DIR and DIR/<task>/<upstream>_<task>.ckpt, from its "
-            "encoder with --init_upstream_ckpt.",
+            fix=f"Start from its head with -i {path}, from its encoder with --init_upstream_ckpt.",
             code="checkpoint-format",
         )
     if content.get("Format") != FORMAT:
@@ -78,6 +86,11 @@ def load(path: Path) -> RunCheckpoint:
     saved = RunCheckpoint.from_dict(content, str(path))
     _check_finite(saved, path)
     return saved
+
+
+def is_single_head(content: Mapping[str, Any]) -> bool:
+    """Whether a file is of a run of s3prl that trained a single task."""
+    return "Format" not in content and "Downstream" in content
 
 
 def _check_finite(saved: RunCheckpoint, path: Path) -> None:

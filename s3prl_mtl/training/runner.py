@@ -41,7 +41,7 @@ from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.signals import Stopped, StopSignals
 from s3prl_mtl.training.state import RunState
 from s3prl_mtl.training.step import StepReport, TrainingStep
-from s3prl_mtl.training.summary import ENCODER, FEATURIZER, part_text, training_summary
+from s3prl_mtl.training.summary import ENCODER, FEATURIZER, Source, part_cells, training_summary
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
@@ -96,7 +96,7 @@ class MultiTaskRunner:
             settings, world, resume, self.encoder, specaug, self.folder
         )
         self.tasks, groups = self._build_tasks(placement)
-        self._sources: dict[str, str] = {}
+        self._sources: dict[str, Source] = {}
         if resume is None:
             experts = {name: task.expert for name, task in self.tasks.items()}
             self._sources = world.run_on_all_ranks(
@@ -214,24 +214,24 @@ class MultiTaskRunner:
     def _log_summary(self) -> None:
         """Log what is trained, at which rate, and from which weights, on the first rank."""
         config = self.config
-        own = config.upstream.ckpt or config.upstream.name
-        resumed = f"the checkpoint of step {self.step}" if self._resumed is not None else None
-        modules = {name: task.expert for name, task in self.tasks.items()}
-        heads: dict[str, str] = {}
+        own = Source(config.upstream.name, file=config.upstream.ckpt or "")
+        resumed = Source("resumed run", self.step) if self._resumed is not None else None
+        random = Source("random weights")
+        heads: dict[str, list[str]] = {}
         for part in self.world.all_gather(
             {
-                name: part_text(head, resumed or self._sources.get(name, "random weights"))
-                for name, head in modules.items()
+                name: part_cells(task.expert, resumed or self._sources.get(name, random))
+                for name, task in self.tasks.items()
             }
         ):
             heads |= part
         # The checkpoints of a run with a frozen encoder do not have it.
         has_encoder = self._resumed is not None and self._resumed.upstream
-        encoder = (resumed if has_encoder else None) or self._sources.get(ENCODER, str(own))
-        uniform = resumed or self._sources.get(FEATURIZER, "equal weights")
+        encoder = (resumed if has_encoder else None) or self._sources.get(ENCODER, own)
+        uniform = resumed or self._sources.get(FEATURIZER, Source("equal weights"))
         parts = {
-            ENCODER: part_text(self.upstream, encoder),
-            FEATURIZER: part_text(self.featurizer, uniform),
+            ENCODER: part_cells(self.upstream, encoder),
+            FEATURIZER: part_cells(self.featurizer, uniform),
             **{name: heads[name] for name in config.downstream},
         }
         if self.world.is_lead:
