@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from typing import Any
 from s3prl_mtl.checkpoint.contents import TaskCheckpoint
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.atomic import replace_text
+from s3prl_mtl.tasks.metric import Metric
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Report:
         problem: why the split cannot be scored; its scalars are NaN then.
         checkpoint: the file in the run's folder that the numbers are of; None for the weights in
             training.
+        metrics: declared by the expert, for the log.
     """
 
     task: str
@@ -50,6 +52,7 @@ class Report:
     head: TaskCheckpoint | None = None
     problem: UserError | None = None
     checkpoint: str | None = None
+    metrics: Sequence[Metric] = ()
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
         metric = tag.rpartition("/")[2].removeprefix(f"{self.split}-")
@@ -62,8 +65,18 @@ class Report:
     def __str__(self) -> str:
         if self.problem is not None:
             return f"{self.task} {self.split}  cannot be scored: {self.problem}"
-        shown = "  ".join(f"{metric} {value:.4f}" for metric, value in self.values.items())
+        declared = {metric.name: metric for metric in self.metrics}
+        shown = "  ".join(
+            f"{self.title(name)} {declared[name].shown(value)}"
+            if name in declared
+            else f"{name} {value:.4f}"
+            for name, value in self.values.items()
+        )
         return f"{self.task} {self.split}  {shown}"
+
+    def title(self, name: str) -> str:
+        """The title of a metric in tables and the log; its name if it is not declared."""
+        return next((metric.title for metric in self.metrics if metric.name == name), name)
 
 
 class Tracker:
