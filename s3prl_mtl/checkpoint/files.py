@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,7 @@ def from_content(content: dict[str, Any], path: Path) -> RunCheckpoint:
         UserError: as `load`.
     """
     if is_of_branch(content):
-        saved = from_branch(content, path)
-        _check_finite(saved, path)
-        return saved
+        return _checked(from_branch(content, path), path)
     if is_single_head(content):
         raise UserError(
             "The file is a run of s3prl that trained a single task.",
@@ -83,9 +82,7 @@ def from_content(content: dict[str, Any], path: Path) -> RunCheckpoint:
             fix="-k takes fairseq checkpoints; -e and -a take runs and their states-*.ckpt.",
             code="checkpoint-format",
         )
-    saved = RunCheckpoint.from_dict(content, str(path))
-    _check_finite(saved, path)
-    return saved
+    return _checked(RunCheckpoint.from_dict(content, str(path)), path)
 
 
 def is_single_head(content: Mapping[str, Any]) -> bool:
@@ -93,10 +90,10 @@ def is_single_head(content: Mapping[str, Any]) -> bool:
     return "Format" not in content and "Downstream" in content
 
 
-def _check_finite(saved: RunCheckpoint, path: Path) -> None:
-    """Refuse weights that are NaN; infinite parameters are refused where they are loaded.
+def _checked(saved: RunCheckpoint, path: Path) -> RunCheckpoint:
+    """A checkpoint with its file. Refuse weights that are NaN.
 
-    Best scores may be infinite.
+    Infinite parameters are refused where they are loaded: best scores may be infinite.
     """
     heads = {f"the head of {name}": task.head for name, task in saved.tasks.items()}
     parts = {"the encoder": saved.upstream, "the featurizer": saved.featurizer, **heads}
@@ -104,6 +101,7 @@ def _check_finite(saved: RunCheckpoint, path: Path) -> None:
         for name, weight in weights.items():
             if isinstance(weight, torch.Tensor) and weight.isnan().any():
                 raise non_finite_weight(name, weight, what, str(path))
+    return replace(saved, file=path)
 
 
 def read_tensors(path: Path) -> dict[str, Any]:

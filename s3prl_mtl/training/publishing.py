@@ -11,6 +11,7 @@ from pathlib import Path
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.best import SUFFIX
 from s3prl_mtl.checkpoint.contents import TaskCheckpoint
+from s3prl_mtl.tasks.ctc import ZEROED
 from s3prl_mtl.tracking.tracker import Report, Tracker
 from s3prl_mtl.training.reporting import report_layer_weights, report_split
 from s3prl_mtl.training.state import RunState
@@ -66,7 +67,10 @@ class Publisher:
         tracker.record("run", "train", "loss", total_loss, step)
         tracker.record("run", "train", "lr", rate, step)
         shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-        logger.info("step %d  loss %.3f  (%s)", step, total_loss, shown)
+        zeroed = {r.task: r.values[ZEROED] for r in chain(*collected) if ZEROED in r.values}
+        listed = ", ".join(f"{count:.0f} of {task}" for task, count in zeroed.items())
+        ended = f"  CTC loss set to 0: {listed}" if listed else ""
+        logger.info("step %d  loss %.3f  (%s)%s", step, total_loss, shown, ended)
 
     def publish_evaluation(
         self,

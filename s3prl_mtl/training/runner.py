@@ -249,9 +249,7 @@ class MultiTaskRunner:
         with StepProgress(self.step, total, shown=self.world.is_lead) as progress:
             while self.step < total:
                 report = self.train_step()
-                # The batches of all ranks are about equally long.
-                audio_seconds = report.audio_seconds * self.world.size
-                progress.advance(self.step, report.losses, audio_seconds)
+                progress.advance(self.step, report.losses, report.audio_seconds)
                 if self.step % runner.log_step == 0 or self.step == total:
                     self.publisher.publish_training(tracker, report.losses)
                 if report.stop:
