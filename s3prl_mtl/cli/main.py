@@ -15,7 +15,7 @@ from typing import Protocol, cast
 from s3prl_mtl.cli.parser import Parser, unknown_word
 from s3prl_mtl.cli.versions import ShowVersions
 from s3prl_mtl.errors import RankLost, SharedMistake, UserError, error_summary
-from s3prl_mtl.tracking.console import MESSAGES, show_log, show_message
+from s3prl_mtl.tracking.console import MESSAGES, log_warnings_once, show_log, show_message
 from s3prl_mtl.training.signals import Stopped
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank = os.environ.get("RANK") or "0"
     verbose = "--verbose" in words
     show_log(verbose, on_terminal=rank == "0")
+    log_warnings_once()
     try:
         arguments = _parse(words)
         if arguments.verbose and not verbose:  # abbreviated

@@ -78,7 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "-a", "--auto_resume", action="store_true", help="resume if the folder has a checkpoint"
     )
-    where.add_argument("-i", "--init_ckpt", metavar="PATH", help="weights to start from")
+    where.add_argument(
+        "-i",
+        "--init_ckpt",
+        metavar="PATH",
+        action="append",
+        help="weights to start from: a run, a checkpoint, or a folder of them; may be repeated",
+    )
     where.add_argument("--init_upstream_ckpt", metavar="PATH", help="encoder weights to start from")
     where.add_argument(
         "-t", "--evaluate_split", metavar="TASK:SPLIT,...", help='"asr:test-clean,ks:test"'

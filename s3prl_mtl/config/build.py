@@ -23,7 +23,7 @@ from s3prl_mtl.config.conflicts import (
     remarks_on_reach,
 )
 from s3prl_mtl.config.overrides import nested, parse_overrides, task_specs
-from s3prl_mtl.config.schema import PATHS, RunConfig, Settings, TaskConfig
+from s3prl_mtl.config.schema import PATHS, RunConfig, Settings, TaskConfig, with_lists
 from s3prl_mtl.config.task_blocks import (
     Config,
     Layer,
@@ -164,7 +164,9 @@ def _merge(blocks: Config, layers: Sequence[Layer]) -> Config:
     tasks: Any = OmegaConf.create(blocks)
     for layer, origin in layers:
         # `downstream` is a list or a text, and decided already.
-        own = {key: value for key, value in layer.items() if key not in {*blocks, "downstream"}}
+        own = with_lists(
+            {key: value for key, value in layer.items() if key not in {*blocks, "downstream"}}
+        )
         for section, settings_of in CLASS_SETTINGS.items():
             own = _class_section(own, section, settings, defaults, settings_of, origin)
         if settings.specaug is None and isinstance(own.get("specaug"), dict):
@@ -253,7 +255,7 @@ def resolve_plain(config: Mapping[str, Any]) -> Config:
             f"The config does not resolve: {reason}.", where="config", code="invalid-value"
         ) from cause
     assert isinstance(whole, dict)
-    return {str(key): value for key, value in whole.items()}
+    return with_lists({str(key): value for key, value in whole.items()})
 
 
 def resolve(config: Mapping[str, Any]) -> RunConfig:
@@ -307,7 +309,11 @@ def _make_absolute(config: Config) -> None:
         if path:
             *sections, name = key.split(".")
             owner = config[sections[0]] if sections else config
-            owner[name] = os.path.abspath(os.path.expanduser(path))
+            listed = isinstance(owner[name], list)
+            paths = [
+                os.path.abspath(os.path.expanduser(entry)) for entry in (path if listed else [path])
+            ]
+            owner[name] = paths if listed else paths[0]
 
 
 def _data_folder(layers: Sequence[Mapping[str, Any]]) -> str | None:

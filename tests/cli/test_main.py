@@ -314,16 +314,16 @@ def test_the_log_states_what_is_trained_and_from_which_weights(run_mtl):
     words = ["-u", "hubert_tiny", "-c", str(SMALL_HEADS), "--steps", "1"]
     settings = "optimizer.lr=2e-4,,runner.test_first=false,,runner.test_last=false"
     first = run_mtl(*words, "-d", "er", "-p", "first", "-o", settings)
-    assert re.search(r"^ +encoder +trained \(.* parameters\), from hubert_tiny$", *shown(first))
-    assert re.search(r"^ +er +trained .*, from random weights$", *shown(first))
+    assert re.search(r"^ +encoder +trained \(.* parameters\), from  hubert_tiny$", *shown(first))
+    assert re.search(r"^ +er +trained .*, from +random weights$", *shown(first))
     assert re.search(r"AdamW, learning rate 0\.0002 ", first.stderr)
 
     words += ["-d", "er,ks", "-p", "second", "--freeze_upstream", "-i", "first"]
     second = run_mtl(*words, "-o", settings)
     file = r".*first/states-1\.ckpt"
-    assert re.search(rf"^ +encoder +frozen .*, from -i {file}$", *shown(second))
-    assert re.search(rf"^ +er +trained .*, from -i {file}$", *shown(second))
-    assert re.search(r"^ +ks +trained .*, from random weights$", *shown(second))
+    assert re.search(rf"^ +encoder +frozen .*, from +run +step 1 +{file}$", *shown(second))
+    assert re.search(rf"^ +er +trained .*, from +run +step 1 +{file}$", *shown(second))
+    assert re.search(r"^ +ks +trained .*, from +random weights$", *shown(second))
 
 
 @pytest.mark.parametrize("saved", [True, False])

@@ -25,5 +25,9 @@ TEXTS = {
         "docs/export.md",
         "for-s3prl/upstream.pt",
     ): "a listing; compared with a folder in tests/export",
+    (
+        "docs/from-s3prl.md",
+        "Training steps 1 to 40",
+    ): "a log; its rows are compared in tests/cli/test_main.py",
 }
 """(page, beginning of a block that is not Python, YAML, JSON or commands): reason."""
