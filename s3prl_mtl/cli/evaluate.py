@@ -1,4 +1,4 @@
-"""`run_mtl.py -m evaluate`: evaluate splits with the weights of a run."""
+"""`evaluate`: evaluate splits with the weights of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`run_mtl.py`: the flags of training and evaluation, and the choice between the two."""
+"""`train` and `evaluate`: their flags, and the choice between the two by -m in `run_mtl.py`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import os
 from s3prl_mtl.distributed import DEFAULT_TIMEOUT_SECONDS
 from s3prl_mtl.errors import RankLost, UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
+from s3prl_mtl.settings import packaged_settings
 from s3prl_mtl.training.signals import Stopped, StopSignals
-
-DESCRIPTION = "Train one self-supervised speech encoder on several tasks at once, or evaluate it."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     A flag that changes a setting also needs its key in `ARGUMENT_KEYS` (`config/overrides.py`).
     """
     what = parser.add_argument_group("what to run")
-    what.add_argument("-m", "--mode", choices=["train", "evaluate"], default="train")
+    what.add_argument(
+        "-m", "--mode", choices=["train", "evaluate"], default="train", help="without a command"
+    )
     what.add_argument("-u", "--upstream", metavar="NAME", help="the encoder, such as hubert")
     what.add_argument("-k", "--upstream_ckpt", metavar="PATH", help="its checkpoint file")
     what.add_argument("-g", "--upstream_model_config", metavar="YAML", help="its config file")
@@ -41,7 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--freeze_upstream", action="store_true", help="train the heads only")
 
     how = parser.add_argument_group("settings")
-    how.add_argument("-c", "--config", metavar="YAML", action="append", default=[])
+    how.add_argument(
+        "-c",
+        "--config",
+        metavar="YAML",
+        action="append",
+        default=[],
+        help=f"a file, or packaged settings: {', '.join(packaged_settings())}",
+    )
     how.add_argument(
         "-o", "--override", metavar="KEY=VALUE,,...", help='"config.optimizer.lr=1e-4,,args.seed=1"'
     )

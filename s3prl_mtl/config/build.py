@@ -48,6 +48,7 @@ from s3prl_mtl.registry.task_names import (
 )
 from s3prl_mtl.s3prl_compat.settings import check_blocks, parse_specs
 from s3prl_mtl.s3prl_compat.task_spec import is_s3prl_task
+from s3prl_mtl.settings import find_settings
 
 DEFAULT_PATH = Path(__file__).with_name("default.yaml")
 
@@ -77,7 +78,7 @@ def build_config(
     corpora have moved. :func:`resolve` fills the references in.
 
     Args:
-        files: YAML files, the later over the earlier.
+        files: YAML files or names of packaged settings, the later over the earlier.
         flags: values by dotted key, such as `{"runner.total_steps": 40}`. The last layer with
             `downstream` decides which tasks are trained.
         overrides: the text of `-o`: `key=value` pairs separated by `,,`.
@@ -92,7 +93,7 @@ def build_config(
     if deferred is None:
         with DeferredLog() as log:
             return build_config(files, flags, overrides, base, log)
-    read = [(read_yaml(path, "-c"), path) for path in files]
+    read = [(read_yaml(path, "-c"), path) for path in map(find_settings, files)]
     typed: list[Layer] = [
         (nested(key, value), f"the command line ({key})") for key, value in (flags or {}).items()
     ]

@@ -178,8 +178,7 @@ def find_plugin(
     raise UserError(
         f"There is no {kind.noun} named {name!r}.",
         where=where or f"{kind.flag} {name}",
-        fix=f"{nearest(name, list(_discover(kind)))} (`python -m s3prl_mtl {kind.noun}s` lists all "
-        "of them.)",
+        fix=f"{nearest(name, list(_discover(kind)))} (`s3prl-mtl {kind.noun}s` lists all of them.)",
         code="unknown-name",
     )
 

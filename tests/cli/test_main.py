@@ -92,7 +92,9 @@ def environment(corpus: Path, cache: Path, **variables: str) -> dict[str, str]:
     return {**os.environ, **added, **variables}
 
 
-@pytest.mark.parametrize("program", [[str(ROOT / "run_mtl.py")], ["-m", "s3prl_mtl"]])
+@pytest.mark.parametrize(
+    "program", [[str(ROOT / "run_mtl.py")], ["-m", "s3prl_mtl"], ["-m", "s3prl_mtl", "train"]]
+)
 def test_every_entry_point_reaches_the_command_line(program: list[str], tmp_path: Path):
     words = [*program, "-u", "hubert_tiny", "--no_such_flag"]
     done = subprocess.run(
@@ -183,7 +185,7 @@ def test_train_evaluate_and_results(run_mtl, tmp_path: Path):
     assert sources["asr"]["test-clean"]["checkpoint"] == "asr/dev-clean-best.ckpt"
     assert sources["ks"]["test"]["checkpoint"] == "ks/dev-best.ckpt"
     assert "WER" in best.stdout and "accuracy" in best.stdout and "test-other" not in best.stdout
-    one = run_mtl("-m", "evaluate", "-e", str(folder), "--best", "-t", "ks:dev")
+    one = run_mtl("evaluate", "-e", str(folder), "--best", "-t", "ks:dev")
     assert one.returncode == 0, one.stderr
     assert "accuracy" in one.stdout and "WER" not in one.stdout
     assert set(results["asr"]) == {"dev-clean", "test-clean", "test-other"}

@@ -23,7 +23,7 @@ COMMANDS = [
     span
     for theirs, ours in ROWS
     for span in re.findall(r"`([^`]+)`", theirs if ours.startswith("the same") else ours)
-    if span.startswith(("run_mtl.py", "-"))
+    if span.startswith(("s3prl-mtl ", "-"))
 ]
 
 
@@ -40,9 +40,9 @@ def test_commands_in_the_table_are_valid(
     (tmp_path / "FILE").write_text("optimizer: {lr: 1.0e-4}\n")
     if span.endswith("-c"):
         span += " FILE"
-    line = span if span.startswith("run_mtl.py") else f"run_mtl.py ... {span}"
-    command = Command(Block(PAGE, 0, "", line), f"python {line}")
-    arguments = command_parser("").parse_args(runnable(command, tiny_corpus)[1])
+    line = span if span.startswith("s3prl-mtl ") else f"s3prl-mtl train ... {span}"
+    mode, *words = runnable(Command(Block(PAGE, 0, "", line), line), tiny_corpus)[1]
+    arguments = command_parser(mode).parse_args(words)
     if arguments.mode == "evaluate":
         assert parse_splits(arguments.evaluate_split)
     else:
