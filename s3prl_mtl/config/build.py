@@ -148,8 +148,10 @@ def build_config(
         else:
             merged[task]["package"] = packages[task]
     merged["downstream"] = chosen
-    _make_absolute(merged)
-    _require_data_folder(merged, chosen)
+    references = OmegaConf.create(merged)
+    _make_absolute(merged, references)
+    if not OmegaConf.select(references, "data"):
+        _require_data_folder(merged, chosen)
     return merged
 
 
@@ -161,8 +163,9 @@ def _merge(blocks: Config, layers: Sequence[Layer]) -> Config:
         layers: without blocks of other tasks.
     """
     defaults = read_yaml(DEFAULT_PATH, "defaults")
-    settings: Any = OmegaConf.merge(OmegaConf.structured(Settings), defaults)
-    tasks: Any = OmegaConf.create(blocks)
+    # `unsafe_merge` changes its first argument; `merge` would copy the whole for each layer.
+    settings: Any = OmegaConf.unsafe_merge(OmegaConf.structured(Settings), defaults)
+    tasks: Any = {task: OmegaConf.create(block) for task, block in blocks.items()}
     for layer, origin in layers:
         # `downstream` is a list or a text, and decided already.
         own = with_lists(
@@ -173,15 +176,15 @@ def _merge(blocks: Config, layers: Sequence[Layer]) -> Config:
         if settings.specaug is None and isinstance(own.get("specaug"), dict):
             own["specaug"] = {**defaults["specaug"], **own["specaug"]}
         try:
-            settings = OmegaConf.merge(settings, own)
+            settings = OmegaConf.unsafe_merge(settings, own)
         except (ConfigKeyError, ValidationError) as cause:
             raise refusal(cause, own, origin, list(blocks)) from cause
         check_values(_plain(settings), origin)
         for task in blocks.keys() & layer.keys():
             check_block(task, layer[task], blocks[task], origin)
-            tasks = OmegaConf.merge(tasks, {task: layer[task]})
+            tasks[task] = OmegaConf.unsafe_merge(tasks[task], layer[task])
             check_task_values(task, _plain(tasks[task]), origin)
-    return {**_plain(settings), **_plain(tasks)}
+    return {**_plain(settings), **{task: _plain(block) for task, block in tasks.items()}}
 
 
 def _class_section(
@@ -296,9 +299,8 @@ def resolve(config: Mapping[str, Any]) -> RunConfig:
     return RunConfig(**values, tasks=tasks)
 
 
-def _make_absolute(config: Config) -> None:
+def _make_absolute(config: Config, whole: Any) -> None:
     """Make paths absolute: a run may be resumed or evaluated from another folder."""
-    whole: Any = OmegaConf.create(config)
     for key in PATHS:
         try:
             path = OmegaConf.select(whole, key)
@@ -325,8 +327,6 @@ def _data_folder(layers: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _require_data_folder(config: Config, tasks: Sequence[str]) -> None:
-    if OmegaConf.select(OmegaConf.create(config), "data"):
-        return
     needing = [task for task in tasks if _mentions_data(config[task])]
     if needing:
         raise UserError(

@@ -245,7 +245,12 @@ def test_the_example_of_the_readme_gives_features_of_two_utterances():
     assert [features.shape[1] for features in namespace["features"]] == [96, 96]
 
 
-WITH_PYTHON = [n for n in NAMES if any(block.language == "python" for block in blocks(n))]
+# Each block of docs/export.md is run in tests/export/test_export_docs.py.
+WITH_PYTHON = [
+    pytest.param(name, marks=pytest.mark.slow if name == "docs/export.md" else [])
+    for name in NAMES
+    if any(block.language == "python" for block in blocks(name))
+]
 
 
 def run_page(session: Session, name: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream, check_waveforms
@@ -22,6 +23,14 @@ from s3prl_mtl.upstreams.strict_loading import load_strictly
 # takes 0.87 of the time of 0 (hubert_tiny, 66 utterances of 1 to 3 s). The value for a GPU, where
 # each group adds kernel launches, is not measured.
 MAX_PADDING = {"cpu": 0.1, "cuda": 0.2}
+
+RANDOM = {
+    Tensor.normal_,
+    Tensor.uniform_,
+    nn.init.normal_,
+    nn.init.uniform_,
+    nn.init.kaiming_uniform_,
+}
 
 
 class Hubert(Upstream):
@@ -53,9 +62,9 @@ class Hubert(Upstream):
         self.num_hidden_states = config.encoder_layers + 1
         self.downsample_rate = config.total_stride
 
-        self.mask_emb = nn.Parameter(torch.rand(config.encoder_embed_dim))
+        self.mask_emb = nn.Parameter(torch.empty(config.encoder_embed_dim).uniform_())
         if config.label_embeddings[0]:
-            self.label_embs_concat = nn.Parameter(torch.rand(config.label_embeddings))
+            self.label_embs_concat = nn.Parameter(torch.empty(config.label_embeddings).uniform_())
         self.feature_extractor = ConvolutionalFrontEnd(config)
         self.post_extract_proj: nn.Linear | None = None
         if config.conv_width != config.encoder_embed_dim:
@@ -147,9 +156,8 @@ def build_hubert(
         UserError: parameters missing, left over or of another shape; the message names some.
     """
     # Initialising 95 M parameters only to overwrite them takes a second.
-    with torch.device("meta"):
+    with _Uninitialised():
         model = Hubert(config, fairseq_header)
-    model.to_empty(device="cpu")
     load_strictly(
         model,
         state_dict,
@@ -158,6 +166,20 @@ def build_hubert(
         fix="Take a complete HuBERT checkpoint from pre-training.",
     )
     return model
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves parameters without random values.
+
+    The meta device would do the same, but imports sympy and torch._dynamo, which takes two seconds.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _in_order(states: Tensor, lengths: list[int], order: list[int]) -> HiddenStates:
