@@ -12,6 +12,22 @@ from s3prl_mtl.settings import packaged_settings
 from s3prl_mtl.training.signals import Stopped, StopSignals
 
 
+_EVALUATION_FLAGS = {"--best": "best", "-t": "evaluate_split"}
+_TRAINING_FLAGS = {
+    "-a": "auto_resume",
+    "-f": "upstream_trainable",
+    "-i": "init_ckpt",
+    "-n": "expname",
+    "--dry-run": "dry_run",
+    "--freeze_upstream": "freeze_upstream",
+    "--parallel": "parallel",
+    "--placement": "placement",
+    "--steps": "steps",
+}
+_NAMES = {"-n": "expname", "-p": "expdir", "-a": "auto_resume", "-e": "past_exp"}
+_NAMED = {"-p": "where the run is", "-e": "what to resume"}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of s3prl's multi-task branch, and those of this package.
 
@@ -114,22 +130,40 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _refuse_contradictions(arguments: argparse.Namespace) -> None:
+    others, advice = (
+        (_EVALUATION_FLAGS, "evaluate a run: s3prl-mtl evaluate -e RUN")
+        if arguments.mode == "train"
+        else (_TRAINING_FLAGS, "train: s3prl-mtl train")
+    )
+    for flag, name in others.items():
+        if getattr(arguments, name) not in (None, False, []):
+            what = "training" if arguments.mode == "train" else "an evaluation"
+            raise UserError(
+                f"The flag has no effect on {what}.",
+                where=flag,
+                fix=f"Leave it out, or {advice} {flag} ...",
+                code="conflicting-options",
+            )
+    for first, second in (("-n", "-p"), ("-a", "-e")):
+        if all(getattr(arguments, _NAMES[flag]) for flag in (first, second)):
+            raise UserError(
+                f"{first} and {second} both say {_NAMED[second]}.",
+                where=f"{first} and {second}",
+                fix="Give one of them.",
+                code="conflicting-options",
+            )
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Train or evaluate, alone or as one rank of several.
 
     Raises:
-        UserError: training with a flag that only an evaluation has.
+        UserError: flags that exclude each other, or that have no effect.
     """
     from s3prl_mtl.distributed.world import World
 
-    for flag, given in (("--best", arguments.best), ("-t", arguments.evaluate_split)):
-        if given and arguments.mode != "evaluate":
-            raise UserError(
-                "The flag has no effect on training.",
-                where=flag,
-                fix=f"Leave it out, or evaluate a run: -m evaluate -e RUN {flag}.",
-                code="conflicting-options",
-            )
+    _refuse_contradictions(arguments)
     with World.join(arguments.backend, arguments.timeout) as world, DeferredLog() as deferred:
         if arguments.mode == "evaluate":
             from s3prl_mtl.cli.evaluate import evaluate
