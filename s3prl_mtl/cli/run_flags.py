@@ -11,7 +11,6 @@ from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.settings import packaged_settings
 from s3prl_mtl.training.signals import Stopped, StopSignals
 
-
 _EVALUATION_FLAGS = {"--best": "best", "-t": "evaluate_split"}
 _TRAINING_FLAGS = {
     "-a": "auto_resume",
