@@ -71,7 +71,7 @@ setup(
         "omegaconf>=2.3",
         "pyannote.metrics>=4",
         "pyyaml",
-        "rich",
+        "rich>=14.1",
         "soundfile",
         "tensorboard",
         "urllib3",  # lhotse imports it without declaring it

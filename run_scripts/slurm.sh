@@ -22,7 +22,7 @@
 #SBATCH --cpus-per-task=32
 #SBATCH --time=24:00:00
 
-# Arguments of run_mtl.py. Name the run (-n or -p), so that the next job finds its folder. The folder
+# Arguments of `s3prl-mtl train`. Name the run (-n or -p), so that the next job finds its folder. The folder
 # and the corpora must be on a file system shared by all machines. `-a` is added.
 words=(-u hubert -d asr,pr,sf,ks,ic,sid,er,sv,sd --data /path/to/corpora -n first)
 
@@ -99,7 +99,7 @@ torchrun_words=(
 )
 # The other machines do not have this script, so the function is passed as text.
 srun "${srun_words[@]}" bash -c "set -euo pipefail; $(declare -f on_machine); on_machine \"\$@\"" \
-    on_machine "${torchrun_words[@]}" run_mtl.py "${words[@]}" -a &
+    on_machine "${torchrun_words[@]}" -m s3prl_mtl train "${words[@]}" -a &
 step=$!
 if [ -n "$asked" ]; then
     tell_ranks

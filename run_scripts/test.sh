@@ -16,9 +16,12 @@ types=$(mktemp)
 mypy > "$types" 2>&1 &
 mypy=$!
 trap 'rm -f "$types"' EXIT
-# Two workers on two cores; `-n 0` for a debugger or a single test.
+# One worker more than cores: many tests wait for other processes. `-n 0` for a debugger or a single
+# test. tests/conftest.py sorts the files.
 passed=0
-python -m pytest -n "${PYTEST_WORKERS:-auto}" --dist loadscope --durations=25 "$@" || passed=$?
+workers="${PYTEST_WORKERS:-$(($(env -u OMP_NUM_THREADS nproc) + 1))}"
+distribution=(-n "$workers" --dist loadscope --no-loadscope-reorder)
+python -m pytest "${distribution[@]}" --durations=25 "$@" || passed=$?
 wait "$mypy" || passed=1
 cat "$types"
 exit "$passed"

@@ -15,8 +15,34 @@ from s3prl_mtl.data.mini_corpus import make_corpus
 # Read when huggingface_hub is imported. No test needs the network, and some would wait for it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+TESTS = Path(__file__).parent
+LONGEST = [
+    "distributed/test_health.py",
+    "distributed/test_evaluation.py",
+    "upstreams/test_zoo.py",
+    "docs/test_blocks.py",
+    "authoring/test_conformance.py",
+    "cli/test_main.py",
+    "training/test_runner.py",
+    "export/test_export_docs.py",
+    "registry/test_task_packages.py",
+    "mtl_branch/test_branch_checkpoint.py",
+    "mtl_branch/test_branch_config.py",
+    "s3prl_compat/test_experts.py",
+    "training/test_unscored_splits.py",
+    "training/test_non_finite_weights.py",
+    "inference/test_trained.py",
+]
+"""Files that take longest; the rest are short enough to fill the end of a run evenly."""
+
 Make = Callable[[Path], object]
 Install = Callable[..., None]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest files first, so that no worker waits for another at the end."""
+    order = {str(TESTS / name): place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(str(item.path), len(order)))
 
 
 @pytest.fixture(scope="session")

@@ -110,6 +110,6 @@ def check_name(name: str) -> None:
             raise UserError(
                 f"A task {name!r} exists already.",
                 where=f"{plugin.package} {plugin.version}",
-                fix="Choose another name; `python -m s3prl_mtl tasks` lists those that are taken.",
+                fix="Choose another name; `s3prl-mtl tasks` lists those that are taken.",
                 code="duplicate-name",
             )

@@ -11,7 +11,8 @@ and `states-<step>.ckpt` also the keys of `TrainingState`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -176,6 +177,7 @@ class RunCheckpoint:
         tasks: by name; one task in a best checkpoint.
         training: None in best checkpoints and those of other programs.
         origin: the program that wrote it, if it is not this one.
+        file: that it was read from, for errors.
     """
 
     step: int
@@ -187,6 +189,7 @@ class RunCheckpoint:
     tasks: dict[str, TaskCheckpoint]
     training: TrainingState | None = None
     origin: str | None = None
+    file: Path | None = field(default=None, compare=False)
 
     @property
     def upstream_config(self) -> UpstreamConfig:

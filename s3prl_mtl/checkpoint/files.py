@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +57,22 @@ def load(path: Path) -> RunCheckpoint:
             checkpoint of a run, or has weights that are NaN.
     """
     path = Path(os.path.expanduser(path))
-    content = read_tensors(path)
+    return from_content(read_tensors(path), path)
+
+
+def from_content(content: dict[str, Any], path: Path) -> RunCheckpoint:
+    """The checkpoint in the dictionary of a file.
+
+    Raises:
+        UserError: as `load`.
+    """
     if is_of_branch(content):
-        saved = from_branch(content, path)
-        _check_finite(saved, path)
-        return saved
-    if "Format" not in content and "Downstream" in content:
+        return _checked(from_branch(content, path), path)
+    if is_single_head(content):
         raise UserError(
             "The file is a run of s3prl that trained a single task.",
             where=str(path),
-            fix="Start from its head with -i DIR and DIR/<task>/<upstream>_<task>.ckpt, from its "
-            "encoder with --init_upstream_ckpt.",
+            fix=f"Start from its head with -i {path}, from its encoder with --init_upstream_ckpt.",
             code="checkpoint-format",
         )
     if content.get("Format") != FORMAT:
@@ -75,15 +82,18 @@ def load(path: Path) -> RunCheckpoint:
             fix="-k takes fairseq checkpoints; -e and -a take runs and their states-*.ckpt.",
             code="checkpoint-format",
         )
-    saved = RunCheckpoint.from_dict(content, str(path))
-    _check_finite(saved, path)
-    return saved
+    return _checked(RunCheckpoint.from_dict(content, str(path)), path)
 
 
-def _check_finite(saved: RunCheckpoint, path: Path) -> None:
-    """Refuse weights that are NaN; infinite parameters are refused where they are loaded.
+def is_single_head(content: Mapping[str, Any]) -> bool:
+    """Whether a file is of a run of s3prl that trained a single task."""
+    return "Format" not in content and "Downstream" in content
 
-    Best scores may be infinite.
+
+def _checked(saved: RunCheckpoint, path: Path) -> RunCheckpoint:
+    """A checkpoint with its file. Refuse weights that are NaN.
+
+    Infinite parameters are refused where they are loaded: best scores may be infinite.
     """
     heads = {f"the head of {name}": task.head for name, task in saved.tasks.items()}
     parts = {"the encoder": saved.upstream, "the featurizer": saved.featurizer, **heads}
@@ -91,6 +101,7 @@ def _check_finite(saved: RunCheckpoint, path: Path) -> None:
         for name, weight in weights.items():
             if isinstance(weight, torch.Tensor) and weight.isnan().any():
                 raise non_finite_weight(name, weight, what, str(path))
+    return replace(saved, file=path)
 
 
 def read_tensors(path: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def restore_weights(
     Raises:
         UserError: they do not fit.
     """
-    where = "the checkpoint"
+    where = str(saved.file or "the checkpoint")
     if saved.upstream:
         load_encoder(saved.upstream, upstream, where)
     load_strictly(featurizer, saved.featurizer, "the featurizer", where)

@@ -16,8 +16,6 @@ from s3prl_mtl.tracking.console import OUTPUT
 if TYPE_CHECKING:
     from s3prl_mtl.data.corpus_report import CorpusReport
 
-DESCRIPTION = "Check the corpus of a task, and compare it with its publication."
-
 HAS_ERRORS = 1
 """Exit code if training would refuse the corpus; 2 is a mistake of the user."""
 

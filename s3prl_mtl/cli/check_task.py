@@ -9,8 +9,6 @@ from rich.text import Text
 
 from s3prl_mtl.tracking.console import OUTPUT
 
-DESCRIPTION = "Check a task against the contract (docs/plugins.md)."
-
 CLAUSE_FAILED = 1
 CLAUSE_NOT_CHECKED = 3
 """Exit codes; 2 is a mistake of the user, as in every command."""

@@ -1,14 +1,15 @@
-"""`run_mtl.py -m evaluate`: evaluate splits with the weights of a run."""
+"""`evaluate`: evaluate splits with the weights of a run."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
+from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.best import best_files, best_of
 from s3prl_mtl.checkpoint.compatibility import check_evaluate
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.cli.run_inputs import config_of, load_checkpoint, parse_splits
@@ -24,7 +25,7 @@ from s3prl_mtl.tracking.results_table import results_table
 from s3prl_mtl.tracking.tracker import Tracker
 from s3prl_mtl.training.reporting import unscored_error
 from s3prl_mtl.training.run_dir import working_in
-from s3prl_mtl.training.runner import MultiTaskRunner
+from s3prl_mtl.training.runner import evaluate_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -51,54 +52,47 @@ def evaluate(arguments: argparse.Namespace, world: World, deferred: DeferredLog)
     evaluated: list[tuple[str, str]] = []
     unscored: dict[tuple[str, str], UserError] = {}
     config: Config = {}
-    if not arguments.best:
-        saved, path = load_checkpoint(past, world, set_aside=False)
-        with working_in(folder, world, lock=False):
-            config, evaluated, unscored = _evaluate(
-                arguments, saved, path, targets, folder, world, deferred
-            )
-    else:
+    files: dict[str | None, Path] = {arguments.downstream: past}
+    if arguments.best:
         files = world.run_on_all_ranks(lambda: _best_checkpoints(past, arguments, targets))
-        with working_in(folder, world, lock=False):
-            for task, file in files.items():
-                saved, path = load_checkpoint(file, world, set_aside=False)
-                one = argparse.Namespace(**{**vars(arguments), "downstream": task})
-                own = [
-                    target
-                    for target in targets
-                    if find_in_run(target[0], task_packages(saved.config, [task]))
-                ]
-                blocks, splits, failed = _evaluate(one, saved, path, own, folder, world, deferred)
-                config, evaluated = {**config, **blocks}, evaluated + splits
-                unscored |= failed
+    else:
+        world.run_on_all_ranks(lambda: checkpoints.locate(past))
+    with working_in(folder, world, lock=False):
+        for task, file in files.items():
+            saved, path = load_checkpoint(file, world, set_aside=False)
+            one = argparse.Namespace(**{**vars(arguments), "downstream": task})
+            own = targets
+            if arguments.best and task:
+                packages = task_packages(saved.config, [task])
+                own = [target for target in targets if find_in_run(target[0], packages)]
+            blocks, own = _prepare(one, saved, own, world, deferred)
+            with Tracker(folder) if world.is_lead else nullcontext() as tracker:
+                splits, failed = evaluate_checkpoint(
+                    saved, path, blocks, folder, world, tracker, own
+                )
+            config, evaluated = {**config, **blocks}, evaluated + splits
+            unscored |= failed
     if world.is_lead:
         OUTPUT.print(results_table(folder, config=config, splits=evaluated))
     if unscored:
         raise unscored_error(unscored)
 
 
-def _evaluate(
+def _prepare(
     arguments: argparse.Namespace,
     saved: RunCheckpoint,
-    path: Path,
     targets: Sequence[tuple[str, str]],
-    folder: Path,
     world: World,
     deferred: DeferredLog,
-) -> tuple[Config, list[tuple[str, str]], dict[tuple[str, str], UserError]]:
-    """Evaluate splits with one checkpoint.
+) -> tuple[Config, list[tuple[str, str]]]:
+    """The config to evaluate a checkpoint with, and the splits by the names of its tasks.
 
     Args:
         arguments: of the command line.
         saved: the checkpoint.
-        path: its file.
-        targets: of `-t`; the test splits if empty.
-        folder: for the numbers.
+        targets: of `-t`.
         world: the ranks.
         deferred: buffers warnings about the config.
-
-    Returns:
-        The config, the evaluated pairs of task and split, and why some of them have no scores.
 
     Raises:
         UserError: a setting does not fit the weights.
@@ -121,32 +115,20 @@ def _evaluate(
     )
     if saved.origin is not None:
         targets = [(task, split_of(task, split)) for task, split in targets]
-    # Every rank evaluates its part of every split, also if the run was trained task-parallel.
-    config["distributed"] = {"parallel": "data", "placement": None}
     world.run_on_all_ranks(lambda: check_evaluate(saved, config))
     deferred.flush()
-    runner = MultiTaskRunner(config, folder, resume=saved, world=world)
-    splits = list(targets) or runner.splits("test_splits")
-    with (
-        Tracker(folder, checkpoint=_relative(path, folder))
-        if world.is_lead
-        else nullcontext() as tracker
-    ):
-        runner.evaluate(splits, tracker)
-    return config, splits, runner.unscored
+    return config, list(targets)
 
 
 def _best_checkpoints(
     run: Path, arguments: argparse.Namespace, targets: Sequence[tuple[str, str]]
-) -> dict[str, Path]:
+) -> dict[str | None, Path]:
     """The best checkpoint of each task of a run, or of those of `-d` or `-t`.
 
     Raises:
         UserError: a task has none, or several of which none is that of its first dev split.
     """
-    found: dict[str, list[Path]] = {}
-    for path in sorted(run.glob("*/*-best.ckpt")):
-        found.setdefault(path.parent.name, []).append(path)
+    found = best_files(run)
     if not found:
         raise UserError(
             f"{run} has no best checkpoints, such as ks/dev-best.ckpt.",
@@ -165,28 +147,7 @@ def _best_checkpoints(
     for task in config.get("downstream", ()):
         if task not in found and not wanted:
             logger.warning("%s has no best checkpoint and is not evaluated.", task)
-    return {task: _best_of(task, found[task], config) for task in tasks}
-
-
-def _best_of(task: str, files: Sequence[Path], config: Mapping[str, Any]) -> Path:
-    block = config.get(task)
-    splits = (block.get("dev_splits") if isinstance(block, Mapping) else None) or ()
-    first = [path for path in files if splits and path.name == f"{splits[0]}-best.ckpt"]
-    if len(files) > 1 and not first:
-        raise UserError(
-            f"The task {task} has several best checkpoints: "
-            f"{', '.join(path.name for path in files)}.",
-            where=str(files[0].parent),
-            fix=f"Evaluate one by itself, such as -e {files[0]}.",
-            code="ambiguous-name",
-        )
-    return (first or list(files))[0]
-
-
-def _relative(path: Path, folder: Path) -> str:
-    """A checkpoint's path in the folder of the numbers; the whole path outside of it."""
-    path, folder = path.resolve(), folder.resolve()
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+    return {task: best_of(task, found[task], config) for task in tasks}
 
 
 def _run_of(past: Path) -> Path:

@@ -8,8 +8,6 @@ from pathlib import Path
 from s3prl_mtl.tracking.console import OUTPUT
 from s3prl_mtl.training.signals import exit_on_signals
 
-DESCRIPTION = "Write the encoder of a run for another program."
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="a run's folder, or one of its .ckpt files")

@@ -15,7 +15,7 @@ from typing import Protocol, cast
 from s3prl_mtl.cli.parser import Parser, unknown_word
 from s3prl_mtl.cli.versions import ShowVersions
 from s3prl_mtl.errors import RankLost, SharedMistake, UserError, error_summary
-from s3prl_mtl.tracking.console import MESSAGES, show_log, show_message
+from s3prl_mtl.tracking.console import MESSAGES, log_warnings_once, show_log, show_message
 from s3prl_mtl.training.signals import Stopped
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank = os.environ.get("RANK") or "0"
     verbose = "--verbose" in words
     show_log(verbose, on_terminal=rank == "0")
+    log_warnings_once()
     try:
         arguments = _parse(words)
         if arguments.verbose and not verbose:  # abbreviated
@@ -132,25 +133,31 @@ def _show_mistake(text: str) -> None:
 class Command(Protocol):
     """A module of this package: one command."""
 
-    DESCRIPTION: str
-
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
 
     def run(self, arguments: argparse.Namespace) -> None: ...
 
 
-COMMANDS = {
-    "make-corpus": "make_corpus",
-    "tasks": "tasks",
-    "upstreams": "upstreams",
-    "new-task": "new_task",
-    "check-corpus": "check_corpus",
-    "check-task": "check_task",
-    "results": "results",
-    "export": "export",
-    "predict": "predict",
+MODES = {
+    "train": "Train one speech encoder on several tasks at once.",
+    "evaluate": "Evaluate splits with the weights of a run.",
 }
-"""Module of each command; without a command, training and evaluation (`run_flags`).
+"""The commands of `run_flags`. Without a command, its flag -m chooses between them."""
+
+COMMANDS = {
+    **MODES,
+    "demo": "Train on nine tasks of a small synthetic corpus, in ten minutes.",
+    "predict": "Print the predictions of a run for audio files, as JSON lines.",
+    "results": "Show the results of a run, or compare those of several runs.",
+    "export": "Write the encoder of a run for another program.",
+    "make-corpus": "Synthesise a small corpus in the folder layouts of nine tasks.",
+    "check-corpus": "Check the corpus of a task, and compare it with its publication.",
+    "tasks": "List the installed tasks.",
+    "upstreams": "List the installed upstreams.",
+    "new-task": "Write the package of a new task.",
+    "check-task": "Check a task against the contract (docs/plugins.md).",
+}
+"""What each command does. Except for `MODES`, its module is `check_task` for `check-task`.
 
 A module is imported when its command is chosen, and imports torch and others when it runs: help
 and mistakes are shown at once.
@@ -158,12 +165,13 @@ and mistakes are shown at once.
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line.
+    """Parse a command line; without words, show the help.
 
     Raises:
         UserError: an unknown command or flag, or a missing or malformed argument.
     """
-    command = words[0] if words else ""
+    words = words or ["--help"]
+    command = words[0]
     if command and not command.startswith("-") and command not in COMMANDS:
         otherwise = "Commands: " + ", ".join(COMMANDS) + "; without one, training."
         raise unknown_word("command", command, list(COMMANDS), otherwise)
@@ -173,14 +181,21 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 
 def command_parser(name: str) -> argparse.ArgumentParser:
     """The parser of a command; for any other name, the parser of training and evaluation."""
-    module = COMMANDS.get(name, "run_flags")
+    other = name in COMMANDS and name not in MODES
+    module = name.replace("-", "_") if other else "run_flags"
     command = cast(Command, importlib.import_module(f"s3prl_mtl.cli.{module}"))
-    program = f"s3prl-mtl {name}" if name in COMMANDS else "run_mtl.py"
-    parser = Parser(prog=program, description=command.DESCRIPTION)
-    parser.set_defaults(action=command.run)
+    parser = Parser(
+        prog=f"s3prl-mtl {name}" if name in COMMANDS else "s3prl-mtl",
+        description=COMMANDS.get(name, f"{MODES['train']} -m evaluate: evaluate it."),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     command.add_arguments(parser)
+    parser.set_defaults(action=command.run)
+    if name in MODES:
+        parser.set_defaults(mode=name)
     parser.add_argument("--verbose", action="store_true", help="show tracebacks and debug messages")
     parser.add_argument("--version", action=ShowVersions)
     if name not in COMMANDS:
-        parser.epilog = "Other commands: python -m s3prl_mtl " + " | ".join(COMMANDS)
+        lines = [f"  {command:14}{text}" for command, text in COMMANDS.items()]
+        parser.epilog = "\n".join(["commands (without one: train):", *lines])
     return parser

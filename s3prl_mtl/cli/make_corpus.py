@@ -10,8 +10,6 @@ from s3prl_mtl.tracking.console import MESSAGES, OUTPUT
 
 logger = logging.getLogger(__name__)
 
-DESCRIPTION = "Synthesise a small spoken corpus in the folder layouts of the nine tasks."
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path)

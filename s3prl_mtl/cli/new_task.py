@@ -8,8 +8,6 @@ from pathlib import Path
 
 from s3prl_mtl.tracking.console import OUTPUT
 
-DESCRIPTION = "Write the package of a new task."
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="name of the task, for -d")
@@ -27,8 +25,8 @@ def run(arguments: argparse.Namespace) -> None:
     OUTPUT.print(f"Next (then adapt {module}/corpus.py):", markup=False)
     for step in (
         f"pip install -e {shlex.quote(str(directory))}",
-        "python -m s3prl_mtl make-corpus corpora --size tiny",
-        f"python -m s3prl_mtl check-task {name} --data corpora",
-        f'python run_mtl.py -u hubert_tiny -d {name} --data corpora --steps 20 -o "scheduler=null"',
+        "s3prl-mtl make-corpus corpora --size tiny",
+        f"s3prl-mtl check-task {name} --data corpora",
+        f's3prl-mtl train -u hubert_tiny -d {name} --data corpora --steps 20 -o "scheduler=null"',
     ):
         OUTPUT.print(f"  {step}", markup=False, highlight=False, soft_wrap=True)

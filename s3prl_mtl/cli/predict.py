@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DESCRIPTION = "Print the predictions of a trained run for audio files, as JSON lines."
-
 MAXIMUM_BATCH = 8
 """Files that are encoded together."""
 

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from s3prl_mtl.tracking.console import OUTPUT
 
-DESCRIPTION = "Show the results of a run, or compare those of several runs."
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="the folder of a run")

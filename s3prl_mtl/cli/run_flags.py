@@ -1,4 +1,4 @@
-"""`run_mtl.py`: the flags of training and evaluation, and the choice between the two."""
+"""`train` and `evaluate`: their flags, and the choice between the two by -m in `run_mtl.py`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,23 @@ import os
 from s3prl_mtl.distributed import DEFAULT_TIMEOUT_SECONDS
 from s3prl_mtl.errors import RankLost, UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
+from s3prl_mtl.settings import packaged_settings
 from s3prl_mtl.training.signals import Stopped, StopSignals
 
-DESCRIPTION = "Train one self-supervised speech encoder on several tasks at once, or evaluate it."
+_EVALUATION_FLAGS = {"--best": "best", "-t": "evaluate_split"}
+_TRAINING_FLAGS = {
+    "-a": "auto_resume",
+    "-f": "upstream_trainable",
+    "-i": "init_ckpt",
+    "-n": "expname",
+    "--dry-run": "dry_run",
+    "--freeze_upstream": "freeze_upstream",
+    "--parallel": "parallel",
+    "--placement": "placement",
+    "--steps": "steps",
+}
+_NAMES = {"-n": "expname", "-p": "expdir", "-a": "auto_resume", "-e": "past_exp"}
+_NAMED = {"-p": "where the run is", "-e": "what to resume"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     A flag that changes a setting also needs its key in `ARGUMENT_KEYS` (`config/overrides.py`).
     """
     what = parser.add_argument_group("what to run")
-    what.add_argument("-m", "--mode", choices=["train", "evaluate"], default="train")
+    what.add_argument(
+        "-m", "--mode", choices=["train", "evaluate"], default="train", help="without a command"
+    )
     what.add_argument("-u", "--upstream", metavar="NAME", help="the encoder, such as hubert")
     what.add_argument("-k", "--upstream_ckpt", metavar="PATH", help="its checkpoint file")
     what.add_argument("-g", "--upstream_model_config", metavar="YAML", help="its config file")
@@ -41,7 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--freeze_upstream", action="store_true", help="train the heads only")
 
     how = parser.add_argument_group("settings")
-    how.add_argument("-c", "--config", metavar="YAML", action="append", default=[])
+    how.add_argument(
+        "-c",
+        "--config",
+        metavar="YAML",
+        action="append",
+        default=[],
+        help=f"a file, or packaged settings: {', '.join(packaged_settings())}",
+    )
     how.add_argument(
         "-o", "--override", metavar="KEY=VALUE,,...", help='"config.optimizer.lr=1e-4,,args.seed=1"'
     )
@@ -78,7 +101,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "-a", "--auto_resume", action="store_true", help="resume if the folder has a checkpoint"
     )
-    where.add_argument("-i", "--init_ckpt", metavar="PATH", help="weights to start from")
+    where.add_argument(
+        "-i",
+        "--init_ckpt",
+        metavar="PATH",
+        action="append",
+        help="weights to start from: a run, a checkpoint, or a folder of them; may be repeated",
+    )
     where.add_argument("--init_upstream_ckpt", metavar="PATH", help="encoder weights to start from")
     where.add_argument(
         "-t", "--evaluate_split", metavar="TASK:SPLIT,...", help='"asr:test-clean,ks:test"'
@@ -100,22 +129,40 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _refuse_contradictions(arguments: argparse.Namespace) -> None:
+    others, advice = (
+        (_EVALUATION_FLAGS, "evaluate a run: s3prl-mtl evaluate -e RUN")
+        if arguments.mode == "train"
+        else (_TRAINING_FLAGS, "train: s3prl-mtl train")
+    )
+    for flag, name in others.items():
+        if getattr(arguments, name) not in (None, False, []):
+            what = "training" if arguments.mode == "train" else "an evaluation"
+            raise UserError(
+                f"The flag has no effect on {what}.",
+                where=flag,
+                fix=f"Leave it out, or {advice} {flag} ...",
+                code="conflicting-options",
+            )
+    for first, second in (("-n", "-p"), ("-a", "-e")):
+        if all(getattr(arguments, _NAMES[flag]) for flag in (first, second)):
+            raise UserError(
+                f"{first} and {second} both say {_NAMED[second]}.",
+                where=f"{first} and {second}",
+                fix="Give one of them.",
+                code="conflicting-options",
+            )
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Train or evaluate, alone or as one rank of several.
 
     Raises:
-        UserError: training with a flag that only an evaluation has.
+        UserError: flags that exclude each other, or that have no effect.
     """
     from s3prl_mtl.distributed.world import World
 
-    for flag, given in (("--best", arguments.best), ("-t", arguments.evaluate_split)):
-        if given and arguments.mode != "evaluate":
-            raise UserError(
-                "The flag has no effect on training.",
-                where=flag,
-                fix=f"Leave it out, or evaluate a run: -m evaluate -e RUN {flag}.",
-                code="conflicting-options",
-            )
+    _refuse_contradictions(arguments)
     with World.join(arguments.backend, arguments.timeout) as world, DeferredLog() as deferred:
         if arguments.mode == "evaluate":
             from s3prl_mtl.cli.evaluate import evaluate

@@ -1,4 +1,4 @@
-"""Resolve the flags of `run_mtl.py` to config, folder, checkpoint and splits."""
+"""Resolve the flags of `train` and `evaluate` to config, folder, checkpoint and splits."""
 
 from __future__ import annotations
 

@@ -15,8 +15,6 @@ from s3prl_mtl.registry.plugins import Plugin, discover_tasks, load_task, task_d
 from s3prl_mtl.s3prl_compat.folders import installed_experts
 from s3prl_mtl.tracking.console import OUTPUT
 
-DESCRIPTION = "List the installed tasks."
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="folder of the corpora (or $SUPERB_DATA)")

@@ -1,4 +1,4 @@
-"""`run_mtl.py`: train, or resume a run. Its flags are in `run_flags.py`."""
+"""`train`: train, or resume a run. Its flags are in `run_flags.py`."""
 
 from __future__ import annotations
 

@@ -16,8 +16,6 @@ from s3prl_mtl.tracking.console import OUTPUT
 _MARKUP = re.compile(r"(?::[a-z:]+:)?`+~?([^`]*)`+")
 """References and code of a docstring: :class:`~a.B`, ``code`` and `code`."""
 
-DESCRIPTION = "List the installed upstreams."
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="every encoder of s3prl's zoo")

@@ -23,7 +23,7 @@ from s3prl_mtl.config.conflicts import (
     remarks_on_reach,
 )
 from s3prl_mtl.config.overrides import nested, parse_overrides, task_specs
-from s3prl_mtl.config.schema import PATHS, RunConfig, Settings, TaskConfig
+from s3prl_mtl.config.schema import PATHS, RunConfig, Settings, TaskConfig, with_lists
 from s3prl_mtl.config.task_blocks import (
     Config,
     Layer,
@@ -48,6 +48,7 @@ from s3prl_mtl.registry.task_names import (
 )
 from s3prl_mtl.s3prl_compat.settings import check_blocks, parse_specs
 from s3prl_mtl.s3prl_compat.task_spec import is_s3prl_task
+from s3prl_mtl.settings import find_settings
 
 DEFAULT_PATH = Path(__file__).with_name("default.yaml")
 
@@ -77,7 +78,7 @@ def build_config(
     corpora have moved. :func:`resolve` fills the references in.
 
     Args:
-        files: YAML files, the later over the earlier.
+        files: YAML files or names of packaged settings, the later over the earlier.
         flags: values by dotted key, such as `{"runner.total_steps": 40}`. The last layer with
             `downstream` decides which tasks are trained.
         overrides: the text of `-o`: `key=value` pairs separated by `,,`.
@@ -92,7 +93,7 @@ def build_config(
     if deferred is None:
         with DeferredLog() as log:
             return build_config(files, flags, overrides, base, log)
-    read = [(read_yaml(path, "-c"), path) for path in files]
+    read = [(read_yaml(path, "-c"), path) for path in map(find_settings, files)]
     typed: list[Layer] = [
         (nested(key, value), f"the command line ({key})") for key, value in (flags or {}).items()
     ]
@@ -147,8 +148,10 @@ def build_config(
         else:
             merged[task]["package"] = packages[task]
     merged["downstream"] = chosen
-    _make_absolute(merged)
-    _require_data_folder(merged, chosen)
+    references = OmegaConf.create(merged)
+    _make_absolute(merged, references)
+    if not OmegaConf.select(references, "data"):
+        _require_data_folder(merged, chosen)
     return merged
 
 
@@ -160,25 +163,28 @@ def _merge(blocks: Config, layers: Sequence[Layer]) -> Config:
         layers: without blocks of other tasks.
     """
     defaults = read_yaml(DEFAULT_PATH, "defaults")
-    settings: Any = OmegaConf.merge(OmegaConf.structured(Settings), defaults)
-    tasks: Any = OmegaConf.create(blocks)
+    # `unsafe_merge` changes its first argument; `merge` would copy the whole for each layer.
+    settings: Any = OmegaConf.unsafe_merge(OmegaConf.structured(Settings), defaults)
+    tasks: Any = {task: OmegaConf.create(block) for task, block in blocks.items()}
     for layer, origin in layers:
         # `downstream` is a list or a text, and decided already.
-        own = {key: value for key, value in layer.items() if key not in {*blocks, "downstream"}}
+        own = with_lists(
+            {key: value for key, value in layer.items() if key not in {*blocks, "downstream"}}
+        )
         for section, settings_of in CLASS_SETTINGS.items():
             own = _class_section(own, section, settings, defaults, settings_of, origin)
         if settings.specaug is None and isinstance(own.get("specaug"), dict):
             own["specaug"] = {**defaults["specaug"], **own["specaug"]}
         try:
-            settings = OmegaConf.merge(settings, own)
+            settings = OmegaConf.unsafe_merge(settings, own)
         except (ConfigKeyError, ValidationError) as cause:
             raise refusal(cause, own, origin, list(blocks)) from cause
         check_values(_plain(settings), origin)
         for task in blocks.keys() & layer.keys():
             check_block(task, layer[task], blocks[task], origin)
-            tasks = OmegaConf.merge(tasks, {task: layer[task]})
+            tasks[task] = OmegaConf.unsafe_merge(tasks[task], layer[task])
             check_task_values(task, _plain(tasks[task]), origin)
-    return {**_plain(settings), **_plain(tasks)}
+    return {**_plain(settings), **{task: _plain(block) for task, block in tasks.items()}}
 
 
 def _class_section(
@@ -253,7 +259,7 @@ def resolve_plain(config: Mapping[str, Any]) -> Config:
             f"The config does not resolve: {reason}.", where="config", code="invalid-value"
         ) from cause
     assert isinstance(whole, dict)
-    return {str(key): value for key, value in whole.items()}
+    return with_lists({str(key): value for key, value in whole.items()})
 
 
 def resolve(config: Mapping[str, Any]) -> RunConfig:
@@ -293,9 +299,8 @@ def resolve(config: Mapping[str, Any]) -> RunConfig:
     return RunConfig(**values, tasks=tasks)
 
 
-def _make_absolute(config: Config) -> None:
+def _make_absolute(config: Config, whole: Any) -> None:
     """Make paths absolute: a run may be resumed or evaluated from another folder."""
-    whole: Any = OmegaConf.create(config)
     for key in PATHS:
         try:
             path = OmegaConf.select(whole, key)
@@ -307,7 +312,11 @@ def _make_absolute(config: Config) -> None:
         if path:
             *sections, name = key.split(".")
             owner = config[sections[0]] if sections else config
-            owner[name] = os.path.abspath(os.path.expanduser(path))
+            listed = isinstance(owner[name], list)
+            paths = [
+                os.path.abspath(os.path.expanduser(entry)) for entry in (path if listed else [path])
+            ]
+            owner[name] = paths if listed else paths[0]
 
 
 def _data_folder(layers: Sequence[Mapping[str, Any]]) -> str | None:
@@ -318,8 +327,6 @@ def _data_folder(layers: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _require_data_folder(config: Config, tasks: Sequence[str]) -> None:
-    if OmegaConf.select(OmegaConf.create(config), "data"):
-        return
     needing = [task for task in tasks if _mentions_data(config[task])]
     if needing:
         raise UserError(

@@ -69,6 +69,7 @@ class RunnerConfig:
         max_keep: checkpoints to keep.
         test_first: evaluate the test splits before the first step.
         test_last: evaluate the test splits after the last step.
+        test_best: evaluate them with each task's best checkpoint, where there is one.
     """
 
     total_steps: int = _at_least(1)
@@ -80,6 +81,7 @@ class RunnerConfig:
     max_keep: int = _at_least(1)
     test_first: bool
     test_last: bool
+    test_best: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,7 @@ class Settings:
         seed: of every random choice.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         precision: of the encoder.
-        init_ckpt: weights to start from.
+        init_ckpt: files or folders with weights to start from.
         init_upstream_ckpt: weights of the encoder to start from.
         distributed: how ranks share the work.
         runner: the training loop.
@@ -125,7 +127,7 @@ class Settings:
     seed: int = field(metadata={"at_least": 0, "at_most": 2**63 - 1})
     device: str
     precision: str = _one_of("fp32", "bf16")
-    init_ckpt: Path | None
+    init_ckpt: list[Path] | None
     init_upstream_ckpt: Path | None
     distributed: DistributedConfig
     runner: RunnerConfig
@@ -164,6 +166,12 @@ class TaskConfig:
         return cls(**{key: value for key, value in block.items() if key in known})
 
 
+def with_lists(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer with a single path of `init_ckpt` as a list."""
+    path = layer.get("init_ckpt")
+    return {**layer, **({"init_ckpt": [path]} if isinstance(path, str) else {})}
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Settings):
     """A whole config, checked, its references filled in.
@@ -189,8 +197,8 @@ def _settings(schema: Any, path: str = "") -> Iterator[tuple[str, Any, Mapping[s
 SETTINGS = list(_settings(Settings))
 """Dotted key, type and metadata of every setting."""
 
-PATHS = [key for key, kind, _ in SETTINGS if kind == Path | None]
-"""Settings that are paths."""
+PATHS = [key for key, kind, _ in SETTINGS if kind in (Path | None, list[Path] | None)]
+"""Settings that are paths or lists of paths."""
 
 CHOICES = {key: rules["one_of"] for key, _, rules in SETTINGS if "one_of" in rules}
 """The allowed values of the settings that have few."""

@@ -27,6 +27,9 @@ Layer = tuple[Config, str]
 TYPED = {entry.name for entry in fields(TaskConfig)} - {"downstream_expert"}
 """Settings of a block whose types the schema defines; the author of a task defines all others."""
 
+SCHEMA = OmegaConf.structured(TaskConfig)
+"""Made once, since OmegaConf takes milliseconds for it."""
+
 DATARC_AT_LEAST = {"num_workers": 0, "train_batch_size": 1, "eval_batch_size": 1}
 """Settings that most experts have in `downstream_expert.datarc`."""
 
@@ -124,10 +127,9 @@ def check_task_settings(task: str, block: Mapping[str, Any], origin: str) -> Non
     Raises:
         UserError: names the key.
     """
-    schema = OmegaConf.structured(TaskConfig)
     for key in TYPED & block.keys():
         try:
-            merged: Any = OmegaConf.to_container(OmegaConf.merge(schema, {key: block[key]}))
+            merged: Any = OmegaConf.to_container(OmegaConf.merge(SCHEMA, {key: block[key]}))
         except (OmegaConfBaseException, TypeError) as cause:
             raise _wrong_type(task, key, block[key], origin) from cause
         # OmegaConf turns numbers into strings.

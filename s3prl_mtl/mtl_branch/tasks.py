@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.mtl_branch.block import Block
+from s3prl_mtl.mtl_branch.block import Block, Notes
 
 OWN_METRIC = "each task has its own metrics, the first one chooses the best checkpoint."
 ONE_CORPUS = "the folders of the corpus have fixed names."
@@ -244,6 +244,22 @@ def task_of(block: Block) -> str:
             code="not-supported",
         )
     return _TASKS[folder]
+
+
+def single_task_of(arguments: Mapping[str, Any], config: Mapping[str, Any], file: Path) -> str:
+    """Our name of the task of a run of s3prl that trained a single one.
+
+    Args:
+        arguments: `Args` of its checkpoint.
+        config: `Config` of its checkpoint.
+        file: the checkpoint.
+
+    Raises:
+        UserError: as :func:`task_of`.
+    """
+    corpus = (config.get("downstream_expert") or {}).get("corpus") or {}
+    values = {"folder": arguments.get("downstream"), "corpus": corpus}
+    return task_of(Block(values, "Args.downstream", file, Notes()))
 
 
 def split_of(task: str, split: str) -> str:

@@ -5,10 +5,12 @@ A plugin is imported when it is used, so that a broken one does not break the ot
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -178,8 +180,7 @@ def find_plugin(
     raise UserError(
         f"There is no {kind.noun} named {name!r}.",
         where=where or f"{kind.flag} {name}",
-        fix=f"{nearest(name, list(_discover(kind)))} (`python -m s3prl_mtl {kind.noun}s` lists all "
-        "of them.)",
+        fix=f"{nearest(name, list(_discover(kind)))} (`s3prl-mtl {kind.noun}s` lists all of them.)",
         code="unknown-name",
     )
 
@@ -242,8 +243,27 @@ def _expert_class(plugin: Plugin) -> type:
 
 def _plugins_by_name(kind: PluginKind) -> dict[str, list[Plugin]]:
     """The plugins by plain name, one for each package."""
+    # Packages that are installed later change the folder; importlib.metadata also relies on this.
+    folders = tuple((path, _modified(path)) for path in sys.path)
+    return _found_in(folders, kind.group, entry_points)
+
+
+def _modified(path: str) -> int | None:
+    try:
+        return os.stat(path or ".").st_mtime_ns
+    except (OSError, ValueError):
+        return None
+
+
+# Once for each state of the folders: a start asks 90 times, and each reads some 20 files.
+@cache
+def _found_in(
+    folders: tuple[tuple[str, int | None], ...],
+    group: str,
+    entry_points: Callable[..., Iterable[EntryPoint]],
+) -> dict[str, list[Plugin]]:
     found: dict[str, list[Plugin]] = {}
-    for entry_point in entry_points(group=kind.group):
+    for entry_point in entry_points(group=group):
         package = entry_point.dist.name if entry_point.dist else "unknown package"
         version = entry_point.dist.version if entry_point.dist else "?"
         plugin = Plugin(entry_point.name, package, version, entry_point)

@@ -295,8 +295,11 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
             return values
         if undefined and not values:
             raise next(iter(undefined.values()))
+        titles = {metric.name: metric.title for metric in self.metrics}
         for name, reason in undefined.items():
-            _LOG.warning("%s %s: %s is undefined: %s", self.name, split, name, reason.what)
+            _LOG.warning(
+                "%s %s: %s is undefined: %s", self.name, split, titles.get(name, name), reason.what
+            )
         return {name: values.get(name, math.nan) for name in scores}
 
     def prepare(self, split: str) -> None:

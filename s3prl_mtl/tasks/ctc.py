@@ -15,7 +15,7 @@ from s3prl_mtl.data import MINIMUM_SAMPLES, SAMPLE_RATE, Finding
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.metrics import collapse_ctc
 from s3prl_mtl.nn import FrameLevel, RNNs, ctc_loss, head_from_settings, pad_features
-from s3prl_mtl.tasks.base import TaskExpert
+from s3prl_mtl.tasks.base import ScalarLogger, TaskExpert
 
 BLANK = 0
 """Index of the CTC blank, the first symbol of every vocabulary."""
@@ -26,6 +26,9 @@ a symbol which the vocabulary lacks cannot count as recognised."""
 
 MAXIMUM_IMPOSSIBLE = 0.01
 """Largest fraction of training utterances with more symbols than frames; more is an error."""
+
+ZEROED = "zeroed_utterances"
+"""Metric of training: utterances whose loss `zero_infinity` set to 0 since the last log."""
 
 DECODINGS = ("ctc", "merged")
 """`ctc`: collapse repeats in the utterance's own frames, then remove blanks. `merged`: as the
@@ -113,9 +116,7 @@ class TranscriptionExpert(TaskExpert):
             symbols = list(self.symbols_of(cut.custom["labels"]))
             has_text = has_text or any(self.answer(symbols).values())
             symbols.append(self.end_symbol)
-            # A blank separates equal symbols.
-            needed = len(symbols) + sum(a == b for a, b in pairwise(symbols))
-            if self._frames(cut.duration) < needed:
+            if self._frames(cut.duration) < frames_needed(symbols):
                 impossible.append(cut.id)
             unknown |= {s: cut.id for s in symbols if s not in self.symbol_numbers}
         findings = []
@@ -181,7 +182,8 @@ class TranscriptionExpert(TaskExpert):
             features: B tensors (T_i, D).
             targets: B tensors (symbols_i + 1,), from :meth:`target`.
             utterance_ids: B names.
-            records: gets `loss`; `reference` and `hypothesis`, texts; `utterance`, names.
+            records: gets `loss`; `reference` and `hypothesis`, texts; `utterance`, names; in
+                training `zeroed`, the number of utterances whose loss was set to 0, if any.
         """
         logits, logit_lengths = self._logits(features)
         loss = ctc_loss(
@@ -189,11 +191,33 @@ class TranscriptionExpert(TaskExpert):
         )
         frame_tokens = logits.detach().argmax(dim=-1).cpu()
         records["loss"].append(loss.item())
-        records["reference"] += [self.text(torch.as_tensor(target).tolist()) for target in targets]
-        for tokens, length in zip(frame_tokens, logit_lengths.tolist(), strict=True):
+        tokens_of = [torch.as_tensor(target).tolist() for target in targets]
+        records["reference"] += [self.text(tokens) for tokens in tokens_of]
+        lengths = logit_lengths.tolist()
+        if self.zero_infinity and split == self.train_split:
+            short = [frames_needed(t) > n for t, n in zip(tokens_of, lengths, strict=True)]
+            if any(short):
+                records["zeroed"] += [1] * sum(short)
+        for tokens, length in zip(frame_tokens, lengths, strict=True):
             records["hypothesis"].append(self.text(self.decode(tokens, length), WRONG_SYMBOL))
         records["utterance"] += utterance_ids
         return loss
+
+    def log_records(
+        self,
+        split: str,
+        records: Mapping[str, Sequence[Any]],
+        logger: ScalarLogger,
+        global_step: int,
+        batch_ids: Sequence[int] = (),
+        total_batch_num: int = 0,
+    ) -> list[str]:
+        """Also report the number of training utterances whose loss was set to 0, if any."""
+        saved = super().log_records(split, records, logger, global_step, batch_ids, total_batch_num)
+        zeroed = len(records.get("zeroed") or ())
+        if zeroed:
+            logger.add_scalar(f"{self.name}/{split}-{ZEROED}", zeroed, global_step=global_step)
+        return saved
 
     def predict(
         self, features: Sequence[Tensor], lengths_samples: Sequence[int]
@@ -240,3 +264,8 @@ class TranscriptionExpert(TaskExpert):
         if unknown is not None:
             symbols = [unknown if symbol == self.unknown_symbol else symbol for symbol in symbols]
         return self.write([symbol for symbol in symbols if symbol != self.end_symbol])
+
+
+def frames_needed(symbols: Sequence[Any]) -> int:
+    """The fewest frames of a CTC path of these symbols: a blank separates equal ones."""
+    return len(symbols) + sum(a == b for a, b in pairwise(symbols))

@@ -64,7 +64,9 @@ class Metric:
         return value < best if self.better == "lower" else value > best
 
     def shown(self, value: float) -> str:
-        """A value as tables show it: `12.34 %`, or `12.34` if it is not shown as percent."""
+        """A value in tables and the log: `12.34 %`, or `12.34` if it is not shown as percent."""
+        if math.isnan(value):
+            return "not a number"
         return f"{100 * value:.2f} %" if self.percent else f"{value:.5g}"
 
 

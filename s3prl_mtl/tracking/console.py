@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 import textwrap
 import time
+import warnings
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
+
+logger = logging.getLogger(__name__)
 
 OUTPUT = Console()
 MESSAGES = Console(stderr=True)
@@ -76,6 +81,29 @@ def show_log(verbose: bool, on_terminal: bool = True) -> None:
     root.handlers = [handler]
     for chatty in ("matplotlib", "urllib3", "filelock", "fsspec", "numba"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def log_warnings_once() -> None:
+    """Log a warning of a library, such as torch's of loader workers, once in a process.
+
+    Warnings of one line of code that differ only in numbers count as one.
+    """
+    seen = set()
+
+    def log(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        key = (category, filename, lineno, re.sub(r"\d+", "0", str(message)))
+        if key not in seen:
+            seen.add(key)
+            logger.warning("%s: %s (%s, line %d)", category.__name__, message, filename, lineno)
+
+    warnings.showwarning = log
 
 
 def log_to_file(path: Path) -> logging.FileHandler:

@@ -1,4 +1,4 @@
-"""The progress of a training run, shown on a terminal only."""
+"""The progress of training and of evaluations, shown on a terminal only."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from types import TracebackType
 from rich.columns import Columns
 from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from s3prl_mtl.tracking.console import MESSAGES
 
@@ -75,6 +76,59 @@ class StepProgress:
             speed=f"{seconds / elapsed:.0f} s/s" if elapsed > 0 else "",
             loss=f"loss {total:.3f}",
         )
+
+
+class EvaluationProgress:
+    """Task, split and batches of an evaluation on one line, removed at its end.
+
+    The line fits into 60 columns, and below that of the training.
+
+    Args:
+        shown: False for all but one of several processes, and where another program shows progress.
+    """
+
+    def __init__(self, shown: bool = True) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[batches]}", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(compact=True),
+            console=MESSAGES,
+            expand=True,
+            transient=True,
+            disable=not (shown and MESSAGES.is_terminal),
+        )
+        self._bar = self._progress.add_task("", total=None, batches="")
+        self._total: int | None = None
+
+    def __enter__(self) -> EvaluationProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def begin(self, task: str, split: str, batches: int | None) -> None:
+        """Show the beginning of a split.
+
+        Args:
+            task: its name.
+            split: of the task.
+            batches: of the split; None if unknown.
+        """
+        self._total = batches
+        self._progress.reset(self._bar, total=batches, description=f"{task} {split}")
+        self.advance(0)
+
+    def advance(self, done: int) -> None:
+        """Show the number of batches that were evaluated."""
+        shown = f"{done} batches" if self._total is None else f"{done}/{self._total} batches"
+        self._progress.update(self._bar, completed=done, batches=shown)
 
 
 class _LineAndLosses(Progress):

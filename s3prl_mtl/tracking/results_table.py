@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class Result:
     def shown(self, number: Number | None) -> str:
         if number is None:
             return ""
-        return "not a number" if number.value is None else self.metric.shown(number.value)
+        return self.metric.shown(math.nan if number.value is None else number.value)
 
 
 def read_run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from typing import Any
 from s3prl_mtl.checkpoint.contents import TaskCheckpoint
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.atomic import replace_text
+from s3prl_mtl.tasks.metric import Metric
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,9 @@ class Report:
         save_names: checkpoints that the values earned.
         head: what these checkpoints hold of the task, where the rank that writes has no such head.
         problem: why the split cannot be scored; its scalars are NaN then.
+        checkpoint: the file in the run's folder that the numbers are of; None for the weights in
+            training.
+        metrics: declared by the expert, for the log.
     """
 
     task: str
@@ -47,6 +51,8 @@ class Report:
     save_names: list[str] = field(default_factory=list)
     head: TaskCheckpoint | None = None
     problem: UserError | None = None
+    checkpoint: str | None = None
+    metrics: Sequence[Metric] = ()
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
         metric = tag.rpartition("/")[2].removeprefix(f"{self.split}-")
@@ -59,8 +65,18 @@ class Report:
     def __str__(self) -> str:
         if self.problem is not None:
             return f"{self.task} {self.split}  cannot be scored: {self.problem}"
-        shown = "  ".join(f"{metric} {value:.4f}" for metric, value in self.values.items())
+        declared = {metric.name: metric for metric in self.metrics}
+        shown = "  ".join(
+            f"{self.title(name)} {declared[name].shown(value)}"
+            if name in declared
+            else f"{name} {value:.4f}"
+            for name, value in self.values.items()
+        )
         return f"{self.task} {self.split}  {shown}"
+
+    def title(self, name: str) -> str:
+        """The title of a metric in tables and the log; its name if it is not declared."""
+        return next((metric.title for metric in self.metrics if metric.name == name), name)
 
 
 class Tracker:
@@ -73,8 +89,6 @@ class Tracker:
             also while another process trains in the folder.
         reevaluate: pairs of task and split to evaluate again at that step, because their
             evaluation was interrupted: their records of that step are dropped too.
-        checkpoint: the file in the run's folder that the numbers are of, written beside them; None
-            for the weights in training.
     """
 
     def __init__(
@@ -82,12 +96,10 @@ class Tracker:
         folder: Path,
         resumed_at: int | None = None,
         reevaluate: Iterable[tuple[str, str]] = (),
-        checkpoint: str | None = None,
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter  # Slow to import, and not to read a run.
 
         self.folder = folder
-        self.checkpoint = checkpoint
         path = folder / "metrics.jsonl"
         purge_step = None
         if path.is_file() and resumed_at is None:
@@ -126,7 +138,15 @@ class Tracker:
         except OSError as cause:
             logger.warning("TensorBoard's events are incomplete: %s", cause)
 
-    def record(self, task: str, split: str, metric: str, value: float, step: int) -> None:
+    def record(
+        self,
+        task: str,
+        split: str,
+        metric: str,
+        value: float,
+        step: int,
+        checkpoint: str | None = None,
+    ) -> None:
         """Write one number: a line of `metrics.jsonl`, a point of a TensorBoard curve.
 
         Raises:
@@ -141,8 +161,8 @@ class Tracker:
             "metric": metric,
             "value": stored,
         }
-        if self.checkpoint is not None:
-            entry["checkpoint"] = self.checkpoint
+        if checkpoint is not None:
+            entry["checkpoint"] = checkpoint
         try:
             self._lines.write(json.dumps(entry) + "\n")
             self._lines.flush()
@@ -153,7 +173,7 @@ class Tracker:
     def write(self, report: Report) -> None:
         """Write all numbers of a split."""
         for metric, value, step in report.scalars:
-            self.record(report.task, report.split, metric, value, step)
+            self.record(report.task, report.split, metric, value, step, report.checkpoint)
 
     def keep(self, report: Report) -> None:
         """Replace the entry of a split in `results.json`; non-finite numbers are left out."""
@@ -163,7 +183,7 @@ class Tracker:
         results.setdefault(report.task, {})[report.split] = finite
         sources = results.pop(SOURCE, {})
         step = max((step for _, _, step in report.scalars), default=None)
-        source = {"step": step, "checkpoint": self.checkpoint}
+        source = {"step": step, "checkpoint": report.checkpoint}
         sources.setdefault(report.task, {})[report.split] = source
         results[SOURCE] = sources  # last, after the tasks
         _replace(self.folder / "results.json", json.dumps(results, indent=2) + "\n")

@@ -171,7 +171,7 @@ def _check_in_checkpoint(name: str, expert_class: type, held: Packages | None) -
         raise UserError(
             f"The task {name} has no trained parameters: it can only be evaluated.",
             where="-d",
-            fix=f"Train without it, then: run_mtl.py -m evaluate -e RUN -d {name}.",
+            fix=f"Train without it, then: s3prl-mtl evaluate -e RUN -d {name}.",
             code="not-supported",
         )
     if held is not None and learns and name not in held:

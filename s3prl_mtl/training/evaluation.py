@@ -17,6 +17,7 @@ from s3prl_mtl.data.batching import check_dropped
 from s3prl_mtl.data.epoch_reader import EpochReader
 from s3prl_mtl.distributed.world import Group
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.tracking.progress import EvaluationProgress
 from s3prl_mtl.training.reporting import Report, report_split, unscored_report
 from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.task import Records, Task
@@ -82,28 +83,30 @@ class Evaluator:
         share_buffers(self.run)
         failure: Exception | None = None
         reports: list[tuple[int, Report]] = []
-        for place, (name, split) in enumerate(splits):
-            if name not in self.run.tasks:
-                continue
-            task, group = self.run.tasks[name], self.run.groups[name]
-            share = None
-            if failure is None and not self.run.stop_asked():
-                try:
-                    with self.run.world.doing(f"evaluating {name} {split}"):
-                        share = self._own_share(task, split)
-                except Exception as error:
-                    failure = error
-            gathered = group.gather(share)
-            shares = [part for part in gathered or [] if part is not None]
-            if len(shares) == group.size:
-                try:
-                    with self.run.world.doing(f"measuring {name} {split}"):
-                        report = self._measure(task, split, shares)
-                    self._log(report)
-                    reports.append((place, report))
-                except Exception as error:
-                    failure = error
-            _sync_expert_state(task, group)
+        shown = self.run.world.is_lead and self.log_level >= logging.INFO
+        with EvaluationProgress(shown) as progress:
+            for place, (name, split) in enumerate(splits):
+                if name not in self.run.tasks:
+                    continue
+                task, group = self.run.tasks[name], self.run.groups[name]
+                share = None
+                if failure is None and not self.run.stop_asked():
+                    try:
+                        with self.run.world.doing(f"evaluating {name} {split}"):
+                            share = self._own_share(task, split, progress)
+                    except Exception as error:
+                        failure = error
+                gathered = group.gather(share)
+                shares = [part for part in gathered or [] if part is not None]
+                if len(shares) == group.size:
+                    try:
+                        with self.run.world.doing(f"measuring {name} {split}"):
+                            report = self._measure(task, split, shares)
+                        self._log(report)
+                        reports.append((place, report))
+                    except Exception as error:
+                        failure = error
+                _sync_expert_state(task, group)
         try:
             self.run.world.raise_on_all_ranks(failure)
             if any(self.run.world.all_gather(self.run.stop_asked())):
@@ -145,7 +148,7 @@ class Evaluator:
                 logger.info("%s %s: passed", name, split)
 
     @torch.no_grad()
-    def _own_share(self, task: Task, split: str) -> Share | None:
+    def _own_share(self, task: Task, split: str, progress: EvaluationProgress) -> Share | None:
         """The records of this rank's batches; None if it was asked to stop."""
         self.run.encoder.set_training(False)
         task.expert.train(False)
@@ -159,6 +162,8 @@ class Evaluator:
             num_shares=group.size,
             training=False,
         )
+        limits = [count for count in (reader.num_batches, self.batches) if count]
+        progress.begin(task.name, split, min(limits, default=None))
         parts: dict[int, Records] = {}
         for batch in reader:
             if self.run.stop_asked():
@@ -170,6 +175,8 @@ class Evaluator:
             number = {"batch_id": batch.number} if task.takes_batch_id else {}
             parts[batch.number] = defaultdict(list)
             task.expert(split, features, *batch.others, records=parts[batch.number], **number)
+            # Batches are taken in turn: the others have as many.
+            progress.advance(batch.number + 1)
         return Share(parts, reader.dropped, reader.utterances)
 
     def _measure(self, task: Task, split: str, shares: Sequence[Share]) -> Report:

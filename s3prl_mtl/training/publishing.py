@@ -9,7 +9,9 @@ from itertools import chain
 from pathlib import Path
 
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.best import SUFFIX
 from s3prl_mtl.checkpoint.contents import TaskCheckpoint
+from s3prl_mtl.tasks.ctc import ZEROED
 from s3prl_mtl.tracking.tracker import Report, Tracker
 from s3prl_mtl.training.reporting import report_layer_weights, report_split
 from s3prl_mtl.training.state import RunState
@@ -65,10 +67,17 @@ class Publisher:
         tracker.record("run", "train", "loss", total_loss, step)
         tracker.record("run", "train", "lr", rate, step)
         shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-        logger.info("step %d  loss %.3f  (%s)", step, total_loss, shown)
+        zeroed = {r.task: r.values[ZEROED] for r in chain(*collected) if ZEROED in r.values}
+        listed = ", ".join(f"{count:.0f} of {task}" for task, count in zeroed.items())
+        ended = f"  CTC loss set to 0: {listed}" if listed else ""
+        logger.info("step %d  loss %.3f  (%s)%s", step, total_loss, shown, ended)
 
     def publish_evaluation(
-        self, tracker: Tracker | None, reports: Sequence[Report], keep_best: bool
+        self,
+        tracker: Tracker | None,
+        reports: Sequence[Report],
+        keep_best: bool,
+        sources: Mapping[str, str],
     ) -> None:
         """Write the reports of an evaluation; an error of writing is raised on all ranks.
 
@@ -76,6 +85,7 @@ class Publisher:
             tracker: None on all ranks but the first.
             reports: those of the first rank are written.
             keep_best: write the best checkpoints requested by the experts.
+            sources: the checkpoint file of each task, written beside its numbers.
 
         Raises:
             UserError: a checkpoint cannot be written.
@@ -90,16 +100,20 @@ class Publisher:
                     head = report.head or TaskCheckpoint.capture(self.run.tasks[report.task].expert)
                     best = self.state.weights({report.task: head})
                     checkpoints.save(best, self.folder / report.task / file)
-            self._write_layer_weights(tracker)
+            # Best checkpoints have different layer weights; those of the run are its last.
+            if not any(source.endswith(SUFFIX) for source in sources.values()):
+                self._write_layer_weights(tracker, next(iter(sources.values()), None))
             for report in reports:
+                report.checkpoint = sources.get(report.task)
                 tracker.write(report)
                 tracker.keep(report)
 
         self.run.world.run_on_all_ranks(write)
 
-    def _write_layer_weights(self, tracker: Tracker) -> None:
+    def _write_layer_weights(self, tracker: Tracker, checkpoint: str | None) -> None:
         step, encoder = self.run.step, self.run.encoder
         layers = report_layer_weights(encoder.featurizer, encoder.upstream.num_hidden_states, step)
+        layers.checkpoint = checkpoint
         if layers.scalars:
             tracker.write(layers)
             tracker.keep(layers)

@@ -28,7 +28,7 @@ def report_split(
         batch_ids: numbers of the batches in their epoch.
         total_batches: batches of the epoch; 0 if unknown.
     """
-    report = Report(task.name, split)
+    report = Report(task.name, split, metrics=metrics_of(task.expert))
     save_names = task.expert.log_records(
         split,
         records=records,
@@ -43,15 +43,17 @@ def report_split(
 
 def unscored_report(task: Task, split: str, step: int, problem: UserError) -> Report:
     """The report of a split that cannot be scored: every declared metric is NaN."""
-    scalars = [(metric.name, math.nan, step) for metric in metrics_of(task.expert)]
+    metrics = metrics_of(task.expert)
+    scalars = [(metric.name, math.nan, step) for metric in metrics]
     # Errors of other packages may have attributes that cannot be sent to the first rank.
     plain = UserError(problem.what, where=problem.where, fix=problem.fix, code=problem.code)
-    return Report(task.name, split, scalars, problem=plain)
+    return Report(task.name, split, scalars, problem=plain, metrics=metrics)
 
 
 def undefined_metrics(report: Report) -> UserError | None:
     """The metrics of an evaluation that are not a number, as an error; None if there are none."""
-    names = [name for name, value in report.values.items() if name != "loss" and math.isnan(value)]
+    undefined = [name for name, value in report.values.items() if math.isnan(value)]
+    names = [report.title(name) for name in undefined if name != "loss"]
     if not names:
         return None
     return UserError(

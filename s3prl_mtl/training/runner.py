@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from s3prl_mtl.balancing import Balancer, Sum
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.best import best_files, best_of, name_in_run
 from s3prl_mtl.checkpoint.compatibility import warn_of_schedule
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.config import Config, resolve
@@ -38,7 +41,7 @@ from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.signals import Stopped, StopSignals
 from s3prl_mtl.training.state import RunState
 from s3prl_mtl.training.step import StepReport, TrainingStep
-from s3prl_mtl.training.summary import ENCODER, FEATURIZER, part_text, training_summary
+from s3prl_mtl.training.summary import ENCODER, FEATURIZER, Source, part_cells, training_summary
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
@@ -93,7 +96,7 @@ class MultiTaskRunner:
             settings, world, resume, self.encoder, specaug, self.folder
         )
         self.tasks, groups = self._build_tasks(placement)
-        self._sources: dict[str, str] = {}
+        self._sources: dict[str, Source] = {}
         if resume is None:
             experts = {name: task.expert for name, task in self.tasks.items()}
             self._sources = world.run_on_all_ranks(
@@ -211,24 +214,24 @@ class MultiTaskRunner:
     def _log_summary(self) -> None:
         """Log what is trained, at which rate, and from which weights, on the first rank."""
         config = self.config
-        own = config.upstream.ckpt or config.upstream.name
-        resumed = f"the checkpoint of step {self.step}" if self._resumed is not None else None
-        modules = {name: task.expert for name, task in self.tasks.items()}
-        heads: dict[str, str] = {}
+        own = Source(config.upstream.name, file=config.upstream.ckpt or "")
+        resumed = Source("resumed run", self.step) if self._resumed is not None else None
+        random = Source("random weights")
+        heads: dict[str, list[str]] = {}
         for part in self.world.all_gather(
             {
-                name: part_text(head, resumed or self._sources.get(name, "random weights"))
-                for name, head in modules.items()
+                name: part_cells(task.expert, resumed or self._sources.get(name, random))
+                for name, task in self.tasks.items()
             }
         ):
             heads |= part
         # The checkpoints of a run with a frozen encoder do not have it.
         has_encoder = self._resumed is not None and self._resumed.upstream
-        encoder = (resumed if has_encoder else None) or self._sources.get(ENCODER, str(own))
-        uniform = resumed or self._sources.get(FEATURIZER, "equal weights")
+        encoder = (resumed if has_encoder else None) or self._sources.get(ENCODER, own)
+        uniform = resumed or self._sources.get(FEATURIZER, Source("equal weights"))
         parts = {
-            ENCODER: part_text(self.upstream, encoder),
-            FEATURIZER: part_text(self.featurizer, uniform),
+            ENCODER: part_cells(self.upstream, encoder),
+            FEATURIZER: part_cells(self.featurizer, uniform),
             **{name: heads[name] for name in config.downstream},
         }
         if self.world.is_lead:
@@ -238,16 +241,15 @@ class MultiTaskRunner:
         runner = self.config.runner
         total = runner.total_steps
         if runner.test_first and self.step == 0:
-            self._evaluate_or_stop("test_splits", tracker)
+            with _nothing_to_save():
+                self.evaluate(self.splits("test_splits"), tracker)
         if self._evaluation_is_pending():
             # The evaluation after this step did not complete before the run was resumed.
             self._evaluate_dev(tracker)
         with StepProgress(self.step, total, shown=self.world.is_lead) as progress:
             while self.step < total:
                 report = self.train_step()
-                # The batches of all ranks are about equally long.
-                audio_seconds = report.audio_seconds * self.world.size
-                progress.advance(self.step, report.losses, audio_seconds)
+                progress.advance(self.step, report.losses, report.audio_seconds)
                 if self.step % runner.log_step == 0 or self.step == total:
                     self.publisher.publish_training(tracker, report.losses)
                 if report.stop:
@@ -260,7 +262,7 @@ class MultiTaskRunner:
                 if save_is_due:
                     self.save()
         if runner.test_last:
-            self._evaluate_or_stop("test_splits", tracker)
+            self._test(tracker)
 
     def train_step(self) -> StepReport:
         """Take one step: an update from a batch of every share of every task, on all ranks."""
@@ -309,12 +311,40 @@ class MultiTaskRunner:
             raise
         self.evaluated_step = self.step
 
-    def _evaluate_or_stop(self, kind: str, tracker: Tracker | None) -> None:
-        """Evaluate before the first or after the last step, without unsaved steps."""
-        try:
-            self.evaluate(self.splits(kind), tracker)
-        except Interrupted:
-            raise Stopped("The run stopped; there was nothing to save.") from None
+    def _test(self, tracker: Tracker | None) -> None:
+        """Evaluate the test splits of each task with its best checkpoint, or the last weights."""
+        found = self.world.run_on_all_ranks(
+            lambda: self._best_checkpoints() if self.world.is_lead else {}
+        )
+        best = self.world.broadcast(found)
+        names = {task: name_in_run(path, self.folder) for task, (path, _) in best.items()}
+        earlier = {task: path for task, (path, step) in best.items() if step != self.step}
+        now = [place for place in self.splits("test_splits") if place[0] not in earlier]
+        with _nothing_to_save():
+            if now:
+                self.evaluate(now, tracker, sources=names)
+            for task, path in earlier.items():
+                saved = self.world.run_on_all_ranks(partial(checkpoints.load, path))
+                logger.info("Testing %s with %s of step %d.", task, names[task], saved.step)
+                config = {**self.source_config, "downstream": [task]}
+                _, unscored = evaluate_checkpoint(
+                    saved, path, config, self.folder, self.world, tracker, signals=self._signals
+                )
+                self.unscored |= unscored
+
+    def _best_checkpoints(self) -> dict[str, tuple[Path, int]]:
+        """File and step of the best checkpoint of each task that has one."""
+        found: dict[str, tuple[Path, int]] = {}
+        if not self.config.runner.test_best:
+            return found
+        for task, files in best_files(self.folder).items():
+            if task in self.config.downstream:
+                try:
+                    path = best_of(task, files, self.source_config)
+                    found[task] = path, checkpoints.load(path).step
+                except UserError as problem:
+                    logger.warning("%s is tested with its last weights: %s", task, problem)
+        return found
 
     def try_out(self) -> None:
         """Run one batch of every training and evaluation split, without an update."""
@@ -329,7 +359,11 @@ class MultiTaskRunner:
     # ----------------------------------------------------------------------- evaluation
 
     def evaluate(
-        self, splits: Iterable[tuple[str, str]], tracker: Tracker | None, keep_best: bool = False
+        self,
+        splits: Iterable[tuple[str, str]],
+        tracker: Tracker | None,
+        keep_best: bool = False,
+        sources: Mapping[str, str] | None = None,
     ) -> None:
         """Evaluate splits of tasks with the current weights.
 
@@ -338,6 +372,8 @@ class MultiTaskRunner:
             tracker: receives the metrics and writes `results.json`. None on all ranks but the
                 first.
             keep_best: write `<task>/<split>-best.ckpt` if the expert requests it.
+            sources: for each task the checkpoint file that holds these weights, for the metrics;
+                by default none.
 
         Splits that cannot be scored are in `unscored` afterwards; :meth:`require_scores` raises.
 
@@ -350,7 +386,7 @@ class MultiTaskRunner:
         before = self.evaluator.expert_states()
         reports = self.evaluator.evaluate(wanted)
         try:
-            self.publisher.publish_evaluation(tracker, reports, keep_best)
+            self.publisher.publish_evaluation(tracker, reports, keep_best, sources or {})
         except Exception:
             # Unpublished scores must be measured again.
             self.evaluator.restore(before)
@@ -400,3 +436,52 @@ class MultiTaskRunner:
         for part in self.world.all_gather({n: getattr(t, kind) for n, t in self.tasks.items()}):
             known |= part
         return [(name, split) for name in self.config.downstream for split in known[name]]
+
+
+def evaluate_checkpoint(
+    saved: RunCheckpoint,
+    path: Path,
+    config: Config,
+    folder: Path,
+    world: World,
+    tracker: Tracker | None,
+    splits: Sequence[tuple[str, str]] = (),
+    signals: StopSignals | None = None,
+) -> tuple[list[tuple[str, str]], dict[tuple[str, str], UserError]]:
+    """Evaluate splits with the weights of a checkpoint; every rank evaluates a part of each split.
+
+    Args:
+        saved: the checkpoint.
+        path: its file, for the metrics.
+        config: of the run, with the tasks to evaluate in `downstream`.
+        folder: of the run.
+        world: all ranks.
+        tracker: receives the metrics; None on all ranks but the first.
+        splits: pairs of task and split; the test splits if empty.
+        signals: those that stop the evaluation.
+
+    Returns:
+        The evaluated pairs of task and split, and why some of them could not be scored.
+
+    Raises:
+        UserError: the config does not fit the weights, or a split cannot be read.
+        Interrupted: the run was asked to stop.
+    """
+    gc.collect()  # An earlier runner keeps its encoder in reference cycles.
+    # Also if the run was trained task-parallel.
+    config = {**config, "distributed": {"parallel": "data", "placement": None}}
+    runner = MultiTaskRunner(config, folder, resume=saved, world=world)
+    runner._signals = signals
+    wanted = list(splits) or runner.splits("test_splits")
+    sources = dict.fromkeys(config["downstream"], name_in_run(path, folder))
+    runner.evaluate(wanted, tracker, sources=sources)
+    return wanted, runner.unscored
+
+
+@contextmanager
+def _nothing_to_save() -> Iterator[None]:
+    """Stop the run if an evaluation before the first or after the last step is interrupted."""
+    try:
+        yield
+    except Interrupted:
+        raise Stopped("The run stopped; there was nothing to save.") from None

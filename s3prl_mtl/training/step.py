@@ -34,7 +34,7 @@ class StepReport:
     Args:
         losses: of each task of the run, over all ranks; NaN where the task was dropped.
         stop: a rank was asked to stop.
-        audio_seconds: of the batches of this rank.
+        audio_seconds: of the batches of all ranks.
     """
 
     losses: dict[str, float]
@@ -211,5 +211,4 @@ class TrainingStep:
                     records[name], [b.number for draw in draws for b in draw if b.task == name]
                 )
         losses = {n: math.nan if n in sync.dropped else sync.losses.get(n, 0.0) for n in run.names}
-        samples = sum(batch.samples for draw in draws for batch in draw)
-        return StepReport(losses, sync.stop, samples / SAMPLE_RATE)
+        return StepReport(losses, sync.stop, sync.samples / SAMPLE_RATE)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
@@ -12,7 +14,25 @@ ENCODER = "encoder"
 FEATURIZER = "featurizer"
 
 
-def part_text(module: nn.Module, source: str) -> str:
+@dataclass(frozen=True)
+class Source:
+    """The origin of the weights of a part.
+
+    Args:
+        what: "random weights", "run", "best checkpoint", the name of an upstream.
+        step: of the training that gave them.
+        file: that they were read from.
+    """
+
+    what: str
+    step: int | None = None
+    file: str | Path = ""
+
+    def cells(self) -> list[str]:
+        return [self.what, "" if self.step is None else f"step {self.step}", str(self.file)]
+
+
+def part_cells(module: nn.Module, source: Source) -> list[str]:
     """The trained and frozen parameters of a part, and the origin of its weights."""
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
@@ -21,15 +41,16 @@ def part_text(module: nn.Module, source: str) -> str:
         for kind, number in (("trained", trained), ("frozen", frozen))
         if number
     ]
-    return f"{', '.join(counts) or 'no parameters'}, from {source}"
+    return [f"{', '.join(counts) or 'no parameters'}, from", *source.cells()]
 
 
-def training_summary(config: RunConfig, parts: Mapping[str, str], step: int) -> str:
-    """One block of text.
+def training_summary(config: RunConfig, parts: Mapping[str, list[str]], step: int) -> str:
+    """One block of text: a row for each part with its parameters, and what, step and file of the
+    weights that it starts from.
 
     Args:
         config: of the run.
-        parts: `part_text` of encoder, featurizer and every head, by name.
+        parts: `part_cells` of encoder, featurizer and every head, by name.
         step: steps taken.
     """
     optimizer, schedule = config.optimizer, config.scheduler
@@ -39,11 +60,15 @@ def training_summary(config: RunConfig, parts: Mapping[str, str], step: int) -> 
     warmup, steps = (schedule or {}).get("num_warmup_steps", 0), config.runner.total_steps
     if warmup > steps and isinstance(rate, float | int):
         decay += f" (the warm-up of {warmup} steps ends at {rate * steps / warmup:g})"
-    width = max(map(len, parts))
+    rows = [[name, *cells] for name, cells in parts.items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         f"Training steps {step + 1} to {config.runner.total_steps} of {config.upstream.name} on "
         f"{', '.join(config.downstream)}:",
-        *(f"  {name:{width}}  {text}" for name, text in parts.items()),
+        *(
+            "  " + "  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ),
         f"  {optimizer['name']}, {shown} for all that is trained, {decay}",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Synchronise losses, memory errors and stop requests of a step over all ranks."""
+"""Synchronise losses, seconds of audio, memory errors and stop requests over all ranks."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class StepSync:
         losses: of each task that has taken part so far, the mean over ranks and micro-batches.
         dropped: tasks with a non-finite loss, and those that were given.
         stop: a rank was asked to stop.
+        samples: of the micro-batches of all ranks so far.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class StepSync:
         self.losses: dict[str, float] = {}
         self.dropped = set(dropped)
         self.stop = False
+        self.samples = 0
         self._out_of_memory = False
         self._is_first = True
 
@@ -74,8 +76,9 @@ class StepSync:
                 already part of the gradients.
         """
         row = {name: i for i, name in enumerate(self.names)}
-        message = torch.zeros(len(self.names) * 3 + 2, dtype=torch.float64)
-        utterances, weighted, not_finite = message[:-2].view(3, -1)
+        message = torch.zeros(len(self.names) * 3 + 3, dtype=torch.float64)
+        utterances, weighted, not_finite = message[:-3].view(3, -1)
+        message[-3] = sum(batch.samples for batch in micro_batch.batches)
         for batch in micro_batch.draw:
             utterances[row[batch.task]] += batch.utterances
         # A single copy from the GPU for all losses.
@@ -91,6 +94,7 @@ class StepSync:
         if message[-2]:
             raise OutOfMemory
         self.stop |= bool(message[-1])
+        self.samples += int(message[-3])
         dropped = self.dropped | {name for name in self.names if not_finite[row[name]]}
         if dropped != self.dropped and not self._is_first:
             raise TasksDropped(frozenset(dropped))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import subprocess
@@ -15,6 +14,7 @@ from s3prl_mtl import authoring
 from s3prl_mtl.authoring import CONTRACT, Finding, check_task, processes
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.registry.task_names import BUILT_IN_TASKS
+from tests.forked import FORKED
 from tests.mistakes import user_error
 from tests.training.test_third_party_experts import DEFAULTS, EXPERT
 
@@ -357,8 +357,7 @@ IN_THIS_PROCESS = [c.number for c in CONTRACT if c.number not in (6, 7, 15, 16)]
 @pytest.fixture
 def forked_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fork ranks from a process that has imported the project, instead of starting interpreters."""
-    multiprocessing.set_forkserver_preload(["s3prl_mtl.authoring"])
-    monkeypatch.setattr(processes, "START_METHOD", "forkserver")
+    monkeypatch.setattr(processes, "START_METHOD", FORKED.get_start_method())
 
 
 def by_number(findings: list[Finding]) -> dict[int, Finding]:

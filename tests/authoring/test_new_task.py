@@ -86,7 +86,7 @@ def test_existing_files_are_not_overwritten(tmp_path: Path):
 def test_the_command_prints_the_next_commands(tmp_path: Path, capsys):
     assert main(["new-task", "words", str(tmp_path / "words")]) == 0
     shown = capsys.readouterr().out
-    assert "python -m s3prl_mtl check-task words --data corpora" in shown
+    assert "s3prl-mtl check-task words --data corpora" in shown
     assert '-d words --data corpora --steps 20 -o "scheduler=null"' in shown
     assert main(["new-task", "words", str(tmp_path / "words")]) == 2
 

@@ -92,7 +92,9 @@ def environment(corpus: Path, cache: Path, **variables: str) -> dict[str, str]:
     return {**os.environ, **added, **variables}
 
 
-@pytest.mark.parametrize("program", [[str(ROOT / "run_mtl.py")], ["-m", "s3prl_mtl"]])
+@pytest.mark.parametrize(
+    "program", [[str(ROOT / "run_mtl.py")], ["-m", "s3prl_mtl"], ["-m", "s3prl_mtl", "train"]]
+)
 def test_every_entry_point_reaches_the_command_line(program: list[str], tmp_path: Path):
     words = [*program, "-u", "hubert_tiny", "--no_such_flag"]
     done = subprocess.run(
@@ -183,7 +185,7 @@ def test_train_evaluate_and_results(run_mtl, tmp_path: Path):
     assert sources["asr"]["test-clean"]["checkpoint"] == "asr/dev-clean-best.ckpt"
     assert sources["ks"]["test"]["checkpoint"] == "ks/dev-best.ckpt"
     assert "WER" in best.stdout and "accuracy" in best.stdout and "test-other" not in best.stdout
-    one = run_mtl("-m", "evaluate", "-e", str(folder), "--best", "-t", "ks:dev")
+    one = run_mtl("evaluate", "-e", str(folder), "--best", "-t", "ks:dev")
     assert one.returncode == 0, one.stderr
     assert "accuracy" in one.stdout and "WER" not in one.stdout
     assert set(results["asr"]) == {"dev-clean", "test-clean", "test-other"}
@@ -314,16 +316,16 @@ def test_the_log_states_what_is_trained_and_from_which_weights(run_mtl):
     words = ["-u", "hubert_tiny", "-c", str(SMALL_HEADS), "--steps", "1"]
     settings = "optimizer.lr=2e-4,,runner.test_first=false,,runner.test_last=false"
     first = run_mtl(*words, "-d", "er", "-p", "first", "-o", settings)
-    assert re.search(r"^ +encoder +trained \(.* parameters\), from hubert_tiny$", *shown(first))
-    assert re.search(r"^ +er +trained .*, from random weights$", *shown(first))
+    assert re.search(r"^ +encoder +trained \(.* parameters\), from  hubert_tiny$", *shown(first))
+    assert re.search(r"^ +er +trained .*, from +random weights$", *shown(first))
     assert re.search(r"AdamW, learning rate 0\.0002 ", first.stderr)
 
     words += ["-d", "er,ks", "-p", "second", "--freeze_upstream", "-i", "first"]
     second = run_mtl(*words, "-o", settings)
     file = r".*first/states-1\.ckpt"
-    assert re.search(rf"^ +encoder +frozen .*, from -i {file}$", *shown(second))
-    assert re.search(rf"^ +er +trained .*, from -i {file}$", *shown(second))
-    assert re.search(r"^ +ks +trained .*, from random weights$", *shown(second))
+    assert re.search(rf"^ +encoder +frozen .*, from +run +step 1 +{file}$", *shown(second))
+    assert re.search(rf"^ +er +trained .*, from +run +step 1 +{file}$", *shown(second))
+    assert re.search(r"^ +ks +trained .*, from +random weights$", *shown(second))
 
 
 @pytest.mark.parametrize("saved", [True, False])

@@ -41,3 +41,31 @@ def test_flags_of_an_evaluation_are_refused_in_training(words: list[str]):
     arguments = command_parser("").parse_args(["-u", "hubert_tiny", "-d", "ks", *words])
     with user_error("conflicting-options", where=words[0]):
         run_flags.run(arguments)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-a"],
+        ["-i", "heads"],
+        ["-n", "first"],
+        ["--steps", "5"],
+        ["--freeze_upstream"],
+        ["--parallel", "task"],
+        ["--dry-run"],
+    ],
+)
+def test_flags_of_training_are_refused_in_an_evaluation(words: list[str]):
+    arguments = command_parser("").parse_args(["-m", "evaluate", "-e", "run", *words])
+    with user_error("conflicting-options", where=words[0]):
+        run_flags.run(arguments)
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [(["-n", "a", "-p", "b"], "-n and -p"), (["-a", "-e", "run", "-p", "b"], "-a and -e")],
+)
+def test_flags_that_exclude_each_other_are_refused(words: list[str], where: str):
+    arguments = command_parser("").parse_args(["-u", "hubert_tiny", "-d", "ks", *words])
+    with user_error("conflicting-options", where=where):
+        run_flags.run(arguments)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from s3prl_mtl.cli.main import COMMANDS, command_parser, main
+from s3prl_mtl.cli.main import COMMANDS, MODES, command_parser, main
 from s3prl_mtl.export import FORMATS
 
 HEAVY = ("torch", "lhotse", "transformers", "scipy", "tensorboard", "numpy")
@@ -65,3 +65,20 @@ def test_a_malformed_argument_is_one_paragraph(words: list[str], capsys) -> None
 def test_the_help_of_export_names_every_format() -> None:
     shown = command_parser("export").format_help()
     assert all(name in shown for name in FORMATS)
+
+
+def test_a_call_without_words_shows_every_command_in_80_columns(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([])
+    _, _, listed = capsys.readouterr().out.partition("commands")
+    lines = listed.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == list(COMMANDS)
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_train_and_evaluate_are_the_modes_of_run_mtl(mode: str) -> None:
+    words = ["-e", "run", "--seed", "3"]
+    chosen = vars(command_parser(mode).parse_args(words))
+    assert chosen == vars(command_parser("").parse_args([*words, "-m", mode]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import traceback
@@ -11,13 +10,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from s3prl_mtl.distributed.world import World
+from tests.forked import FORKED
 from tests.launcher import free_port
-
-PROCESSES = multiprocessing.get_context("forkserver")
-# Imported once, by the server that all ranks are forked from.
-PROCESSES.set_forkserver_preload(
-    ["s3prl_mtl.training.runner", "s3prl_mtl.registry.plugins", "downstream_plugins.sd"]
-)
 
 
 def run_ranks(
@@ -32,8 +26,8 @@ def run_ranks(
     ends: list[Connection] = []
     processes = []
     for rank in range(size):
-        ours, theirs = PROCESSES.Pipe()
-        process = PROCESSES.Process(
+        ours, theirs = FORKED.Pipe()
+        process = FORKED.Process(
             target=_be_rank, args=(theirs, rank, size, port, seconds, function, arguments)
         )
         process.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import signal
 import socket
@@ -22,10 +21,9 @@ from torch.distributed import PrefixStore, TCPStore
 from s3prl_mtl.distributed import health
 from s3prl_mtl.distributed.health import Watch
 from s3prl_mtl.distributed.peer_status import Heartbeat
+from tests.forked import FORKED
 from tests.launcher import until
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch.distributed", "s3prl_mtl.distributed.health"])
 BEAT_SECONDS = 0.2
 DEADLINE_SECONDS = 60.0
 LOST = RuntimeError("Connection closed by peer [127.0.0.1]:4711")
@@ -63,8 +61,8 @@ def host_the_store(port: int, orders: Connection) -> None:
 
 
 def spawn(target: Callable[..., None], *arguments: Any) -> tuple[Any, Connection]:
-    here, there = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=target, args=(*arguments, there), daemon=True)
+    here, there = FORKED.Pipe()
+    process = FORKED.Process(target=target, args=(*arguments, there), daemon=True)
     process.start()
     there.close()
     return process, here

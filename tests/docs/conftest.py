@@ -70,6 +70,6 @@ def session(
         if with_run:
             shutil.copytree(trained, folder / "result" / "downstream" / "first")
         prepare_environment(monkeypatch, folder, tiny_corpus, manifest_cache)
-        return Session(folder, tiny_corpus, everything)
+        return Session(folder, tiny_corpus, everything, trained)
 
     return make

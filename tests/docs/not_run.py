@@ -6,10 +6,10 @@ COMMANDS = {
     "bash run_scripts/demo.sh": "takes ten minutes; syntax check",
     "bash run_scripts/test.sh": "runs these tests; syntax check",
     "sbatch run_scripts/slurm.sh": "needs SLURM; tests/run_scripts/test_slurm.py runs the script",
-    "pip install -c constraints.txt -e .": "installs the environment of the tests; its files exist",
     'pip install "s3prl-mtl[': "downloads packages; the extra exists",
+    "pip install s3prl-mtl": "downloads packages",
     "export GLOO_SOCKET_IFNAME": "names an interface of another machine; syntax check",
-    "torchrun --nnodes 2": "needs two machines; torchrun and run_mtl.py parse the words, and "
+    "torchrun --nnodes 2": "needs two machines; torchrun and s3prl-mtl parse the words, and "
     "tests/distributed starts several agents on one machine",
     "python run_downstream.py": "s3prl's program cannot be imported; its flags are compared with "
     "its source",
@@ -25,5 +25,9 @@ TEXTS = {
         "docs/export.md",
         "for-s3prl/upstream.pt",
     ): "a listing; compared with a folder in tests/export",
+    (
+        "docs/from-s3prl.md",
+        "Training steps 1 to 40",
+    ): "a log; its rows are compared in tests/cli/test_main.py",
 }
 """(page, beginning of a block that is not Python, YAML, JSON or commands): reason."""

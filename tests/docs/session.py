@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 from s3prl_mtl.cli.main import main
 from tests.docs import not_run
 from tests.docs.pages import ROOT, Block, Command
-from tests.docs.training_command import DOWNLOADED, runnable
+from tests.docs.training_command import DOWNLOADED, TRAINING, runnable
 
 QUICK = ("export", "predict", "results", "tasks", "upstreams")
 """Commands of s3prl_mtl that need no corpus and take seconds."""
@@ -40,11 +41,13 @@ class Session:
         folder: the working folder.
         corpora: the tiny corpus.
         everything: also run commands that train, make corpora, install and check tasks.
+        trained: a run, in place of that of `s3prl-mtl demo`.
     """
 
-    def __init__(self, folder: Path, corpora: Path, everything: bool) -> None:
+    def __init__(self, folder: Path, corpora: Path, everything: bool, trained: Path) -> None:
         self.folder = folder
         self.corpora = corpora
+        self.trained = trained
         self.everything = everything
         self.namespace: dict[str, Any] = {"__name__": "docs"}
         self.printed = ""
@@ -62,12 +65,17 @@ class Session:
         if is_not_run(line) or "|" in line:
             return
         words = shlex.split(line, comments=True)
-        if "run_mtl.py" in line:
+        if TRAINING.search(line):
             if self.everything:
                 self._train(command)
-        elif words[:3] == ["python", "-m", "s3prl_mtl"]:
-            if self.everything or (words[3] in QUICK and not PLACEHOLDERS & set(words)):
-                self._ours(words[3:])
+        elif words[:2] == ["s3prl-mtl", "demo"]:
+            (self.folder / ".demo").mkdir()
+            (self.folder / ".demo" / "corpus").symlink_to(self.corpora)
+            shutil.copytree(self.trained, self.folder / ".demo" / "run")
+        elif words[0] == "s3prl-mtl":
+            words = [path for word in words for path in sorted(glob(word)) or [word]]
+            if self.everything or (words[1] in QUICK and not PLACEHOLDERS & set(words)):
+                self._ours(words[1:])
         elif words[:2] == ["pip", "install"]:
             if self.everything:
                 self._install(words[-1])
@@ -84,14 +92,15 @@ class Session:
             # The lines of a block are alternatives that must not share the default name.
             words += ["-n", f"line_{len(self.ran)}"]
         words = [part for word in words for part in DOWNLOADED.get(word, [word])]
-        program = str(ROOT / "run_mtl.py")
-        if launcher == ["python"]:
+        if not launcher:
             self._main(words)
             return
         assert launcher[0] == "torchrun", command
         port = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
         launch = [re.sub("^4$", "2", word) for word in launcher[1:]]
-        self._run(sys.executable, "-m", "torch.distributed.run", *port, *launch, program, *words)
+        self._run(
+            sys.executable, "-m", "torch.distributed.run", *port, *launch, "s3prl_mtl", *words
+        )
 
     def _ours(self, words: list[str]) -> None:
         words = ["tiny" if word == "mini" else word for word in words]

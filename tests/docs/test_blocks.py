@@ -33,6 +33,7 @@ from tests.docs.pages import (
     indented_code,
 )
 from tests.docs.session import Session, is_not_run
+from tests.docs.training_command import TRAINING as TRAINING_COMMAND
 from tests.docs.training_command import runnable
 
 NAMES = list(PAGES)
@@ -59,9 +60,10 @@ COMMANDS = [
     if block.language in SHELL and text_rule(block) is None
     for command in commands(block)
 ]
-TRAINING = [command for command in COMMANDS if "run_mtl.py" in command.text]
-OURS = [command for command in COMMANDS if command.text.startswith("python -m s3prl_mtl ")]
-OTHERS = [command for command in COMMANDS if command not in TRAINING and command not in OURS]
+TRAINING = [command for command in COMMANDS if TRAINING_COMMAND.search(command.text)]
+REST = [command for command in COMMANDS if command not in TRAINING]
+OURS = [command for command in REST if command.text.startswith("s3prl-mtl ")]
+OTHERS = [command for command in REST if command not in OURS]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -107,18 +109,16 @@ def test_training_commands_give_a_config(
     if "stft.yaml" in command.text:
         prerequisites.add_stft(tmp_path)
     launcher, words = runnable(command, tiny_corpus)
-    if launcher[0] == "torchrun":
-        torchrun_parser().parse_args([*launcher[1:], "run_mtl.py", *words])
-    else:
-        assert launcher == ["python"]
-    arguments = command_parser("").parse_args(words)
+    if launcher:
+        assert launcher[0] == "torchrun"
+        torchrun_parser().parse_args([*launcher[1:], "s3prl_mtl", *words])
+    arguments = command_parser(words[0]).parse_args(words[1:])
     if arguments.mode == "evaluate":
         parse_splits(arguments.evaluate_split)
         assert arguments.past_exp
         return
-    if arguments.downstream == "spoken_words":
-        # The page makes its package when it is run.
-        arguments.downstream = "ks"
+    # The page makes the package of spoken_words when it is run.
+    arguments.downstream = arguments.downstream.replace("spoken_words", "ks")
     config = config_of(arguments, None, DeferredLog())
     assert config["downstream"] and config["runner"]["total_steps"] == 2
 
@@ -126,7 +126,7 @@ def test_training_commands_give_a_config(
 @pytest.mark.parametrize("command", OURS, ids=str)
 def test_other_commands_of_s3prl_mtl_are_parsed(command: Command):
     line = command.text.replace("fairseq|transformers|s3prl|onnx", "onnx")
-    name, *words = shlex.split(line)[3:]
+    name, *words = shlex.split(line)[1:]
     command_parser(name).parse_args(words)
 
 
@@ -162,7 +162,7 @@ def check_installation(command: Command) -> None:
             assert (ROOT / word / "pyproject.toml").is_file()
         elif word.endswith(".txt"):
             assert (ROOT / word).is_file()
-        elif not word.startswith("-") and word != ".":
+        elif not word.startswith("-") and word != "s3prl-mtl":
             before = [earlier.text for earlier in commands(command.block)]
             made = [line for line in before if "new-task" in line and line.split()[-1] == word]
             assert made, f"{command}: no earlier command makes {word}"
@@ -245,7 +245,12 @@ def test_the_example_of_the_readme_gives_features_of_two_utterances():
     assert [features.shape[1] for features in namespace["features"]] == [96, 96]
 
 
-WITH_PYTHON = [n for n in NAMES if any(block.language == "python" for block in blocks(n))]
+# Each block of docs/export.md is run in tests/export/test_export_docs.py.
+WITH_PYTHON = [
+    pytest.param(name, marks=pytest.mark.slow if name == "docs/export.md" else [])
+    for name in NAMES
+    if any(block.language == "python" for block in blocks(name))
+]
 
 
 def run_page(session: Session, name: str) -> None:

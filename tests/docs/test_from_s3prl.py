@@ -14,16 +14,22 @@ from tests.docs.pages import PAGES, Block, Command
 from tests.docs.training_command import runnable
 
 PAGE = "docs/from-s3prl.md"
-ROWS = [
-    [cell.strip() for cell in line.strip("| ").split(" | ")]
-    for line in PAGES[PAGE].read_text(encoding="utf-8").splitlines()
-    if line.startswith("| ") and not line.startswith(("| ---", "| in s3prl"))
-]
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the first table of a section, without its head."""
+    section = PAGES[PAGE].read_text(encoding="utf-8").split(f"{heading}\n", 1)[1]
+    section = section.split("\n#", 1)[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines[2:]]
+
+
+ROWS = rows("# Coming from s3prl")
 COMMANDS = [
     span
     for theirs, ours in ROWS
     for span in re.findall(r"`([^`]+)`", theirs if ours.startswith("the same") else ours)
-    if span.startswith(("run_mtl.py", "-"))
+    if span.startswith(("s3prl-mtl ", "-"))
 ]
 
 
@@ -40,10 +46,22 @@ def test_commands_in_the_table_are_valid(
     (tmp_path / "FILE").write_text("optimizer: {lr: 1.0e-4}\n")
     if span.endswith("-c"):
         span += " FILE"
-    line = span if span.startswith("run_mtl.py") else f"run_mtl.py ... {span}"
-    command = Command(Block(PAGE, 0, "", line), f"python {line}")
-    arguments = command_parser("").parse_args(runnable(command, tiny_corpus)[1])
+    line = span if span.startswith("s3prl-mtl ") else f"s3prl-mtl train ... {span}"
+    mode, *words = runnable(Command(Block(PAGE, 0, "", line), line), tiny_corpus)[1]
+    arguments = command_parser(mode).parse_args(words)
     if arguments.mode == "evaluate":
         assert parse_splits(arguments.evaluate_split)
     else:
         assert config_of(arguments, None, DeferredLog())["runner"]["total_steps"] == 2
+
+
+def test_the_flags_of_the_branch_exist_or_are_said_to_be_missing():
+    options = command_parser("")._option_string_actions
+    listed = [
+        (flag, "missing" in here or "not needed" in here)
+        for flags, here in rows("### Flags of the branch")
+        for flag in re.findall(r"-{1,2}[a-z_]+", flags)
+    ]
+    assert len(listed) >= 25
+    for flag, is_missing in listed:
+        assert (flag in options) is not is_missing, flag

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tests.docs.pages import ROOT, Command
 
+# Also behind `torchrun -m`.
+TRAINING = re.compile(r"\bs3prl[-_]mtl (train|evaluate) ")
 OFFICIAL = ("hubert", "hubert_base")
 SMALL_HUBERT = ROOT / "tests" / "fixtures" / "hubert" / "base_style.pt"
 DEMO = ROOT / "run_scripts" / "demo.yaml"
@@ -25,26 +27,25 @@ DOWNLOADED = {"wavlm_base_plus": ["wavlm_local", "-k", "wavlm.pt"]}
 
 
 def runnable(command: Command, corpora: Path) -> tuple[list[str], list[str]]:
-    """The words before and after `run_mtl.py`, changed so that the command runs in seconds.
+    """The words before `s3prl-mtl` and after it, changed so that the command runs in seconds.
 
     All flags are kept. `...` is replaced with the missing encoder and tasks, an official encoder
     with a small checkpoint of the same format, folders of corpora with the tiny corpus, and the
     number of steps with 2; heads have the sizes of the demo unless the command sets them.
     """
     words = [word.replace("DATA/", f"{corpora}/") for word in command.words]
-    place = next(n for n, word in enumerate(words) if word.endswith("run_mtl.py"))
-    launcher, words = words[:place], words[place + 1 :]
+    place = next(n for n, word in enumerate(words) if word in ("s3prl-mtl", "s3prl_mtl"))
+    launcher, mode, words = words[:place], words[place + 1], words[place + 2 :]
     if "..." in words:
         words.remove("...")
         words = _completed(words)
     words = [re.sub(r"s3prl:/[\w/]+/my_\w+", "s3prl:./my_task", word) for word in words]
-    words = [str(ROOT / word) if word.startswith("run_scripts/") else word for word in words]
     words = [ENCODERS.get(word, word) for word in words]
     words = [word.replace("/mnt/librispeech", f"{corpora}/LibriSpeech") for word in words]
     if "--data" in words and not Path(words[words.index("--data") + 1]).is_dir():
         words[words.index("--data") + 1] = str(corpora)
     if "-e" in words:
-        return launcher, words
+        return launcher, [mode, *words]
     if words[words.index("-u") + 1] in OFFICIAL and "-k" not in words:
         words += ["-k", str(SMALL_HUBERT)]
     if "--steps" in words:
@@ -66,7 +67,7 @@ def runnable(command: Command, corpora: Path) -> tuple[list[str], list[str]]:
         # The branch's checkpoint in the tests has the heads of the branch's config.
         of_branch = "-i" in words and "states-200000.ckpt" in words
         words = ["-c", BRANCH_CONFIG if of_branch else str(DEMO), *words]
-    return launcher, words
+    return launcher, [mode, *words]
 
 
 def _completed(words: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from downstream_plugins.asr import SpeechRecognition
 from downstream_plugins.pr import PhonemeRecognition
@@ -17,6 +18,8 @@ from downstream_plugins.sf import SlotFilling
 from downstream_plugins.sf.corpus import parse_iob
 from s3prl_mtl import TranscriptionExpert
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.tasks.ctc import ZEROED
+from s3prl_mtl.tracking.tracker import Report
 from tests.comparison import assert_same
 from tests.mistakes import user_error
 
@@ -335,3 +338,32 @@ def test_an_unknown_symbol_is_never_recognised(build: Any) -> None:
     target = torch.tensor([unknown, expert.symbol_numbers["<eos>"]])
     expert("test", features, [target], ["a"], records=records)
     assert expert.measure("test", records) == {"per": 1.0}
+
+
+def test_utterances_whose_loss_is_set_to_zero_are_counted_in_training(build: Any) -> None:
+    expert = build("asr")
+    targets = [torch.tensor(t) for t in ([4, 4, 5], [4, 5, 6], [4] * 6, [5])]
+    features = [torch.randn(n, expert.upstream_dim) for n in (3, 3, 11, 1)]
+    logits, lengths = expert._logits(features)
+    losses = F.ctc_loss(
+        logits.log_softmax(-1).transpose(0, 1),
+        torch.nn.utils.rnn.pad_sequence(targets, batch_first=True),
+        lengths,
+        torch.tensor([len(target) for target in targets]),
+        reduction="none",
+    )
+    infinite = int(losses.isinf().sum())
+    assert 0 < infinite < 4
+    expert.zero_infinity = True
+    for split, counted in (("train", infinite), ("dev", None)):
+        expert.train_split = "train"
+        report = Report("asr", split)
+        for _ in range(2):
+            records = defaultdict(list)
+            expert(split, features, targets, records=records)
+            expert.log_records(split, records, report, global_step=1)
+        assert report.values.get(ZEROED) == counted
+    expert.zero_infinity = False
+    records = defaultdict(list)
+    expert("train", features, targets, records=records)
+    assert "zeroed" not in records

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,13 +32,13 @@ def workplace(
         patch.setenv("S3PRL_MTL_CACHE", str(manifest_cache))
         assert main(words) == 0
         for line in exports():
-            assert main(shlex.split(line)[3:]) == 0, line
+            assert main(shlex.split(line)[1:]) == 0, line
     return folder
 
 
 def exports() -> list[str]:
     lines = [line for _, block in BLOCKS for line in block.splitlines()]
-    return [line for line in lines if line.startswith("python -m s3prl_mtl export result")]
+    return [line for line in lines if line.startswith("s3prl-mtl export result")]
 
 
 def test_every_format_is_exported_once() -> None:
@@ -68,19 +66,16 @@ def test_every_python_block_has_an_expected_output() -> None:
 
 
 @pytest.mark.parametrize("code", CODE, ids=[code.splitlines()[-1][:30] for code in CODE])
-def test_every_python_block_runs(code: str, workplace: Path) -> None:
+def test_every_python_block_runs(
+    code: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (expression, answer) = next(PRINTED[word] for word in PRINTED if word in code)
-    shown = "" if not answer else f"\nprint({expression})"
-    done = subprocess.run(
-        [sys.executable, "-c", code + shown],
-        cwd=workplace,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert answer in done.stdout
-    if not answer:
+    monkeypatch.chdir(workplace)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    if answer:
+        assert answer in str(eval(expression, names))
+    else:
         assert (workplace / expression).is_file()
 
 

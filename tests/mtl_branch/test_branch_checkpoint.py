@@ -263,7 +263,7 @@ def test_a_run_starts_from_heads_of_single_task_runs_of_s3prl(
         for name, value in saved.tasks[task].head.items():
             if name != "best_score":
                 assert torch.equal(started.tasks[task].head[name], value)
-    with user_error("checkpoint-format", where=r"hubert_tiny_ks\.ckpt", fix="-i DIR"):
+    with user_error("checkpoint-format", where=r"hubert_tiny_ks\.ckpt", fix="-i "):
         checkpoints.load(tmp_path / "heads" / "ks" / "hubert_tiny_ks.ckpt")
 
 

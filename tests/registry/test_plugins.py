@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -69,6 +70,17 @@ def test_a_third_party_task_is_found_and_loaded(install):
     assert discover_tasks()["langid"].package == "nice"
     assert load_task("langid").__name__ == "Expert"
     assert task_defaults("langid") == {"downstream_expert": {"size": 3}}
+
+
+def test_a_package_that_is_installed_later_is_found(install, tmp_path: Path):
+    install("early", "langid", "class Expert:\n    pass\n")
+    assert "late" not in discover_tasks()
+    install("late", "late", "class Expert:\n    pass\n")
+    shutil.move(tmp_path / "late" / "late-1.2.dist-info", tmp_path / "early")
+    sys.path.remove(str(tmp_path / "late"))
+    assert discover_tasks()["late"].package == "late"
+    shutil.rmtree(tmp_path / "early" / "late-1.2.dist-info")
+    assert "late" not in discover_tasks()
 
 
 def test_a_broken_plugin_is_named_and_breaks_no_other(install):

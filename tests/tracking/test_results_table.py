@@ -18,8 +18,8 @@ from s3prl_mtl.tracking.tracker import Report, Tracker, read_results, read_sourc
 
 def evaluate(folder: Path, task: str, value: float, step: int, checkpoint: str | None = None):
     folder.mkdir(exist_ok=True)
-    with Tracker(folder, checkpoint=checkpoint) as tracker:
-        report = Report(task, "test", [("acc", value, step)])
+    with Tracker(folder) as tracker:
+        report = Report(task, "test", [("acc", value, step)], checkpoint=checkpoint)
         tracker.write(report)
         tracker.keep(report)
 

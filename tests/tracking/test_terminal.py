@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
+import warnings
 
 import pytest
 from rich.console import Console
+from torch.utils.data import DataLoader
 
 from s3prl_mtl.tracking import console as consoles
 from s3prl_mtl.tracking import progress
 from s3prl_mtl.tracking.console import TerminalHandler, show_message
-from s3prl_mtl.tracking.progress import StepProgress
+from s3prl_mtl.tracking.progress import EvaluationProgress, StepProgress
 
 NINE = dict.fromkeys(["asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd"], 12.3456)
 PATH = "/scratch/corpora/" + "a-long-folder/" * 8 + "file.wav"
@@ -43,6 +46,45 @@ def test_the_line_of_a_run_of_nine_tasks_fits(terminal: Console, monkeypatch):
         re.fullmatch(r"123403/200000 .* [-\d:]+ 123 s/s loss 111\.110 *", line) for line in lines
     )
     assert all(any(f"{name} 12.346" in line for line in lines) for name in NINE)
+
+
+def test_an_evaluation_has_its_own_line_below_the_training(terminal: Console):
+    with StepProgress(0, 200_000) as bar:
+        bar.advance(1, NINE, audio_seconds=24.0)
+        with EvaluationProgress() as evaluation:
+            for split, batches in (("test-clean-and-other", 5_000), ("dev", None)):
+                evaluation.begin("librispeech_asr", split, batches)
+                evaluation.advance(1_234)
+                evaluation._progress.refresh()
+    lines = shown(terminal)
+    assert max(map(len, lines)) <= terminal.width
+    assert any(
+        re.match(r"librispeech_asr test-clean-and-other .* 1234/5000 batches ", line)
+        for line in lines
+    )
+    assert any(re.match(r"librispeech_asr dev .* 1234 batches ", line) for line in lines)
+    assert any(line.startswith("1/200000 ") for line in lines)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_an_evaluation_shows_nothing_elsewhere(is_terminal: bool, monkeypatch):
+    console = Console(width=60, file=io.StringIO(), force_terminal=is_terminal)
+    monkeypatch.setattr(progress, "MESSAGES", console)
+    with EvaluationProgress(shown=not is_terminal) as evaluation:
+        evaluation.begin("asr", "dev", 7)
+        evaluation.advance(3)
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def test_torchs_warning_of_many_workers_is_logged_once(caplog: pytest.LogCaptureFixture):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        consoles.log_warnings_once()
+        for more in (5, 5, 6):
+            DataLoader([0], num_workers=(os.cpu_count() or 1) + more)
+        warnings.warn("another one", stacklevel=1)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "worker processes" in first and "another one" in second
 
 
 def test_paths_in_messages_stay_in_one_piece(terminal: Console):

@@ -52,8 +52,7 @@ def test_a_run_is_refused_by_every_flag_that_starts_from_it(
     }[part]
     next(module.parameters()).data.view(-1)[0] = value
     path = donor.save()
-    where = path.name if math.isnan(value) else "checkpoint"
-    with user_error("non-finite", where=where):
+    with user_error("non-finite", where=path.name):
         MultiTaskRunner(config, tmp_path / "donor", resume=checkpoints.load(path))
     with user_error("non-finite", where=rf"{path.name}"):
         MultiTaskRunner({**config, "init_ckpt": str(tmp_path / "donor")}, tmp_path / "started")

@@ -297,7 +297,7 @@ def test_heads_of_single_task_runs_are_found_where_the_branch_expects_them(
             dict(donor.tasks[task].expert.state_dict()),
             dict(runner.tasks[task].expert.state_dict()),
         )
-    with user_error("checkpoint-missing", where=r"hubert_tiny_er\.ckpt"):
+    with user_error("checkpoint-missing", where=r"-i .*heads", fix=r"hubert_tiny_<task>"):
         MultiTaskRunner(make_config("er", init_ckpt=str(tmp_path / "heads")), tmp_path / "x")
 
 

@@ -1,6 +1,6 @@
 """Make a corpus in QUESST's layout from words and sentences of the mini corpus.
 
-    python -m s3prl_mtl make-corpus corpora --size tiny
+    s3prl-mtl make-corpus corpora --size tiny
     python -m qbe_task.mini_corpus corpora
 
 Queries are files of Speech Commands (dev: its validation list, test: its testing list), documents
@@ -37,7 +37,7 @@ def make_corpus(corpora: Path, target: Path) -> None:
         if not (corpora / needed).is_dir():
             raise UserError(
                 f"{corpora} is not the folder of the mini corpus: it has no {needed}.",
-                fix=f"Make it first: python -m s3prl_mtl make-corpus {corpora} --size tiny.",
+                fix=f"Make it first: s3prl-mtl make-corpus {corpora} --size tiny.",
                 code="file-missing",
             )
     words: dict[str, set[str]] = {}

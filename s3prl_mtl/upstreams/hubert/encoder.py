@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream, check_waveforms
@@ -18,6 +19,14 @@ from s3prl_mtl.upstreams.hubert.layers import layer_norm, linear
 from s3prl_mtl.upstreams.hubert.segments import Segments
 from s3prl_mtl.upstreams.hubert.transformer import TransformerEncoder
 from s3prl_mtl.upstreams.strict_loading import load_strictly
+
+RANDOM = {
+    Tensor.normal_,
+    Tensor.uniform_,
+    nn.init.normal_,
+    nn.init.uniform_,
+    nn.init.kaiming_uniform_,
+}
 
 
 class Hubert(Upstream):
@@ -49,9 +58,9 @@ class Hubert(Upstream):
         self.num_hidden_states = config.encoder_layers + 1
         self.downsample_rate = config.total_stride
 
-        self.mask_emb = nn.Parameter(torch.rand(config.encoder_embed_dim))
+        self.mask_emb = nn.Parameter(torch.empty(config.encoder_embed_dim).uniform_())
         if config.label_embeddings[0]:
-            self.label_embs_concat = nn.Parameter(torch.rand(config.label_embeddings))
+            self.label_embs_concat = nn.Parameter(torch.empty(config.label_embeddings).uniform_())
         self.feature_extractor = ConvolutionalFrontEnd(config)
         self.post_extract_proj: nn.Linear | None = None
         if config.conv_width != config.encoder_embed_dim:
@@ -144,9 +153,8 @@ def build_hubert(
         UserError: parameters missing, left over or of another shape; the message names some.
     """
     # Initialising 95 M parameters only to overwrite them takes a second.
-    with torch.device("meta"):
+    with _Uninitialised():
         model = Hubert(config, fairseq_header)
-    model.to_empty(device="cpu")
     load_strictly(
         model,
         state_dict,
@@ -155,3 +163,17 @@ def build_hubert(
         fix="Take a complete HuBERT checkpoint from pre-training.",
     )
     return model
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves parameters without random values.
+
+    The meta device would do the same, but imports sympy and torch._dynamo, which takes two seconds.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))

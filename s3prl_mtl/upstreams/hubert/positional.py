@@ -35,7 +35,7 @@ class PositionalConvolution(nn.Module):
         width = config.encoder_embed_dim
         self.bias = nn.Parameter(torch.zeros(width))
         std = math.sqrt(4.0 / (self.kernel * width))
-        weight = torch.randn(width, width // self.groups, self.kernel) * std
+        weight = torch.empty(width, width // self.groups, self.kernel).normal_(std=std)
         self.weight_g = nn.Parameter(_norm_per_position(weight))
         self.weight_v = nn.Parameter(weight)
 
