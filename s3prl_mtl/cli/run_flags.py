@@ -17,6 +17,7 @@ _TRAINING_FLAGS = {
     "-f": "upstream_trainable",
     "-i": "init_ckpt",
     "-n": "expname",
+    "--checkpoint_activations": "checkpoint_activations",
     "--dry-run": "dry_run",
     "--freeze_upstream": "freeze_upstream",
     "--parallel": "parallel",
@@ -69,7 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--override", metavar="KEY=VALUE,,...", help='"config.optimizer.lr=1e-4,,args.seed=1"'
     )
     how.add_argument("--steps", type=int, help="total steps")
-    how.add_argument("--precision", choices=["fp32", "bf16"])
+    how.add_argument("--precision", choices=["fp32", "tf32", "bf16"])
+    how.add_argument(
+        "--checkpoint_activations",
+        action="store_true",
+        help="keep less in memory, compute more",
+    )
     how.add_argument("--seed", type=int)
     how.add_argument("--device", help="auto, cpu, cuda, cuda:1")
     how.add_argument("--cache_dir", metavar="DIR", help="downloads and scanned corpora")

@@ -67,6 +67,8 @@ class RunnerConfig:
         eval_step: evaluate the dev splits every so many steps.
         save_step: save a checkpoint every so many steps.
         max_keep: checkpoints to keep.
+        checkpoint_activations: compute the activations of the encoder's layers again in the
+            backward pass instead of keeping them.
         test_first: evaluate the test splits before the first step.
         test_last: evaluate the test splits after the last step.
         test_best: evaluate them with each task's best checkpoint, where there is one.
@@ -79,6 +81,7 @@ class RunnerConfig:
     eval_step: int = _at_least(1)
     save_step: int = _at_least(1)
     max_keep: int = _at_least(1)
+    checkpoint_activations: bool
     test_first: bool
     test_last: bool
     test_best: bool
@@ -110,7 +113,8 @@ class Settings:
         cache_dir: downloads and manifests; None for the cache of the user.
         seed: of every random choice.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
-        precision: of the encoder.
+        precision: of the encoder; ``tf32`` rounds the inputs of a GPU's matrix products, also
+            those of the heads.
         init_ckpt: files or folders with weights to start from.
         init_upstream_ckpt: weights of the encoder to start from.
         distributed: how ranks share the work.
@@ -126,7 +130,7 @@ class Settings:
     cache_dir: Path | None
     seed: int = field(metadata={"at_least": 0, "at_most": 2**63 - 1})
     device: str
-    precision: str = _one_of("fp32", "bf16")
+    precision: str = _one_of("fp32", "tf32", "bf16")
     init_ckpt: list[Path] | None
     init_upstream_ckpt: Path | None
     distributed: DistributedConfig

@@ -46,3 +46,19 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
             code="device-unavailable",
         ) from cause
     return device
+
+
+def use_tf32(device: torch.device) -> None:
+    """Let matrix products round their float32 inputs to TF32.
+
+    Raises:
+        UserError: the device has no units for it.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        raise UserError(
+            f"The device {device} has no TF32.",
+            where="--precision tf32",
+            fix="Use fp32 or bf16, or a GPU of the Ampere generation or later.",
+            code="device-unavailable",
+        )
+    torch.set_float32_matmul_precision("high")

@@ -30,7 +30,7 @@ from s3prl_mtl.registry.task_names import require_in_run
 from s3prl_mtl.tracking.progress import StepProgress
 from s3prl_mtl.tracking.tracker import Results, Tracker
 from s3prl_mtl.training.build import build_experts, build_upstream
-from s3prl_mtl.training.device import pick_device
+from s3prl_mtl.training.device import pick_device, use_tf32
 from s3prl_mtl.training.evaluation import Evaluator, Interrupted, share_buffers
 from s3prl_mtl.training.initial_weights import load_initial_encoder, load_initial_weights
 from s3prl_mtl.training.placement import choose_placement, write_placement
@@ -143,6 +143,10 @@ class MultiTaskRunner:
         config = self.config
         upstream = self.world.run_on_all_ranks(lambda: build_upstream(config, self._resumed))
         upstream = upstream.to(self.device)
+        if config.precision == "tf32":
+            use_tf32(self.device)
+        if config.runner.checkpoint_activations:
+            upstream.checkpoint_activations()
         freeze = bool(config.upstream.freeze)
         if freeze:
             upstream.requires_grad_(False)

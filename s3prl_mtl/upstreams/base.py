@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s3prl_mtl.errors import UserError
+
 
 class HiddenStates:
     """Hidden states of several utterances, one after the other without padding.
@@ -92,6 +94,19 @@ class Upstream(nn.Module, ABC):
         s3prl's experts keep a wrapped model, such as fairseq's, in an attribute `model`.
         """
         return {f"model.{name}": value for name, value in self.state_dict().items()}
+
+    def checkpoint_activations(self) -> None:
+        """Compute the activations of layers again in the backward pass instead of keeping them.
+
+        Raises:
+            UserError: this upstream cannot.
+        """
+        raise UserError(
+            f"{type(self).__name__} cannot compute its activations again.",
+            where="--checkpoint_activations",
+            fix="Leave it out, or use a smaller batch.",
+            code="not-supported",
+        )
 
     @abstractmethod
     def forward(self, wavs: list[Tensor]) -> HiddenStates:

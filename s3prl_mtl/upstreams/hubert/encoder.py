@@ -82,6 +82,11 @@ class Hubert(Upstream):
             "fairseq_header": self.fairseq_header,
         }
 
+    def checkpoint_activations(self) -> None:
+        """See :class:`Upstream`."""
+        self.feature_extractor.recompute = True
+        self.encoder.recompute = True
+
     def forward(self, wavs: list[Tensor]) -> HiddenStates:
         """Waveforms ``(samples_i,)`` -> ``(layers + 1, sum T_i, D)``; see :class:`Upstream`."""
         check_waveforms(wavs)
