@@ -86,7 +86,7 @@ def show_log(verbose: bool, on_terminal: bool = True) -> None:
 def log_warnings_once() -> None:
     """Log a warning of a library, such as torch's of loader workers, once in a process.
 
-    Warnings of one line of code that differ only in numbers count as one.
+    Warnings that differ only in numbers count as one, wherever they are raised.
     """
     seen = set()
 
@@ -98,7 +98,7 @@ def log_warnings_once() -> None:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        key = (category, filename, lineno, re.sub(r"\d+", "0", str(message)))
+        key = (category, re.sub(r"\d+", "0", str(message)))
         if key not in seen:
             seen.add(key)
             logger.warning("%s: %s (%s, line %d)", category.__name__, message, filename, lineno)

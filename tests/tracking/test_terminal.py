@@ -82,7 +82,8 @@ def test_torchs_warning_of_many_workers_is_logged_once(caplog: pytest.LogCapture
         consoles.log_warnings_once()
         for more in (5, 5, 6):
             DataLoader([0], num_workers=(os.cpu_count() or 1) + more)
-        warnings.warn("another one", stacklevel=1)
+        warnings.warn("another one of line 1", stacklevel=1)
+        warnings.warn("another one of line 2", stacklevel=1)
     first, second = (record.getMessage() for record in caplog.records)
     assert "worker processes" in first and "another one" in second
 
