@@ -236,3 +236,16 @@ def test_parameters_that_do_not_fit_are_named() -> None:
         hubert_from_state(model.checkpoint_info, state)
     for name in ("mask_emb", "mask_embedding", "final_proj.bias"):
         assert re.search(rf"\b{name}\b", caught.value.what)
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_checkpointed_activations_give_the_same_gradients(case: str) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = load_hubert(FIXTURES / f"{case}.pt").train()
+        if checkpointing:
+            model.checkpoint_activations()
+        model(expected(case)["wavs"]).states.square().mean().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)

@@ -1,0 +1,31 @@
+"""The benchmarks run, and log what they measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_step_measures_every_way(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    words = ["--size", "tiny", "--tasks", "ks,ic", "--repeats", "1", "--log", str(log)]
+    command = [sys.executable, str(BENCHMARKS / "step.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(record["way"], record["precision"]) for record in records] == [
+        ("by task", "float32"),
+        ("packed", "float32"),
+        ("packed", "bfloat16"),
+        ("same length", "float32"),
+        ("same length", "bfloat16"),
+    ]
+    assert all(rate > 0 for record in records for rate in record["rates"])
+    assert len(done.stdout.splitlines()) == 1 + 2 + len(records)
