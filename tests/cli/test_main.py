@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,16 +34,6 @@ class Ended(NamedTuple):
     returncode: int
     stdout: str
     stderr: str
-
-
-@pytest.fixture(autouse=True)
-def log_as_before() -> Iterator[None]:
-    """Restore the log of this process, which every command sets up."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers = handlers
-    root.setLevel(level)
 
 
 @pytest.fixture

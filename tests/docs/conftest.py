@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -18,13 +17,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def restored_process() -> Iterator[None]:
-    """Undo the logging set-up of the command line and the imports of packages made by pages."""
-    root = logging.getLogger()
-    handlers, level, modules = root.handlers[:], root.level, set(sys.modules)
+def restored_modules() -> Iterator[None]:
+    """Undo the imports of packages made by pages."""
+    modules = set(sys.modules)
     yield
-    root.handlers = handlers
-    root.setLevel(level)
     for name in set(sys.modules) - modules:
         if name.startswith(("s3prl_experts_at_", "spoken_words", "my_task", "lid_", "qbe_")):
             del sys.modules[name]

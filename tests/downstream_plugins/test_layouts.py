@@ -17,6 +17,7 @@ from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.fileio.atomic import replace_text
 
 WIDTH = 8
+SMALL_HEADS = Path(__file__).parents[2] / "run_scripts" / "demo.yaml"
 FOLDERS = {
     "asr": ["LibriSpeech"],
     "pr": ["LibriSpeech"],
@@ -143,7 +144,7 @@ def expert_of(task: str, data: Path, cache: Path, folder: Path) -> TaskExpert:
         "data": str(data),
         f"{task}.downstream_expert.datarc": {"num_workers": 0},
     }
-    settings = resolve(build_config(flags=flags)).tasks[task].downstream_expert
+    settings = resolve(build_config(files=[SMALL_HEADS], flags=flags)).tasks[task].downstream_expert
     assert load_task(task).problems(settings) == []
     expert = load_task(task)(WIDTH, 320, settings, folder, seed=5, cache_dir=cache)
     assert isinstance(expert, TaskExpert)

@@ -101,7 +101,8 @@ def test_training_utterances_are_trimmed_and_cut(expert: SpeakerVerification) ->
         assert len(trimmed) > 32000
         found = expert.waveform(cut, "train", generator)
         assert len(found) == 32000
-        assert (trimmed.unfold(0, 32000, 1) == found).all(dim=1).any()
+        starts = (trimmed[:-31999] == found[0]).nonzero()
+        assert any(torch.equal(trimmed[start : start + 32000], found) for start in starts)
         assert torch.equal(expert.waveform(cut, "dev", generator), trimmed)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +13,3 @@ from tests.mtl_branch.branch_config import write_small
 def multitask_yaml(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A config with the keys of the branch's `multitask.yaml`, and the paths of the tiny corpus."""
     return write_small(tmp_path_factory.mktemp("branch") / "multitask.yaml", tiny_corpus)
-
-
-@pytest.fixture(autouse=True)
-def log_as_before() -> Iterator[None]:
-    """The command line sets up the log of its process."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers = handlers
-    root.setLevel(level)

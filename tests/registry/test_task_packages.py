@@ -68,16 +68,6 @@ def rival(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], 
     sys.modules.pop("rival_tasks", None)
 
 
-@pytest.fixture(autouse=True)
-def log_as_before() -> Iterator[None]:
-    """Restore the root logger, which the command line configures."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers = handlers
-    root.setLevel(level)
-
-
 def settings_of(corpus: Path, cache: Path, *tasks: str) -> dict:
     return {
         "downstream": list(tasks),
