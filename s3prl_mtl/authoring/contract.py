@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,10 @@ class Violated(Exception):
     """The clause does not hold; the message says why."""
 
 
+class Doubtful(Exception):
+    """The clause holds, but probably not as its author wants; the message says why."""
+
+
 class NotApplicable(Exception):
     """The clause does not apply to the task, or cannot be checked; the message says why."""
 
@@ -30,25 +35,31 @@ class Clause:
 
     Args:
         number: from 1.
+        title: a few words.
         text: what must hold.
         check: tests it on a task.
+        needs: clauses without which the check would only fail again.
     """
 
     number: int
+    title: str
     text: str
     check: Check = field(repr=False)
+    needs: tuple[int, ...] = ()
 
 
 CLAUSES: dict[int, Clause] = {}
 """All clauses by number, registered by :func:`clause`."""
 
 
-def clause(number: int, text: str) -> Callable[[Check], Check]:
+def clause(
+    number: int, title: str, text: str, needs: tuple[int, ...] = ()
+) -> Callable[[Check], Check]:
     """Register the decorated function as the check of a clause."""
 
     def register(check: Check) -> Check:
         assert number not in CLAUSES, f"two clauses {number}"
-        CLAUSES[number] = Clause(number, text, check)
+        CLAUSES[number] = Clause(number, title, text, check, needs)
         return check
 
     return register
@@ -62,24 +73,42 @@ class Finding:
         clause: the clause.
         holds: None if the clause does not apply to the task, or was not checked.
         why: what was observed.
-        checked: False if the clause could not be checked, because there is no corpus or the expert
-            cannot be built.
+        checked: False if the clause could not be checked: there is no corpus, the expert cannot be
+            built, or the check fails for the same reason as that of an earlier clause.
+        doubtful: it holds, with a warning.
+        cause: of a violation; equal for violations by one mistake.
     """
 
     clause: Clause
     holds: bool | None
     why: str
     checked: bool = True
+    doubtful: bool = False
+    cause: str = field(default="", repr=False)
 
     @property
     def verdict(self) -> str:
         """The outcome, as `check-task` prints it."""
         if not self.checked:
             return "not checked"
+        if self.doubtful:
+            return "warning"
         return {True: "holds", False: "does not hold", None: "not applicable"}[self.holds]
 
     def __str__(self) -> str:
         return f"{self.clause.number}. {self.clause.text} {self.verdict.upper()}: {self.why}"
+
+
+def violation(clause: Clause, error: BaseException) -> Finding:
+    """The finding that a clause does not hold, as its check raised an error.
+
+    Its cause is the line of the task's code that failed, if there is one, or the whole message.
+    """
+    own = isinstance(error, Violated)
+    why = str(error) if own else f"{failure_summary(error)}."
+    origin = failure_summary(error.__cause__) if own and error.__cause__ else why.rstrip(".")
+    place = re.search(r"\([^()]+, line \d+, in [^()]+\)", origin)
+    return Finding(clause, False, why, cause=place[0] if place else origin)
 
 
 _LIBRARIES = (f"{Path(str(torch.__file__)).parent}/", f"{Path(__file__).parents[1]}/")

@@ -23,6 +23,7 @@ MISSPELT = "zz_misspelt"
 
 @clause(
     1,
+    "construction",
     "The class is a `torch.nn.Module`. Its constructor takes `upstream_dim`, `upstream_rate`, "
     "`downstream_expert` and `expdir` by keyword, works with the settings of the `config.yaml` "
     "beside its module, and accepts the other keyword arguments of the runner.",
@@ -37,6 +38,7 @@ def can_be_built(harness: TaskHarness) -> str:
 
 @clause(
     2,
+    "label space",
     "`labels` holds the label space as plain JSON. Built with `labels=`, the expert needs nothing "
     "of the corpus and has the same parameters.",
 )
@@ -68,6 +70,7 @@ def can_be_built_from_labels(harness: TaskHarness) -> str:
 
 @clause(
     3,
+    "settings",
     "A misspelt setting is refused: `config.yaml` lists every setting, or the class checks them.",
 )
 def refuses_misspelt_settings(harness: TaskHarness) -> str:
@@ -114,6 +117,7 @@ def _sections(settings: Mapping[str, Any], path: str) -> Iterator[tuple[str, boo
 
 @clause(
     8,
+    "loss",
     "`forward(split, features, *others, records=...)` accepts the batches of every split and "
     "returns a finite scalar.",
 )
@@ -125,7 +129,7 @@ def returns_finite_losses(harness: TaskHarness) -> str:
         with torch.set_grad_enabled(training):
             reader = harness.reader(expert, split, training)
             losses = [
-                _finite(harness.loss(expert, split, batch), split)
+                finite_loss(harness.loss(expert, split, batch), split)
                 for batch in harness.limited(reader, training)
             ]
         seen.append(f"{split} {sum(losses) / len(losses):.3g}" if losses else f"{split} none")
@@ -134,7 +138,9 @@ def returns_finite_losses(harness: TaskHarness) -> str:
 
 @clause(
     9,
+    "gradients",
     "The training loss has a finite gradient for the features and for every parameter.",
+    needs=(8,),
 )
 def has_gradients(harness: TaskHarness) -> str:
     expert = harness.build()
@@ -145,7 +151,7 @@ def has_gradients(harness: TaskHarness) -> str:
     batch = harness.first_batch(expert, split, training=True)
     features = harness.features(expert, batch.wavs)
     loss = harness.loss(expert, split, batch, features=features)
-    _finite(loss, split)
+    finite_loss(loss, split)
     if not loss.requires_grad:
         raise Violated("the loss does not depend on features or parameters.")
     loss.backward()
@@ -162,7 +168,7 @@ def has_gradients(harness: TaskHarness) -> str:
     return f"{len(tensors)} gradients."
 
 
-def _finite(loss: Any, split: str) -> float:
+def finite_loss(loss: Any, split: str) -> float:
     if not isinstance(loss, Tensor) or loss.dim() != 0:
         found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)[:60]
         raise Violated(f"{split}: the loss is not a scalar tensor: {found}.")
@@ -175,7 +181,12 @@ def _all_finite(gradient: Tensor | None) -> bool:
     return gradient is not None and bool(torch.isfinite(gradient).all())
 
 
-@clause(10, "A batch may hold a single utterance.")
+@clause(
+    10,
+    "single utterances",
+    "A batch may hold a single utterance.",
+    needs=(8,),
+)
 def accepts_single_utterances(harness: TaskHarness) -> str:
     expert = harness.build()
     seen = []
@@ -187,11 +198,11 @@ def accepts_single_utterances(harness: TaskHarness) -> str:
             continue
         expert.train(training)
         with torch.set_grad_enabled(training):
-            _finite(harness.loss(expert, split, batch), split)
+            finite_loss(harness.loss(expert, split, batch), split)
         seen.append(split)
     if not seen:
         raise NotApplicable("its batches cannot be divided: `others` has no entry per utterance.")
-    return f"single utterances: {', '.join(seen)}."
+    return f"alone, in {', '.join(seen)}."
 
 
 # ------------------------------------------------------------------ weights and predictions
@@ -199,8 +210,10 @@ def accepts_single_utterances(harness: TaskHarness) -> str:
 
 @clause(
     17,
+    "weights",
     "`state_dict()` holds everything that was learned: loaded strictly into a new expert, it gives "
     "the same loss.",
+    needs=(8,),
 )
 def restores_weights(harness: TaskHarness) -> str:
     expert = harness.build(seed=1)
@@ -216,7 +229,7 @@ def restores_weights(harness: TaskHarness) -> str:
         one.eval()
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
-            losses.append(_finite(harness.loss(one, split, batch), split))
+            losses.append(finite_loss(harness.loss(one, split, batch), split))
     if losses[0] != losses[1]:
         raise Violated(f"the loss is {losses[0]:.6g}, and {losses[1]:.6g} after restoring.")
     return f"the loss is {losses[0]:.4g} before and after."
@@ -224,6 +237,7 @@ def restores_weights(harness: TaskHarness) -> str:
 
 @clause(
     18,
+    "predictions",
     "`predict(features, lengths_samples)`, where defined, returns a dict of plain JSON for each "
     "utterance.",
 )

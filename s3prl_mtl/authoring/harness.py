@@ -28,7 +28,7 @@ from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.tracking.tracker import Report
 from s3prl_mtl.training.build import build_expert
 from s3prl_mtl.training.evaluation import Evaluator
-from s3prl_mtl.training.preflight import corpus_problems, raise_together
+from s3prl_mtl.training.preflight import choose_root, corpus_problems
 from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.task import Records, Task
 from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream
@@ -60,8 +60,13 @@ class FakeUpstream(Upstream):
         return HiddenStates(packed, [state.shape[1] for state in states])
 
 
+def frame_count(samples: int) -> int:
+    """Frames of the fake upstream for a waveform."""
+    return max(1, (samples - MINIMUM_SAMPLES) // FRAME_SAMPLES + 1)
+
+
 def _noise(wav: Tensor) -> Tensor:
-    frames = max(1, (len(wav) - MINIMUM_SAMPLES) // FRAME_SAMPLES + 1)
+    frames = frame_count(len(wav))
     digest = hashlib.blake2b(wav.contiguous().numpy().tobytes(), digest_size=7).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
     return torch.randn(LAYERS, frames, WIDTH, generator=generator)
@@ -84,8 +89,9 @@ class TaskHarness:
     Args:
         name: of the task, as after `-d`.
         folder: for the files of its experts.
-        data: the folder of the corpora. Without it, reading the corpus of a task that has
-            `${data}` in its settings raises :class:`NeedsData`.
+        data: the folder of the corpora, or several, of which the first one with the corpus is used.
+            Without it, reading the corpus of a task that has `${data}` in its settings raises
+            :class:`NeedsData`.
         files: YAML files of settings, as after `-c`.
         overrides: settings, as after `-o`.
         batches: maximum number of batches to read of a split; None reads `TRAINING_BATCHES` of the
@@ -99,7 +105,7 @@ class TaskHarness:
         self,
         name: str,
         folder: Path,
-        data: str | Path | None = None,
+        data: str | Path | Sequence[str | Path] | None = None,
         files: Sequence[str | Path] = (),
         overrides: str | None = None,
         batches: int | None = None,
@@ -118,6 +124,11 @@ class TaskHarness:
         self.overrides = overrides
         self.batches = batches
         self.encoder = fake_encoder()
+        roots = [data] if data is None or isinstance(data, str | Path) else list(data)
+        choose_root(roots, self._use)
+
+    def _use(self, data: str | Path | None) -> tuple[None, list[UserError]]:
+        """Configure the task with a data folder; return the problems of its corpus there."""
         self.data = None if data is None else str(data)
         unresolved = self._unresolved(self.data)
         (self.name,) = unresolved["downstream"]
@@ -128,9 +139,10 @@ class TaskHarness:
         self.config = resolve(unresolved)
         block = self.config.tasks[self.name]
         self.expert_class: Any = load_task(self.name, block.package, folder=block.folder)
-        if self.has_data:
-            problems = corpus_problems(self.config, {self.name: self.expert_class})
-            raise_together(problems.get(self.name, []))
+        if not self.has_data:
+            return None, []
+        problems = corpus_problems(self.config, {self.name: self.expert_class})
+        return None, problems.get(self.name, [])
 
     def factory(self) -> partial[TaskHarness]:
         """A picklable function that makes this harness in another process."""

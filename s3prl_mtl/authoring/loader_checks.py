@@ -21,6 +21,7 @@ from s3prl_mtl.data.epoch_reader import Batch, EpochReader
 
 @clause(
     4,
+    "batches",
     "`get_dataloader(split)` yields batches `(wavs, *others)` of at least one utterance, for every "
     "split of the task's settings. Waveforms are 1-D, at 16 kHz, finite, within [-1, 1], and at "
     "least 400 samples long.",
@@ -69,8 +70,10 @@ def _check_waveform(wav: Any, where: str) -> None:
 
 @clause(
     5,
+    "order of an epoch",
     "The batches of an epoch depend only on the seed and the number of the epoch: reading them "
     "twice gives the same batches, and reading can start after any of them.",
+    needs=(4,),
 )
 def can_be_read_again(harness: TaskHarness) -> str:
     expert = harness.build()
@@ -88,8 +91,10 @@ def can_be_read_again(harness: TaskHarness) -> str:
 
 @clause(
     6,
+    "loader workers",
     "Loader workers can be used: whatever is sent to them can be pickled, and one worker, forked "
     "or spawned, gives the same batches as none.",
+    needs=(5,),
 )
 def supports_workers(harness: TaskHarness) -> str:
     expert = harness.build()

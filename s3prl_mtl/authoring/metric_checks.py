@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import pickle
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from s3prl_mtl.authoring.contract import Violated, clause
 from s3prl_mtl.authoring.harness import TaskHarness
@@ -20,10 +22,16 @@ from s3prl_mtl.tracking.tracker import Report
 from s3prl_mtl.training.reporting import report_split
 
 
-@clause(11, "`forward` records lists, which can be sent to other processes.")
+@clause(
+    11,
+    "records",
+    "`forward` records lists, which can be sent to other processes and have no tensor with a "
+    "gradient.",
+)
 def records_lists(harness: TaskHarness) -> str:
     expert = harness.build()
     task = harness.task(expert)
+    _check_training_records(harness, expert, task.train_split)
     expert.eval()
     keys: dict[str, None] = {}
     for split in dict.fromkeys([*task.dev_splits, *task.test_splits]):
@@ -39,13 +47,40 @@ def records_lists(harness: TaskHarness) -> str:
             pickle.loads(pickle.dumps(dict(records)))
         except Exception as error:
             raise Violated(f"{split}: its records cannot be pickled: {error}.") from error
-    return f"records: {', '.join(keys) or 'none'}."
+    return f"{', '.join(keys) or 'none'}."
+
+
+def _check_training_records(harness: TaskHarness, expert: Any, split: str | None) -> None:
+    """Check that the records of training do not keep the graphs of their batches in memory."""
+    if not split:
+        return
+    records: dict[str, list[Any]] = defaultdict(list)
+    expert.train()
+    harness.loss(expert, split, harness.first_batch(expert, split, training=True), records)
+    for key, values in records.items():
+        if any(tensor.requires_grad for tensor in _tensors(values)):
+            raise Violated(
+                f"{split}: {key!r} has a tensor with a gradient, which keeps the graph of every "
+                f"batch in memory until the next log. Append a number or a detached tensor: "
+                f"`records[{key!r}].append(x.item())`."
+            )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(entry)
 
 
 @clause(
     12,
+    "metrics",
     "`log_records` reports every metric of `metrics` by `logger.add_scalar`: finite, and within "
     "the metric's `range`, by default a fraction in [0, 1].",
+    needs=(8, 11),
 )
 def reports_metrics(harness: TaskHarness) -> str:
     expert = harness.build()
@@ -107,8 +142,10 @@ def _check_range(split: str, metric: Metric, value: float) -> None:
 
 @clause(
     13,
+    "checkpoints",
     "`log_records` returns the names of the checkpoints to keep, plain file names, or nothing. A "
     "`TaskExpert` keeps one at its first evaluation on dev with a value inside the range.",
+    needs=(8, 11),
 )
 def names_checkpoints(harness: TaskHarness) -> str:
     expert = harness.build()
@@ -147,7 +184,9 @@ def _check_first_checkpoint(expert: TaskExpert, report: Report) -> None:
     )
 
 
-@clause(14, "`log_records` accepts the records of no batch, and then reports nothing.")
+@clause(
+    14, "empty records", "`log_records` accepts the records of no batch, and then reports nothing."
+)
 def accepts_empty_records(harness: TaskHarness) -> str:
     expert = harness.build()
     task = harness.task(expert)

@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 
 from s3prl_mtl.config import DEFAULT_PATH
-from s3prl_mtl.errors import UserError
+from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.registry.plugins import discover_tasks
 
@@ -19,15 +19,51 @@ _RESERVED = {"all", "config", "args", "run", "featurizer"}
 """Names with another meaning for `-d`, `-o` or the files of a run."""
 
 
-def new_task(name: str, directory: str | os.PathLike[str]) -> list[Path]:
+_WORDS = {"corpus_template": "words", "folder": "speech_commands_v0.01"}
+KINDS = {
+    "classification": {
+        **_WORDS,
+        "description": "classification of spoken words",
+        "labels_text": "Labels of an utterance: `class`, its word. Label space: `classes`, all "
+        "words.",
+        "labels": '{"class": word}',
+        "label_space": '{"classes": self.words()}',
+    },
+    "regression": {
+        **_WORDS,
+        "description": "a number for each utterance (here, the letters of a spoken word)",
+        "labels_text": "Labels of an utterance: `value`, the number of letters of its word.",
+        "labels": '{"value": len(word)}',
+        "label_space": "{}",
+    },
+    "frames": {
+        "corpus_template": "recordings",
+        "folder": "Libri2Mix",
+        "description": "a class for each frame (here, speech or silence)",
+    },
+    "ctc": {
+        **_WORDS,
+        "description": "transcription by CTC (here, the letters of a spoken word)",
+        "labels_text": "Labels of an utterance: `text`, its word. Label space: `symbols`, all "
+        "letters.",
+        "labels": '{"text": word}',
+        "label_space": '{"symbols": sorted(set("".join(self.words())))}',
+    },
+}
+"""What differs between the packages of the kinds of tasks: words of the templates."""
+
+
+def new_task(
+    name: str, directory: str | os.PathLike[str], kind: str = "classification"
+) -> list[Path]:
     """Write a package with a task: pyproject.toml, expert, corpus, config, test and README.
 
-    The task classifies the words of a corpus in the layout of Speech Commands. It trains on the
-    mini corpus, and keeps the contract.
+    The task trains on the mini corpus, and keeps the contract.
 
     Args:
         name: of the task, as after `-d`.
         directory: of the package; must not exist, or be empty.
+        kind: one of `KINDS`.
 
     Returns:
         The files that were written.
@@ -36,6 +72,13 @@ def new_task(name: str, directory: str | os.PathLike[str]) -> list[Path]:
         UserError: the name is invalid or taken, or the directory is not empty.
     """
     check_name(name)
+    if kind not in KINDS:
+        raise UserError(
+            f"Unknown kind of task {kind!r}.",
+            where="--kind",
+            fix=nearest(kind, list(KINDS)),
+            code="invalid-value",
+        )
     root = Path(os.path.abspath(os.path.expanduser(directory)))
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         what = "is a file" if not root.is_dir() else "is not empty"
@@ -45,15 +88,15 @@ def new_task(name: str, directory: str | os.PathLike[str]) -> list[Path]:
             fix="Name a folder that does not exist yet.",
             code="file-exists",
         )
-    words = words_of(name)
+    words = {**words_of(name), **KINDS[kind]}
     module = words["module"]
     written = []
     for template, path in {
         "pyproject.toml": "pyproject.toml",
         "README.md": "README.md",
-        "expert.py": f"{module}/__init__.py",
-        "corpus.py": f"{module}/corpus.py",
-        "config.yaml": f"{module}/config.yaml",
+        f"{kind}-expert.py": f"{module}/__init__.py",
+        f"{words['corpus_template']}-corpus.py": f"{module}/corpus.py",
+        f"{kind}-config.yaml": f"{module}/config.yaml",
         "test_task.py": f"tests/test_{module}.py",
     }.items():
         source = files("s3prl_mtl.authoring") / "templates" / f"{template}.template"

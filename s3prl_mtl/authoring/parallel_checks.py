@@ -36,8 +36,10 @@ class Step:
 
 @clause(
     7,
+    "shares",
     "Two shares of a training epoch, each read by its own process, together hold every utterance "
     "exactly once.",
+    needs=(5,),
 )
 def divides_epochs(harness: TaskHarness) -> str:
     expected, ended = _read_epoch(harness, harness.build())
@@ -52,7 +54,12 @@ def divides_epochs(harness: TaskHarness) -> str:
     return f"{len(found)} of {len(expected)} utterances, each once, read by two processes."
 
 
-@clause(15, "An evaluation divided between two processes reports what one process reports.")
+@clause(
+    15,
+    "divided evaluation",
+    "An evaluation divided between two processes reports what one process reports.",
+    needs=(8, 11),
+)
 def divides_evaluations(harness: TaskHarness) -> str:
     with one_thread():
         undivided = harness.evaluate(harness.build(), World())
@@ -67,8 +74,10 @@ def divides_evaluations(harness: TaskHarness) -> str:
 
 @clause(
     16,
+    "divided step",
     "A training step divided between two processes has the loss and the gradient of one process "
     "on the same batches.",
+    needs=(5, 8),
 )
 def divides_steps(harness: TaskHarness) -> str:
     if not harness.task(harness.build()).train_split:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from s3prl_mtl.cli.parser import add_data_roots
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.tracking.console import OUTPUT
 
 if TYPE_CHECKING:
+    from s3prl_mtl.config import RunConfig
     from s3prl_mtl.data.corpus_report import CorpusReport
 
 HAS_ERRORS = 1
@@ -26,7 +28,7 @@ _FRAME_SAMPLES = 320
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="TASK", help="an installed task")
-    parser.add_argument("--data", metavar="DIR", help="folder of the corpora (or $SUPERB_DATA)")
+    add_data_roots(parser)
     parser.add_argument("-c", "--config", metavar="YAML", action="append", default=[])
     parser.add_argument("-o", "--override", metavar="KEY=VALUE,,...", help="settings of the task")
     parser.add_argument("--cache_dir", metavar="DIR", help="folder of scanned manifests")
@@ -65,7 +67,7 @@ def check_corpus(arguments: argparse.Namespace) -> CorpusReport:
     from s3prl_mtl.config import build_config, parse_tasks, resolve
     from s3prl_mtl.tasks.base import TaskExpert
     from s3prl_mtl.training.build import build_expert
-    from s3prl_mtl.training.preflight import corpus_problems, raise_together
+    from s3prl_mtl.training.preflight import choose_root, corpus_problems
     from s3prl_mtl.training.task import Task
 
     names = parse_tasks(arguments.name, flag="TASK")
@@ -76,12 +78,17 @@ def check_corpus(arguments: argparse.Namespace) -> CorpusReport:
             fix="Check one task at a time.",
             code="invalid-value",
         )
-    flags = {"downstream": names, "data": arguments.data, "cache_dir": arguments.cache_dir}
-    given = {key: value for key, value in flags.items() if value is not None}
-    config = resolve(build_config(arguments.config, given, arguments.override))
+
+    def use(root: str | Path | None) -> tuple[tuple[RunConfig, type], list[UserError]]:
+        flags = {"downstream": names, "data": root, "cache_dir": arguments.cache_dir}
+        given = {key: value for key, value in flags.items() if value is not None}
+        config = resolve(build_config(arguments.config, given, arguments.override))
+        ((name, block),) = config.tasks.items()
+        expert_class = load_task(name, block.package, folder=block.folder)
+        return (config, expert_class), corpus_problems(config, {name: expert_class}).get(name, [])
+
+    config, expert_class = choose_root(arguments.data or [], use)
     ((name, block),) = config.tasks.items()
-    expert_class = load_task(name, block.package, folder=block.folder)
-    raise_together(corpus_problems(config, {name: expert_class}).get(name, []))
     with tempfile.TemporaryDirectory() as folder:
         expert = build_expert(
             expert_class,

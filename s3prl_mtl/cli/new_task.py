@@ -12,6 +12,13 @@ from s3prl_mtl.tracking.console import OUTPUT
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="name of the task, for -d")
     parser.add_argument("directory", metavar="DIR", type=Path, help="folder of the package")
+    parser.add_argument(
+        "--kind",
+        choices=["classification", "regression", "frames", "ctc"],
+        default="classification",
+        help="of the head: a class or a number for each utterance, a class for each frame, or a "
+        "transcript (default: %(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -19,7 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
     from s3prl_mtl.authoring.new_task import new_task, words_of
 
     name, directory = arguments.name, arguments.directory
-    for path in new_task(name, directory):
+    for path in new_task(name, directory, arguments.kind):
         OUTPUT.print(str(path), markup=False, highlight=False, soft_wrap=True)
     module = words_of(name)["module"]
     OUTPUT.print(f"Next (then adapt {module}/corpus.py):", markup=False)

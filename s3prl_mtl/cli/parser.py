@@ -46,6 +46,16 @@ class Parser(argparse.ArgumentParser):
             raise unknown_word("flag", flag, known, f"See `{self.prog} --help`.")
 
 
+def add_data_roots(parser: argparse.ArgumentParser) -> None:
+    """Add `--data` of a command for one task, which may be given several times."""
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        action="append",
+        help="folder of the corpora (or $SUPERB_DATA); of several, the first one with the corpus",
+    )
+
+
 def unknown_word(kind: str, word: str, known: Sequence[str], otherwise: str) -> UserError:
     """The error for an unknown flag or command.
 

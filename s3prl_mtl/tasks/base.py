@@ -21,7 +21,7 @@ from s3prl_mtl.data.corpus_report import CorpusReport, report_corpus
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.cache import default_cache_dir
 from s3prl_mtl.tasks.best_checkpoint import first_score, selecting_metric_of, update_best_score
-from s3prl_mtl.tasks.metric import Metric, check_name, place_of, settings_file
+from s3prl_mtl.tasks.metric import Metric, add_settings_file, check_name, place_of, settings_file
 from s3prl_mtl.tasks.settings import CheckedSettings
 
 _LOG = logging.getLogger(__name__)
@@ -393,13 +393,11 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         where = f"{cls.name}.downstream_expert.datarc.{key}"
         defaults = settings_file(cls)
         if defaults is not None and not defaults.is_file():
-            package = cls.__module__.partition(".")[0]
             return UserError(
                 f"The path of the corpus of {cls.name} is not set: the package has no config.yaml "
                 f"beside `{cls.__module__}`.",
                 where=f"{where}, or {defaults}",
-                fix="List it in pyproject.toml: [tool.setuptools.package-data] "
-                f'{package} = ["*.yaml"].',
+                fix=add_settings_file(cls),
                 code="corpus-unset",
             )
         return UserError(

@@ -7,7 +7,7 @@ from torch import nn
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.tasks.base import TaskExpert
 from s3prl_mtl.tasks.best_checkpoint import first_score
-from s3prl_mtl.tasks.metric import check_name, settings_file
+from s3prl_mtl.tasks.metric import add_settings_file, check_name, settings_file
 
 
 def missing_parts(expert_class: type) -> str | None:
@@ -78,6 +78,6 @@ def check_installed(name: str, expert_class: type) -> None:
             f"The package has no config.yaml beside `{expert_class.__module__}`: the settings of "
             f"the task {name!r} have no defaults.",
             where=str(path),
-            fix="List it in pyproject.toml, under [tool.setuptools.package-data].",
+            fix=add_settings_file(expert_class),
             code="expert-invalid",
         )

@@ -142,3 +142,19 @@ def settings_file(expert_class: type) -> Path | None:
     module = sys.modules.get(expert_class.__module__)
     file = getattr(module, "__file__", None)
     return None if file is None else Path(file).parent / "config.yaml"
+
+
+def add_settings_file(expert_class: type) -> str:
+    """The remedy for a `config.yaml` that is not installed beside the module of a task."""
+    package = sys.modules[expert_class.__module__].__package__
+    if not package:
+        module = expert_class.__module__
+        return (
+            f"Move {module}.py to {module}/__init__.py, as only packages have data files, write "
+            "config.yaml beside it, and install the package again."
+        )
+    return (
+        "Write it (docs/plugins.md, The settings), add the line "
+        f'`"{package}" = ["*.yaml"]` under [tool.setuptools.package-data] in pyproject.toml, and '
+        "install the package again."
+    )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 from s3prl_mtl.config import RunConfig
 from s3prl_mtl.data.epoch_reader import EpochReader
@@ -12,6 +13,8 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.s3prl_compat.adapter import S3prlTask
 from s3prl_mtl.tasks.base import TaskExpert
 from s3prl_mtl.training.task import Task
+
+T = TypeVar("T")
 
 
 def check_splits(config: RunConfig, tasks: Mapping[str, Task]) -> None:
@@ -129,16 +132,45 @@ def check_plain(task: str, expert: Any) -> None:
             ) from cause
 
 
+def choose_root(
+    roots: Sequence[str | Path | None],
+    use: Callable[[str | Path | None], tuple[T, list[UserError]]],
+) -> T:
+    """Use the first data folder that has the corpus of a task.
+
+    Args:
+        roots: as after `--data`; empty for the folder that the settings or $SUPERB_DATA name.
+        use: takes a folder; returns the result, and the problems of the corpus there.
+
+    Returns:
+        The result for this folder.
+
+    Raises:
+        UserError: no folder has it; with the problems of all.
+    """
+    mistakes: list[UserError] = []
+    for root in roots or [None]:
+        result, problems = use(root)
+        if not problems:
+            return result
+        mistakes += problems
+    raise together(mistakes)
+
+
 def raise_together(mistakes: Sequence[UserError]) -> None:
     """Raise several mistakes as one report; return if there are none.
 
     Raises:
         UserError: the mistake, or all of them together.
     """
-    if len(mistakes) == 1:
-        raise mistakes[0]
     if mistakes:
-        lines = "\n  ".join(str(mistake) for mistake in mistakes)
-        # Without a place of its own: every line has one.
-        text = f"{len(mistakes)} problems were found.\n  {lines}"
-        raise UserError(text, code="several") from mistakes[0]
+        raise together(mistakes)
+
+
+def together(mistakes: Sequence[UserError]) -> UserError:
+    """One report of at least one mistake."""
+    if len(mistakes) == 1:
+        return mistakes[0]
+    lines = "\n  ".join(str(mistake) for mistake in mistakes)
+    # Without a place of its own: every line has one.
+    return UserError(f"{len(mistakes)} problems were found.\n  {lines}", code="several")

@@ -321,6 +321,43 @@ VIOLATIONS = {
         "        self.scale = torch.rand(1)\n        self.linear = nn",
         r"\d\.\d+.*\d\.\d+",
     ),
+    "a mean over padded frames": (
+        19,
+        "torch.stack([feature.mean(dim=0) for feature in features])",
+        "nn.utils.rnn.pad_sequence(list(features), batch_first=True).mean(1)",
+        r"\d+ and \d+ frames.*pad_features",
+    ),
+    "a maximum over padded frames": (
+        19,
+        "torch.stack([feature.mean(dim=0) for feature in features])",
+        "nn.utils.rnn.pad_sequence([f.clamp(max=-1) for f in features], batch_first=True).amax(1)",
+        r"\d+ and \d+ frames",
+    ),
+    "the last frame of the padding": (
+        19,
+        "torch.stack([feature.mean(dim=0) for feature in features])",
+        "nn.utils.rnn.pad_sequence(list(features), batch_first=True)[:, -1]",
+        r"\d+ and \d+ frames",
+    ),
+    "predictions from padded frames": (
+        19,
+        "for i in self.scores(features).argmax(-1)]",
+        "for i in self.linear(nn.utils.rnn.pad_sequence(features, batch_first=True).mean(1))]",
+        "`predict`.*frames",
+    ),
+    "losses that are recorded with their graph": (
+        11,
+        "return nn.functional.cross_entropy(logits, labels)",
+        "records['loss'].append(loss := nn.functional.cross_entropy(logits, labels))\n"
+        "        return loss",
+        r"train: 'loss'.*\.item\(\)",
+    ),
+    "logits that are recorded with their graph": (
+        11,
+        'records["right"] +=',
+        'records["scores"].append({"of": (labels, logits)})\n        records["right"] +=',
+        "train: 'scores'",
+    ),
     "predictions that are tensors": (18, 'self.labels["tones"][int(i)]', "i", "Tensor"),
     "one prediction for all utterances": (
         18,
@@ -346,6 +383,7 @@ FURTHER_CHANGES = {
         "        logits = self.scores(features)\n"
         "        self.seen = getattr(self, 'seen', 0) + len(features) * (split != 'train')\n",
     ),
+    "predictions from padded frames": ('self.labels["tones"][int(i)]', "float(i.softmax(-1)[0])"),
     "a weight outside of state_dict": ("return self.linear(", "return self.scale * self.linear("),
 }
 
@@ -433,6 +471,88 @@ def test_an_s3prl_expert_violates_only_the_clause_of_empty_records(install, fork
     assert numbers(found, False) == {14}
 
 
+def test_a_mistake_is_reported_once(install):
+    install(COMPLETE.replace("logits = self.scores(features)\n", "logits = 1 / 0\n"), CONFIG)
+    found = by_number(check_task("tones", lines=[*IN_THIS_PROCESS, 15, 16]))
+    assert numbers(found, False) == {8}
+    consequences = {n for n, finding in found.items() if not finding.checked}
+    assert {9, 10, 11, 12, 13, 15, 16, 17, 19, 20} <= consequences
+    assert all(re.search(r"\b8\b", found[number].why) for number in consequences)
+
+
+def test_a_mistake_that_others_need_is_reported_once(install):
+    source = COMPLETE.replace(
+        'records["right"] +=', 'records["n"] = 1\n        records["right"] +='
+    )
+    install(source, CONFIG)
+    found = by_number(check_task("tones", lines=IN_THIS_PROCESS))
+    assert numbers(found, False) == {11}
+    assert {number for number, finding in found.items() if not finding.checked} == {12, 13}
+
+
+def test_two_mistakes_are_both_reported(install):
+    source = COMPLETE.replace("value = sum", "value = 100 * sum").replace(
+        "[int(i)]", "[int(1 / 0)]"
+    )
+    install(source, CONFIG)
+    assert numbers(by_number(check_task("tones", lines=IN_THIS_PROCESS)), False) == {12, 18}
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "nn.functional.cross_entropy(logits, labels, reduction='sum')",
+        "nn.functional.cross_entropy(logits, labels) * len(labels)",
+        "sum(nn.functional.cross_entropy(x, y) for x, y in zip(logits, labels))",
+    ],
+)
+def test_a_summed_loss_is_a_warning(loss: str, install, monkeypatch: pytest.MonkeyPatch, capsys):
+    install(COMPLETE.replace("nn.functional.cross_entropy(logits, labels)", loss), CONFIG)
+    found = by_number(check_task("tones", lines=[19, 20]))
+    assert numbers(found, True) == {1, 19, 20}
+    assert [number for number in found if found[number].doubtful] == [20]
+    clauses = [clause for clause in CONTRACT if clause.number in (1, 20)]
+    monkeypatch.setattr(authoring, "CONTRACT", clauses)
+    assert main(["check-task", "tones"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "warning 20." in shown and counts(shown, "tones") == [2, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "nn.functional.cross_entropy(logits, labels)",
+        "sum(len(f) * nn.functional.cross_entropy(x, y)"
+        " for f, x, y in zip(features, logits, labels)) / sum(map(len, features))",
+        "nn.functional.cross_entropy(logits, labels) * 0",
+    ],
+)
+def test_a_mean_over_utterances_or_frames_is_no_violation(loss: str, install):
+    install(COMPLETE.replace("nn.functional.cross_entropy(logits, labels)", loss), CONFIG)
+    findings = check_task("tones", lines=[19, 20])
+    assert [finding.verdict for finding in findings] == ["holds"] * 3
+
+
+def test_padding_is_checked_where_all_utterances_have_the_same_length(install):
+    equal = COMPLETE.replace("4000 + 160 * i", "4000")
+    install(equal, CONFIG)
+    assert check_task("tones", lines=[19])[-1].holds is True
+    _, old, new, _ = VIOLATIONS["a mean over padded frames"]
+    install(equal.replace(old, new), CONFIG, name="padded")
+    assert check_task("padded", lines=[19])[-1].holds is False
+
+
+def test_the_first_of_several_data_folders_with_the_corpus_is_used(
+    tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    settings = f"cache_dir={manifest_cache}"
+    roots = [tmp_path, tiny_corpus]
+    found = check_task("ks", data=roots, overrides=settings, batches=1, lines=[4])
+    assert [finding.holds for finding in found] == [True, True]
+    with user_error("several"):
+        check_task("ks", data=[tmp_path, tmp_path / "other"])
+
+
 def counts(shown: str, task: str) -> list[int]:
     """The counts of clauses in the last line of `check-task`."""
     return [int(count) for count in re.findall(r"\d+", shown.rpartition(f"{task}: ")[2])]
@@ -446,7 +566,8 @@ def test_the_command_lists_every_clause_and_exits_with_0_if_all_hold(install, fo
     # The log of evaluations is not shown.
     assert "INFO" not in captured.err
     assert re.findall(r"\bholds (\d+)\.", shown) == [str(clause.number) for clause in CONTRACT]
-    assert counts(shown, "tones") == [18, 0, 0]
+    assert len(captured.out.splitlines()) == len(CONTRACT) + 1
+    assert counts(shown, "tones") == [20, 0, 0]
 
 
 def test_the_command_exits_with_1_if_a_clause_does_not_hold(
@@ -499,7 +620,7 @@ def test_the_command_exits_with_3_if_clauses_were_not_checked(
         main(["check-task", "ks"])
     assert stop.value.code == 3
     shown = " ".join(capsys.readouterr().out.split())
-    assert counts(shown, "ks") == [4, 0, 0, 14]
+    assert counts(shown, "ks") == [4, 0, 0, 16]
 
 
 @pytest.mark.parametrize("count", ["0", "-1"])

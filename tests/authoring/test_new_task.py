@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import tomllib
 
-from s3prl_mtl.authoring import new_task
+from s3prl_mtl.authoring import check_task, new_task
+from s3prl_mtl.authoring.new_task import KINDS
 from s3prl_mtl.cli.main import main
 from tests.mistakes import user_error
 
@@ -39,8 +40,9 @@ def test_the_package_is_complete(tmp_path: Path):
     }
 
 
-def test_the_package_passes_ruff(tmp_path: Path):
-    new_task("spoken_words", tmp_path / "task")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_package_passes_ruff(kind: str, tmp_path: Path):
+    new_task("spoken_words", tmp_path / "task", kind)
     for words in (
         ["check", "--config", str(ROOT / "pyproject.toml")],
         ["format", "--check", "--config", str(ROOT / "pyproject.toml")],
@@ -98,11 +100,45 @@ def test_the_folder_in_the_printed_command_is_quoted(tmp_path: Path, capsys):
     assert shlex.split(line) == ["pip", "install", "-e", str(folder)]
 
 
-@pytest.mark.slow
-def test_the_package_installs_passes_its_test_and_trains(
-    tmp_path: Path, tiny_corpus: Path, manifest_cache: Path
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_keeps_the_contract_and_trains_a_step(
+    kind: str,
+    tiny_corpus: Path,
+    manifest_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    new_task("words", tmp_path / "words")
+    new_task(f"my_{kind}", tmp_path, kind)
+    metadata = tmp_path / "my-0.1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my\nVersion: 0.1\n")
+    points = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]["entry-points"]
+    ((name, expert),) = points["s3prl_mtl.tasks"].items()
+    (metadata / "entry_points.txt").write_text(f"[s3prl_mtl.tasks]\n{name} = {expert}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = f"cache_dir={manifest_cache},,{name}.downstream_expert.datarc.num_workers=0"
+    # The slow test checks all.
+    lines = [2, 3, 9, 11, 18, 19, 20]
+    findings = check_task(name, data=tiny_corpus, overrides=settings, batches=1, lines=lines)
+    assert [str(finding) for finding in findings if finding.verdict != "holds"] == []
+    flags = ["-u", "hubert_tiny", "-d", name, "--data", str(tiny_corpus), "--steps", "1"]
+    settings += ",,runner.test_last=false,,device=cpu"
+    assert main(["train", *flags, "-p", str(tmp_path / "run"), "-o", settings]) == 0
+    assert (tmp_path / "run" / "states-1.ckpt").is_file()
+
+
+def test_an_unknown_kind_is_refused(tmp_path: Path):
+    with user_error("invalid-value", where="--kind", fix="'frames'"):
+        new_task("words", tmp_path / "task", "frame")
+    assert main(["new-task", "words", str(tmp_path / "task"), "--kind", "frame"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_package_installs_passes_its_test_and_trains(
+    kind: str, tmp_path: Path, tiny_corpus: Path, manifest_cache: Path
+):
+    new_task("words", tmp_path / "words", kind)
     site = tmp_path / "site"
     words = ["install", "-q", "--no-deps", "--no-index", "--no-build-isolation"]
     subprocess.run(
