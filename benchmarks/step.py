@@ -18,6 +18,7 @@ import argparse
 import random
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,6 +43,8 @@ BATCHES = {
     "sv": (2, 4.0, 8.0),
     "sd": (1, 12.0, 20.0),
 }
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Batches = list[list[Tensor]]
 Step = Callable[[Batches], None]
@@ -167,6 +170,7 @@ def main() -> None:
     parser.add_argument("--size", default="base", choices=sorted(SIZES))
     parser.add_argument("--scale", default="1", help="multiples of the branch's batches: 1,4,16")
     parser.add_argument("--tasks", default=",".join(BATCHES), help="fewer for a CPU")
+    parser.add_argument("--precision", default="fp32,bf16", help="of the packed passes")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="3 steps of each way")
@@ -181,7 +185,8 @@ def main() -> None:
     work = operations_per_second_of_audio(config)
     found = machine(device)
     print(", ".join(f"{key} {value}" for key, value in found.items() if value))
-    limits = {dtype: matrix_product(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    dtypes = [PRECISIONS[name] for name in arguments.precision.split(",")]
+    limits = {dtype: matrix_product(device, dtype) for dtype in {torch.float32, *dtypes}}
     rows = []
     for scale in map(float, arguments.scale.split(",")):
         generator = random.Random(0)
@@ -190,18 +195,10 @@ def main() -> None:
             for vary in (True, False)
         )
         base: float | None = None
-        for name, dtype, draws, way in (
-            ("by task", torch.float32, varying, lambda: by_task(config, device)),
-            ("packed", torch.float32, varying, lambda: packed(config, device, torch.float32)),
-            ("packed", torch.bfloat16, varying, lambda: packed(config, device, torch.bfloat16)),
-            ("same length", torch.float32, constant, lambda: packed(config, device, torch.float32)),
-            (
-                "same length",
-                torch.bfloat16,
-                constant,
-                lambda: packed(config, device, torch.bfloat16),
-            ),
-        ):
+        ways = [("by task", torch.float32, varying, partial(by_task, config, device))]
+        for name, draws in (("packed", varying), ("same length", constant)):
+            ways += [(name, kind, draws, partial(packed, config, device, kind)) for kind in dtypes]
+        for name, dtype, draws, way in ways:
             result = measure(way, draws, device)
             precision = str(dtype).removeprefix("torch.")
             row = [f"{scale:g}", name, precision]

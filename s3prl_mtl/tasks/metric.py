@@ -82,7 +82,8 @@ def metrics_of(expert: Any) -> tuple[Metric, ...]:
         UserError: `metrics` is not a list or tuple of metrics.
     """
     expert_class = expert if isinstance(expert, type) else type(expert)
-    declared = getattr(expert, "metrics", None)
+    # What only an instance has is not a declaration: s3prl's `ctc` keeps names of its own there.
+    declared = getattr(expert, "metrics", None) if hasattr(expert_class, "metrics") else None
     where = place_of(expert_class, "metrics")
     fix = 'For example: metrics = (Metric("acc", "higher", "accuracy"),).'
     if declared is None or isinstance(declared, property):

@@ -118,7 +118,8 @@ def test_training_commands_give_a_config(
         assert arguments.past_exp
         return
     # The page makes the package of spoken_words when it is run.
-    arguments.downstream = arguments.downstream.replace("spoken_words", "ks")
+    if arguments.downstream:
+        arguments.downstream = arguments.downstream.replace("spoken_words", "ks")
     config = config_of(arguments, None, DeferredLog())
     assert config["downstream"] and config["runner"]["total_steps"] == 2
 
@@ -143,6 +144,9 @@ def test_commands_of_other_programs_are_valid(command: Command):
     elif words[:2] == ["python", "run_downstream.py"]:
         known = flags_of_s3prl()
         assert {word for word in words if word.startswith("-")} <= known
+    elif words[0] == "python" and words[1].startswith("benchmarks/"):
+        text = (ROOT / words[1]).read_text(encoding="utf-8")
+        assert all(f'"{word}"' in text for word in words if word.startswith("-"))
     elif words[:3] == ["python", "-m", "pytest"]:
         assert (ROOT / words[3]).is_dir()
     elif words[:2] == ["python", "-m"] and words[2].endswith("_task.mini_corpus"):

@@ -52,7 +52,7 @@ def runnable(command: Command, corpora: Path) -> tuple[list[str], list[str]]:
         words[words.index("--steps") + 1] = STEPS
     else:
         words += ["--steps", STEPS]
-    tasks = words[words.index("-d") + 1]
+    tasks = words[words.index("-d") + 1] if "-d" in words else ""
     settings = SETTINGS
     for name in re.findall(r"s3prl:(\w+)(?=,|$)", tasks):
         # The published package of s3prl has no config files.

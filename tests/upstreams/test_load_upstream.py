@@ -110,7 +110,7 @@ def test_initial_front_end_of_tiny_separates_tones() -> None:
             # Half silence, half tone: GroupNorm keeps what changes within the utterance.
             wav = torch.sin(2 * torch.pi * hertz * time + phase) * (time > 0.5)
             with torch.no_grad():
-                frames = model.feature_extractor([wav])
+                frames = model.feature_extractor([wav], wav.dtype)
             rise = frames[30:45, :40].mean(0) - frames[:20, :40].mean(0)
             strongest.append(int(rise.argmax()))
     by_tone = [strongest[3 * tone : 3 * tone + 3] for tone in range(5)]

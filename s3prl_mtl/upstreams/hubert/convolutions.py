@@ -123,8 +123,9 @@ class ConvolutionalFrontEnd(nn.Module):
                 None if conv.bias is None else conv.bias.to(dtype),
             )
             return gelu(x if norm is None else layer_norm(x, norm))
-        valid = [(len(wav) - kernel) // stride + 1 for wav in wavs]
-        centred, covariance = window_statistics(windows, valid, slots, in_slot)
+        bounds = list(accumulate((slot * in_slot for slot in slots), initial=0))
+        counts = [(len(wav) - kernel) // stride + 1 for wav in wavs]
+        centred, covariance = window_statistics(windows, bounds[:-1], counts)
         # The convolution is linear in the window: its variance over time needs no output. Nothing
         # depends on a bias before the norm; its gradient is 0, not absent.
         variance = ((weight @ covariance) * weight).sum(-1)
@@ -134,7 +135,7 @@ class ConvolutionalFrontEnd(nn.Module):
             F.pad(centred, (0, padding)).to(dtype),
             F.pad(weight * scale[..., None], (0, padding)).to(dtype),
             shift.to(dtype),
-            list(accumulate((slot * in_slot for slot in slots), initial=0)),
+            bounds,
         )
         return gelu(x)
 
@@ -148,39 +149,28 @@ class ConvolutionalFrontEnd(nn.Module):
 
 @torch.no_grad()
 def window_statistics(
-    windows: Tensor, valid: list[int], slots: list[int], in_slot: int
+    windows: Tensor, starts: list[int], counts: list[int]
 ) -> tuple[Tensor, Tensor]:
     """Centre the windows of each utterance, and their covariance.
 
     Args:
-        windows: ``(N, kernel)``, N the windows of all slots.
-        valid: windows of each utterance; those behind them in its slots belong to no frame.
-        slots: slots of each utterance.
-        in_slot: windows of a slot.
+        windows: ``(N, kernel)``.
+        starts: the first window of each utterance.
+        counts: windows of each utterance; those behind them belong to no frame.
 
     Returns:
-        the windows minus the mean of their utterance, zero where not valid, ``(N, kernel)``; the
-        covariance of each utterance, ``(utterances, kernel, kernel)``.
+        the windows minus the mean of their utterance, zero between utterances, ``(N, kernel)``;
+        the covariance of each utterance, ``(utterances, kernel, kernel)``.
     """
-    kernel, device = windows.shape[1], windows.device
-    index = torch.repeat_interleave(torch.arange(len(slots)), torch.tensor(slots))
-    first = torch.cat([torch.arange(slot) for slot in slots]) * in_slot
-    left = (torch.tensor(valid)[index] - first).clamp(0, in_slot)
-    inside = (torch.arange(in_slot) < left[:, None])[..., None].to(device, non_blocking=True)
-    # Sums over the slots of an utterance: a product with its row.
-    rows = torch.zeros(len(slots), len(index), dtype=torch.float64)
-    rows[index, torch.arange(len(index))] = 1 / torch.tensor(valid, dtype=torch.float64)[index]
-    rows, index = rows.to(device, non_blocking=True), index.to(device, non_blocking=True)
-
-    # Double precision: an offset may be large against the signal.
-    tiles = windows.reshape(-1, in_slot, kernel).double() * inside
-    mean = rows @ tiles.sum(1)
-    centred = (tiles - mean[index][:, None]) * inside
-    covariance = rows @ torch.bmm(centred.transpose(1, 2), centred).flatten(1)
-    return (
-        centred.flatten(0, 1).to(windows.dtype),
-        covariance.view(-1, kernel, kernel).to(windows.dtype),
-    )
+    centred = windows.new_zeros(windows.shape)
+    covariances = []
+    for start, count in zip(starts, counts, strict=True):
+        own = windows[start : start + count]
+        # Double precision: an offset may be large against the signal.
+        mean = own.mean(0, dtype=torch.float64).to(own.dtype)
+        rows = torch.sub(own, mean, out=centred[start : start + count])
+        covariances.append(rows.t() @ rows / count)
+    return centred, torch.stack(covariances)
 
 
 class SegmentedLinear(torch.autograd.Function):
