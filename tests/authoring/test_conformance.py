@@ -645,6 +645,7 @@ def test_a_metric_may_have_any_range_that_it_declares(install):
     assert "acc in [0, inf)" in finding.why
 
 
+@pytest.mark.slow
 def test_a_check_at_the_top_level_of_a_program_does_not_run_it_again(install, tmp_path: Path):
     install(COMPLETE, CONFIG)
     (tmp_path / "program.py").write_text(

@@ -357,6 +357,7 @@ def test_a_store_that_does_not_answer_hangs_no_rank(
     os.kill(host.pid, signal.SIGSTOP)
     assert watch.find_fault(LOST).ranks == {}
     watch.close()
+    host.kill()  # Otherwise the thread of the watch waits for an answer.
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["a live store", "a frozen store"])
