@@ -13,6 +13,14 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.mark.slow
+def test_the_checks_of_a_gpu_hold_on_a_cpu() -> None:
+    command = [sys.executable, str(BENCHMARKS / "gpu_check.py"), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("| ok |") >= 25
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_a_step_measures_every_way(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     words = ["--size", "tiny", "--tasks", "ks,ic", "--repeats", "1", "--log", str(log)]
