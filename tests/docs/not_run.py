@@ -14,6 +14,7 @@ COMMANDS = {
     "python run_downstream.py": "s3prl's program cannot be imported; its flags are compared with "
     "its source",
     "python -m pytest tests/faults": "runs tests",
+    "python benchmarks/": "measures for minutes; the flags exist, tests/benchmarks runs the script",
 }
 """Beginning of a command: reason."""
 
