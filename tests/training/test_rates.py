@@ -118,9 +118,10 @@ def test_a_run_with_groups_resumes_bit_for_bit_before_at_and_after_the_unfreezin
 
     assert_same(first.encoder.upstream.state_dict().keys(), initial.keys())
     assert not encoder_states(2) and encoder_states(3)
-    for name, value in initial.items():
-        assert torch.equal(saved[2].upstream[f"model.{name}"], value)
-    # Its own warm-up of 2 steps begins at step 2, at the rate 0, which leaves the weights.
+    # Its own warm-up of 2 steps begins at the unfreezing, with the rate 0.
+    for step in (2, 3):
+        for name, value in initial.items():
+            assert torch.equal(saved[step].upstream[f"model.{name}"], value), (step, name)
     state = saved[4].training.optimizer.state["Upstream/encoder.layers.0.fc1.weight"]
     assert int(state["step"]) == 2
     moved = [n for n in initial if not torch.equal(saved[4].upstream[f"model.{n}"], initial[n])]
