@@ -63,7 +63,9 @@ def training_summary(config: RunConfig, parts: Mapping[str, list[str]], step: in
         shown = "learning rates " + ", ".join(_rate_of(part, config) for part in trained)
     decay = f"schedule {schedule['name']}" if schedule else "constant"
     warmup, steps = (schedule or {}).get("num_warmup_steps", 0), config.runner.total_steps
-    if warmup > steps and isinstance(rate, float | int):
+    if warmup > steps and optimizer.get("groups"):
+        decay += f" (the warm-up of {warmup} steps ends at {steps / warmup:.0%} of the rates)"
+    elif warmup > steps and isinstance(rate, float | int):
         decay += f" (the warm-up of {warmup} steps ends at {rate * steps / warmup:g})"
     rows = [[name, *cells] for name, cells in parts.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
