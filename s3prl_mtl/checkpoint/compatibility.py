@@ -23,6 +23,8 @@ ENCODER_SETTINGS = ("upstream.name", "upstream.ckpt", "upstream.feature_selectio
 """Settings that decide which weights there are."""
 TRAINING_SETTINGS = (
     "upstream.freeze",
+    "upstream.freeze_layers",
+    "runner.unfreeze_after",
     "optimizer",
     "scheduler",
     "init_ckpt",

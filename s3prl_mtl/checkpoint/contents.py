@@ -11,7 +11,7 @@ and `states-<step>.ckpt` also the keys of `TrainingState`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -61,46 +61,79 @@ class OptimizerState:
     """State of an optimizer by the names of its parameters, whichever rank holds them.
 
     Attributes:
-        settings: of its one parameter group, such as `lr` and `betas`.
+        groups: settings of each parameter group, such as `lr` and `betas`, by its `part`. A group
+            without a part is the only one; its key is empty.
         state: {parameter: {"step": ..., "exp_avg": ..., ...}}.
     """
 
-    settings: dict[str, Any]
+    groups: dict[str, dict[str, Any]]
     state: dict[str, dict[str, Any]]
 
     @classmethod
-    def capture(cls, optimizer: Optimizer, names: Iterable[str]) -> OptimizerState:
+    def capture(cls, optimizer: Optimizer, names: Mapping[str, nn.Parameter]) -> OptimizerState:
         """The state of an optimizer, on the CPU.
 
         Args:
-            optimizer: it has one parameter group.
-            names: of its parameters, in its order.
+            optimizer: its groups have different parts.
+            names: its parameters by name.
         """
         whole = optimizer.state_dict()
-        (group,) = whole["param_groups"]
-        settings = {key: value for key, value in group.items() if key != "params"}
-        state = {name: whole["state"][i] for i, name in enumerate(names) if i in whole["state"]}
-        return cls(settings, on_cpu(state))
+        groups = {
+            group.get("part", ""): {key: value for key, value in group.items() if key != "params"}
+            for group in whole["param_groups"]
+        }
+        listed = _in_order(optimizer, names)
+        state = {name: whole["state"][i] for i, name in enumerate(listed) if i in whole["state"]}
+        return cls(groups, on_cpu(state))
 
-    def restore(self, optimizer: Optimizer, names: Iterable[str]) -> None:
+    def restore(self, optimizer: Optimizer, names: Mapping[str, nn.Parameter]) -> None:
         """Restore the state of those parameters that this optimizer has.
 
         Args:
-            optimizer: it has one parameter group.
-            names: of its parameters, in its order.
+            optimizer: it has the same groups.
+            names: its parameters by name.
+
+        Raises:
+            UserError: it has other groups.
         """
-        listed = list(names)
-        state = {i: self.state[name] for i, name in enumerate(listed) if name in self.state}
-        group = {**self.settings, "params": list(range(len(listed)))}
-        optimizer.load_state_dict({"state": state, "param_groups": [group]})
+        held = optimizer.state_dict()["param_groups"]
+        parts = [group.get("part", "") for group in held]
+        if set(parts) != set(self.groups):
+            raise UserError(
+                "The optimizer of the checkpoint has other parameter groups than that of the run.",
+                where="optimizer.groups",
+                fix="Leave it as it was when the checkpoint was saved, or start a new run.",
+                code="resume-conflict",
+            )
+        state = {
+            i: self.state[name]
+            for i, name in enumerate(_in_order(optimizer, names))
+            if name in self.state
+        }
+        groups = [
+            {**self.groups[part], "params": group["params"]}
+            for part, group in zip(parts, held, strict=True)
+        ]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], where: str) -> OptimizerState:
+        if "Groups" in content:
+            _require(content, ("State",), where)
+            return cls(content["Groups"], content["State"])
         _require(content, ("Settings", "State"), where)
-        return cls(content["Settings"], content["State"])
+        return cls({"": content["Settings"]}, content["State"])
 
     def to_dict(self) -> dict[str, Any]:
-        return {"Settings": self.settings, "State": self.state}
+        if set(self.groups) == {""}:
+            return {"Settings": self.groups[""], "State": self.state}
+        return {"Groups": self.groups, "State": self.state}
+
+
+def _in_order(optimizer: Optimizer, names: Mapping[str, nn.Parameter]) -> list[str]:
+    """The names of the parameters of an optimizer, in its order."""
+    by_parameter = {parameter: name for name, parameter in names.items()}
+    return [by_parameter[p] for group in optimizer.param_groups for p in group["params"]]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -199,9 +232,10 @@ class RunCheckpoint:
             UserError: one is missing.
         """
         own = self.config.get("upstream") or {}
-        settings = [entry.name for entry in fields(UpstreamConfig)]
-        _require(own, settings, "upstream in the config of the checkpoint")
-        return UpstreamConfig(**{name: own[name] for name in settings})
+        settings = {entry.name: entry.default for entry in fields(UpstreamConfig)}
+        needed = [name for name, default in settings.items() if default is MISSING]
+        _require(own, needed, "upstream in the config of the checkpoint")
+        return UpstreamConfig(**{name: own[name] for name in settings if name in own})
 
     @classmethod
     def capture(

@@ -23,6 +23,7 @@ _TRAINING_FLAGS = {
     "--parallel": "parallel",
     "--placement": "placement",
     "--steps": "steps",
+    "--unfreeze_after": "unfreeze_after",
 }
 _NAMES = {"-n": "expname", "-p": "expdir", "-a": "auto_resume", "-e": "past_exp"}
 _NAMED = {"-p": "where the run is", "-e": "what to resume"}
@@ -56,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-f", "--upstream_trainable", action="store_true", help="train the encoder (the default)"
     )
     train.add_argument("--freeze_upstream", action="store_true", help="train the heads only")
+    what.add_argument(
+        "--unfreeze_after", metavar="N", type=int, help="train the heads only for the first N steps"
+    )
 
     how = parser.add_argument_group("settings")
     how.add_argument(

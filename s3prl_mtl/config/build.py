@@ -20,8 +20,10 @@ from s3prl_mtl.config.checks import check_values, refusal
 from s3prl_mtl.config.conflicts import (
     refuse_contradictions,
     refuse_different_runs,
+    refuse_frozen_and_unfrozen,
     remarks_on_reach,
 )
+from s3prl_mtl.config.optimizer_groups import merge_groups, named_parts
 from s3prl_mtl.config.overrides import nested, parse_overrides, task_specs
 from s3prl_mtl.config.schema import PATHS, RunConfig, Settings, TaskConfig, with_lists
 from s3prl_mtl.config.task_blocks import (
@@ -148,6 +150,9 @@ def build_config(
         else:
             merged[task]["package"] = packages[task]
     merged["downstream"] = chosen
+    if "groups" in merged["optimizer"]:
+        merged["optimizer"]["groups"] = named_parts(merged, {**held, **packages})
+    refuse_frozen_and_unfrozen(merged)
     references = OmegaConf.create(merged)
     _make_absolute(merged, references)
     if not OmegaConf.select(references, "data"):
@@ -197,8 +202,8 @@ def _class_section(
 ) -> Config:
     """Check and complete a layer's `optimizer` or `scheduler`: a class and its arguments.
 
-    Another class than before inherits `lr` only. A section that an earlier layer switched off
-    starts from the defaults.
+    Another class than before inherits `lr` and `groups` only. A section that an earlier layer
+    switched off starts from the defaults.
 
     Raises:
         UserError: an unknown class, or an argument that it does not take.
@@ -209,8 +214,11 @@ def _class_section(
     current = defaults[section] if settings[section] is None else _plain(settings[section])
     name = str(values.get("name", current.get("name")))
     allowed = settings_of(name)
+    if section == "optimizer" and "groups" in values:
+        groups = merge_groups(current.get("groups", {}), values["groups"], allowed, origin)
+        values = {**values, "groups": groups}
     for key, value in values.items():
-        if key not in ("name", *allowed):
+        if key not in ("name", *allowed) and (section, key) != ("optimizer", "groups"):
             raise UserError(
                 f"{name} has no setting {key!r}.",
                 where=f"{section}.{key} in {origin}",
@@ -224,7 +232,7 @@ def _class_section(
                 code="wrong-type",
             )
     if name != current.get("name"):
-        current = {key: value for key, value in current.items() if key == "lr"}
+        current = {key: value for key, value in current.items() if key in ("lr", "groups")}
     OmegaConf.set_readonly(settings, False)
     settings[section] = {}
     return {**layer, section: {**current, **values}}

@@ -92,6 +92,22 @@ def refuse_contradictions(layers: Sequence[Layer]) -> None:
                 )
 
 
+def refuse_frozen_and_unfrozen(config: Config) -> None:
+    """Refuse an encoder that is frozen for the whole run and for its first steps.
+
+    Raises:
+        UserError: both are set.
+    """
+    if config["upstream"]["freeze"] and config["runner"]["unfreeze_after"] is not None:
+        raise UserError(
+            "upstream.freeze freezes the encoder for the whole run, runner.unfreeze_after for its "
+            "first steps.",
+            where="upstream.freeze and runner.unfreeze_after",
+            fix="Give one of them; -f sets upstream.freeze to false.",
+            code="conflicting-options",
+        )
+
+
 def _leaves(values: Mapping[str, Any], sections: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """The dotted keys of some sections with their values."""
     for key, value in values.items():

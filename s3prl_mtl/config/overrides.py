@@ -28,6 +28,7 @@ ARGUMENT_KEYS = {
     "init_ckpt": "init_ckpt",
     "init_upstream_ckpt": "init_upstream_ckpt",
     "steps": "runner.total_steps",
+    "unfreeze_after": "runner.unfreeze_after",
     "checkpoint_activations": "runner.checkpoint_activations",
     "parallel": "distributed.parallel",
     "placement": "distributed.placement",

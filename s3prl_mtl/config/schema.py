@@ -33,6 +33,8 @@ class UpstreamConfig:
         config: the upstream's config file, for plugins that take one.
         feature_selection: the hidden states that the features are a weighted sum of.
         freeze: train the heads only.
+        freeze_layers: freeze the convolutional front end (0), or everything up to the output of
+            this Transformer layer; None to train all.
     """
 
     name: str
@@ -40,6 +42,8 @@ class UpstreamConfig:
     config: Path | None
     feature_selection: str = _one_of(*SELECTIONS)
     freeze: bool
+    # Absent from checkpoints of earlier versions.
+    freeze_layers: int | None = field(default=None, metadata={"at_least": 0})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,8 @@ class RunnerConfig:
         eval_step: evaluate the dev splits every so many steps.
         save_step: save a checkpoint every so many steps.
         max_keep: checkpoints to keep.
+        unfreeze_after: train only heads and featurizer in the first steps, so many; None to train
+            the encoder from the start.
         checkpoint_activations: compute the activations of the encoder's layers again in the
             backward pass instead of keeping them.
         test_first: evaluate the test splits before the first step.
@@ -81,6 +87,7 @@ class RunnerConfig:
     eval_step: int = _at_least(1)
     save_step: int = _at_least(1)
     max_keep: int = _at_least(1)
+    unfreeze_after: int | None = _at_least(0)
     checkpoint_activations: bool
     test_first: bool
     test_last: bool
@@ -119,7 +126,8 @@ class Settings:
         init_upstream_ckpt: weights of the encoder to start from.
         distributed: how ranks share the work.
         runner: the training loop.
-        optimizer: ``name`` of a class of `torch.optim`, and its arguments.
+        optimizer: ``name`` of a class of `torch.optim`, its arguments, and in ``groups`` those of
+            parts of the run.
         scheduler: ``name`` of a schedule, and its arguments; None for a constant rate.
         specaug: masks on the features of every task; None for none.
     """

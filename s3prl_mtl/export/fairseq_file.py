@@ -20,11 +20,11 @@ def write(run: SavedRun, out: Path) -> None:
         UserError: the encoder has no parameters of pre-training.
     """
     model = run.hubert()
-    require_pretraining_parts(model, run)
+    require_pretraining_parts(model, str(run.path))
     write_fairseq_checkpoint(out, model)
 
 
-def require_pretraining_parts(model: Hubert, run: SavedRun) -> None:
+def require_pretraining_parts(model: Hubert, where: str) -> None:
     """Check for the parameters of pre-training, which fairseq and s3prl load strictly.
 
     Raises:
@@ -35,7 +35,7 @@ def require_pretraining_parts(model: Hubert, run: SavedRun) -> None:
     raise UserError(
         "The encoder has no parameters of pre-training, without which fairseq does not load a "
         "HuBERT.",
-        where=f"final_proj, label_embs_concat of {run.path}",
+        where=f"final_proj, label_embs_concat of {where}",
         fix="Use --format transformers or onnx, or train from a complete HuBERT checkpoint.",
         code="checkpoint-incomplete",
     )

@@ -42,7 +42,7 @@ def write(run: SavedRun, out: Path) -> None:
     weights: dict[str, Any] = {}
     if run.kind == "hubert":
         model = run.hubert()
-        require_pretraining_parts(model, run)
+        require_pretraining_parts(model, str(run.path))
         save(converted(model), out / "upstream.pt")
     else:
         upstream = run.upstream()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,18 +19,32 @@ _SUPPLIED = {"self", "params", "optimizer", "last_epoch", "verbose"}
 
 
 def linear_schedule_with_warmup(
-    optimizer: Optimizer, total_steps: int, num_warmup_steps: int = 0
+    optimizer: Optimizer, total_steps: int, num_warmup_steps: int = 0, num_hold_steps: int = 0
 ) -> LambdaLR:
-    """From 0 to the full rate over the warm-up, then linearly to 0 at `total_steps`."""
-    if num_warmup_steps < 0:
-        raise ValueError(f"num_warmup_steps is {num_warmup_steps}, below 0")
-    return LambdaLR(optimizer, partial(_linear_factor, num_warmup_steps, total_steps))
+    """From 0 to the full rate over the warm-up, hold it, then linearly to 0 at `total_steps`.
+
+    A parameter group may have its own `num_warmup_steps`, and a `first_step` where it begins.
+    """
+    for name, steps in (("warmup", num_warmup_steps), ("hold", num_hold_steps)):
+        if steps < 0:
+            raise ValueError(f"num_{name}_steps is {steps}, below 0")
+    factors: list[Callable[[int], float]] = []
+    for group in optimizer.param_groups:
+        warmup, first = group.get("num_warmup_steps", num_warmup_steps), group.get("first_step", 0)
+        factors.append(partial(_linear_factor, first, warmup, num_hold_steps, total_steps))
+    return LambdaLR(optimizer, factors)
 
 
-def _linear_factor(warmup_steps: int, total_steps: int, step: int) -> float:
+def _linear_factor(
+    first_step: int, warmup_steps: int, hold_steps: int, total_steps: int, step: int
+) -> float:
+    step, total_steps = step - first_step, total_steps - first_step
+    if step < 0:
+        return 0.0
     if step < warmup_steps:
         return step / warmup_steps
-    return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+    decay = (total_steps - step) / max(1, total_steps - warmup_steps - hold_steps)
+    return min(1.0, max(0.0, decay))
 
 
 def _optimizers() -> dict[str, type[Optimizer]]:
@@ -86,8 +100,14 @@ def scheduler_settings(name: str) -> list[str]:
     return _settings(_look_up(name, _schedulers(), "scheduler"))
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any]) -> Optimizer:
+def make_optimizer(
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], settings: Mapping[str, Any]
+) -> Optimizer:
     """Build the optimizer of a config's `optimizer` section.
+
+    Args:
+        parameters: those of one group, or parameter groups with settings of their own.
+        settings: of all groups that have none of their own; `groups` is ignored.
 
     Raises:
         UserError: an unknown name, or settings that the optimizer refuses.
@@ -130,7 +150,7 @@ def _settings(kind: Any) -> list[str]:
 
 
 def _call(kind: Any, section: str, settings: Mapping[str, Any], **supplied: Any) -> Any:
-    chosen = {key: value for key, value in settings.items() if key != "name"}
+    chosen = {key: value for key, value in settings.items() if key not in ("name", "groups")}
     try:
         return kind(**supplied, **chosen)
     except (TypeError, ValueError) as cause:

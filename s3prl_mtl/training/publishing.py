@@ -13,6 +13,7 @@ from s3prl_mtl.checkpoint.best import SUFFIX
 from s3prl_mtl.checkpoint.contents import TaskCheckpoint
 from s3prl_mtl.tasks.ctc import ZEROED
 from s3prl_mtl.tracking.tracker import Report, Tracker
+from s3prl_mtl.training.rates import rates
 from s3prl_mtl.training.reporting import report_layer_weights, report_split
 from s3prl_mtl.training.state import RunState
 from s3prl_mtl.training.task import merge_records
@@ -63,9 +64,9 @@ class Publisher:
         for metric, value in {**self.run.skips.counts(), **balancing}.items():
             tracker.record("run", "train", metric, value, step)
         total_loss = math.fsum(loss for loss in losses.values() if math.isfinite(loss))
-        rate = self.state.step.optimizer.param_groups[0]["lr"]
         tracker.record("run", "train", "loss", total_loss, step)
-        tracker.record("run", "train", "lr", rate, step)
+        for part, rate in rates(self.state.step.optimizer).items():
+            tracker.record("run", "train", f"lr_{part}" if part else "lr", rate, step)
         shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
         zeroed = {r.task: r.values[ZEROED] for r in chain(*collected) if ZEROED in r.values}
         listed = ", ".join(f"{count:.0f} of {task}" for task, count in zeroed.items())

@@ -36,6 +36,7 @@ from s3prl_mtl.training.initial_weights import load_initial_encoder, load_initia
 from s3prl_mtl.training.placement import choose_placement, write_placement
 from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.publishing import Publisher
+from s3prl_mtl.training.rates import HIGH_RATE, freeze_layers, high_rate, parameter_groups
 from s3prl_mtl.training.reporting import undefined_metrics, unscored_error
 from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.signals import Stopped, StopSignals
@@ -114,8 +115,12 @@ class MultiTaskRunner:
             stop_asked=self.stop_asked,
         )
         balancer = (balancer or Sum(settings.downstream)).to(self.device)
-        parameters = self.run.trained_parameters(balancer)
-        optimizer = make_optimizer(parameters.values(), settings.optimizer)
+        optimizer = make_optimizer(
+            parameter_groups(self.run, balancer, settings)
+            if settings.optimizer.get("groups")
+            else self.run.trained_parameters(balancer).values(),
+            settings.optimizer,
+        )
         total_steps = settings.runner.total_steps
         self.training_step = TrainingStep(
             self.run,
@@ -150,6 +155,8 @@ class MultiTaskRunner:
         freeze = bool(config.upstream.freeze)
         if freeze:
             upstream.requires_grad_(False)
+        elif config.upstream.freeze_layers is not None:
+            freeze_layers(upstream, config.upstream.freeze_layers)
         selection = config.upstream.feature_selection
         featurizer = Featurizer(upstream, selection).to(self.device)
         bf16 = config.precision == "bf16"
@@ -240,6 +247,14 @@ class MultiTaskRunner:
         }
         if self.world.is_lead:
             logger.info("%s", training_summary(config, parts, self.step))
+            rate = high_rate(config, self.upstream)
+            if rate is not None:
+                logger.warning(
+                    "The pre-trained encoder is trained at the rate %g. Rates above %g usually "
+                    "destroy it: freeze it with --freeze_upstream, or set "
+                    "optimizer.groups.encoder.lr.",
+                    *(rate, HIGH_RATE),
+                )
 
     def _train(self, tracker: Tracker | None) -> None:
         runner = self.config.runner
@@ -272,9 +287,22 @@ class MultiTaskRunner:
         """Take one step: an update from a batch of every share of every task, on all ranks."""
         if self.world.watch is not None:
             self.world.watch.step = self.step + 1
+        self._freeze_first_steps()
         report = self.training_step.take()
         self.run.step += 1
         return report
+
+    def _freeze_first_steps(self) -> None:
+        """Freeze the encoder up to step `unfreeze_after`. Its parameters have no gradient then, so
+        that the optimizer passes them over and begins their state with the first one.
+        """
+        last = self.config.runner.unfreeze_after
+        if last is None:
+            return
+        self.encoder.freeze = self.step < last
+        if self.step == last:
+            # The encoder was unused: divide the buckets of gradients again.
+            self.training_step.gradients.set_unused(None)
 
     @property
     def step(self) -> int:

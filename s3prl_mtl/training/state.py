@@ -93,7 +93,7 @@ class RunState:
             state |= part.optimizer
         training = TrainingState(
             evaluated_step=evaluated_step,
-            optimizer=OptimizerState(optimizer.settings, state),
+            optimizer=OptimizerState(optimizer.groups, state),
             scheduler=step.scheduler.state_dict() if step.scheduler else None,
             placement=run.placement,
             streams=streams,
@@ -141,7 +141,7 @@ class RunState:
             seed_all(derived_seed("resumed", run.seed, run.step, run.world.rank))
 
     def _names(self) -> dict[str, nn.Parameter]:
-        """The optimizer's parameters by name, in its order."""
+        """The optimizer's parameters by name."""
         return self.run.trained_parameters(self.step.balancer)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from s3prl_mtl.config import RunConfig
+from s3prl_mtl.config.optimizer_groups import settings_of
 
 ENCODER = "encoder"
 FEATURIZER = "featurizer"
@@ -56,9 +57,15 @@ def training_summary(config: RunConfig, parts: Mapping[str, list[str]], step: in
     optimizer, schedule = config.optimizer, config.scheduler
     rate = optimizer.get("lr")
     shown = f"learning rate {rate:g}" if isinstance(rate, float | int) else "its own learning rate"
+    shown += " for all that is trained"
+    if optimizer.get("groups"):
+        trained = [part for part in parts if part != ENCODER or not config.upstream.freeze]
+        shown = "learning rates " + ", ".join(_rate_of(part, config) for part in trained)
     decay = f"schedule {schedule['name']}" if schedule else "constant"
     warmup, steps = (schedule or {}).get("num_warmup_steps", 0), config.runner.total_steps
-    if warmup > steps and isinstance(rate, float | int):
+    if warmup > steps and optimizer.get("groups"):
+        decay += f" (the warm-up of {warmup} steps ends at {steps / warmup:.0%} of the rates)"
+    elif warmup > steps and isinstance(rate, float | int):
         decay += f" (the warm-up of {warmup} steps ends at {rate * steps / warmup:g})"
     rows = [[name, *cells] for name, cells in parts.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -69,9 +76,20 @@ def training_summary(config: RunConfig, parts: Mapping[str, list[str]], step: in
             "  " + "  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ),
-        f"  {optimizer['name']}, {shown} for all that is trained, {decay}",
+        f"  {optimizer['name']}, {shown}, {decay}",
     ]
+    frozen = config.runner.unfreeze_after or 0
+    if step < frozen:
+        lines.append(f"  The encoder is frozen up to step {frozen}.")
     return "\n".join(lines)
+
+
+def _rate_of(part: str, config: RunConfig) -> str:
+    """A part with its learning rate, and the other settings of its group."""
+    own = settings_of(part, config.optimizer["groups"])
+    rate = own.pop("lr", config.optimizer.get("lr"))
+    others = ", ".join(f"{name} {value:g}" for name, value in own.items())
+    return f"{part} {rate:g}" + (f" ({others})" if others else "")
 
 
 def _count(number: int) -> str:

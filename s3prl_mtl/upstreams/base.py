@@ -95,6 +95,12 @@ class Upstream(nn.Module, ABC):
         """
         return {f"model.{name}": value for name, value in self.state_dict().items()}
 
+    def parameter_layers(self) -> dict[str, int] | None:
+        """The layer of each parameter: 0 is the convolutional front end, 1 the first Transformer
+        layer with its inputs, such as positions. None if the upstream does not tell.
+        """
+        return None
+
     def checkpoint_activations(self) -> None:
         """Compute the activations of layers again in the backward pass instead of keeping them.
 

@@ -36,7 +36,7 @@ def load_strictly(
     try:
         module.load_state_dict(weights)
     except RuntimeError as cause:
-        reason = _mismatch(module.state_dict(), weights) or str(cause).splitlines()[0]
+        reason = mismatch(module.state_dict(), weights) or str(cause).splitlines()[0]
         raise UserError(
             f"The weights do not fit {what}: {reason}.",
             where=where,
@@ -78,7 +78,8 @@ def non_finite_weight(name: str, weight: Tensor, what: str, where: str) -> UserE
     )
 
 
-def _mismatch(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def mismatch(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """The first names of a state dict that are missing, unexpected or of another shape; or ""."""
     shapes = {name: _shape(value) for name, value in expected.items()}
     missing = [name for name in shapes if name not in found]
     unexpected = [name for name in found if name not in shapes]

@@ -83,12 +83,42 @@ def test_an_optimizer_takes_the_state_of_the_parameters_that_it_has() -> None:
     both = torch.optim.AdamW([*first.parameters(), *second.parameters()], lr=0.5)
     (first(torch.ones(2)) + second(torch.ones(2))).sum().backward()
     both.step()
-    saved = OptimizerState.capture(both, ["a", "b", "c", "d"])
+    names = dict(zip("abcd", [*first.parameters(), *second.parameters()], strict=True))
+    saved = OptimizerState.capture(both, names)
     fewer = torch.optim.AdamW([*second.parameters()], lr=0.1)
-    saved.restore(fewer, ["c", "d"])
-    found = OptimizerState.capture(fewer, ["c", "d"])
-    assert found.settings["lr"] == 0.5
+    saved.restore(fewer, names)
+    found = OptimizerState.capture(fewer, names)
+    assert found.groups[""]["lr"] == 0.5
     assert_same(found.state, {name: saved.state[name] for name in ("c", "d")})
+
+
+def test_groups_keep_their_settings_and_states_in_any_order_of_their_parameters() -> None:
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    names = dict(zip("abcd", [*first.parameters(), *second.parameters()], strict=True))
+
+    def optimizer(lr: float, *parts: str) -> torch.optim.Optimizer:
+        modules = {"one": [second], "other": [first], "none": []}
+        return torch.optim.AdamW(
+            [
+                {"part": p, "params": [w for m in modules[p] for w in m.parameters()], "lr": lr}
+                for p in parts
+            ]
+        )
+
+    before = optimizer(0.5, "one", "other", "none")
+    first(second(torch.ones(2))).sum().backward()
+    before.step()
+    before.param_groups[1]["lr"] = 0.25
+    saved = OptimizerState.capture(before, names)
+    assert saved.groups["one"]["lr"] == 0.5 and saved.groups["other"]["lr"] == 0.25
+    assert_same(saved.state["a"]["exp_avg"], before.state[first.weight]["exp_avg"])
+    written = OptimizerState.from_dict(saved.to_dict(), "a file")
+    after = optimizer(0.1, "none", "other", "one")
+    written.restore(after, names)
+    assert [group["lr"] for group in after.param_groups] == [0.5, 0.25, 0.5]
+    assert_same(OptimizerState.capture(after, names), saved)
+    with user_error("resume-conflict", where=r"optimizer\.groups"):
+        saved.restore(optimizer(0.1, "one", "other"), names)
 
 
 def test_the_first_names_of_each_kind_are_shown_and_the_others_counted() -> None:

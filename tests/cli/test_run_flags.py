@@ -51,6 +51,7 @@ def test_flags_of_an_evaluation_are_refused_in_training(words: list[str]):
         ["-n", "first"],
         ["--steps", "5"],
         ["--freeze_upstream"],
+        ["--unfreeze_after", "5"],
         ["--parallel", "task"],
         ["--dry-run"],
     ],

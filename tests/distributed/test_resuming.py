@@ -78,6 +78,27 @@ def test_the_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     assert [e for e in read_metrics(tmp_path / "resumed") if e["step"] > 4] == later
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["data", "task"])
+@pytest.mark.parametrize("last_frozen", [2, 4, 6])
+def test_rates_by_part_and_an_unfrozen_encoder_resume_bit_for_bit(
+    parallel: str, last_frozen: int, config: dict[str, Any], tmp_path: Path
+):
+    config["distributed"]["parallel"] = parallel
+    config["runner"]["unfreeze_after"] = last_frozen
+    encoder = {"lr": 1e-3, "layer_decay": 0.5, "num_warmup_steps": 1}
+    config["optimizer"]["groups"] = {"encoder": encoder, "ks": {"lr": 1e-2}, "sd": {"lr": 1e-4}}
+    config["scheduler"] = {"name": "linear_schedule_with_warmup", "num_warmup_steps": 2}
+    run_ranks(2, train, config, tmp_path / "whole", None)
+    half = tmp_path / "whole" / "states-4.ckpt"
+    run_ranks(2, train, config, tmp_path / "resumed", half)
+    whole = checkpoints.load(tmp_path / "whole" / "states-8.ckpt")
+    assert_same(whole, checkpoints.load(tmp_path / "resumed" / "states-8.ckpt"))
+    rates = {part: group["initial_lr"] for part, group in whole.training.optimizer.groups.items()}
+    assert rates["heads/ks"] == 1e-2 and rates["heads/sd"] == 1e-4
+    assert rates["encoder/3"] == 1e-3 and rates["encoder/0"] == 1e-3 / 8
+
+
 def resume(
     world: World, config: dict[str, Any], folder: Path, path: Path
 ) -> tuple[RunCheckpoint | None, dict[str, Any]]:

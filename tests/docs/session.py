@@ -21,7 +21,7 @@ import pytest
 from s3prl_mtl.cli.main import main
 from tests.docs import not_run
 from tests.docs.pages import ROOT, Block, Command
-from tests.docs.training_command import DOWNLOADED, TRAINING, runnable
+from tests.docs.training_command import DOWNLOADED, SMALL_HUBERT, TRAINING, runnable
 
 QUICK = ("export", "predict", "results", "tasks", "upstreams")
 """Commands of s3prl_mtl that need no corpus and take seconds."""
@@ -109,6 +109,8 @@ class Session:
             shutil.copytree(self.corpora, self.folder / words[1], dirs_exist_ok=True)
         if "--data" in words and words[words.index("--data") + 1] == "DIR":
             words[words.index("--data") + 1] = str(self.corpora)
+        if "--base" in words:
+            words[words.index("--base") + 1] = str(SMALL_HUBERT)
         self._main(words)
 
     def _main(self, words: list[str]) -> None:

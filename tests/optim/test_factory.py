@@ -32,6 +32,46 @@ def test_the_branchs_schedule_rises_over_the_warm_up_and_falls_to_zero():
     assert rates(settings, 6) == pytest.approx([0.0, 1.0, 2.0, 1.5, 1.0, 0.5])
 
 
+def test_the_schedule_of_speech_ft_holds_the_rate_after_the_warm_up():
+    # 10 % up, 40 % held, then linearly to 0 (schedulers.py of nervjack2/Speech-FT).
+    settings = {"name": "linear_schedule_with_warmup", "num_warmup_steps": 1, "num_hold_steps": 4}
+    assert rates(settings, 10) == pytest.approx([0, 2, 2, 2, 2, 2, 1.6, 1.2, 0.8, 0.4])
+
+
+def test_a_group_has_its_own_warm_up_from_its_first_step():
+    groups = [
+        {"params": [nn.Parameter(torch.ones(1))]},
+        {"params": [], "lr": 4.0, "num_warmup_steps": 2, "first_step": 2},
+    ]
+    optimizer = make_optimizer(groups, {"name": "SGD", "lr": 2.0, "groups": {"heads": {}}})
+    settings = {"name": "linear_schedule_with_warmup", "num_warmup_steps": 1}
+    scheduler = make_scheduler(optimizer, settings, 8)
+    seen = []
+    for _ in range(8):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    # From step 1 to 8 in 7 equal parts; from step 2 to 4 up, from there to 8 down.
+    assert [first for first, _ in seen] == pytest.approx(
+        [0, *(2 * (8 - k) / 7 for k in range(1, 8))]
+    )
+    assert [second for _, second in seen] == pytest.approx([0, 0, 0, 2, 4, 3, 2, 1])
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in vars(torch.optim) if name[0].isupper() and name != "Optimizer"]
+)
+def test_a_group_may_be_empty(name: str):
+    if name in ("LBFGS", "SparseAdam"):
+        return
+    parameter = nn.Parameter(torch.ones(3, 3))
+    optimizer = make_optimizer([{"params": []}, {"params": [parameter]}], {"name": name, "lr": 0.1})
+    parameter.sum().backward()
+    optimizer.step()
+    assert (parameter != 1).any()
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
 def test_torchs_schedules_can_be_named():
     assert rates({"name": "ExponentialLR", "gamma": 0.5}, 3) == pytest.approx([2.0, 1.0, 0.5])
     assert len(rates({"name": "OneCycleLR", "max_lr": 1.0}, 5)) == 5

@@ -249,3 +249,28 @@ def test_checkpointed_activations_give_the_same_gradients(case: str) -> None:
         model(expected(case)["wavs"]).states.square().mean().backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["odd_base", "odd_large"])
+def test_the_layer_of_a_parameter_is_the_first_hidden_state_that_depends_on_it(case: str):
+    model = load_hubert(FIXTURES / f"{case}.pt", feature_grad_mult=1.0).eval()
+    parameters = dict(model.named_parameters())
+    states = model([0.1 * torch.randn(4000)]).layers
+    first: dict[str, int] = {}
+    for index, state in enumerate(states):
+        gradients = torch.autograd.grad(
+            (state * torch.randn(state.shape)).sum(),
+            list(parameters.values()),
+            retain_graph=True,
+            allow_unused=True,
+        )
+        for name, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                first.setdefault(name, index)
+    layers = model.parameter_layers()
+    assert layers.keys() == parameters.keys()
+    # The input of the first layer depends on the front end, 0, and on the other inputs, 1.
+    convolutions = {name for name in first if name.startswith("feature_extractor.")}
+    assert {name for name, layer in layers.items() if layer == 0} == convolutions
+    for name, index in first.items():
+        assert layers[name] == (0 if name in convolutions else max(index, 1)), name

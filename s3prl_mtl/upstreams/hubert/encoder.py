@@ -82,6 +82,21 @@ class Hubert(Upstream):
             "fairseq_header": self.fairseq_header,
         }
 
+    def parameter_layers(self) -> dict[str, int]:
+        """See :class:`Upstream`. Parameters after the layers have the number of the last one."""
+        inputs = ["layer_norm.", "post_extract_proj.", "encoder.pos_conv."]
+        if not self.config.layer_norm_first:
+            inputs.append("encoder.layer_norm.")
+
+        def layer(name: str) -> int:
+            if name.startswith("feature_extractor."):
+                return 0
+            if name.startswith("encoder.layers."):
+                return int(name.split(".")[2]) + 1
+            return 1 if name.startswith(tuple(inputs)) else self.config.encoder_layers
+
+        return {name: layer(name) for name, _ in self.named_parameters()}
+
     def checkpoint_activations(self) -> None:
         """See :class:`Upstream`."""
         self.feature_extractor.recompute = True
