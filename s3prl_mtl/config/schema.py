@@ -122,6 +122,7 @@ class Settings:
         optimizer: ``name`` of a class of `torch.optim`, and its arguments.
         scheduler: ``name`` of a schedule, and its arguments; None for a constant rate.
         specaug: masks on the features of every task; None for none.
+        balancer: ``name`` of the method that combines the tasks, and its options.
     """
 
     upstream: UpstreamConfig
@@ -138,6 +139,7 @@ class Settings:
     optimizer: dict[str, Any]
     scheduler: dict[str, Any] | None
     specaug: SpecAugmentConfig | None
+    balancer: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
