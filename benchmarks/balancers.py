@@ -11,6 +11,7 @@ time, as in training. Memory is what a step needs beyond the state before it, gr
 from __future__ import annotations
 
 import argparse
+import ctypes
 import random
 import statistics
 from collections.abc import Sequence
@@ -82,6 +83,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.start = torch.cuda.memory_allocated(self.device)
         else:
+            ctypes.CDLL(None).malloc_trim(0)  # what earlier steps have freed
             Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
             self.start = _status("VmRSS")
         return self

@@ -188,18 +188,16 @@ def test_each_rank_encodes_its_own_tasks_one_after_the_other(
 def train(world: World, config: dict[str, Any], folder: Path, resume: Path | None) -> None:
     saved = checkpoints.load(resume) if resume is not None else None
     torch.rand(17 + world.rank)
-    balancer = LearnedWeights(config["downstream"])
+    is_named = config["balancer"]["name"] != "sum"
+    balancer = None if is_named else LearnedWeights(config["downstream"])
     MultiTaskRunner(config, folder, resume=saved, world=world, balancer=balancer).train()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_learned_weights_are_trained_logged_saved_and_resumed_bit_for_bit(
-    ranks: int, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
-):
-    config = make_config(
-        tiny_corpus,
-        manifest_cache,
+def long_config(corpus: Path, cache: Path, **flags: Any) -> dict[str, Any]:
+    """Four steps with a checkpoint after two."""
+    return make_config(
+        corpus,
+        cache,
         "ks,er",
         optimizer={"name": "AdamW", "lr": 1e-2},
         runner__total_steps=4,
@@ -207,7 +205,30 @@ def test_learned_weights_are_trained_logged_saved_and_resumed_bit_for_bit(
         runner__log_step=1,
         runner__test_last=False,
         runner__max_keep=9,
+        **flags,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["pcgrad:per_parameter=true", "gradvac", "excessmtl", "famo", "dwa:epoch_steps=1", "uw"]
+)
+def test_a_run_with_a_balancer_is_resumed_bit_for_bit(
+    name: str, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    config = long_config(tiny_corpus, manifest_cache, balancer=name)
+    train(World(), config, tmp_path / "whole", None)
+    half, end = (tmp_path / "whole" / f"states-{step}.ckpt" for step in (2, 4))
+    train(World(), config, tmp_path / "resumed", half)
+    assert_same(checkpoints.load(end), checkpoints.load(tmp_path / "resumed" / "states-4.ckpt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_learned_weights_are_trained_logged_saved_and_resumed_bit_for_bit(
+    ranks: int, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    config = long_config(tiny_corpus, manifest_cache)
     run_ranks(ranks, train, config, tmp_path / "whole", None)
     half, end = (tmp_path / "whole" / f"states-{step}.ckpt" for step in (2, 4))
     run_ranks(ranks, train, config, tmp_path / "resumed", half)
