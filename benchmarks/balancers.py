@@ -14,6 +14,7 @@ import argparse
 import ctypes
 import random
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -149,6 +150,7 @@ def main() -> None:
                 taken = seconds_of(
                     lambda b=balancer, d=batches: trainer.step(b, optimizer, d), device
                 )  # type: ignore[misc]
+            print(f"{way}: {taken:.1f} s, {peak.bytes / 1e9:.2f} GB", file=sys.stderr)
             seconds[way].append(taken)
             memory[way] = max(memory[way], peak.bytes)
             if isinstance(balancer, GradientBalancer):
