@@ -28,6 +28,7 @@ DEMO = ["espeakng-loader>=0.2.4"]
 S3PRL = ["s3prl>=0.4.18", "torchaudio>=2.11"]
 TRANSFORMERS = ["transformers>=5"]
 ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
+BALANCERS = ["torchjd[full]>=0.18"]
 DOCS = ["mkdocs-material>=9.7", "mkdocstrings[python]>=1"]
 DEV = [
     "mypy",
@@ -74,6 +75,7 @@ setup(
         "rich>=14.1",
         "soundfile",
         "tensorboard",
+        "torchjd>=0.18",
         "urllib3",  # lhotse imports it without declaring it
     ],
     extras_require={
@@ -81,6 +83,7 @@ setup(
         "s3prl": S3PRL,
         "transformers": TRANSFORMERS,
         "onnx": ONNX,
+        "balancers": BALANCERS,
         "docs": DOCS,
         "dev": [*DEV, *DEMO, *DOCS, *S3PRL, *TRANSFORMERS, *ONNX],
     },

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+Heads = Mapping[str, Sequence[nn.Parameter]]
+"""Trained parameters of this rank's heads, by task."""
 
 
 class Balancer(nn.Module):
     """Turns the losses of several tasks into gradients.
 
-    A run uses `Sum` unless another one is passed: `MultiTaskRunner(config, folder, balancer=...)`.
-    A training step calls, on every rank and in this order::
+    `--balancer` or the section `balancer` of the config chooses one; `MultiTaskRunner(config,
+    folder, balancer=...)` takes any other. A training step calls, on every rank and in this order::
 
-        begin_step()                         # also when a step is attempted again
-        backward(losses, shared, heads)      # for each micro-batch
+        begin_step()                          # also when a step is attempted again
+        backward(losses, shared, heads)       # for each micro-batch
         # the step sums over the ranks: `.grad` of all parameters, and `partial_sums()`
-        combine(losses, shared)              # then the step clips and updates
+        combine(losses, shared, heads)        # then the step clips and updates
 
-    After `backward` and the sum over the ranks, `.grad` of a head's parameters is the gradient of
-    its own task. After `combine`, `.grad` of the shared parameters is the combined gradient; None
-    for a parameter that no task used, so that weight decay leaves it alone.
+    After `combine`, `.grad` of the shared parameters is the combined gradient; None for a parameter
+    that no task used, so that weight decay leaves it alone. `.grad` of a head's parameters is the
+    gradient of its own task, times the weight of its loss if the balancer weights losses.
 
     There are two kinds of balancers. Those that weight losses override `backward` to
     backpropagate one weighted sum, and adapt their weights in `combine`. Those that combine the
@@ -35,7 +39,8 @@ class Balancer(nn.Module):
 
     **Micro-batches.** A step may call `backward` several times, also with no losses. The losses
     of a task over all micro-batches and ranks add up to its mean loss over all utterances of the
-    step; a single one of them says little about it.
+    step; a single one of them says little about it. With `one_task_at_a_time`, every micro-batch
+    of a rank has utterances of one task.
 
     **Tasks that are left out.** A task with a non-finite loss on any rank has no part in the step:
     it is in the losses of neither `backward` nor `combine`. When this shows in a later
@@ -44,13 +49,16 @@ class Balancer(nn.Module):
     **Attempts.** A step that runs out of memory begins again, in smaller micro-batches. Only
     `combine` may change the state that later steps depend on; it is called once a step.
 
-    **State.** Buffers and parameters are saved in checkpoints and restored. Parameters, for example
-    learned weights of the losses, are optimised together with the heads; `combine` has to set
-    their `.grad`.
+    **State.** Buffers, parameters and the extra state of the module are saved in checkpoints and
+    restored; all of it must be tensors and plain values. Parameters, for example learned weights of
+    the losses, are optimised together with the heads; `combine` has to set their `.grad`.
 
     Args:
         tasks: names of the tasks of the run, in its order.
     """
+
+    one_task_at_a_time: ClassVar[bool] = False
+    """Whether a step encodes the tasks one after the other instead of together."""
 
     def __init__(self, tasks: Sequence[str]) -> None:
         super().__init__()
@@ -60,10 +68,7 @@ class Balancer(nn.Module):
         """Discard what an abandoned attempt at this step has left."""
 
     def backward(
-        self,
-        losses: Mapping[str, Tensor],
-        shared: Sequence[nn.Parameter],
-        heads: Sequence[nn.Parameter],
+        self, losses: Mapping[str, Tensor], shared: Sequence[nn.Parameter], heads: Heads
     ) -> None:
         """Backpropagate the losses of one micro-batch on this rank.
 
@@ -74,7 +79,7 @@ class Balancer(nn.Module):
             losses: for each task of this micro-batch this rank's summand of the task's mean loss,
                 a scalar that requires a gradient. Empty where this rank has none.
             shared: trained parameters of the encoder and the featurizer; may be empty.
-            heads: trained parameters of this rank's heads; may be empty.
+            heads: trained parameters of this rank's heads, by task; may be empty.
         """
         raise NotImplementedError
 
@@ -85,17 +90,23 @@ class Balancer(nn.Module):
         """
         return ()
 
-    def combine(self, losses: Mapping[str, float], shared: Sequence[nn.Parameter]) -> None:
+    def combine(
+        self, losses: Mapping[str, float], shared: Sequence[nn.Parameter], heads: Heads
+    ) -> None:
         """Complete the gradients of the shared parameters, and learn from the losses.
 
         Args:
             losses: for each task of the step its mean loss over all ranks and micro-batches, the
                 same on all ranks.
             shared: as for `backward`.
+            heads: as for `backward`.
         """
 
     def metrics(self) -> dict[str, float]:
-        """Numbers to log, by name; for example ``{"weight_asr": 0.7}``."""
+        """Numbers to log since the last call, by name; for example ``{"weight_asr": 0.7}``.
+
+        Called on the first rank.
+        """
         return {}
 
 
@@ -103,14 +114,30 @@ class GradientBalancer(Balancer):
     """A balancer that combines the gradients of the tasks.
 
     A subclass implements :meth:`aggregate`. Each rank holds the gradient of the shared parameters
-    for every task of the run, float32 (tasks, shared values): a step needs as many backward passes
-    through the encoder as it has tasks.
+    for every task of the run, float32 (tasks, shared values). A step encodes one task at a time:
+    the gradient of a task comes from a pass through its own utterances, so that a step costs about
+    the compute of a plain one.
+
+    The metric `conflicting_pairs` is the share of pairs of tasks whose gradients have a negative
+    cosine, the mean over the steps since the last call of :meth:`metrics`.
+
+    Attributes:
+        gramian: inner products of the gradients of the step, (tasks, tasks); set before
+            :meth:`aggregate`.
+        sizes: number of values of each shared parameter.
     """
+
+    one_task_at_a_time = True
+
+    gramian: Tensor
 
     def __init__(self, tasks: Sequence[str]) -> None:
         super().__init__(tasks)
+        self.sizes: list[int] = []
         self._gradients: Tensor | None = None
         self._uses: Tensor | None = None
+        self._conflicts: Tensor | None = None
+        self._steps = 0
 
     def aggregate(self, gradients: Tensor, tasks: Sequence[str]) -> Tensor:
         """Combine the gradients of the tasks into one.
@@ -131,50 +158,80 @@ class GradientBalancer(Balancer):
             self._uses.zero_()
 
     def backward(
-        self,
-        losses: Mapping[str, Tensor],
-        shared: Sequence[nn.Parameter],
-        heads: Sequence[nn.Parameter],
+        self, losses: Mapping[str, Tensor], shared: Sequence[nn.Parameter], heads: Heads
     ) -> None:
         self._allocate(shared)
-        if losses and heads:
-            torch.autograd.backward(list(losses.values()), inputs=list(heads), retain_graph=True)
-        if self._gradients is None or self._uses is None:
-            return
         last = len(losses) - 1
         for number, (task, loss) in enumerate(losses.items()):
-            # Not through `.grad`, which would start the sum over the ranks after the first task.
+            head = heads.get(task, ())
+            # Not through `.grad` of the shared parameters: after the first task, their sum over the
+            # ranks would start.
             found = torch.autograd.grad(
-                loss, list(shared), retain_graph=number < last, allow_unused=True
+                loss, [*shared, *head], retain_graph=number < last, allow_unused=True
             )
-            row = self._gradients[self.tasks.index(task)]
-            for index, (values, gradient) in enumerate(
-                zip(row.split([p.numel() for p in shared]), found, strict=True)
-            ):
-                if gradient is not None:
-                    values.add_(gradient.reshape(-1))
-                    self._uses[index] += 1
+            for parameter, gradient in zip(head, found[len(shared) :], strict=True):
+                if gradient is not None and parameter.grad is not None:
+                    parameter.grad.add_(gradient)
+                elif gradient is not None:
+                    parameter.grad = gradient.clone()
+            self._add(task, found[: len(shared)])
 
     def partial_sums(self) -> Sequence[Tensor]:
         if self._gradients is None or self._uses is None:
             return ()
         return self._gradients, self._uses
 
-    def combine(self, losses: Mapping[str, float], shared: Sequence[nn.Parameter]) -> None:
+    def combine(
+        self, losses: Mapping[str, float], shared: Sequence[nn.Parameter], heads: Heads
+    ) -> None:
         tasks = [task for task in self.tasks if task in losses]
         if self._gradients is None or self._uses is None or not tasks:
             return
         rows = self._gradients
         if tasks != self.tasks:
             rows = rows[[self.tasks.index(task) for task in tasks]]
-        combined = self.aggregate(rows, tasks)
-        parts = combined.split([p.numel() for p in shared])
+        self.gramian = rows @ rows.T
+        if self.gramian.isfinite().all():
+            self._count_conflicts()
+            combined = self.aggregate(rows, tasks)
+        else:
+            # Not finite either, so that the step is skipped. Solvers would fail, and averages
+            # would never be finite again.
+            combined = rows.sum(dim=0)
+        parts = combined.split(self.sizes)
         for parameter, part, uses in zip(shared, parts, self._uses.tolist(), strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype) if uses else None
 
+    def metrics(self) -> dict[str, float]:
+        if self._conflicts is None:
+            return {}
+        share = self._conflicts.item() / self._steps
+        self._conflicts = None
+        return {"conflicting_pairs": share}
+
+    def _count_conflicts(self) -> None:
+        """Add the share of conflicting pairs of this step, on the device of the gradients."""
+        pairs = len(self.gramian) * (len(self.gramian) - 1) / 2
+        if pairs:
+            share = (self.gramian < 0).float().triu(1).sum() / pairs
+            self._steps = 1 if self._conflicts is None else self._steps + 1
+            self._conflicts = share if self._conflicts is None else self._conflicts + share
+
     def _allocate(self, shared: Sequence[nn.Parameter]) -> None:
         if self._gradients is None and shared:
-            values = sum(parameter.numel() for parameter in shared)
+            self.sizes = [parameter.numel() for parameter in shared]
             device = shared[0].device
-            self._gradients = torch.zeros(len(self.tasks), values, device=device)
+            self._gradients = torch.zeros(len(self.tasks), sum(self.sizes), device=device)
             self._uses = torch.zeros(len(shared), dtype=torch.int32)
+
+    def _add(self, task: str, gradients: Sequence[Tensor | None]) -> None:
+        """Add to the gradient of a task."""
+        if self._gradients is None or self._uses is None:
+            return
+        row = self._gradients[self.tasks.index(task)]
+        for index, (values, gradient) in enumerate(
+            zip(row.split(self.sizes), gradients, strict=True)
+        ):
+            if gradient is not None:
+                values.add_(gradient.reshape(-1))
+                self._uses[index] += 1

@@ -7,17 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from s3prl_mtl.balancing.base import Balancer
+from s3prl_mtl.balancing.base import Balancer, Heads
 
 
 class Sum(Balancer):
     """Minimises the sum of the tasks' losses, as s3prl's multi-task branch does by default."""
 
     def backward(
-        self,
-        losses: Mapping[str, Tensor],
-        shared: Sequence[nn.Parameter],
-        heads: Sequence[nn.Parameter],
+        self, losses: Mapping[str, Tensor], shared: Sequence[nn.Parameter], heads: Heads
     ) -> None:
         if losses:
             torch.stack([loss.float() for loss in losses.values()]).sum().backward()

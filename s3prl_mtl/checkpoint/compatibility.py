@@ -27,6 +27,7 @@ TRAINING_SETTINGS = (
     "runner.unfreeze_after",
     "optimizer",
     "scheduler",
+    "balancer",
     "init_ckpt",
     "init_upstream_ckpt",
 )
@@ -72,7 +73,8 @@ def check_resume(saved: RunCheckpoint, config: Mapping[str, Any], past: Path | N
     if schedule is not None and schedule["name"] != "linear_schedule_with_warmup":
         # torch's own schedules keep their length in their state.
         keys.append("runner.total_steps")
-    _check_unchanged(saved.config, config, keys)
+    # Files of earlier versions have no balancer.
+    _check_unchanged({"balancer": {"name": "sum"}, **saved.config}, config, keys)
 
 
 def warn_of_schedule(saved: RunCheckpoint, config: Mapping[str, Any]) -> None:

@@ -155,6 +155,7 @@ COMMANDS = {
     "check-corpus": "Check the corpus of a task, and compare it with its publication.",
     "tasks": "List the installed tasks.",
     "upstreams": "List the installed upstreams.",
+    "balancers": "List the methods that combine several tasks (--balancer).",
     "new-task": "Write the package of a new task.",
     "check-task": "Check a task against the contract (docs/plugins.md).",
 }

@@ -17,10 +17,13 @@ _TRAINING_FLAGS = {
     "-f": "upstream_trainable",
     "-i": "init_ckpt",
     "-n": "expname",
+    "--auto_loss_weights": "auto_loss_weights",
+    "--balancer": "balancer",
     "--checkpoint_activations": "checkpoint_activations",
     "--dry-run": "dry_run",
     "--freeze_upstream": "freeze_upstream",
     "--parallel": "parallel",
+    "--pcgrad": "pcgrad",
     "--placement": "placement",
     "--steps": "steps",
     "--unfreeze_after": "unfreeze_after",
@@ -79,6 +82,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint_activations",
         action="store_true",
         help="keep less in memory, compute more",
+    )
+    combine = how.add_mutually_exclusive_group()
+    combine.add_argument(
+        "--balancer",
+        metavar="NAME[:OPTION=VALUE,...]",
+        help="how tasks are combined: fixed:asr=1,ks=0.3 (`s3prl-mtl balancers` lists them)",
+    )
+    combine.add_argument(
+        "--auto_loss_weights", action="store_true", help="the same as --balancer uncertainty"
+    )
+    combine.add_argument(
+        "--pcgrad",
+        action="store_true",
+        help="the same as --balancer pcgrad:per_parameter=true",
     )
     how.add_argument("--seed", type=int)
     how.add_argument("--device", help="auto, cpu, cuda, cuda:1")

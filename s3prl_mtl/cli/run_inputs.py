@@ -31,6 +31,10 @@ def config_of(
     }
     if arguments.upstream_trainable:
         flags["upstream.freeze"] = False
+    if arguments.auto_loss_weights:
+        flags["balancer"] = "uncertainty"
+    if arguments.pcgrad:
+        flags["balancer"] = "pcgrad:per_parameter=true"
     if arguments.parallel and not arguments.placement:
         # A placement implies `--parallel task`: do not inherit that of an earlier run.
         flags["distributed.placement"] = None

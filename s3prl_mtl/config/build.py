@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from s3prl_mtl.balancing.factory import balancer_settings, parse_balancer
 from s3prl_mtl.config.checks import check_values, refusal
 from s3prl_mtl.config.conflicts import (
     refuse_contradictions,
@@ -54,7 +55,11 @@ from s3prl_mtl.settings import find_settings
 
 DEFAULT_PATH = Path(__file__).with_name("default.yaml")
 
-CLASS_SETTINGS = {"optimizer": optimizer_settings, "scheduler": scheduler_settings}
+CLASS_SETTINGS: dict[str, Callable[[str], list[str] | None]] = {
+    "optimizer": optimizer_settings,
+    "scheduler": scheduler_settings,
+    "balancer": balancer_settings,
+}
 """Sections with the arguments of the class that they name: {section: lists the arguments}."""
 
 
@@ -176,6 +181,8 @@ def _merge(blocks: Config, layers: Sequence[Layer]) -> Config:
         own = with_lists(
             {key: value for key, value in layer.items() if key not in {*blocks, "downstream"}}
         )
+        if isinstance(own.get("balancer"), str | dict):
+            own["balancer"] = parse_balancer(own["balancer"], f"balancer in {origin}")
         for section, settings_of in CLASS_SETTINGS.items():
             own = _class_section(own, section, settings, defaults, settings_of, origin)
         if settings.specaug is None and isinstance(own.get("specaug"), dict):
@@ -197,13 +204,13 @@ def _class_section(
     section: str,
     settings: Any,
     defaults: Config,
-    settings_of: Callable[[str], list[str]],
+    settings_of: Callable[[str], list[str] | None],
     origin: str,
 ) -> Config:
-    """Check and complete a layer's `optimizer` or `scheduler`: a class and its arguments.
+    """Check and complete a layer's section for a class and its arguments.
 
-    Another class than before inherits `lr` and `groups` only. A section that an earlier layer
-    switched off starts from the defaults.
+    Another optimizer than before inherits `lr` and `groups`, any other class nothing. A section
+    that an earlier layer switched off starts from the defaults.
 
     Raises:
         UserError: an unknown class, or an argument that it does not take.
@@ -218,7 +225,8 @@ def _class_section(
         groups = merge_groups(current.get("groups", {}), values["groups"], allowed, origin)
         values = {**values, "groups": groups}
     for key, value in values.items():
-        if key not in ("name", *allowed) and (section, key) != ("optimizer", "groups"):
+        is_groups = (section, key) == ("optimizer", "groups")
+        if allowed is not None and key not in ("name", *allowed) and not is_groups:
             raise UserError(
                 f"{name} has no setting {key!r}.",
                 where=f"{section}.{key} in {origin}",
@@ -232,7 +240,8 @@ def _class_section(
                 code="wrong-type",
             )
     if name != current.get("name"):
-        current = {key: value for key, value in current.items() if key in ("lr", "groups")}
+        kept = ("lr", "groups") if section == "optimizer" else ()
+        current = {key: value for key, value in current.items() if key in kept}
     OmegaConf.set_readonly(settings, False)
     settings[section] = {}
     return {**layer, section: {**current, **values}}

@@ -25,6 +25,7 @@ ARGUMENT_KEYS = {
     "seed": "seed",
     "device": "device",
     "precision": "precision",
+    "balancer": "balancer",
     "init_ckpt": "init_ckpt",
     "init_upstream_ckpt": "init_upstream_ckpt",
     "steps": "runner.total_steps",

@@ -130,6 +130,7 @@ class Settings:
             parts of the run.
         scheduler: ``name`` of a schedule, and its arguments; None for a constant rate.
         specaug: masks on the features of every task; None for none.
+        balancer: ``name`` of the method that combines the tasks, and its options.
     """
 
     upstream: UpstreamConfig
@@ -146,6 +147,7 @@ class Settings:
     optimizer: dict[str, Any]
     scheduler: dict[str, Any] | None
     specaug: SpecAugmentConfig | None
+    balancer: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s3prl_mtl.errors import FROM_WORKER
-from s3prl_mtl.registry.plugins import OUR_PACKAGE, Plugin, discover_tasks, discover_upstreams
+from s3prl_mtl.registry.plugins import (
+    OUR_PACKAGE,
+    Plugin,
+    discover_balancers,
+    discover_tasks,
+    discover_upstreams,
+)
 
 _WRITTEN_FRAME = re.compile(r'^ *File "(.+?)", line (\d+), in (.+)$', re.MULTILINE)
 _OUR_MODULES = ("s3prl_mtl", "downstream_plugins")
@@ -46,7 +52,8 @@ def plugin_at_fault(error: BaseException) -> tuple[Plugin, Frame] | None:
     ours = [root for name in _OUR_MODULES for root in _roots(name)]
     theirs = [
         (root, plugin)
-        for plugin in (*discover_tasks().values(), *discover_upstreams().values())
+        for discover in (discover_tasks, discover_upstreams, discover_balancers)
+        for plugin in discover().values()
         if plugin.package != OUR_PACKAGE
         for root in _roots(plugin.entry_point.module.partition(".")[0])
     ]

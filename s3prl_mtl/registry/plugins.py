@@ -1,4 +1,4 @@
-"""Find the tasks and upstreams of installed packages through entry points.
+"""Find the tasks, upstreams and balancers of installed packages through entry points.
 
 A plugin is imported when it is used, so that a broken one does not break the others.
 """
@@ -35,6 +35,7 @@ class PluginKind:
 
 TASKS = PluginKind("s3prl_mtl.tasks", "task", "-d")
 UPSTREAMS = PluginKind("s3prl_mtl.upstreams", "upstream", "-u")
+BALANCERS = PluginKind("s3prl_mtl.balancers", "balancer", "--balancer")
 
 
 class PackageLacksPlugin(UserError):
@@ -91,6 +92,11 @@ def discover_upstreams() -> dict[str, Plugin]:
     return _discover(UPSTREAMS)
 
 
+def discover_balancers() -> dict[str, Plugin]:
+    """All installed balancers of other packages, without importing them."""
+    return _discover(BALANCERS)
+
+
 def load_task(name: str, package: str | None = None, *, folder: str | None = None) -> type:
     """The expert class of a task.
 
@@ -135,7 +141,7 @@ def find_plugin(
     """The plugin of a name, or of `package:name` if several packages have it.
 
     Args:
-        kind: tasks or upstreams.
+        kind: tasks, upstreams or balancers.
         name: of the plugin, with or without its package.
         package: accept only a plugin of this package; None accepts that of the name, or the only
             one.

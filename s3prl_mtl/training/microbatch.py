@@ -60,15 +60,19 @@ class MicroBatcher:
     Args:
         world: all ranks.
         skips: counts the steps that are divided.
+        tasks: the largest number of tasks of a rank if every micro-batch is to have utterances of
+            one task; None to mix tasks.
 
     Attributes:
-        parts: micro-batches that each draw of a step is divided into, a power of two.
+        parts: micro-batches that each draw of a step, or each task of it, is divided into; a power
+            of two.
         steps: steps taken since `parts` was last changed.
     """
 
-    def __init__(self, world: World, skips: SkipCounts) -> None:
+    def __init__(self, world: World, skips: SkipCounts, tasks: int | None = None) -> None:
         self.world = world
         self.skips = skips
+        self.tasks = tasks
         self.parts = 1
         self.steps = 0
 
@@ -96,7 +100,7 @@ class MicroBatcher:
         dropped: frozenset[str] = frozenset()
         while True:
             micro_batches = [
-                MicroBatch(part, draw) for draw in draws for part in split_batches(draw, self.parts)
+                MicroBatch(part, draw) for draw in draws for part in self._divide(draw, self.parts)
             ]
             try:
                 result = attempt(micro_batches, dropped)
@@ -121,11 +125,21 @@ class MicroBatcher:
     def _set_parts(self, parts: int) -> None:
         self.parts, self.steps = parts, 0
 
+    def _divide(self, draw: Sequence[Batch], parts: int) -> list[list[Batch]]:
+        """The batches of each micro-batch; equally many micro-batches on all ranks."""
+        whole = [list(draw)] if self.tasks is None else by_task(draw, self.tasks)
+        return [part for batches in whole for part in split_batches(batches, parts)]
+
+    def _largest(self, draws: Sequence[Sequence[Batch]], parts: int) -> int:
+        """Utterances of the largest micro-batch."""
+        micro_batches = [part for draw in draws for part in self._divide(draw, parts)]
+        return max((sum(batch.utterances for batch in part) for part in micro_batches), default=0)
+
     def _increase(self, step: int, draws: Sequence[Sequence[Batch]]) -> None:
         """Double the number of micro-batches, if this reduces the largest one on any rank."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        now, then = (_largest(draws, parts) for parts in (self.parts, 2 * self.parts))
+        now, then = (self._largest(draws, parts) for parts in (self.parts, 2 * self.parts))
         by_rank = self.world.all_gather((now > then, now))
         if not any(can_shrink for can_shrink, _ in by_rank):
             raise SharedMistake(
@@ -143,10 +157,12 @@ class MicroBatcher:
         )
 
 
-def _largest(draws: Sequence[Sequence[Batch]], parts: int) -> int:
-    """Utterances of the largest micro-batch."""
-    micro_batches = [part for draw in draws for part in split_batches(draw, parts)]
-    return max((sum(batch.utterances for batch in part) for part in micro_batches), default=0)
+def by_task(batches: Sequence[Batch], count: int) -> list[list[Batch]]:
+    """The batches of each task, and empty lists up to a number of them."""
+    groups: dict[str, list[Batch]] = {}
+    for batch in batches:
+        groups.setdefault(batch.task, []).append(batch)
+    return [*groups.values(), *([] for _ in range(count - len(groups)))]
 
 
 def split_batches(batches: Sequence[Batch], parts: int) -> list[list[Batch]]:

@@ -99,9 +99,10 @@ class Run:
         return self.blocks()[0].trained
 
     @cached_property
-    def heads(self) -> list[nn.Parameter]:
-        """Trained parameters of the heads of this rank."""
-        return [parameter for block in self.blocks()[1:] for parameter in block.trained]
+    def heads(self) -> dict[str, list[nn.Parameter]]:
+        """Trained parameters of the heads of this rank, by task."""
+        blocks = self.blocks()[1:]
+        return {name: block.trained for name, block in zip(self.tasks, blocks, strict=True)}
 
     @cached_property
     def counted(self) -> list[nn.Parameter]:

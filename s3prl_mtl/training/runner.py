@@ -11,7 +11,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from s3prl_mtl.balancing import Balancer, Sum
+from s3prl_mtl.balancing import Balancer, make_balancer
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.best import best_files, best_of, name_in_run
 from s3prl_mtl.checkpoint.compatibility import warn_of_schedule
@@ -59,8 +59,8 @@ class MultiTaskRunner:
         resume: a checkpoint of the same run to resume from.
         world: the processes that train together: `World.join()` under torchrun; by default a
             single process.
-        balancer: turns the losses of the tasks into gradients, by default their sum; the same on
-            all ranks.
+        balancer: turns the losses of the tasks into gradients, the same on all ranks; by default
+            that of the config.
 
     Raises:
         UserError: the upstream, a task, its corpus or the checkpoint is not usable, or torchrun
@@ -88,6 +88,12 @@ class MultiTaskRunner:
         """Task and split of the last evaluations that could not be scored, with the reason."""
         self._resumed = resume
         self._signals: StopSignals | None = None
+        if balancer is None:
+            balancer = world.run_on_all_ranks(
+                lambda: make_balancer(
+                    settings.balancer, settings.downstream, settings.seed, self.device
+                )
+            )
         seed_all(settings.seed)
 
         self.encoder = self._build_encoder()
@@ -114,7 +120,7 @@ class MultiTaskRunner:
             specaug=specaug,
             stop_asked=self.stop_asked,
         )
-        balancer = (balancer or Sum(settings.downstream)).to(self.device)
+        balancer = balancer.to(self.device)
         optimizer = make_optimizer(
             parameter_groups(self.run, balancer, settings)
             if settings.optimizer.get("groups")
@@ -501,7 +507,11 @@ def evaluate_checkpoint(
     """
     gc.collect()  # An earlier runner keeps its encoder in reference cycles.
     # Also if the run was trained task-parallel.
-    config = {**config, "distributed": {"parallel": "data", "placement": None}}
+    config = {
+        **config,
+        "distributed": {"parallel": "data", "placement": None},
+        "balancer": {"name": "sum"},
+    }
     runner = MultiTaskRunner(config, folder, resume=saved, world=world)
     runner._signals = signals
     wanted = list(splits) or runner.splits("test_splits")

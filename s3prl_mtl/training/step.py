@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ class TrainingStep:
         self.scheduler = scheduler
         self.clipping = clipping
         self.accumulate = accumulate
-        self.micro_batcher = MicroBatcher(run.world, run.skips)
+        self.micro_batcher = self._micro_batcher(run.world, run.skips)
         self.gradients = GradientSum((block.group, block.trained) for block in run.blocks())
 
     def take(self) -> StepReport:
@@ -102,7 +103,7 @@ class TrainingStep:
             with self.gradients.overlapping() if is_last else nullcontext():
                 self._backward(self._forward(micro_batch, sync, records), sync)
         self._sum_over_ranks(sync)
-        self.balancer.combine(sync.losses, self.run.shared)
+        self.balancer.combine(sync.losses, self.run.shared, self.run.heads)
         norm = self._clip()
         self._update(norm)
         return sync, records
@@ -122,7 +123,7 @@ class TrainingStep:
             return sync.dropped
 
         self.run.set_training(True)
-        micro_batcher = MicroBatcher(World(), SkipCounts(self.run.names))
+        micro_batcher = self._micro_batcher(World(), SkipCounts(self.run.names))
         dropped = micro_batcher.take(1, [self.draw()], attempt)
         self.optimizer.zero_grad(set_to_none=True)
         if dropped:
@@ -142,6 +143,11 @@ class TrainingStep:
             with self.run.world.doing(f"reading a batch of {name}"):
                 batches += task.stream.next_round()
         return batches
+
+    def _micro_batcher(self, world: World, skips: SkipCounts) -> MicroBatcher:
+        run = self.run
+        own = [len(run.placement.tasks_of(rank)) for rank in range(run.world.size)]
+        return MicroBatcher(world, skips, max(own) if self.balancer.one_task_at_a_time else None)
 
     def _begin(self, world: World, dropped: frozenset[str]) -> tuple[StepSync, dict[str, Records]]:
         """Discard what an earlier attempt at this step has left."""
@@ -183,7 +189,8 @@ class TrainingStep:
             squares = world.sum(torch.tensor([float(norm) ** 2], dtype=torch.float64))
             norm = squares[0].sqrt().float().to(norm.device)
         if math.isfinite(norm):
-            held = [*self.run.shared, *self.run.heads, *self.balancer.parameters()]
+            heads = chain(*self.run.heads.values())
+            held = [*self.run.shared, *heads, *self.balancer.parameters()]
             nn.utils.clip_grads_with_norm_(held, self.clipping, norm)
         return float(norm)
 

@@ -8,16 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_mtl.balancing import Balancer, GradientBalancer
+from s3prl_mtl.balancing.base import Heads
 
 
 class FixedWeights(Balancer):
     """Minimises a weighted sum of the losses; the first task has the weight 1, the next 2, ..."""
 
     def backward(
-        self,
-        losses: Mapping[str, Tensor],
-        shared: Sequence[nn.Parameter],
-        heads: Sequence[nn.Parameter],
+        self, losses: Mapping[str, Tensor], shared: Sequence[nn.Parameter], heads: Heads
     ) -> None:
         if losses:
             weighted = [(1 + self.tasks.index(task)) * loss for task, loss in losses.items()]
@@ -35,17 +33,16 @@ class LearnedWeights(Balancer):
         self.log_variances = nn.Parameter(torch.zeros(len(tasks)))
 
     def backward(
-        self,
-        losses: Mapping[str, Tensor],
-        shared: Sequence[nn.Parameter],
-        heads: Sequence[nn.Parameter],
+        self, losses: Mapping[str, Tensor], shared: Sequence[nn.Parameter], heads: Heads
     ) -> None:
         if losses:
             weights = (-self.log_variances.detach()).exp()
             weighted = [weights[self.tasks.index(task)] * loss for task, loss in losses.items()]
             torch.stack(weighted).sum().backward()
 
-    def combine(self, losses: Mapping[str, float], shared: Sequence[nn.Parameter]) -> None:
+    def combine(
+        self, losses: Mapping[str, float], shared: Sequence[nn.Parameter], heads: Heads
+    ) -> None:
         present = [self.tasks.index(task) for task in losses]
         variances = self.log_variances[present]
         means = torch.tensor(list(losses.values()), device=variances.device)

@@ -47,7 +47,8 @@ def balance(
 ) -> Network:
     """The network after one step of a balancer on one rank."""
     network = Network()
-    shared, heads = list(network.shared.parameters()), list(network.heads.parameters())
+    shared = list(network.shared.parameters())
+    heads = {task: list(head.parameters()) for task, head in network.heads.items()}
     if abandoned:
         balancer.begin_step()
         balancer.backward(network.losses(INPUTS, tasks), shared, heads)
@@ -59,7 +60,7 @@ def balance(
         balancer.backward(losses, shared, heads)
         for task, loss in losses.items():
             means[task] += loss.item()
-    balancer.combine(means, shared)
+    balancer.combine(means, shared, heads)
     return network
 
 
@@ -92,6 +93,19 @@ def test_the_shared_gradient_is_combined_and_each_head_has_its_own(
 def test_the_tasks_of_the_example_conflict():
     rows = [flat(network) for network in gradients_of_each_task(TASKS).values()]
     assert not torch.allclose(pcgrad(rows), sum(rows), rtol=1e-2)
+
+
+def test_the_share_of_conflicting_pairs_is_averaged_until_it_is_logged():
+    balancer = PCGrad(TASKS)
+    shares = []
+    for tasks in (TASKS, ["a", "c"]):
+        balance(balancer, tasks)
+        rows = [flat(network) for network in gradients_of_each_task(tasks).values()]
+        pairs = [bool(rows[i] @ rows[j] < 0) for i in range(len(rows)) for j in range(i)]
+        shares.append(sum(pairs) / len(pairs))
+    assert sum(shares) > 0
+    assert balancer.metrics() == {"conflicting_pairs": pytest.approx(sum(shares) / 2)}
+    assert balancer.metrics() == {}
 
 
 def test_a_step_without_any_task_has_no_gradient():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from s3prl_mtl.balancing import Balancer, Sum
+from s3prl_mtl.balancing import Balancer, Sum, make_balancer
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.tracking.tracker import read_metrics
@@ -28,6 +28,9 @@ from tests.distributed.test_updates import (
 TASKS = "asr,ks,er"
 
 
+Kind = type[Balancer] | dict[str, Any]
+"""A class, or the section of a config."""
+
 Outcome = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, float]]
 """Weights before and after a step, and its losses."""
 
@@ -39,12 +42,13 @@ def step_of(runner: MultiTaskRunner) -> Outcome:
 
 
 def balanced_steps(
-    world: World, config: dict[str, Any], folder: Path, cases: list[tuple[type[Balancer], int]]
+    world: World, config: dict[str, Any], folder: Path, cases: list[tuple[Kind, int]]
 ) -> list[Outcome]:
     """For each balancer and number of micro-batches, a step from the same weights and batches."""
     outcomes = []
     for kind, parts in cases:
-        balancer = kind(config["downstream"])
+        tasks = config["downstream"]
+        balancer = kind(tasks) if isinstance(kind, type) else make_balancer(kind, tasks, seed=3)
         runner = MultiTaskRunner(config, folder, world=world, balancer=balancer)
         without_dropout(runner)
         if not config["distributed"]["placement"]:
@@ -81,13 +85,40 @@ def test_the_update_is_that_of_one_process_on_whole_batches(config: dict[str, An
             assert torch.equal(value, other[1][name]), "the ranks have drifted apart"
 
 
+BY_NAME = [
+    {"name": "uncertainty"},
+    {"name": "pcgrad"},
+    {"name": "pcgrad", "per_parameter": True},
+    {"name": "gradvac"},
+    {"name": "graddrop"},
+    {"name": "famo"},
+    {"name": "random"},
+    {"name": "uw"},
+]
+
+
+@pytest.mark.slow
+def test_balancers_by_name_make_the_update_of_one_process(config: dict[str, Any], tmp_path: Path):
+    cases = [(kind, parts) for kind in BY_NAME for parts in (1, 2)]
+    (alone,) = run_ranks(1, balanced_steps, config, tmp_path / "one", cases)
+    on_two = run_ranks(2, balanced_steps, config, tmp_path / "two", cases)
+    for number in range(0, len(cases), 2):
+        whole = alone[number]
+        outcomes = [alone[number + 1], *(rank[number + i] for rank in on_two for i in (0, 1))]
+        for outcome in outcomes:
+            assert_same_update(whole, outcome)
+    for one, other in zip(*on_two, strict=True):
+        for name, value in one[1].items():
+            assert torch.equal(value, other[1][name]), "the ranks have drifted apart"
+
+
 @pytest.mark.slow
 def test_task_parallel_ranks_make_the_update_of_data_parallel_ones(
     config: dict[str, Any], tmp_path: Path
 ):
     for task in config["downstream"]:
         config[task]["downstream_expert"]["datarc"]["train_batch_size"] = 1
-    cases = [(kind, 1) for kind in KINDS]
+    cases = [(kind, 1) for kind in [*KINDS, *BY_NAME]]
     config["distributed"] = {"parallel": "task", "placement": "0:asr,ks,er;1:asr,ks,er"}
     by_data, _ = run_ranks(2, balanced_steps, config, tmp_path / "data", cases)
     config["distributed"] = {"parallel": "task", "placement": "0:asr;1:ks,er"}
@@ -127,21 +158,46 @@ def test_a_task_that_is_dropped_late_has_no_part_in_the_combined_gradient(
         assert_same_update(without, outcome, names=list(without[0]))
 
 
-def train(world: World, config: dict[str, Any], folder: Path, resume: Path | None) -> None:
-    saved = checkpoints.load(resume) if resume is not None else None
-    torch.rand(17 + world.rank)
-    balancer = LearnedWeights(config["downstream"])
-    MultiTaskRunner(config, folder, resume=saved, world=world, balancer=balancer).train()
+def one_task_steps(world: World, config: dict[str, Any], folder: Path) -> list[list[str]]:
+    """The tasks of each pass of the encoder in a step with PCGrad."""
+    runner = MultiTaskRunner(config, folder, world=world, balancer=PCGrad(config["downstream"]))
+    passes: list[list[str]] = []
+    step = runner.training_step
+    forward = step._forward
+
+    def note(micro_batch: Any, *rest: Any) -> Any:
+        passes.append([batch.task for batch in micro_batch.batches])
+        return forward(micro_batch, *rest)
+
+    step._forward = note  # type: ignore[method-assign]
+    runner.train_step()
+    return passes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_learned_weights_are_trained_logged_saved_and_resumed_bit_for_bit(
-    ranks: int, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+def test_each_rank_encodes_its_own_tasks_one_after_the_other(
+    config: dict[str, Any], tmp_path: Path
 ):
-    config = make_config(
-        tiny_corpus,
-        manifest_cache,
+    assert run_ranks(1, one_task_steps, config, tmp_path) == [[["asr"], ["ks"], ["er"]]]
+    config["distributed"] = {"parallel": "task", "placement": "0:asr;1:ks,er"}
+    by_rank = run_ranks(2, one_task_steps, config, tmp_path)
+    # A rank has two shares of a task that it has alone.
+    assert by_rank == [[["asr", "asr"], []], [["ks", "ks"], ["er", "er"]]]
+
+
+def train(world: World, config: dict[str, Any], folder: Path, resume: Path | None) -> None:
+    saved = checkpoints.load(resume) if resume is not None else None
+    torch.rand(17 + world.rank)
+    is_named = config["balancer"]["name"] != "sum"
+    balancer = None if is_named else LearnedWeights(config["downstream"])
+    MultiTaskRunner(config, folder, resume=saved, world=world, balancer=balancer).train()
+
+
+def long_config(corpus: Path, cache: Path, **flags: Any) -> dict[str, Any]:
+    """Four steps with a checkpoint after two."""
+    return make_config(
+        corpus,
+        cache,
         "ks,er",
         optimizer={"name": "AdamW", "lr": 1e-2},
         runner__total_steps=4,
@@ -149,7 +205,30 @@ def test_learned_weights_are_trained_logged_saved_and_resumed_bit_for_bit(
         runner__log_step=1,
         runner__test_last=False,
         runner__max_keep=9,
+        **flags,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["pcgrad:per_parameter=true", "gradvac", "excessmtl", "famo", "dwa:epoch_steps=1", "uw"]
+)
+def test_a_run_with_a_balancer_is_resumed_bit_for_bit(
+    name: str, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    config = long_config(tiny_corpus, manifest_cache, balancer=name)
+    train(World(), config, tmp_path / "whole", None)
+    half, end = (tmp_path / "whole" / f"states-{step}.ckpt" for step in (2, 4))
+    train(World(), config, tmp_path / "resumed", half)
+    assert_same(checkpoints.load(end), checkpoints.load(tmp_path / "resumed" / "states-4.ckpt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_learned_weights_are_trained_logged_saved_and_resumed_bit_for_bit(
+    ranks: int, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    config = long_config(tiny_corpus, manifest_cache)
     run_ranks(ranks, train, config, tmp_path / "whole", None)
     half, end = (tmp_path / "whole" / f"states-{step}.ckpt" for step in (2, 4))
     run_ranks(ranks, train, config, tmp_path / "resumed", half)

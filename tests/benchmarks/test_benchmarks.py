@@ -37,3 +37,16 @@ def test_the_benchmark_of_a_step_measures_every_way(tmp_path: Path) -> None:
     ]
     assert all(rate > 0 for record in records for rate in record["rates"])
     assert len(done.stdout.splitlines()) == 1 + 2 + len(records)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_balancers_measures_every_way(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    words = ["--size", "tiny", "--tasks", "ks,ic", "--repeats", "1", "--log", str(log)]
+    command = [sys.executable, str(BENCHMARKS / "balancers.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [record["balancer"] for record in records][:2] == ["sum", "uncertainty"]
+    assert all(seconds > 0 for record in records for seconds in record["seconds"])
+    assert {record["balancer"]: record["kept"] > 0 for record in records}["pcgrad"]

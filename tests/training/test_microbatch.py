@@ -15,6 +15,7 @@ from s3prl_mtl.training.microbatch import (
     MicroBatcher,
     OutOfMemory,
     TasksDropped,
+    by_task,
     split_batches,
 )
 from s3prl_mtl.training.skips import SkipCounts
@@ -38,6 +39,21 @@ def test_micro_batches_hold_every_utterance_once_and_get_smaller():
                 assert len(batch.wavs) == len(batch.others[0]) == len(batch.others[1])
     assert max(sum(b.utterances for b in part) for part in split_batches(batches, 8)) == 1
     assert [[b.task for b in part] for part in split_batches(batches, 2)] == [["a"], ["b", "c"]]
+
+
+def test_one_task_at_a_time_has_as_many_micro_batches_on_every_rank():
+    a, b, more = batch_of("a", 50, 60), batch_of("b", 10), batch_of("a", 70)
+    assert by_task([a, b, more], 3) == [[a, more], [b], []]
+    assert by_task([], 2) == [[], []]
+    for draw in ([a, b, more], [b], []):
+        batcher = MicroBatcher(World(), SkipCounts(["a", "b"]), tasks=2)
+        batcher.parts = 2
+        found: list[MicroBatch] = []
+        batcher.take(1, [draw, draw], lambda parts, _, found=found: found.extend(parts))
+        assert len(found) == 2 * 2 * 2
+        assert all(len({batch.task for batch in part.batches}) <= 1 for part in found)
+        held = sum(batch.utterances for part in found for batch in part.batches)
+        assert held == 2 * sum(batch.utterances for batch in draw)
 
 
 def test_a_batch_with_an_entry_that_cannot_be_sliced_stays_whole():

@@ -1,0 +1,97 @@
+"""Balancers by name and option, also those of other packages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s3prl_mtl.balancing import Sum, make_balancer
+from s3prl_mtl.balancing.factory import parse_balancer
+from s3prl_mtl.config import build_config
+from tests.mistakes import user_error
+
+THIRD = """
+from s3prl_mtl.balancing import Sum
+
+
+class DownstreamExpert(Sum):
+    "Adds and logs."
+
+    def __init__(self, tasks, factor=2.0, seed=0):
+        super().__init__(tasks)
+        self.factor, self.seed = factor, seed
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "section"),
+    [
+        ("sum", {"name": "sum"}),
+        ("PCGrad", {"name": "pcgrad"}),
+        ("Geometric_Mean", {"name": "geometricmean"}),
+        ("pcgrad:per_parameter=true", {"name": "pcgrad", "per_parameter": True}),
+        ("fixed:asr=1,ks=0.3", {"name": "fixed", "asr": 1, "ks": 0.3}),
+        ("famo:lr=1e-3", {"name": "famo", "lr": 1e-3}),
+        (
+            "stch:mu=0.1,weights.asr=1,weights.ks=2",
+            {"name": "stch", "mu": 0.1, "weights": {"asr": 1, "ks": 2}},
+        ),
+    ],
+)
+def test_a_text_is_a_name_and_options(text: str, section: dict[str, Any]):
+    assert parse_balancer(text, "--balancer") == section
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("uncertanty", "uncertainty"), ("up_gard", "upgrad"), ("fxied", "fixed")]
+)
+def test_an_unknown_name_is_an_error_with_the_nearest(name: str, nearest: str):
+    with user_error("unknown-name", where=f"--balancer {name}", fix=nearest):
+        parse_balancer(name, "--balancer")
+
+
+def test_an_option_that_a_balancer_does_not_have_is_an_error():
+    with user_error("unknown-key", where="balancer.per_paramter", fix="per_parameter"):
+        make_balancer({"name": "pcgrad", "per_paramter": True}, ["a"])
+    with user_error("wrong-type", where="balancer.per_parameter"):
+        make_balancer({"name": "pcgrad", "per_parameter": 1}, ["a"])
+    with user_error("unknown-key", where="balancer.seed"):
+        make_balancer({"name": "pcgrad", "seed": 1}, ["a"])
+    with user_error("invalid-value", where="--balancer"):
+        parse_balancer("fixed:asr=1,ks", "--balancer")
+
+
+def config_of(*files: Path, **flags: Any) -> dict[str, Any]:
+    text = flags.pop("overrides", None)
+    given = {"downstream": ["ks"], "data": "/corpora", **flags}
+    return build_config(files=files, flags=given, overrides=text)["balancer"]
+
+
+def test_the_config_takes_a_section_or_a_text(tmp_path: Path):
+    file = tmp_path / "run.yaml"
+    assert config_of() == {"name": "sum"}
+    file.write_text("balancer: {name: FAMO, lr: 0.1}\n")
+    assert config_of(file) == {"name": "famo", "lr": 0.1}
+    # Another method inherits nothing, the same one its other options.
+    assert config_of(file, balancer="gradvac") == {"name": "gradvac"}
+    changed = config_of(file, overrides="config.balancer.weight_decay=0")
+    assert changed == {"name": "famo", "lr": 0.1, "weight_decay": 0}
+    assert config_of(overrides="args.balancer=fixed:ks=2") == {"name": "fixed", "ks": 2}
+    with user_error("unknown-key", where="balancer.lrr", fix="lr"):
+        config_of(file, overrides="config.balancer.lrr=0")
+
+
+def test_another_package_adds_a_balancer(install):
+    install(THIRD, None, "mine", "s3prl_mtl.balancers")
+    balancer = make_balancer(config_of(balancer="mine:factor=3.0"), ["ks"], seed=7)
+    assert isinstance(balancer, Sum) and balancer.factor == 3.0 and balancer.seed == 7
+    with user_error("unknown-key", where="balancer.fctor", fix="factor"):
+        config_of(balancer="mine:fctor=3.0")
+
+
+def test_a_balancer_of_another_class_is_an_error(install):
+    install("def DownstreamExpert(tasks): return 3\n", None, "three", "s3prl_mtl.balancers")
+    with user_error("plugin-broken", where="three"):
+        make_balancer({"name": "three"}, ["ks"])
