@@ -77,7 +77,7 @@ def export(run: str | os.PathLike[str], format: str, out: str | os.PathLike[str]
     saved = SavedRun.open(Path(run))
     _refuse_other_kinds(saved, format)
     logger.info("Exporting step %d of %s.", saved.step, saved.path)
-    with _write_errors(path), atomic_output(path) as partial:
+    with write_errors(path), atomic_output(path) as partial:
         chosen.write(saved, partial)
     return Path(out)
 
@@ -115,7 +115,7 @@ def _refuse_other_kinds(saved: SavedRun, format: str) -> None:
 
 
 @contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
     """Raise a `UserError` for failed writes: the disk is full, or the folder is not writable."""
     try:
         yield
@@ -124,7 +124,7 @@ def _write_errors(path: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise UserError(
-            f"The export could not be written: {reason}. Partial files were removed.",
+            f"The output could not be written: {reason}. Partial files were removed.",
             where=f"-o {path}",
             fix="Choose a writable folder with free space.",
             code="file-unwritable",

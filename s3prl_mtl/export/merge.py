@@ -15,6 +15,7 @@ from torch import Tensor
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.restore import encoder_weights
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.export.command import write_errors
 from s3prl_mtl.export.fairseq_file import require_pretraining_parts
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.upstreams import Hubert, Upstream, load_upstream, write_fairseq_checkpoint
@@ -95,7 +96,10 @@ def merge(
     for number, path in enumerate(outputs):
         chosen = [alphas[number]] if len(tuned) == 1 else alphas * (len(tuned) // len(alphas))
         weights = [_weights(one, first, by_layer) for one in chosen]
-        _write(path, first, interpolate(origin.state, [e.state for e in encoders], weights))
+        merged = interpolate(origin.state, [encoder.state for encoder in encoders], weights)
+        with write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, first, merged)
         logger.info("Wrote %s with alpha %s.", path, ",".join(one.text for one in chosen))
     return outputs
 
@@ -256,7 +260,6 @@ def _weights(alpha: Alpha, encoder: _Encoder, by_layer: bool) -> dict[str, float
 
 def _write(path: Path, encoder: _Encoder, merged: Mapping[str, Tensor]) -> None:
     """Write the merged parameters in place of those of the first tuned encoder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".ckpt":
         assert encoder.run is not None
         checkpoint = encoder.run.checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
@@ -180,3 +181,17 @@ def test_a_missing_run_or_base_is_named(run: Path, tmp_path: Path) -> None:
         merge(str(BASE), ["/no/run"], "0.1", tmp_path / "out.ckpt")
     with user_error("unknown-name", where=r"hubrt"):
         merge("hubrt", [str(run)], "0.1", tmp_path / "out.ckpt")
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".pt"])
+def test_a_failed_write_is_named_and_leaves_nothing(
+    suffix: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    folder = tmp_path / "merged"
+    with user_error("file-unwritable", where=f"out{suffix}"):
+        merge(str(BASE), [str(run)], "0.1", folder / f"out{suffix}")
+    assert list(folder.iterdir()) == []
