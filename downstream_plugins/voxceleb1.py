@@ -15,10 +15,8 @@ Utterances are named like in the lists: `id10001/1zcIwhmdeo4/00001.wav`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from s3prl_mtl.data import AudioIndex, Corpus, Finding, audio_stem, list_folders, walk_files
 from s3prl_mtl.errors import UserError
@@ -31,8 +29,6 @@ NEWER_LISTS = (
 )
 
 _DEPTH = 3  # folders between the root and the speakers' folders
-_FOUND: dict[Path, tuple[Any, VoxCelebFiles]] = {}
-"""The last result of `find_files`, with the state of the folders then."""
 _TEST_PART = re.compile(r"(^|[^a-z])test([^a-z]|$)", re.IGNORECASE)
 
 
@@ -96,26 +92,15 @@ def find_files(root: Path) -> VoxCelebFiles:
     """Find the speakers' folders below a root, and list their audio.
 
     Listing folders is faster than 150 000 look-ups. Links to folders are followed; a folder that is
-    reached twice (`dev/wav` and `test/wav` may be links to one) is read once. A program that asks
-    several times lists the files once, as long as the speakers' folders have not changed.
+    reached twice (`dev/wav` and `test/wav` may be links to one) is read once.
 
     Raises:
         UserError: a folder cannot be listed.
     """
-    folders = _speaker_folders(root)
-    state = tuple((folder / s).stat().st_mtime_ns for folder, names, _ in folders for s in names)
-    kept = _FOUND.get(root)
-    if kept is None or kept[0] != (folders, state):
-        _FOUND.clear()
-        kept = _FOUND[root] = ((folders, state), _list_files(root, folders))
-    return kept[1]
-
-
-def _list_files(root: Path, folders: Sequence[tuple[Path, list[str], list[Path]]]) -> VoxCelebFiles:
     found = VoxCelebFiles()
     seen: set[Path] = set()
     stems: set[str] = set()
-    for folder, speakers, others in folders:
+    for folder, speakers, others in _speaker_folders(root):
         found.others += others
         if not speakers or folder.resolve() in seen:
             continue
