@@ -222,7 +222,7 @@ def _class_section(
     name = str(values.get("name", current.get("name")))
     allowed = settings_of(name)
     if section == "optimizer" and "groups" in values:
-        groups = merge_groups(current.get("groups", {}), values["groups"], allowed, origin)
+        groups = merge_groups(current.get("groups", {}), values["groups"], allowed or [], origin)
         values = {**values, "groups": groups}
     for key, value in values.items():
         is_groups = (section, key) == ("optimizer", "groups")
