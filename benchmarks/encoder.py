@@ -14,16 +14,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
+from common import SIZES, seconds_of
 from torch import Tensor
 
 from s3prl_mtl.fileio.safe_torch import NamingPickle, from_plain
-from s3prl_mtl.upstreams.hubert.config import HubertConfig
 from s3prl_mtl.upstreams.hubert.encoder import Hubert
 from s3prl_mtl.upstreams.hubert.fairseq_file import make_header
 
@@ -48,19 +47,8 @@ print(json.dumps(dict(seconds=seconds, before=before, peak=peak, parameters=para
 UTTERANCE_SECONDS = [1.0, 2.3, 7.2, 3.1, 1.0, 2.2, 4.8, 2.0]
 
 
-def base_config() -> HubertConfig:
-    """HuBERT Base as published: 504 label embeddings of width 256, convolutions at 0.1."""
-    return HubertConfig(
-        final_proj_dim=256,
-        label_embeddings=(504, 256),
-        feature_grad_mult=0.1,
-        dropout_input=0.1,
-        encoder_layerdrop=0.05,
-    )
-
-
 def measure_loading(repeats: int) -> None:
-    model = Hubert(base_config())
+    model = Hubert(SIZES["base"])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "base.pt"
         moments = {
@@ -90,26 +78,18 @@ def measure_loading(repeats: int) -> None:
 
 
 def median_seconds(
-    actions: Mapping[str, Callable[[], object]], repeats: int, device: str
+    actions: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, float]:
-    """Median of each action, taken in turns so that a busy moment hits all alike.
-
-    On a CPU it is processor time, which other programs do not change.
-    """
-    clock = time.perf_counter if device == "cuda" else time.process_time
+    """Median of each action, taken in turns so that a busy moment hits all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(repeats + 1):
         for name, action in actions.items():
-            start = clock()
-            action()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            seconds[name].append(clock() - start)
+            seconds[name].append(seconds_of(action, device))
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
-def measure_batches(repeats: int, device: str) -> None:
-    model = Hubert(base_config()).to(device).eval()
+def measure_batches(repeats: int, device: torch.device) -> None:
+    model = Hubert(SIZES["base"]).to(device).eval()
     wavs = [0.1 * torch.randn(int(16_000 * s), device=device) for s in UTTERANCE_SECONDS]
     longest = max(len(wav) for wav in wavs)
     padded = [torch.nn.functional.pad(wav, (0, longest - len(wav))) for wav in wavs]
@@ -147,7 +127,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     measure_loading(arguments.repeats)
-    measure_batches(arguments.repeats, arguments.device)
+    measure_batches(arguments.repeats, torch.device(arguments.device))
 
 
 if __name__ == "__main__":

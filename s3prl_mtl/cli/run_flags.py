@@ -28,8 +28,6 @@ _TRAINING_FLAGS = {
     "--steps": "steps",
     "--unfreeze_after": "unfreeze_after",
 }
-_NAMES = {"-n": "expname", "-p": "expdir", "-a": "auto_resume", "-e": "past_exp"}
-_NAMED = {"-p": "where the run is", "-e": "what to resume"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -171,10 +169,13 @@ def _refuse_contradictions(arguments: argparse.Namespace) -> None:
                 fix=f"Leave it out, or {advice} {flag} ...",
                 code="conflicting-options",
             )
-    for first, second in (("-n", "-p"), ("-a", "-e")):
-        if all(getattr(arguments, _NAMES[flag]) for flag in (first, second)):
+    for first, second, given, what in (
+        ("-n", "-p", arguments.expname and arguments.expdir, "where the run is"),
+        ("-a", "-e", arguments.auto_resume and arguments.past_exp, "what to resume"),
+    ):
+        if given:
             raise UserError(
-                f"{first} and {second} both say {_NAMED[second]}.",
+                f"{first} and {second} both say {what}.",
                 where=f"{first} and {second}",
                 fix="Give one of them.",
                 code="conflicting-options",

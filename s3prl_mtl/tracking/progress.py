@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from types import TracebackType
+from typing import TypeVar
 
 from rich.columns import Columns
 from rich.console import RenderableType
@@ -19,7 +20,28 @@ RATE_STEPS = 50
 """Latest steps that the seconds of audio per second are averaged over."""
 
 
-class StepProgress:
+_Self = TypeVar("_Self", bound="_Shown")
+
+
+class _Shown:
+    """Shows a bar inside the context."""
+
+    _progress: Progress
+
+    def __enter__(self: _Self) -> _Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+
+class StepProgress(_Shown):
     """Steps, time left, speed and total loss on one line; below, the loss of each task.
 
     The line fits into 60 columns.
@@ -29,6 +51,8 @@ class StepProgress:
         total: steps of the run.
         shown: False for all but one of several processes.
     """
+
+    _progress: _LineAndLosses
 
     def __init__(self, done: int, total: int, shown: bool = True) -> None:
         self._progress = _LineAndLosses(
@@ -46,16 +70,7 @@ class StepProgress:
 
     def __enter__(self) -> StepProgress:
         self._audio.append((time.monotonic(), 0.0))
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
+        return super().__enter__()
 
     def advance(self, step: int, losses: Mapping[str, float], audio_seconds: float) -> None:
         """Show a step.
@@ -78,7 +93,7 @@ class StepProgress:
         )
 
 
-class EvaluationProgress:
+class EvaluationProgress(_Shown):
     """Task, split and batches of an evaluation on one line, removed at its end.
 
     The line fits into 60 columns, and below that of the training.
@@ -100,18 +115,6 @@ class EvaluationProgress:
         )
         self._bar = self._progress.add_task("", total=None, batches="")
         self._total: int | None = None
-
-    def __enter__(self) -> EvaluationProgress:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
 
     def begin(self, task: str, split: str, batches: int | None) -> None:
         """Show the beginning of a split.

@@ -6,28 +6,36 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.mark.slow
-def test_the_checks_of_a_gpu_hold_on_a_cpu() -> None:
-    command = [sys.executable, str(BENCHMARKS / "gpu_check.py"), "--device", "cpu"]
+def run(script: str, *words: str) -> str:
+    """What a benchmark prints."""
+    command = [sys.executable, str(BENCHMARKS / script), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("| ok |") >= 25
+    return done.stdout
+
+
+def measured(script: str, log: Path) -> tuple[str, list[dict[str, Any]]]:
+    """What a short run of a benchmark prints, and the lines of its log."""
+    words = ["--size", "tiny", "--tasks", "ks,ic", "--repeats", "1", "--log", str(log)]
+    shown = run(script, *words)
+    return shown, [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_the_checks_of_a_gpu_hold_on_a_cpu() -> None:
+    assert run("gpu_check.py", "--device", "cpu").count("| ok |") >= 25
 
 
 @pytest.mark.slow
 def test_the_benchmark_of_a_step_measures_every_way(tmp_path: Path) -> None:
-    log = tmp_path / "log.jsonl"
-    words = ["--size", "tiny", "--tasks", "ks,ic", "--repeats", "1", "--log", str(log)]
-    command = [sys.executable, str(BENCHMARKS / "step.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    records = [json.loads(line) for line in log.read_text().splitlines()]
+    shown, records = measured("step.py", tmp_path / "log.jsonl")
     assert [(record["way"], record["precision"]) for record in records] == [
         ("by task", "float32"),
         ("packed", "float32"),
@@ -36,17 +44,12 @@ def test_the_benchmark_of_a_step_measures_every_way(tmp_path: Path) -> None:
         ("same length", "bfloat16"),
     ]
     assert all(rate > 0 for record in records for rate in record["rates"])
-    assert len(done.stdout.splitlines()) == 1 + 2 + len(records)
+    assert len(shown.splitlines()) == 1 + 2 + len(records)
 
 
 @pytest.mark.slow
 def test_the_benchmark_of_balancers_measures_every_way(tmp_path: Path) -> None:
-    log = tmp_path / "log.jsonl"
-    words = ["--size", "tiny", "--tasks", "ks,ic", "--repeats", "1", "--log", str(log)]
-    command = [sys.executable, str(BENCHMARKS / "balancers.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    records = [json.loads(line) for line in log.read_text().splitlines()]
+    _, records = measured("balancers.py", tmp_path / "log.jsonl")
     assert [record["balancer"] for record in records][:2] == ["sum", "uncertainty"]
     assert all(seconds > 0 for record in records for seconds in record["seconds"])
     assert {record["balancer"]: record["kept"] > 0 for record in records}["pcgrad"]
