@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -51,13 +52,15 @@ SIZES: dict[str, HubertConfig] = {
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What a number depends on: device, threads, versions, commit."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=FOLDER,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
+    commit = ""
+    if shutil.which("git") is not None:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=FOLDER,
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),

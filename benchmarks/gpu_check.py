@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,6 +134,15 @@ def training(device: torch.device) -> list[Check]:
     return [("loss after 10 steps, bfloat16 against float32", error, 0.05)]
 
 
+def completed(run: Callable[[], list[Check]]) -> list[Check]:
+    """The checks of a run; a failed one, with the traceback, if it raises an error."""
+    try:
+        return run()
+    except Exception as error:
+        traceback.print_exc()
+        return [(f"{type(error).__name__}, see above", float("inf"), 0.0)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", default="cuda")
@@ -145,7 +155,7 @@ def main() -> None:
         lambda: attention_dropout(device),
         lambda: training(device),
     ]
-    checks = [check for run in runs for check in run()]
+    checks = [check for run in runs for check in completed(run)]
     rows = [
         [what, f"{error:.2e}", f"{limit:g}", "ok" if error <= limit else "FAILED"]
         for what, error, limit in checks
