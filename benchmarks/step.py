@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from s3prl_mtl import Featurizer
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
 from s3prl_mtl.upstreams.hubert.encoder import Hubert
+from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 from s3prl_mtl.upstreams.zoo.huggingface import import_transformers
 
 # Utterances of a batch, and their shortest and longest duration in seconds: the branch's batches
@@ -67,14 +68,15 @@ def packed(config: HubertConfig, device: torch.device, dtype: torch.dtype) -> St
     """Steps of this encoder."""
     model = Hubert(config).to(device).train()
     featurizer = Featurizer(model).to(device)
-    optimizer = torch.optim.AdamW([*model.parameters(), *featurizer.parameters()], lr=1e-5)
+    is_fused = device.type == "cuda"
+    parameters = [*model.parameters(), *featurizer.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=is_fused)
+    is_rounded = dtype == torch.bfloat16
+    encoder = SharedEncoder(model, featurizer, device, freeze=False, bf16=is_rounded)
 
     def step(batches: Batches) -> None:
         optimizer.zero_grad(set_to_none=True)
-        wavs = [wav.to(device, non_blocking=True) for batch in batches for wav in batch]
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            hidden = model(wavs)
-        features = featurizer(hidden)
+        features = encoder.features([wav for batch in batches for wav in batch])
         torch.cat(features).square().mean().backward()
         optimizer.step()
 

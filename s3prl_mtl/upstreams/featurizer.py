@@ -93,7 +93,7 @@ class _WeightedSum(torch.autograd.Function):
         (weights, *layers), gradient = ctx.saved_tensors, gradients[0]
         to_weights = torch.stack([torch.sum(gradient * layer) for layer in layers])
         to_layers = [
-            (gradient * weight).to(layer.dtype) if needed else None
+            torch.mul(gradient, weight, out=torch.empty_like(layer)) if needed else None
             for weight, layer, needed in zip(weights, layers, ctx.needs_input_grad[1:], strict=True)
         ]
         return to_weights.to(weights.dtype), *to_layers

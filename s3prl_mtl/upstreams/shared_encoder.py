@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream
+from s3prl_mtl.upstreams.hubert.devices import to_device
 
 
 class SharedEncoder:
@@ -38,7 +39,7 @@ class SharedEncoder:
 
     def hidden_states(self, wavs: Sequence[Any]) -> HiddenStates:
         """Encode waveforms ``(samples_i,)``; hidden states are in the encoder's precision."""
-        waveforms = [torch.as_tensor(wav, dtype=torch.float32).to(self.device) for wav in wavs]
+        waveforms = _move([torch.as_tensor(wav, dtype=torch.float32) for wav in wavs], self.device)
         trains_encoder = torch.is_grad_enabled() and not self.freeze
         with (
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16),
@@ -67,6 +68,13 @@ class SharedEncoder:
         """Switch between training and evaluation; a frozen encoder stays in evaluation mode."""
         self.upstream.train(training and not self.freeze)
         self.featurizer.train(training)
+
+
+def _move(wavs: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Copy waveforms to a device; to a GPU in one transfer that nothing waits for."""
+    if device.type != "cuda" or wavs[0].device.type != "cpu":
+        return [wav.to(device) for wav in wavs]
+    return list(to_device(torch.cat(wavs), device).split([len(wav) for wav in wavs]))
 
 
 def wants_hidden_states(expert: Any) -> bool:

@@ -6,10 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s3prl_mtl.upstreams.hubert.attention import attend_by_offsets, attend_in_groups
+from s3prl_mtl.upstreams.hubert import attention, convolutions, positional
+from s3prl_mtl.upstreams.hubert.attention import attend_in_groups
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
-from s3prl_mtl.upstreams.hubert.convolutions import ConvolutionalFrontEnd, strided_convolution
+from s3prl_mtl.upstreams.hubert.convolutions import (
+    ConvolutionalFrontEnd,
+    statistics_by_slot,
+    statistics_by_utterance,
+    strided_convolution,
+)
 from s3prl_mtl.upstreams.hubert.dropout import dropout
+from s3prl_mtl.upstreams.hubert.encoder import Hubert
 from s3prl_mtl.upstreams.hubert.positional import (
     PositionalConvolution,
     convolve_in_blocks,
@@ -74,8 +81,10 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
 
 @pytest.mark.parametrize("kernel", [5, 8, 31, 32])
 @pytest.mark.parametrize("lengths", [[1], [3], [40, 39, 17, 2, 1]])
-def test_the_positional_convolution_equals_conv1d(kernel: int, lengths: list[int]) -> None:
-    """Both forms, of a CPU and of a GPU, against each utterance alone."""
+def test_the_positional_convolution_equals_conv1d(
+    kernel: int, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The forms of a CPU and of a GPU against each utterance alone."""
     torch.manual_seed(0)
     config = HubertConfig(
         encoder_embed_dim=12, encoder_attention_heads=1, conv_pos=kernel, conv_pos_groups=3
@@ -92,7 +101,12 @@ def test_the_positional_convolution_equals_conv1d(kernel: int, lengths: list[int
     ]
     wanted = torch.cat([y[:length] for y, length in zip(alone, lengths, strict=True)])
     truth = [wanted, *torch.autograd.grad(wanted.pow(3).sum(), inputs)]
-    for convolve in (convolve_in_blocks, convolve_signal):
+    for convolve, gpu in (
+        (convolve_in_blocks, False),
+        (convolve_in_blocks, True),
+        (convolve_signal, True),
+    ):
+        monkeypatch.setattr(positional, "on_gpu", lambda _, gpu=gpu: gpu)
         found = convolution.over(x, segments, convolve)
         results = [found, *torch.autograd.grad(found.pow(3).sum(), inputs)]
         torch.testing.assert_close(results, truth)
@@ -104,26 +118,13 @@ def test_few_lengths_of_the_signal_occur() -> None:
     assert all(n <= rounded_length(n) <= 1.07 * n for n in range(16, 16_000))
 
 
-@pytest.mark.parametrize("lengths", [[7], [5, 5, 5], [40, 39, 17, 2, 1]])
-def test_both_forms_of_attention_agree(lengths: list[int]) -> None:
-    torch.manual_seed(0)
-    packed = torch.randn(3, sum(lengths), 4, 8, requires_grad=True)
-    segments = Segments(lengths, packed.device)
-    results = []
-    for attend in (attend_in_groups, attend_by_offsets):
-        out = attend(*packed, segments, 0.0)
-        results.append([out, *torch.autograd.grad(out.pow(3).sum(), packed)])
-    torch.testing.assert_close(*results)
-
-
-@pytest.mark.parametrize("attend", [attend_in_groups, attend_by_offsets])
-def test_attention_drops_its_share_of_weights(attend) -> None:
+def test_attention_drops_its_share_of_weights() -> None:
     """With equal weights and values of 1, an output is the share of kept weights over 1 - p."""
     torch.manual_seed(0)
     lengths = [300, 290, 50]
     packed = torch.zeros(3, sum(lengths), 4, 8)
     packed[2] = 1
-    out = attend(*packed, Segments(lengths, packed.device), 0.1)[..., 0].double()
+    out = attend_in_groups(*packed, Segments(lengths, packed.device), 0.1)[..., 0].double()
     for rows, length in zip(out.split(lengths), lengths, strict=True):
         kept = rows * 0.9
         count = kept.numel() * length
@@ -131,6 +132,87 @@ def test_attention_drops_its_share_of_weights(attend) -> None:
         assert abs(kept.mean() - 0.9) < 5 * error
         # A binomial number of weights is kept in each row.
         assert kept.var() == pytest.approx(0.1 * 0.9 / length, rel=0.2)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.05, 0.1, 0.5, 0.9])
+def test_flash_attention_is_given_a_probability_that_its_8_bits_can_express(
+    probability: float,
+) -> None:
+    rounded = attention.rounded_probability(probability)
+    assert rounded == pytest.approx(probability, abs=1 / 512)
+    kept = sum(bits <= int((1 - rounded) * 255) for bits in range(256)) / 256
+    assert kept == pytest.approx(1 - rounded, abs=1e-9)
+
+
+@pytest.mark.parametrize("width", [64, 12])
+@pytest.mark.parametrize("flash", [True, False])
+def test_the_attention_kernels_of_a_gpu_take_the_arguments(
+    width: int, flash: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shapes only, on torch's meta device: the operators are not public and may change."""
+    monkeypatch.setattr(attention, "has_flash_attention", lambda _: flash)
+    dtype = torch.bfloat16 if flash else torch.float32
+    lengths = [5, 3]
+    rows = torch.empty(3, 8, 4, width, dtype=dtype, device="meta", requires_grad=True)
+    out = attention.attend_by_offsets(*rows, Segments(lengths, rows.device), 0.1)
+    assert out.shape == (8, 4, width)
+    if flash:  # torch cannot do the backward pass of the other one on this device.
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["default", "layer_norm"])
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_the_forms_of_a_gpu_give_the_numbers_of_a_cpu(
+    dtype: torch.dtype, mode: str, pre_norm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole encoder on a CPU; only the attention kernel itself needs a GPU."""
+    config = HubertConfig(
+        extractor_mode=mode,
+        encoder_layers=2,
+        encoder_embed_dim=24,
+        encoder_ffn_embed_dim=48,
+        encoder_attention_heads=2,
+        layer_norm_first=pre_norm,
+        conv_pos_groups=4,
+        conv_feature_layers=((16, 10, 5), (16, 3, 2), (16, 2, 2)),
+    )
+    torch.manual_seed(0)
+    model = Hubert(config).eval()
+    wavs = [0.1 * torch.randn(n) for n in (4000, 700, 2500)]
+    monkeypatch.setattr(attention, "attend_by_offsets", attend_in_groups)
+    results = []
+    for gpu in (False, True):
+        for module in (attention, convolutions, positional):
+            monkeypatch.setattr(module, "on_gpu", lambda _, gpu=gpu: gpu)
+        model.zero_grad()
+        model.feature_extractor.recompute = gpu
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            hidden = model(wavs)
+        states = torch.stack(hidden.layers).float()
+        (states * torch.arange(states.numel()).cos().view_as(states)).sum().backward()
+        results.append({"states": states, **{n: p.grad for n, p in model.named_parameters()}})
+    largest = max(
+        float(value.detach().norm()) for value in results[0].values() if value is not None
+    )
+    for name, one in results[0].items():
+        other = results[1][name]
+        if one is None or other is None:
+            assert one is other, name
+            continue
+        # Keys' biases have no effect: their gradients are rounding errors.
+        error = float((one - other).norm() / (one.norm() + 1e-4 * largest))
+        assert error < (1e-4 if dtype == torch.float32 else 0.1), name
+
+
+def test_statistics_of_slots_equal_those_of_utterances() -> None:
+    torch.manual_seed(0)
+    slots, counts, in_slot = [3, 1, 5], [150, 64, 257], 64
+    windows = torch.randn(sum(slots) * in_slot + 20).add_(3).unfold(0, 10, 1)[: 9 * in_slot]
+    torch.testing.assert_close(
+        statistics_by_slot(windows, slots, in_slot, counts),
+        statistics_by_utterance(windows, slots, in_slot, counts),
+    )
 
 
 @pytest.mark.parametrize("probability", [0.05, 0.1, 0.5])

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
+from s3prl_mtl.upstreams.hubert.devices import on_gpu
 from s3prl_mtl.upstreams.hubert.dropout import dropout
-from s3prl_mtl.upstreams.hubert.layers import linear, make_linear
+from s3prl_mtl.upstreams.hubert.layers import make_linear
 from s3prl_mtl.upstreams.hubert.segments import LengthGroup, Segments
+
+Pair = tuple[Tensor, Tensor]
+"""Weight and bias of a layer."""
 
 
 class SelfAttention(nn.Module):
@@ -27,45 +32,89 @@ class SelfAttention(nn.Module):
         self.q_proj = make_linear(width, width)
         self.out_proj = make_linear(width, width)
 
-    def forward(self, x: Tensor, segments: Segments) -> Tensor:
-        """Packed frames ``(sum T, D)`` -> ``(sum T, D)``."""
-        query, key, value = (
-            linear(x, projection).unflatten(1, (self.heads, -1))
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        attend = attend_in_groups if x.device.type == "cpu" else attend_by_offsets
+    def projections(self) -> list[nn.Linear]:
+        """Of queries, keys, values and outputs."""
+        return [self.q_proj, self.k_proj, self.v_proj, self.out_proj]
+
+    def forward(self, x: Tensor, segments: Segments, projections: Sequence[Pair]) -> Tensor:
+        """Packed frames ``(sum T, D)`` -> ``(sum T, D)``.
+
+        Args:
+            x: the frames.
+            segments: the utterances.
+            projections: weight and bias of each of :meth:`projections`, in the precision of `x`.
+        """
+        *inputs, output = projections
+        if on_gpu(x):
+            weight, bias = (torch.cat(part) for part in zip(*inputs, strict=True))
+            rows = F.linear(x, weight, bias).chunk(3, dim=1)
+            attend = attend_by_offsets
+        else:
+            rows = tuple(F.linear(x, *projection) for projection in inputs)
+            attend = attend_in_groups
+        query, key, value = (part.unflatten(1, (self.heads, -1)) for part in rows)
         probability = self.dropout if self.training else 0.0
-        return linear(attend(query, key, value, segments, probability).flatten(1), self.out_proj)
+        return F.linear(attend(query, key, value, segments, probability).flatten(1), *output)
 
 
 def attend_by_offsets(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, probability: float
 ) -> Tensor:
-    """Attention by one kernel over all utterances (a GPU's flash attention, which drops weights).
+    """Attention by one kernel of a GPU over all utterances.
+
+    torch's public functions for packed sequences either have no dropout (``varlen_attn``) or take
+    nested tensors, whose Python code takes longer than the kernels. These are the operators that
+    nested tensors call.
 
     Args:
         query: ``(sum T, H, d)``, like key and value.
         key: of the frames.
         value: of the frames.
         segments: the utterances.
-        probability: of dropping an attention weight.
+        probability: of dropping an attention weight. In half precision the kernel compares 8
+            random bits, so the probability is rounded to a multiple of 1 / 256.
 
     Returns:
         ``(sum T, H, d)``.
     """
-    longest, shortest = segments.lengths[0], segments.lengths[-1]
-
-    def nested(rows: Tensor) -> Tensor:
-        """``(utterances, H, T, d)``, T ragged."""
-        by_utterance = torch.nested.nested_tensor_from_jagged(
-            rows, segments.offsets, min_seqlen=shortest, max_seqlen=longest
+    offsets, longest, width = segments.offsets, segments.lengths[0], query.shape[-1]
+    scale = 1 / math.sqrt(width)
+    # Rows of both kernels are multiples of 16 bytes.
+    rows = [F.pad(x, (0, -width % 8)) if width % 8 else x for x in (query, key, value)]
+    if has_flash_attention(query):
+        attended, *_ = torch.ops.aten._flash_attention_forward(
+            *(*rows, offsets, offsets, longest, longest),
+            dropout_p=rounded_probability(probability),
+            is_causal=False,
+            return_debug_mask=False,
+            scale=scale,
         )
-        return by_utterance.transpose(1, 2)
+    else:
+        attended, *_ = torch.ops.aten._efficient_attention_forward(
+            *(x[None] for x in rows),
+            *(None, offsets, offsets, longest, longest),
+            dropout_p=probability,
+            custom_mask_type=0,
+            compute_log_sumexp=torch.is_grad_enabled(),
+            scale=scale,
+        )
+        attended = attended[0]
+    return attended[..., :width]
 
-    attended = F.scaled_dot_product_attention(
-        nested(query), nested(key), nested(value), dropout_p=probability
-    )
-    return attended.transpose(1, 2).values()
+
+def has_flash_attention(rows: Tensor) -> bool:
+    """Whether the GPU has torch's fastest kernel for this precision (Ampere and later)."""
+    half = rows.dtype in (torch.bfloat16, torch.float16)
+    return half and torch.cuda.get_device_capability(rows.device) >= (8, 0)
+
+
+def rounded_probability(probability: float) -> float:
+    """The multiple of 1 / 256 with which flash attention drops weights without a bias.
+
+    The kernel keeps a weight if 8 random bits are at most ``floor((1 - probability) * 255)``, but
+    divides by ``1 - probability``: with 0.1 the mean of its outputs would be 0.2 % too small.
+    """
+    return 1 - round((1 - probability) * 256) / 256
 
 
 def attend_in_groups(

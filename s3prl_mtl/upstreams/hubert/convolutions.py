@@ -12,6 +12,8 @@ straddle two utterances are computed and dropped:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -19,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
+from s3prl_mtl.upstreams.hubert.devices import on_gpu, to_device
 from s3prl_mtl.upstreams.hubert.layers import layer_norm
 
 # Maximum number of output values of the first convolution per packed signal. On a GPU few large
@@ -31,6 +33,10 @@ MAX_ELEMENTS = {"cpu": 2**22, "cuda": 2**29}
 
 # Kernel positions are padded to a multiple: a GPU's matrix units need aligned rows.
 ALIGNMENT = {"cpu": 1, "cuda": 8}
+
+# Largest share of a GPU's memory for the activations of the front end; if a batch needs more, they
+# are computed again in the backward pass.
+MAX_KEPT = 0.1
 
 
 class ConvolutionalFrontEnd(nn.Module):
@@ -42,7 +48,7 @@ class ConvolutionalFrontEnd(nn.Module):
 
     Attributes:
         recompute: compute the activations again in the backward pass instead of keeping them; None
-            for on a GPU only, where they take most of the memory.
+            for on a GPU only, if they would take more than a tenth of its memory.
     """
 
     recompute: bool | None = None
@@ -76,15 +82,25 @@ class ConvolutionalFrontEnd(nn.Module):
             if parts[-1] and sum(map(len, parts[-1])) + len(wav) > budget:
                 parts.append([])
             parts[-1].append(wav)
-        recompute = device != "cpu" if self.recompute is None else self.recompute
-        if recompute and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and self._recompute(wavs, dtype):
+            parameters = list(self.parameters())
             frames = [
-                checkpoint(self._frames, part, dtype, use_reentrant=False, preserve_rng_state=False)
-                for part in parts
+                _Recomputed.apply(partial(self._frames, part, dtype), *parameters) for part in parts
             ]
         else:
             frames = [self._frames(part, dtype) for part in parts]
         return torch.cat(frames) if len(frames) > 1 else frames[0]
+
+    def _recompute(self, wavs: list[Tensor], dtype: torch.dtype) -> bool:
+        if self.recompute is not None or not on_gpu(wavs[0]):
+            return bool(self.recompute)
+        # Before and after each activation.
+        samples, stride, values = sum(map(len, wavs)), 1, 0
+        for width, _, step in self.config.conv_feature_layers:
+            stride *= step
+            values += 2 * width * samples // stride
+        memory = torch.cuda.get_device_properties(wavs[0].device).total_memory
+        return values * dtype.itemsize > MAX_KEPT * memory
 
     def _frames(self, wavs: list[Tensor], dtype: torch.dtype) -> Tensor:
         """``(sum T, C)`` of some waveforms."""
@@ -98,9 +114,8 @@ class ConvolutionalFrontEnd(nn.Module):
         frames = [self.config.num_frames(len(wav)) for wav in wavs]
         if len(wavs) == 1:
             return x[: frames[0]]
-        starts = accumulate(slots[:-1], initial=0)
-        kept = torch.cat([torch.arange(a, a + n) for a, n in zip(starts, frames, strict=True)])
-        return x.index_select(0, kept.to(x.device, non_blocking=True))
+        kept = torch.cat([torch.arange(n) + a for a, n in zip(starts(slots), frames, strict=True)])
+        return x.index_select(0, to_device(kept, x.device))
 
     def _first_block(self, wavs: list[Tensor], slots: list[int], dtype: torch.dtype) -> Tensor:
         """The first convolution, its norm and activation: ``(N, C)``, utterances in their slots."""
@@ -123,9 +138,9 @@ class ConvolutionalFrontEnd(nn.Module):
                 None if conv.bias is None else conv.bias.to(dtype),
             )
             return gelu(x if norm is None else layer_norm(x, norm))
-        bounds = list(accumulate((slot * in_slot for slot in slots), initial=0))
         counts = [(len(wav) - kernel) // stride + 1 for wav in wavs]
-        centred, covariance = window_statistics(windows, bounds[:-1], counts)
+        statistics = statistics_by_slot if on_gpu(windows) else statistics_by_utterance
+        centred, covariance = statistics(windows, slots, in_slot, counts)
         # The convolution is linear in the window: its variance over time needs no output. Nothing
         # depends on a bias before the norm; its gradient is 0, not absent.
         variance = ((weight @ covariance) * weight).sum(-1)
@@ -135,7 +150,7 @@ class ConvolutionalFrontEnd(nn.Module):
             F.pad(centred, (0, padding)).to(dtype),
             F.pad(weight * scale[..., None], (0, padding)).to(dtype),
             shift.to(dtype),
-            bounds,
+            [in_slot * start for start in starts([*slots, 0])],
         )
         return gelu(x)
 
@@ -147,15 +162,21 @@ class ConvolutionalFrontEnd(nn.Module):
         return conv, norms[0] if norms else None, modules[-1]
 
 
+def starts(slots: list[int]) -> list[int]:
+    """The first slot of each utterance."""
+    return list(accumulate(slots[:-1], initial=0))
+
+
 @torch.no_grad()
-def window_statistics(
-    windows: Tensor, starts: list[int], counts: list[int]
+def statistics_by_utterance(
+    windows: Tensor, slots: list[int], in_slot: int, counts: list[int]
 ) -> tuple[Tensor, Tensor]:
     """Centre the windows of each utterance, and their covariance.
 
     Args:
         windows: ``(N, kernel)``.
-        starts: the first window of each utterance.
+        slots: of each utterance, one after the other.
+        in_slot: windows of a slot.
         counts: windows of each utterance; those behind them belong to no frame.
 
     Returns:
@@ -164,13 +185,62 @@ def window_statistics(
     """
     centred = windows.new_zeros(windows.shape)
     covariances = []
-    for start, count in zip(starts, counts, strict=True):
-        own = windows[start : start + count]
+    for slot, count in zip(starts(slots), counts, strict=True):
+        own = slice(slot * in_slot, slot * in_slot + count)
         # Double precision: an offset may be large against the signal.
-        mean = own.mean(0, dtype=torch.float64).to(own.dtype)
-        rows = torch.sub(own, mean, out=centred[start : start + count])
+        mean = windows[own].mean(0, dtype=torch.float64).to(windows.dtype)
+        rows = torch.sub(windows[own], mean, out=centred[own])
         covariances.append(rows.t() @ rows / count)
     return centred, torch.stack(covariances)
+
+
+@torch.no_grad()
+def statistics_by_slot(
+    windows: Tensor, slots: list[int], in_slot: int, counts: list[int]
+) -> tuple[Tensor, Tensor]:
+    """`statistics_by_utterance` in few kernels, for a GPU: sums of slots, then of utterances."""
+    owners = torch.repeat_interleave(torch.tensor(slots))
+    first = torch.tensor(starts(slots))
+    in_utterance = torch.arange(len(owners)) - first[owners]
+    filled = (torch.tensor(counts)[owners] - in_utterance * in_slot).clamp(0, in_slot)
+    owner, used = to_device(torch.stack([owners, filled]), windows.device)
+    bounds = to_device(torch.stack([first, first + torch.tensor(slots)]), windows.device)
+    count = to_device(torch.tensor(counts), windows.device)
+    unused = (torch.arange(in_slot, device=windows.device) >= used[:, None])[..., None]
+
+    def mean(values: Tensor) -> Tensor:
+        """Sums over slots ``(slots, ...)`` -> the mean over the windows of each utterance."""
+        sums = F.pad(values.flatten(1).cumsum(0), (0, 0, 1, 0))
+        total = sums[bounds[1]] - sums[bounds[0]]
+        return (total / count[:, None]).view(-1, *values.shape[1:])
+
+    by_slot = windows.unflatten(0, (-1, in_slot))
+    centre = mean(by_slot.masked_fill(unused, 0.0).sum(1, dtype=torch.float64)).to(windows.dtype)
+    centred = (by_slot - centre[owner][:, None]).masked_fill_(unused, 0.0)
+    rows = centred.double()
+    covariance = mean(rows.transpose(1, 2) @ rows).to(windows.dtype)
+    return centred.flatten(0, 1), covariance
+
+
+class _Recomputed(torch.autograd.Function):
+    """A function of parameters whose activations are computed again in the backward pass.
+
+    Less work for Python than torch's ``checkpoint``, which also serves random functions.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, compute: Callable[[], Tensor], *parameters: Tensor) -> Tensor:
+        ctx.compute, ctx.parameters = compute, parameters
+        return compute()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[1:]
+        trained = [p for p, wanted in zip(ctx.parameters, needed, strict=True) if wanted]
+        with torch.enable_grad(), torch.autocast(gradients[0].device.type, enabled=False):
+            found = iter(torch.autograd.grad(ctx.compute(), trained, gradients[0]))
+        return None, *(next(found) if wanted else None for wanted in needed)
 
 
 class SegmentedLinear(torch.autograd.Function):

@@ -6,8 +6,13 @@ an operation are rounded.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def make_linear(width_in: int, width_out: int) -> nn.Linear:
@@ -25,5 +30,43 @@ def linear(x: Tensor, layer: nn.Linear) -> Tensor:
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     """Normalise each row of ``(N, D)``."""
-    weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
-    return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+    return F.layer_norm(
+        x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps
+    )
+
+
+def in_precision(
+    dtype: torch.dtype, *layers: nn.Linear | nn.LayerNorm
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Weight and bias of each layer: the parameters, or copies in another precision.
+
+    A single kernel makes the copies: at the batch sizes of fine-tuning a GPU waits for Python.
+    """
+    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+    if parameters[0].dtype != dtype:
+        parameters = _Cast.apply(dtype, *parameters)
+    return zip(parameters[::2], parameters[1::2], strict=True)
+
+
+class _Cast(torch.autograd.Function):
+    """Copies of tensors in another precision."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.dtype = parameters[0].dtype
+        copies = [torch.empty_like(parameter, dtype=dtype) for parameter in parameters]
+        torch._foreach_copy_(copies, list(parameters))
+        return tuple(copies)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        needed = [
+            gradient if wanted else None
+            for gradient, wanted in zip(gradients, ctx.needs_input_grad[1:], strict=True)
+        ]
+        rounded = [gradient for gradient in needed if gradient is not None]
+        exact = [torch.empty_like(gradient, dtype=ctx.dtype) for gradient in rounded]
+        torch._foreach_copy_(exact, rounded)
+        filled = iter(exact)
+        return None, *(None if gradient is None else next(filled) for gradient in needed)

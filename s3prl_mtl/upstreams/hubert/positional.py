@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
+from s3prl_mtl.upstreams.hubert.devices import on_gpu
 from s3prl_mtl.upstreams.hubert.segments import Segments
 
 # On a CPU, torch's grouped convolution is slow with few channels per group. Products of blocks take
-# a third of its time with hubert_tiny's 12 channels, and more with Base's 48.
+# a third of its time with hubert_tiny's 12 channels, and more with Base's 48. A GPU uses them under
+# bfloat16, for which cuDNN has no fast grouped convolution.
 MIN_CHANNELS = 16
 BLOCK_FRAMES = 8
 # torch plans or compiles a convolution for each length: the signal is lengthened to one of 16 per
@@ -40,13 +42,15 @@ class PositionalConvolution(nn.Module):
         self.weight_v = nn.Parameter(weight)
 
     def forward(self, x: Tensor, segments: Segments) -> Tensor:
-        """Packed frames ``(sum T, D)`` -> ``(sum T, D)``, computed in float32."""
+        """Packed frames ``(sum T, D)`` -> ``(sum T, D)``; sums and norms are in float32."""
+        if on_gpu(x) and x.dtype != self.bias.dtype:
+            return self.over(x, segments, convolve_in_blocks).to(x.dtype)
         rows = x.to(self.bias.dtype)
         if torch.compiler.is_exporting():  # A single utterance.
             weight, half = self.normalised_weight(), self.kernel // 2
             y = F.conv1d(rows.t()[None], weight, self.bias, padding=half, groups=self.groups)
             return y[0, :, : rows.shape[0]].t().to(x.dtype)
-        narrow = x.device.type == "cpu" and x.shape[1] // self.groups < MIN_CHANNELS
+        narrow = not on_gpu(x) and x.shape[1] // self.groups < MIN_CHANNELS
         convolve = convolve_in_blocks if narrow else convolve_signal
         return self.over(rows, segments, convolve).to(x.dtype)
 
@@ -107,7 +111,9 @@ def convolve_in_blocks(signal: Tensor, weight: Tensor, groups: int) -> Tensor:
     products = shifted.permute(4, 0, 5, 2, 3, 1).reshape(seen, groups, size, size)
 
     by_group = signal.view(-1, BLOCK_FRAMES, groups, channels).permute(2, 0, 1, 3)
-    outputs = _SumOfProducts.apply(by_group.reshape(groups, -1, size), products)
+    products = products.to(signal.dtype)
+    multiply = _ProductOfWindows if on_gpu(signal) else _SumOfProducts
+    outputs = multiply.apply(by_group.reshape(groups, -1, size), products)
     outputs = outputs.view(groups, -1, BLOCK_FRAMES, channels).permute(1, 2, 0, 3)
     return outputs.reshape(-1, width)
 
@@ -136,6 +142,40 @@ class _SumOfProducts(torch.autograd.Function):
             to_inputs[:, window].baddbmm_(gradient, product.transpose(1, 2))
             torch.bmm(inputs[:, window].transpose(1, 2), gradient, out=to_products[behind])
         return to_inputs, to_products
+
+
+class _ProductOfWindows(torch.autograd.Function):
+    """`_SumOfProducts` as one product of copied windows: few, large kernels for a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, products: Tensor) -> Tensor:
+        """``(groups, M + seen - 1, K)``, ``(seen, groups, K, K)`` -> ``(groups, M, K)``."""
+        ctx.save_for_backward(inputs, products)
+        return torch.bmm(_windows(inputs, len(products)), _stacked(products))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor]:
+        (inputs, products), gradient = ctx.saved_tensors, gradients[0]
+        seen, groups, size, _ = products.shape
+        to_products = torch.bmm(_windows(inputs, seen).transpose(1, 2), gradient)
+        to_windows = torch.bmm(gradient, _stacked(products).transpose(1, 2))
+        dtype = torch.promote_types(inputs.dtype, torch.float32)
+        to_inputs = torch.zeros_like(inputs, dtype=dtype)
+        for behind, part in enumerate(to_windows.split(size, dim=2)):
+            to_inputs[:, behind : behind + gradient.shape[1]] += part
+        by_position = to_products.view(groups, seen, size, size).transpose(0, 1)
+        return to_inputs.to(inputs.dtype), by_position
+
+
+def _windows(inputs: Tensor, seen: int) -> Tensor:
+    """``(groups, M + seen - 1, K)`` -> the windows of each output, ``(groups, M, seen * K)``."""
+    return inputs.unfold(1, seen, 1).transpose(2, 3).flatten(2)
+
+
+def _stacked(products: Tensor) -> Tensor:
+    """``(seen, groups, K, K)`` -> ``(groups, seen * K, K)``."""
+    return products.transpose(0, 1).flatten(1, 2)
 
 
 def _norm_per_position(weight: Tensor) -> Tensor:

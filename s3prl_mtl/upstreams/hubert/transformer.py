@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from s3prl_mtl.upstreams.hubert.attention import SelfAttention
+from s3prl_mtl.upstreams.hubert.attention import Pair, SelfAttention
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
 from s3prl_mtl.upstreams.hubert.dropout import dropout
-from s3prl_mtl.upstreams.hubert.layers import layer_norm, linear, make_linear
+from s3prl_mtl.upstreams.hubert.layers import in_precision, layer_norm, make_linear
 from s3prl_mtl.upstreams.hubert.positional import PositionalConvolution
 from s3prl_mtl.upstreams.hubert.segments import Segments
 
@@ -79,18 +79,30 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, segments: Segments) -> Tensor:
         """``(sum T, D)`` -> ``(sum T, D)``."""
+        *projections, fc1, fc2, norm1, norm2 = in_precision(
+            x.dtype,
+            *self.self_attn.projections(),
+            *(self.fc1, self.fc2, self.self_attn_layer_norm, self.final_layer_norm),
+        )
+
+        def normalise(x: Tensor, norm: Pair) -> Tensor:
+            return F.layer_norm(x, x.shape[1:], *norm, self.final_layer_norm.eps)
+
+        def attend(x: Tensor) -> Tensor:
+            return self._dropout(self.self_attn(x, segments, projections))
+
+        def feed_forward(x: Tensor) -> Tensor:
+            x = self.activation(F.linear(x, *fc1))
+            x = dropout(x, self.config.activation_dropout, self.training)
+            return self._dropout(F.linear(x, *fc2))
+
         if self.config.layer_norm_first:
-            x = x + self._attend(layer_norm(x, self.self_attn_layer_norm), segments)
-            return x + self._feed_forward(layer_norm(x, self.final_layer_norm))
-        x = layer_norm(x + self._attend(x, segments), self.self_attn_layer_norm)
-        return layer_norm(x + self._feed_forward(x), self.final_layer_norm)
+            x = x + attend(normalise(x, norm1))
+            return x + feed_forward(normalise(x, norm2))
+        x = normalise(x + attend(x), norm1)
+        return normalise(x + feed_forward(x), norm2)
 
-    def _attend(self, x: Tensor, segments: Segments) -> Tensor:
-        return dropout(self.self_attn(x, segments), self.config.dropout, self.training)
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        x = self.activation(linear(x, self.fc1))
-        x = linear(dropout(x, self.config.activation_dropout, self.training), self.fc2)
+    def _dropout(self, x: Tensor) -> Tensor:
         return dropout(x, self.config.dropout, self.training)
 
 
