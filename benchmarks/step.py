@@ -45,6 +45,9 @@ BATCHES = {
     "sd": (1, 12.0, 20.0),
 }
 
+# A GPU loads kernels and grows its memory in the first steps.
+WARM_UP = 4
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Batches = list[list[Tensor]]
@@ -130,7 +133,7 @@ def by_task(config: HubertConfig, device: torch.device) -> Step:
 def measure(
     way: Callable[[], Step], draws: Sequence[Batches], device: torch.device
 ) -> tuple[list[float], float] | None:
-    """Seconds of audio a second of each draw but the first two; peak memory in GB.
+    """Seconds of audio a second of each draw after the warm-up; peak memory in GB.
 
     None if the GPU's memory is too small.
     """
@@ -146,7 +149,7 @@ def measure(
     except torch.cuda.OutOfMemoryError:
         return None
     peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
-    return rates[min(2, len(rates) - 1) :], peak
+    return rates[WARM_UP:], peak
 
 
 def operations_per_second_of_audio(config: HubertConfig) -> float:
@@ -193,7 +196,7 @@ def main() -> None:
     for scale in map(float, arguments.scale.split(",")):
         generator = random.Random(0)
         varying, constant = (
-            [draw(generator, tasks, scale, vary) for _ in range(repeats + 2)]
+            [draw(generator, tasks, scale, vary) for _ in range(WARM_UP + repeats)]
             for vary in (True, False)
         )
         base: float | None = None

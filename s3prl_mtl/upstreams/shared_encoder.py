@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream
-from s3prl_mtl.upstreams.hubert.devices import to_device
+from s3prl_mtl.upstreams.hubert.devices import concatenate_on
 
 
 class SharedEncoder:
@@ -74,7 +74,7 @@ def _move(wavs: list[Tensor], device: torch.device) -> list[Tensor]:
     """Copy waveforms to a device; to a GPU in one transfer that nothing waits for."""
     if device.type != "cuda" or wavs[0].device.type != "cpu":
         return [wav.to(device) for wav in wavs]
-    return list(to_device(torch.cat(wavs), device).split([len(wav) for wav in wavs]))
+    return list(concatenate_on(device, wavs).split([len(wav) for wav in wavs]))
 
 
 def wants_hidden_states(expert: Any) -> bool:

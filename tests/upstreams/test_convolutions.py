@@ -191,10 +191,9 @@ def test_the_forms_of_a_gpu_give_the_numbers_of_a_cpu(
             hidden = model(wavs)
         states = torch.stack(hidden.layers).float()
         (states * torch.arange(states.numel()).cos().view_as(states)).sum().backward()
-        results.append({"states": states, **{n: p.grad for n, p in model.named_parameters()}})
-    largest = max(
-        float(value.detach().norm()) for value in results[0].values() if value is not None
-    )
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        results.append({"states": states.detach(), **gradients})
+    largest = max(float(value.norm()) for value in results[0].values() if value is not None)
     for name, one in results[0].items():
         other = results[1][name]
         if one is None or other is None:

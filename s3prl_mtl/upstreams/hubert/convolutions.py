@@ -114,7 +114,8 @@ class ConvolutionalFrontEnd(nn.Module):
         frames = [self.config.num_frames(len(wav)) for wav in wavs]
         if len(wavs) == 1:
             return x[: frames[0]]
-        kept = torch.cat([torch.arange(n) + a for a, n in zip(starts(slots), frames, strict=True)])
+        dropped = torch.tensor(starts(slots)) - torch.tensor(starts(frames))
+        kept = torch.arange(sum(frames)) + torch.repeat_interleave(dropped, torch.tensor(frames))
         return x.index_select(0, to_device(kept, x.device))
 
     def _first_block(self, wavs: list[Tensor], slots: list[int], dtype: torch.dtype) -> Tensor:
@@ -162,9 +163,9 @@ class ConvolutionalFrontEnd(nn.Module):
         return conv, norms[0] if norms else None, modules[-1]
 
 
-def starts(slots: list[int]) -> list[int]:
-    """The first slot of each utterance."""
-    return list(accumulate(slots[:-1], initial=0))
+def starts(lengths: list[int]) -> list[int]:
+    """Where each part of a sequence begins."""
+    return list(accumulate(lengths[:-1], initial=0))
 
 
 @torch.no_grad()
@@ -199,27 +200,25 @@ def statistics_by_slot(
     windows: Tensor, slots: list[int], in_slot: int, counts: list[int]
 ) -> tuple[Tensor, Tensor]:
     """`statistics_by_utterance` in few kernels, for a GPU: sums of slots, then of utterances."""
-    owners = torch.repeat_interleave(torch.tensor(slots))
-    first = torch.tensor(starts(slots))
-    in_utterance = torch.arange(len(owners)) - first[owners]
-    filled = (torch.tensor(counts)[owners] - in_utterance * in_slot).clamp(0, in_slot)
-    owner, used = to_device(torch.stack([owners, filled]), windows.device)
-    bounds = to_device(torch.stack([first, first + torch.tensor(slots)]), windows.device)
-    count = to_device(torch.tensor(counts), windows.device)
-    unused = (torch.arange(in_slot, device=windows.device) >= used[:, None])[..., None]
+    device = windows.device
+    owner = torch.repeat_interleave(torch.tensor(slots))
+    in_utterance = torch.arange(len(owner)) - torch.tensor(starts(slots))[owner]
+    used = (torch.tensor(counts)[owner] - in_utterance * in_slot).clamp(0, in_slot)
+    owner, used = to_device(torch.stack([owner, used]), device)
+    unused = (torch.arange(in_slot, device=device) >= used[:, None])[..., None]
+    share = to_device(1 / torch.tensor(counts, dtype=torch.float64), device)[:, None]
+    belongs = torch.arange(len(slots), device=device)[:, None] == owner
+    weights = belongs * share
 
-    def mean(values: Tensor) -> Tensor:
+    def mean(sums: Tensor) -> Tensor:
         """Sums over slots ``(slots, ...)`` -> the mean over the windows of each utterance."""
-        sums = F.pad(values.flatten(1).cumsum(0), (0, 0, 1, 0))
-        total = sums[bounds[1]] - sums[bounds[0]]
-        return (total / count[:, None]).view(-1, *values.shape[1:])
+        return (weights @ sums.flatten(1)).unflatten(1, sums.shape[1:]).to(windows.dtype)
 
     by_slot = windows.unflatten(0, (-1, in_slot))
-    centre = mean(by_slot.masked_fill(unused, 0.0).sum(1, dtype=torch.float64)).to(windows.dtype)
+    centre = mean(by_slot.masked_fill(unused, 0.0).sum(1, dtype=torch.float64))
     centred = (by_slot - centre[owner][:, None]).masked_fill_(unused, 0.0)
     rows = centred.double()
-    covariance = mean(rows.transpose(1, 2) @ rows).to(windows.dtype)
-    return centred.flatten(0, 1), covariance
+    return centred.flatten(0, 1), mean(rows.transpose(1, 2) @ rows)
 
 
 class _Recomputed(torch.autograd.Function):

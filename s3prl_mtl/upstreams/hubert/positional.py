@@ -159,18 +159,16 @@ class _ProductOfWindows(torch.autograd.Function):
         (inputs, products), gradient = ctx.saved_tensors, gradients[0]
         seen, groups, size, _ = products.shape
         to_products = torch.bmm(_windows(inputs, seen).transpose(1, 2), gradient)
-        to_windows = torch.bmm(gradient, _stacked(products).transpose(1, 2))
-        dtype = torch.promote_types(inputs.dtype, torch.float32)
-        to_inputs = torch.zeros_like(inputs, dtype=dtype)
-        for behind, part in enumerate(to_windows.split(size, dim=2)):
-            to_inputs[:, behind : behind + gradient.shape[1]] += part
-        by_position = to_products.view(groups, seen, size, size).transpose(0, 1)
-        return to_inputs.to(inputs.dtype), by_position
+        # Input j is seen by the outputs j - seen + 1 to j.
+        padded = F.pad(gradient, (0, 0, seen - 1, seen - 1))
+        reversed_products = products.flip(0).transpose(2, 3)
+        to_inputs = torch.bmm(_windows(padded, seen), _stacked(reversed_products))
+        return to_inputs, to_products.view(groups, seen, size, size).transpose(0, 1)
 
 
 def _windows(inputs: Tensor, seen: int) -> Tensor:
     """``(groups, M + seen - 1, K)`` -> the windows of each output, ``(groups, M, seen * K)``."""
-    return inputs.unfold(1, seen, 1).transpose(2, 3).flatten(2)
+    return inputs.unfold(1, seen, 1).transpose(2, 3).contiguous().flatten(2)
 
 
 def _stacked(products: Tensor) -> Tensor:
