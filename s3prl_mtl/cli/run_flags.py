@@ -22,6 +22,7 @@ _TRAINING_FLAGS = {
     "--checkpoint_activations": "checkpoint_activations",
     "--dry-run": "dry_run",
     "--freeze_upstream": "freeze_upstream",
+    "--max_pass_seconds": "max_pass_seconds",
     "--parallel": "parallel",
     "--pcgrad": "pcgrad",
     "--placement": "placement",
@@ -80,6 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint_activations",
         action="store_true",
         help="keep less in memory, compute more",
+    )
+    how.add_argument(
+        "--max_pass_seconds",
+        type=float,
+        metavar="S",
+        help="of audio in one pass of a step (default: what fits into the GPU)",
     )
     combine = how.add_mutually_exclusive_group()
     combine.add_argument(

@@ -31,6 +31,7 @@ ARGUMENT_KEYS = {
     "steps": "runner.total_steps",
     "unfreeze_after": "runner.unfreeze_after",
     "checkpoint_activations": "runner.checkpoint_activations",
+    "max_pass_seconds": "runner.max_pass_seconds",
     "parallel": "distributed.parallel",
     "placement": "distributed.placement",
 }

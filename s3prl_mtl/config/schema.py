@@ -75,6 +75,8 @@ class RunnerConfig:
             the encoder from the start.
         checkpoint_activations: compute the activations of the encoder's layers again in the
             backward pass instead of keeping them.
+        max_pass_seconds: of audio in one forward and backward pass; a step with more is divided.
+            None to measure on a GPU how many fit.
         test_first: evaluate the test splits before the first step.
         test_last: evaluate the test splits after the last step.
         test_best: evaluate them with each task's best checkpoint, where there is one.
@@ -89,6 +91,7 @@ class RunnerConfig:
     max_keep: int = _at_least(1)
     unfreeze_after: int | None = _at_least(0)
     checkpoint_activations: bool
+    max_pass_seconds: float | None = field(metadata={"above": 0})
     test_first: bool
     test_last: bool
     test_best: bool

@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from s3prl_mtl.data import SAMPLE_RATE
 from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import SharedMistake
+from s3prl_mtl.training.pass_limit import PassLimit
 from s3prl_mtl.training.skips import SkipCounts
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,8 @@ class MicroBatcher:
         skips: counts the steps that are divided.
         tasks: the largest number of tasks of a rank if every micro-batch is to have utterances of
             one task; None to mix tasks.
+        limit: of the audio of a micro-batch; steps are divided further until all ranks keep it, or
+            cannot be divided.
 
     Attributes:
         parts: micro-batches that each draw of a step, or each task of it, is divided into; a power
@@ -69,10 +73,17 @@ class MicroBatcher:
         steps: steps taken since `parts` was last changed.
     """
 
-    def __init__(self, world: World, skips: SkipCounts, tasks: int | None = None) -> None:
+    def __init__(
+        self,
+        world: World,
+        skips: SkipCounts,
+        tasks: int | None = None,
+        limit: PassLimit | None = None,
+    ) -> None:
         self.world = world
         self.skips = skips
         self.tasks = tasks
+        self.limit = limit if limit is not None else PassLimit()
         self.parts = 1
         self.steps = 0
 
@@ -99,20 +110,22 @@ class MicroBatcher:
             self._set_parts(self.parts // 2)
         dropped: frozenset[str] = frozenset()
         while True:
+            parts = self._parts_within_limit(draws)
             micro_batches = [
-                MicroBatch(part, draw) for draw in draws for part in self._divide(draw, self.parts)
+                MicroBatch(part, draw) for draw in draws for part in self._divide(draw, parts)
             ]
             try:
-                result = attempt(micro_batches, dropped)
+                with self.limit.measuring(self._longest(draws, parts)):
+                    result = attempt(micro_batches, dropped)
                 break
             except TasksDropped as late:
                 dropped = late.tasks
                 continue
             except OutOfMemory:
                 pass  # Handled below, after its traceback has released the tensors of the step.
-            self._increase(step, draws)
+            self._increase(step, draws, parts)
         self.steps += 1
-        if self.parts > 1:
+        if parts > 1:
             self.skips.steps_in_parts += 1
         return result
 
@@ -130,16 +143,34 @@ class MicroBatcher:
         whole = [list(draw)] if self.tasks is None else by_task(draw, self.tasks)
         return [part for batches in whole for part in split_batches(batches, parts)]
 
+    def _parts_within_limit(self, draws: Sequence[Sequence[Batch]]) -> int:
+        """At least `self.parts`; the same on all ranks."""
+        if not self.limit.exists:
+            return self.parts
+        parts, seconds = self.parts, self._longest(draws, self.parts)
+        while seconds > self.limit.seconds:
+            shorter = self._longest(draws, 2 * parts)
+            if shorter == seconds:
+                break
+            parts, seconds = 2 * parts, shorter
+        return max(self.world.all_gather(parts))
+
+    def _longest(self, draws: Sequence[Sequence[Batch]], parts: int) -> float:
+        """Seconds of audio of the longest micro-batch."""
+        micro_batches = [part for draw in draws for part in self._divide(draw, parts)]
+        samples = (sum(batch.samples for batch in part) for part in micro_batches)
+        return max(samples, default=0) / SAMPLE_RATE
+
     def _largest(self, draws: Sequence[Sequence[Batch]], parts: int) -> int:
         """Utterances of the largest micro-batch."""
         micro_batches = [part for draw in draws for part in self._divide(draw, parts)]
         return max((sum(batch.utterances for batch in part) for part in micro_batches), default=0)
 
-    def _increase(self, step: int, draws: Sequence[Sequence[Batch]]) -> None:
+    def _increase(self, step: int, draws: Sequence[Sequence[Batch]], parts: int) -> None:
         """Double the number of micro-batches, if this reduces the largest one on any rank."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        now, then = (self._largest(draws, parts) for parts in (self.parts, 2 * self.parts))
+        now, then = self._largest(draws, parts), self._largest(draws, 2 * parts)
         by_rank = self.world.all_gather((now > then, now))
         if not any(can_shrink for can_shrink, _ in by_rank):
             raise SharedMistake(
@@ -150,7 +181,7 @@ class MicroBatcher:
                 "--freeze_upstream or a smaller encoder.",
                 code="out-of-memory",
             )
-        self._set_parts(2 * self.parts)
+        self._set_parts(2 * parts)
         logger.warning(
             "The memory of a GPU is too small for step %d: trying again in %d micro-batches.",
             *(step, self.parts),

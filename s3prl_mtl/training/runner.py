@@ -33,6 +33,7 @@ from s3prl_mtl.training.build import build_experts, build_upstream
 from s3prl_mtl.training.device import pick_device, use_tf32
 from s3prl_mtl.training.evaluation import Evaluator, Interrupted, share_buffers
 from s3prl_mtl.training.initial_weights import load_initial_encoder, load_initial_weights
+from s3prl_mtl.training.pass_limit import PassLimit
 from s3prl_mtl.training.placement import choose_placement, write_placement
 from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.publishing import Publisher
@@ -135,6 +136,7 @@ class MultiTaskRunner:
             make_scheduler(optimizer, settings.scheduler, total_steps),
             clipping=settings.runner.gradient_clipping,
             accumulate=settings.runner.gradient_accumulate_steps,
+            limit=PassLimit(settings.runner.max_pass_seconds, self.device),
         )
         self.run_state = RunState(self.source_config, self.run, self.training_step)
         if resume is not None:

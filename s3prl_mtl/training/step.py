@@ -22,6 +22,7 @@ from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.training.forward import forward
 from s3prl_mtl.training.microbatch import MicroBatch, MicroBatcher
+from s3prl_mtl.training.pass_limit import PassLimit
 from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.skips import SkipCounts
 from s3prl_mtl.training.sync_step import StepSync
@@ -53,6 +54,7 @@ class TrainingStep:
         scheduler: learning-rate schedule of the optimizer, or None.
         clipping: maximum joint norm of all gradients.
         accumulate: batches of every share of a task in a step.
+        limit: of the audio of a forward and backward pass; by default none.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class TrainingStep:
         scheduler: LRScheduler | None,
         clipping: float,
         accumulate: int,
+        limit: PassLimit | None = None,
     ) -> None:
         self.run = run
         self.balancer = balancer
@@ -70,7 +73,7 @@ class TrainingStep:
         self.scheduler = scheduler
         self.clipping = clipping
         self.accumulate = accumulate
-        self.micro_batcher = self._micro_batcher(run.world, run.skips)
+        self.micro_batcher = self._micro_batcher(run.world, run.skips, limit)
         self.gradients = GradientSum((block.group, block.trained) for block in run.blocks())
 
     def take(self) -> StepReport:
@@ -144,10 +147,13 @@ class TrainingStep:
                 batches += task.stream.next_round()
         return batches
 
-    def _micro_batcher(self, world: World, skips: SkipCounts) -> MicroBatcher:
+    def _micro_batcher(
+        self, world: World, skips: SkipCounts, limit: PassLimit | None = None
+    ) -> MicroBatcher:
         run = self.run
         own = [len(run.placement.tasks_of(rank)) for rank in range(run.world.size)]
-        return MicroBatcher(world, skips, max(own) if self.balancer.one_task_at_a_time else None)
+        tasks = max(own) if self.balancer.one_task_at_a_time else None
+        return MicroBatcher(world, skips, tasks, limit)
 
     def _begin(self, world: World, dropped: frozenset[str]) -> tuple[StepSync, dict[str, Records]]:
         """Discard what an earlier attempt at this step has left."""

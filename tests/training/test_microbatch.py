@@ -18,6 +18,7 @@ from s3prl_mtl.training.microbatch import (
     by_task,
     split_batches,
 )
+from s3prl_mtl.training.pass_limit import PassLimit, seconds_that_fit
 from s3prl_mtl.training.skips import SkipCounts
 from tests.mistakes import user_error
 
@@ -149,3 +150,28 @@ def test_an_utterance_that_does_not_fit_ends_the_run():
     with user_error("out-of-memory", where="step 1") as caught:
         Memory(limit=0).attempts()
     assert "1 utterances" in str(caught.value)
+
+
+def test_a_step_is_divided_until_no_pass_is_longer_than_the_limit():
+    seconds = [4, 3, 2, 2, 1]
+    draw = [batch_of("a", *[16_000 * n for n in seconds]), batch_of("b", 16_000)]
+    for limit, wanted in ((100, 1), (13, 1), (12.9, 2), (8, 4), (4, 8), (0.5, 8)):
+        batcher = MicroBatcher(World(), SkipCounts(["a", "b"]), limit=PassLimit(limit))
+        found: list[MicroBatch] = []
+        batcher.take(1, [draw], lambda parts, _, found=found: found.extend(parts))
+        assert len(found) == wanted, limit
+        longest = max(sum(batch.samples for batch in part.batches) for part in found) / 16_000
+        assert longest <= max(limit, max(seconds))
+        assert batcher.parts == 1, "the next step may be shorter"
+
+
+def test_a_step_within_the_limit_that_does_not_fit_is_divided_further():
+    memory = Memory(limit=1)
+    memory.batcher.limit = PassLimit(20 / 16_000)
+    assert memory.attempts() == [4, 8]
+    assert memory.batcher.parts == 8
+
+
+def test_the_measured_limit_leaves_memory_free_and_never_divides_what_has_fitted():
+    assert seconds_that_fit(100, needed=2 * 10**9, free=50 * 10**9) == pytest.approx(2000)
+    assert seconds_that_fit(100, needed=2 * 10**9, free=10**9) == 100

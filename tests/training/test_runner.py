@@ -94,6 +94,28 @@ def test_the_gradient_of_a_step_is_the_sum_of_the_gradients_of_its_tasks(
     torch.testing.assert_close(gradients[0], sum(gradients[1:]), rtol=1e-4, atol=1e-6)
 
 
+def test_a_step_in_several_passes_has_the_gradients_of_one_pass(
+    make_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    gradients = {}
+    for seconds in (None, 1.5):
+        config = make_config("ks,er", runner__total_steps=3, runner__max_pass_seconds=seconds)
+        runner = MultiTaskRunner(config, tmp_path / str(seconds))
+        step = runner.training_step
+        step.run.set_training(False)
+        monkeypatch.setattr(step.run, "set_training", lambda training: None)
+        monkeypatch.setattr(step, "_update", lambda norm: None)
+        step.clipping = math.inf
+        runner.train_step()
+        assert (step.run.skips.steps_in_parts > 0) == (seconds is not None)
+        gradients[seconds] = {
+            name: parameter.grad
+            for name, parameter in runner.upstream.named_parameters()
+            if parameter.grad is not None
+        }
+    torch.testing.assert_close(gradients[1.5], gradients[None], rtol=1e-4, atol=1e-6)
+
+
 def test_accumulated_batches_give_the_mean_of_their_gradients(make_config, tmp_path: Path):
     shared = {"runner__total_steps": 3, "optimizer__name": "SGD", "scheduler": None}
     updates = []
