@@ -24,7 +24,13 @@ from s3prl_mtl.metrics import (
     frame_accuracy,
     frame_diarization_errors,
 )
-from s3prl_mtl.nn import DiarizationHead, match_length, pad_features, permutation_invariant_bce
+from s3prl_mtl.nn import (
+    DiarizationHead,
+    match_length,
+    pad_features,
+    permutation_invariant_bce,
+    to_device,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -133,9 +139,9 @@ class SpeakerDiarization(TaskExpert):
             lengths: frames_i (B,).
             recordings: names of whole recordings; None for chunks, as in s3prl. Ignored in
                 training, which uses chunks.
-            records: gets `loss`, `acc` and `frames` of the batch; for chunks also `der`; for
-                recordings also `recordings`, triples of name, labels, and probabilities
-                (frames_i, speakers).
+            records: gets `loss`; `decisions`, the activity of speakers in all frames of the batch,
+                expected and found, each bool (sum of frames_i, speakers); for recordings also
+                `recordings`, triples of name, labels, and probabilities (frames_i, speakers).
         """
         names = None if split == self.train_split else recordings
         lengths = torch.as_tensor(lengths)
@@ -149,25 +155,20 @@ class SpeakerDiarization(TaskExpert):
         else:
             matched = [match_length(f, n) for f, n in zip(features, frames, strict=True)]
         logits = self.model(pad_features(matched)[0])
-        loss, orders = permutation_invariant_bce(logits, references.to(logits.device), lengths)
-        records["loss"].append(loss.item())
+        references = to_device(references.to(torch.bool), logits.device)
+        loss, orders = permutation_invariant_bce(logits, references, lengths)
+        records["loss"].append(loss.detach())
 
-        scores = logits.detach().float().cpu()
-        expected, found = [], []
-        for score, reference, order, length in zip(scores, references, orders, frames, strict=True):
-            expected.append(reference[:length, order].numpy())
-            found.append((score[:length] > 0).numpy())
-        records["acc"].append(frame_accuracy(np.concatenate(expected), np.concatenate(found)))
-        records["frames"].append(sum(frames))
+        scores = logits.detach().float()
+        expected = references.gather(2, orders.unsqueeze(1).expand(references.shape))
+        decisions = tuple(
+            torch.cat([row[:length] for row, length in zip(rows, frames, strict=True)])
+            for rows in (expected, scores > 0)
+        )
+        records["decisions"].append(decisions)
         if names is not None:
-            probabilities = scores.sigmoid()
-            for row, (name, length) in enumerate(zip(names, frames, strict=True)):
-                reference = references[row, :length].to(torch.bool).numpy()
-                records["recordings"].append((name, reference, probabilities[row, :length].numpy()))
-        else:
-            errors = frame_diarization_errors(np.concatenate(expected), np.concatenate(found))
-            if errors.speech:  # the rate of a silent batch is undefined
-                records["der"].append(errors.error_rate)
+            rows = zip(names, references, scores.sigmoid(), frames, strict=True)
+            records["recordings"] += [(name, r[:n], p[:n]) for name, r, p, n in rows]
         return loss
 
     def predict(
@@ -184,16 +185,24 @@ class SpeakerDiarization(TaskExpert):
         return answers
 
     def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+        decisions = records["decisions"]
         # Mean over all frames, independent of the batches.
-        accuracy = float(np.average(records["acc"], weights=records.get("frames")))
+        accuracies = [frame_accuracy(*batch) for batch in decisions]
+        accuracy = float(
+            np.average(accuracies, weights=[len(expected) for expected, _ in decisions])
+        )
         scores: dict[str, Callable[[], float]] = {"acc": lambda: accuracy}
         if records.get("recordings"):
             scores["der"] = lambda: self._score(split, records["recordings"])
-        elif records.get("der"):
-            scores["der"] = lambda: _mean(records["der"])
+        else:
+            errors = [frame_diarization_errors(*batch) for batch in decisions]
+            # The rate of a silent batch is undefined.
+            rates = [batch.error_rate for batch in errors if batch.speech]
+            if rates:
+                scores["der"] = lambda: _mean(rates)
         return self.defined(split, scores)
 
-    def _score(self, split: str, recordings: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> float:
+    def _score(self, split: str, recordings: Sequence[tuple[str, Tensor, Tensor]]) -> float:
         """The diarization error rate of recordings; on dev, tune the decision first."""
         if split == self.dev_split:
             best = best_decision([(reference, found) for _, reference, found in recordings])

@@ -212,9 +212,9 @@ class SpeakerVerification(TaskExpert):
         padded, lengths = pad_features(features)
         hidden = self.connector(padded)
         if split == self.train_split:
-            speakers = torch.as_tensor(labels, device=hidden.device)
+            speakers = torch.as_tensor(labels)
             loss: Tensor = self.objective(self.model(hidden, lengths), speakers)
-            records["loss"].append(loss.item())
+            records["loss"].append(loss.detach())
             return loss
         # s3prl's batches have no names; pool them like s3prl.
         embeddings = self._embeddings(hidden, lengths, pool_padding=utterance_ids is None)

@@ -61,8 +61,8 @@ def _check_training_records(harness: TaskHarness, expert: Any, split: str | None
         if any(tensor.requires_grad for tensor in _tensors(values)):
             raise Violated(
                 f"{split}: {key!r} has a tensor with a gradient, which keeps the graph of every "
-                f"batch in memory until the next log. Append a number or a detached tensor: "
-                f"`records[{key!r}].append(x.item())`."
+                f"batch in memory until the next log. Append a detached tensor: "
+                f"`records[{key!r}].append(x.detach())`."
             )
 
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s3prl_mtl.nn.transfer import to_device
+
 
 class AMSoftmaxLoss(nn.Module):
     """Cross-entropy over scaled cosine similarities, with a margin on the true speaker.
@@ -33,7 +35,7 @@ class AMSoftmaxLoss(nn.Module):
 
         Args:
             embeddings: (B, hidden_dim).
-            speakers: index of the true speaker (B,), int64.
+            speakers: index of the true speaker (B,), int64, on the CPU: its values are checked.
 
         Returns:
             A scalar.
@@ -46,6 +48,7 @@ class AMSoftmaxLoss(nn.Module):
                 f"speakers must be from 0 to {self.W.shape[1] - 1}, "
                 f"found {int(speakers.min())} to {int(speakers.max())}"
             )
+        speakers = to_device(speakers, embeddings.device)
         # Half precision is too coarse for cosines multiplied by 30.
         with torch.autocast(embeddings.device.type, enabled=False):
             cosines = F.normalize(embeddings.float(), dim=1) @ F.normalize(self.W.float(), dim=0)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from s3prl_mtl.nn.transfer import to_device
+
 
 def ctc_loss(
     logits: Tensor,
@@ -24,8 +26,8 @@ def ctc_loss(
 
     Args:
         logits: unnormalised scores (B, T, V).
-        logit_lengths: frames of each utterance (B,).
-        targets: B tensors of token indices, without blanks.
+        logit_lengths: frames of each utterance (B,), on the CPU.
+        targets: B tensors of token indices, without blanks, on the CPU.
         blank: index of the blank.
         zero_infinity: use a loss of 0 without gradient, instead of infinity, for an utterance
             with too few frames for its target.
@@ -42,7 +44,7 @@ def ctc_loss(
     target_lengths = torch.tensor([len(target) for target in tokens], dtype=torch.long)
     loss = F.ctc_loss(
         log_probs,
-        pad_sequence(tokens, batch_first=True).to(logits.device),
+        to_device(pad_sequence(tokens, batch_first=True), logits.device),
         logit_lengths.to("cpu", torch.long),
         target_lengths,
         blank=blank,

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from s3prl_mtl.nn.transfer import to_device
+
 
 def pad_features(features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Stack utterances of different lengths, padded with zeros at the end.
@@ -36,5 +38,5 @@ def frame_mask(lengths: Tensor, max_length: int, device: torch.device | None = N
         max_length: frames of the padded batch.
         device: device of the mask; default: that of `lengths`.
     """
-    lengths = lengths.to(device or lengths.device)
+    lengths = to_device(lengths, device or lengths.device)
     return torch.arange(max_length, device=lengths.device) < lengths.unsqueeze(1)

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.nn.lstm import lstm_over_padded
+from s3prl_mtl.nn.transfer import to_device
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {
     "LSTM": nn.LSTM,
@@ -59,8 +60,12 @@ class RNNLayer(nn.Module):
             hidden = lstm_over_padded(self.layer, features, lengths)
         else:
             # Packed: the backward direction of a short utterance must not start in padding.
-            packed = pack_padded_sequence(features, lengths, batch_first=True, enforce_sorted=False)
-            hidden, lengths = pad_packed_sequence(self.layer(packed)[0], batch_first=True)
+            # Sorted here: torch would wait for the GPU to sort, and again to restore the order.
+            sorted_lengths, order = lengths.sort(descending=True)
+            rows = features.index_select(0, to_device(order, features.device))
+            packed = pack_padded_sequence(rows, sorted_lengths, batch_first=True)
+            hidden, _ = pad_packed_sequence(self.layer(packed)[0], batch_first=True)
+            hidden = hidden.index_select(0, to_device(order.argsort(), hidden.device))
         if self.ln is not None:
             hidden = self.ln(hidden)
         hidden = self.dropout(hidden)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.nn.transfer import to_device
 
 
 def _draw(low: int, high: int, generator: Generator | None) -> int:
@@ -121,11 +122,12 @@ class SpecAugment(nn.Module):
         if self.apply_freq_mask:
             low, high = self.freq_mask_width_range
             hidden = self._spans(channels, self.num_freq_mask, low, high, generator)
-            utterance = utterance.masked_fill(hidden.to(utterance.device), 0.0)
+            utterance = utterance.masked_fill(to_device(hidden, utterance.device), 0.0)
         if self.apply_time_mask:
             low, high = self.time_mask_width_range
             hidden = self._spans(frames, self.num_time_mask, low, high, generator)
-            utterance = utterance.masked_fill(hidden.to(utterance.device).unsqueeze(1), 0.0)
+            hidden = to_device(hidden.unsqueeze(1), utterance.device)
+            utterance = utterance.masked_fill(hidden, 0.0)
         return utterance
 
     def _warp(self, utterance: Tensor, generator: Generator | None) -> Tensor:

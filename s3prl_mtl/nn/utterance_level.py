@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.nn.frame_level import FrameLevel
 from s3prl_mtl.nn.padding import frame_mask
+from s3prl_mtl.nn.transfer import to_device
 
 
 class MeanPooling(nn.Module):
@@ -15,7 +16,7 @@ class MeanPooling(nn.Module):
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         padded = ~frame_mask(lengths, features.shape[1], features.device)
         total = features.masked_fill(padded.unsqueeze(-1), 0.0).sum(dim=1)
-        return total / lengths.to(total).unsqueeze(-1)
+        return total / to_device(lengths, total.device).to(total).unsqueeze(-1)
 
 
 POOLINGS: dict[str, type[nn.Module]] = {"MeanPooling": MeanPooling}

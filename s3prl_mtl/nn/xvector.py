@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s3prl_mtl.nn.padding import frame_mask
+from s3prl_mtl.nn.transfer import to_device
+
 CONTEXTS_AND_DILATIONS = ((5, 1), (3, 2), (3, 3), (1, 1), (1, 1))
 
 
@@ -78,13 +81,14 @@ class UtteranceFeatures(nn.Module):
 
 def statistics_pooling(features: Tensor, lengths: Tensor) -> Tensor:
     """Mean and unbiased standard deviation over the first `lengths` frames: (B, 2 D)."""
-    rows = []
-    for utterance, length in zip(features, lengths.tolist(), strict=True):
-        frames = utterance[:length]
-        # Dead ReLU channels have zero deviation. There the gradient of torch.std is zero; that of
-        # the square root of a variance would be NaN.
-        rows.append(torch.cat([frames.mean(dim=0), frames.std(dim=0)]))
-    return torch.stack(rows)
+    padded = ~frame_mask(lengths, features.shape[1], features.device).unsqueeze(-1)
+    counts = to_device(lengths, features.device).to(features).unsqueeze(-1)
+    means = features.masked_fill(padded, 0.0).sum(dim=1) / counts
+    centred = (features - means.unsqueeze(1)).masked_fill(padded, 0.0)
+    # Dead ReLU channels have zero deviation. There the gradient of a norm is zero; that of the
+    # square root of a variance would be NaN.
+    deviations = torch.linalg.vector_norm(centred, dim=1) / (counts - 1).sqrt()
+    return torch.cat([means, deviations], dim=1)
 
 
 class XVector(nn.Module):

@@ -8,8 +8,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -48,8 +47,7 @@ def as_task(expert: type, folder: str) -> type:
     return type(expert.__name__, (S3prlTask, expert), {"folder": folder})
 
 
-@dataclass(frozen=True)
-class SingleRecord:
+class SingleRecord(NamedTuple):
     """A recorded value that is not a list; the runner concatenates lists."""
 
     value: Any

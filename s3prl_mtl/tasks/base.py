@@ -124,6 +124,9 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
     def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
         """The metrics of a split, by name, from the records of `forward`. Rates are fractions.
 
+        In training, `forward` should record tensors of the GPU as they are, detached: a number
+        (`.item()`) would make every step wait for the GPU. The runner copies them to the CPU.
+
         Raises:
             UserError: `undefined-metric` if the records leave them undefined: in training they are
                 left out, in an evaluation the split is reported as one that cannot be scored. For
@@ -240,7 +243,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
 
         Args:
             split: that was read.
-            records: of `forward`, joined over batches and ranks.
+            records: of `forward`, joined over batches and ranks, with all tensors on the CPU.
             logger: gets a scalar for each metric.
             global_step: of the run.
             batch_ids: not used; part of s3prl's contract.
@@ -261,7 +264,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
             values = {}
         losses = records.get("loss") or []
         if losses:
-            values["loss"] = sum(losses) / len(losses)
+            values["loss"] = sum(map(float, losses)) / len(losses)
         for metric, value in values.items():
             logger.add_scalar(f"{self.name}/{split}-{metric}", value, global_step=global_step)
         improved = split == self.dev_split and update_best_score(

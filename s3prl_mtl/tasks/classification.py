@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from s3prl_mtl.data import apply_gain, load_waveform, random_crop
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.metrics import accuracy
-from s3prl_mtl.nn import head_from_settings, pad_features
+from s3prl_mtl.nn import head_from_settings, pad_features, to_device
 from s3prl_mtl.tasks.base import TaskExpert
 from s3prl_mtl.tasks.metric import Metric
 
@@ -115,16 +115,17 @@ class ClassificationExpert(TaskExpert):
         """
         scores = self._scores(features)
         rows = [torch.as_tensor(target).reshape(-1) for target in targets]
-        references = torch.stack(rows).to(scores[0].device)
+        references = torch.stack(rows)
+        expected = to_device(references, scores[0].device)
         losses = [
             F.cross_entropy(score, reference)
-            for score, reference in zip(scores, references.T, strict=True)
+            for score, reference in zip(scores, expected.T, strict=True)
         ]
         loss = torch.stack(losses).sum()
         hypotheses = torch.stack([score.argmax(dim=-1) for score in scores], dim=-1)
-        records["loss"].append(loss.item())
+        records["loss"].append(loss.detach())
         records["reference"] += references.tolist()
-        records["hypothesis"] += hypotheses.tolist()
+        records["hypothesis"] += hypotheses
         return loss
 
     def predict(

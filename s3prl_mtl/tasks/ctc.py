@@ -182,15 +182,15 @@ class TranscriptionExpert(TaskExpert):
             features: B tensors (T_i, D).
             targets: B tensors (symbols_i + 1,), from :meth:`target`.
             utterance_ids: B names.
-            records: gets `loss`; `reference` and `hypothesis`, texts; `utterance`, names; in
-                training `zeroed`, the number of utterances whose loss was set to 0, if any.
+            records: gets `loss`; `reference`, texts; `frame_tokens`, for :meth:`hypotheses`;
+                `utterance`, names; in training `zeroed`, the number of utterances whose loss was
+                set to 0, if any.
         """
         logits, logit_lengths = self._logits(features)
         loss = ctc_loss(
             logits, logit_lengths, targets, blank=BLANK, zero_infinity=self.zero_infinity
         )
-        frame_tokens = logits.detach().argmax(dim=-1).cpu()
-        records["loss"].append(loss.item())
+        records["loss"].append(loss.detach())
         tokens_of = [torch.as_tensor(target).tolist() for target in targets]
         records["reference"] += [self.text(tokens) for tokens in tokens_of]
         lengths = logit_lengths.tolist()
@@ -198,8 +198,8 @@ class TranscriptionExpert(TaskExpert):
             short = [frames_needed(t) > n for t, n in zip(tokens_of, lengths, strict=True)]
             if any(short):
                 records["zeroed"] += [1] * sum(short)
-        for tokens, length in zip(frame_tokens, lengths, strict=True):
-            records["hypothesis"].append(self.text(self.decode(tokens, length), WRONG_SYMBOL))
+        frame_tokens = logits.detach().argmax(dim=-1).to(torch.int32)
+        records["frame_tokens"] += zip(frame_tokens, lengths, strict=True)
         records["utterance"] += utterance_ids
         return loss
 
@@ -212,7 +212,10 @@ class TranscriptionExpert(TaskExpert):
         batch_ids: Sequence[int] = (),
         total_batch_num: int = 0,
     ) -> list[str]:
-        """Also report the number of training utterances whose loss was set to 0, if any."""
+        """Decode the hypotheses for :meth:`measure`, and report the number of training utterances
+        whose loss was set to 0, if any."""
+        if "frame_tokens" in records:
+            records = {**records, "hypothesis": self.hypotheses(records["frame_tokens"])}
         saved = super().log_records(split, records, logger, global_step, batch_ids, total_batch_num)
         zeroed = len(records.get("zeroed") or ())
         if zeroed:
@@ -240,6 +243,14 @@ class TranscriptionExpert(TaskExpert):
         padded, lengths = pad_features(features)
         logits, logit_lengths = self.model(self.projector(padded), lengths)
         return logits, logit_lengths
+
+    def hypotheses(self, recorded: Iterable[tuple[Tensor, int]]) -> list[str]:
+        """The texts of utterances, as they are scored.
+
+        Args:
+            recorded: for each utterance the arguments of :meth:`decode`.
+        """
+        return [self.text(self.decode(*entry), WRONG_SYMBOL) for entry in recorded]
 
     def decode(self, frame_tokens: Tensor, length: int) -> list[int]:
         """The tokens of a hypothesis.

@@ -17,6 +17,7 @@ from s3prl_mtl.data.batching import check_dropped
 from s3prl_mtl.data.epoch_reader import EpochReader
 from s3prl_mtl.distributed.world import Group
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.nn import to_cpu
 from s3prl_mtl.tracking.progress import EvaluationProgress
 from s3prl_mtl.training.reporting import Report, report_split, unscored_report
 from s3prl_mtl.training.run import Run
@@ -173,8 +174,10 @@ class Evaluator:
             features = self.run.encoder.inputs(task.expert, batch.wavs)
             # Experts of s3prl may take the number of the batch in an evaluation.
             number = {"batch_id": batch.number} if task.takes_batch_id else {}
-            parts[batch.number] = defaultdict(list)
-            task.expert(split, features, *batch.others, records=parts[batch.number], **number)
+            records: Records = defaultdict(list)
+            task.expert(split, features, *batch.others, records=records, **number)
+            # The records of a whole split may not fit into the memory of a GPU.
+            parts[batch.number] = to_cpu(records)
             # Batches are taken in turn: the others have as many.
             progress.advance(batch.number + 1)
         return Share(parts, reader.dropped, reader.utterances)

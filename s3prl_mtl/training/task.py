@@ -10,6 +10,7 @@ from typing import Any
 from s3prl_mtl.config import TaskConfig
 from s3prl_mtl.data.epoch_reader import accepts_argument
 from s3prl_mtl.data.streams import TaskStream
+from s3prl_mtl.nn import to_cpu
 from s3prl_mtl.tasks.base import TaskExpert
 
 Records = dict[str, list[Any]]
@@ -39,8 +40,8 @@ class Task:
         self.batch_ids.extend(batch_ids)
 
     def take_records(self) -> tuple[Records, list[int]]:
-        """The records since the last call, and the numbers of their batches."""
-        taken = self.records, self.batch_ids
+        """The records since the last call, on the CPU, and the numbers of their batches."""
+        taken = to_cpu(self.records), self.batch_ids
         self.records, self.batch_ids = defaultdict(list), []
         return taken
 

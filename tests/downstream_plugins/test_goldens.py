@@ -118,7 +118,7 @@ def test_asr_rates_are_over_the_length_of_the_reference_by_default(
     expert.load_state_dict(reference["state_dict"])
     records: dict[str, list[Any]] = defaultdict(list)
     expert.eval()(reference["split"], reference["features"], *reference["others"], records=records)
-    assert records["hypothesis"] == reference["records"]["pred_tokens"]
+    assert expert.hypotheses(records["frame_tokens"]) == reference["records"]["pred_tokens"]
     assert records["reference"] == reference["records"]["target_tokens"]
 
     expert.log_records(reference["split"], records, scalars, 0)

@@ -37,10 +37,15 @@ def recording(name: str = "a", level: float = 0.65) -> tuple[str, np.ndarray, np
     return name, reference, probabilities
 
 
+RIGHT = [(np.ones((2, 1)), np.ones((2, 1)))]
+HALF_RIGHT = [(np.ones((2, 1)), np.array([[1], [0]]))]
+"""Decisions of a batch of two frames, expected and found."""
+
+
 def test_the_threshold_that_dev_prefers_is_used_on_test(tmp_path: Path) -> None:
     expert = build(tmp_path)
     # Speech reaches 0.35, silence 0.1: of the thresholds from 0.3 to 0.7 only 0.3 parts them.
-    dev = {"acc": [0.5], "recordings": [recording(level=0.35)]}
+    dev = {"decisions": HALF_RIGHT, "recordings": [recording(level=0.35)]}
     assert expert.measure("dev", dev) == {"acc": 0.5, "der": 0.0}
     assert expert.decision == {"threshold": 0.3, "median_filter": 1}
     assert {type(value) for value in expert.decision.values()} == {float, int}
@@ -55,7 +60,9 @@ def test_the_median_filter_that_dev_prefers_removes_flickers(tmp_path: Path) -> 
     name, reference, probabilities = recording()
     probabilities[50::40, 0] = 0.9
     probabilities[20:180:40, 0] = 0.1
-    values = expert.measure("dev", {"acc": [1.0], "recordings": [(name, reference, probabilities)]})
+    values = expert.measure(
+        "dev", {"decisions": RIGHT, "recordings": [(name, reference, probabilities)]}
+    )
     assert expert.decision["median_filter"] == 11
     assert values["der"] < 0.02
 
@@ -65,7 +72,7 @@ def test_without_dev_the_decision_is_the_default_and_this_is_logged(
 ) -> None:
     expert = build(tmp_path)
     with caplog.at_level(logging.WARNING):
-        values = expert.measure("test", {"acc": [1.0], "recordings": [recording()]})
+        values = expert.measure("test", {"decisions": RIGHT, "recordings": [recording()]})
     assert "no threshold was chosen on dev" in caplog.text
     assert expert.decision == {}
     # The median of 11 frames sees silence beyond both ends, and so loses nothing but edges.
@@ -76,11 +83,11 @@ def test_recordings_are_scored_under_the_best_order_of_their_speakers(tmp_path: 
     expert = build(tmp_path)
     name, reference, probabilities = recording()
     swapped = (name, reference, probabilities[:, ::-1].copy())
-    values = expert.measure("dev", {"acc": [1.0], "recordings": [recording("a"), swapped]})
+    values = expert.measure("dev", {"decisions": RIGHT, "recordings": [recording("a"), swapped]})
     assert values["der"] == 0.0
 
 
-def test_whole_recordings_keep_probabilities_and_chunks_their_error_rate(tmp_path: Path) -> None:
+def test_whole_recordings_keep_probabilities_and_chunks_have_an_error_rate(tmp_path: Path) -> None:
     expert = build(tmp_path)
     features = [torch.randn(49, 8), torch.randn(30, 8)]
     labels = [torch.ones(100, 2), torch.zeros(61, 2)]
@@ -91,7 +98,8 @@ def test_whole_recordings_keep_probabilities_and_chunks_their_error_rate(tmp_pat
     for (_, reference, probabilities), length in zip(whole["recordings"], lengths, strict=True):
         assert reference.shape == probabilities.shape == (length, 2)
         assert ((probabilities > 0) & (probabilities < 1)).all()
-    assert "der" not in whole
+    (decisions,) = whole["decisions"]
+    assert [side.shape for side in decisions] == [(161, 2), (161, 2)]
 
     alone: dict[str, list[Any]] = defaultdict(list)
     expert("dev", features[1:], labels[1:], lengths[1:], ["b"], records=alone)
@@ -99,7 +107,8 @@ def test_whole_recordings_keep_probabilities_and_chunks_their_error_rate(tmp_pat
 
     chunks: dict[str, list[Any]] = defaultdict(list)
     expert("train", features, labels, lengths, ["a", "b"], records=chunks)
-    assert len(chunks["der"]) == 1 and "recordings" not in chunks
+    assert len(chunks["decisions"]) == 1 and "recordings" not in chunks
+    assert expert.measure("train", chunks).keys() == {"acc", "der"}
 
 
 def test_a_silent_batch_has_an_accuracy_but_no_error_rate(tmp_path: Path) -> None:
@@ -185,7 +194,7 @@ def test_speech_of_another_chunk_is_not_counted(
 def test_a_split_without_speech_has_an_accuracy_and_no_error_rate(tmp_path: Path) -> None:
     expert = build(tmp_path)
     silence = np.zeros((10, 2), dtype=bool)
-    records = {"acc": [0.5], "recordings": [("a", silence, np.full((10, 2), 0.4))]}
+    records = {"decisions": HALF_RIGHT, "recordings": [("a", silence, np.full((10, 2), 0.4))]}
     assert expert.measure("train", records) == {"acc": 0.5}
     for split in ("dev", "test"):
         assert expert.measure(split, records) == pytest.approx(

@@ -10,7 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s3prl_mtl.nn import AMSoftmaxLoss, ctc_loss, match_length, permutation_invariant_bce
+from s3prl_mtl.nn import (
+    AMSoftmaxLoss,
+    ctc_loss,
+    match_length,
+    permutation_invariant,
+    permutation_invariant_bce,
+)
 
 
 def collapse(path: tuple[int, ...]) -> list[int]:
@@ -135,3 +141,19 @@ def test_features_are_repeated_then_truncated_or_padded_with_the_last_frame(
 ) -> None:
     features = torch.arange(frames)[:, None].float()
     assert match_length(features, label_length)[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("speakers", range(1, permutation_invariant.MOST_ENUMERATED + 1))
+def test_enumerated_and_assigned_permutations_agree(speakers: int) -> None:
+    costs = torch.rand(50, speakers, speakers, dtype=torch.float64)
+    costs[-1] = 0.5
+    found = permutation_invariant._enumerated(costs)
+    assert torch.equal(found, permutation_invariant._assigned(costs))
+    assert found[-1].tolist() == list(range(speakers))
+
+
+def test_more_speakers_than_are_enumerated_have_their_best_permutation() -> None:
+    labels = torch.eye(6)[None]
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    _, orders = permutation_invariant_bce(8 * labels[..., order] - 4, labels, torch.tensor([6]))
+    assert orders.tolist() == [order.tolist()]
