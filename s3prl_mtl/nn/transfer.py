@@ -23,6 +23,15 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def concatenate_on(device: torch.device, parts: list[Tensor]) -> Tensor:
+    """Concatenate tensors of the CPU on a device by a single copy, which the CPU does not wait for."""
+    if device.type != "cuda":
+        return torch.cat(parts).to(device)
+    size = sum(map(len, parts)), *parts[0].shape[1:]
+    pinned = torch.empty(size, dtype=parts[0].dtype, pin_memory=True)
+    return torch.cat(parts, out=pinned).to(device, non_blocking=True)
+
+
 def to_cpu(values: T) -> T:
     """Copy nested dicts, lists and (named) tuples with all tensors on the CPU, without gradients.
 

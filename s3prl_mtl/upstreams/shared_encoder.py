@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from s3prl_mtl.nn.transfer import concatenate_on
 from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream
-from s3prl_mtl.upstreams.hubert.devices import concatenate_on
 
 
 class SharedEncoder:

@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from s3prl_mtl.nn.transfer import to_device
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
-from s3prl_mtl.upstreams.hubert.devices import on_gpu, to_device
 from s3prl_mtl.upstreams.hubert.layers import layer_norm
+from s3prl_mtl.upstreams.hubert.segments import on_gpu
 
 # Maximum number of output values of the first convolution per packed signal. On a GPU few large
 # kernels are best, but some count elements in 32 bits. On a CPU 16 MB takes 20 to 25 % less time

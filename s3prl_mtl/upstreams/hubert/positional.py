@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
-from s3prl_mtl.upstreams.hubert.devices import on_gpu
-from s3prl_mtl.upstreams.hubert.segments import Segments
+from s3prl_mtl.upstreams.hubert.segments import Segments, on_gpu
 
 # On a CPU, torch's grouped convolution is slow with few channels per group. Products of blocks take
 # a third of its time with hubert_tiny's 12 channels, and more with Base's 48. A GPU uses them under
