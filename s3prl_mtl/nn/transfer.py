@@ -24,7 +24,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def concatenate_on(device: torch.device, parts: list[Tensor]) -> Tensor:
-    """Concatenate tensors of the CPU on a device by a single copy, which the CPU does not wait for."""
+    """Concatenate tensors of the CPU on a device; the CPU does not wait for the copy."""
     if device.type != "cuda":
         return torch.cat(parts).to(device)
     size = sum(map(len, parts)), *parts[0].shape[1:]

@@ -7,14 +7,14 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any
 
 import torch
 
 from s3prl_mtl.checkpoint.contents import TaskCheckpoint
 from s3prl_mtl.data.batching import check_dropped
-from s3prl_mtl.data.epoch_reader import EpochReader
+from s3prl_mtl.data.epoch_reader import Batch, EpochReader
 from s3prl_mtl.distributed.world import Group
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.nn import to_cpu
@@ -22,6 +22,7 @@ from s3prl_mtl.tracking.progress import EvaluationProgress
 from s3prl_mtl.training.reporting import Report, report_split, unscored_report
 from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.task import Records, Task
+from s3prl_mtl.upstreams import HiddenStates
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,15 @@ class Share:
     records: dict[int, Records]
     dropped: int
     utterances: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A split to evaluate, and its place in the order of the reports."""
+
+    place: int
+    task: Task
+    split: str
 
 
 class Interrupted(Exception):
@@ -86,28 +96,28 @@ class Evaluator:
         reports: list[tuple[int, Report]] = []
         shown = self.run.world.is_lead and self.log_level >= logging.INFO
         with EvaluationProgress(shown) as progress:
-            for place, (name, split) in enumerate(splits):
-                if name not in self.run.tasks:
-                    continue
-                task, group = self.run.tasks[name], self.run.groups[name]
-                share = None
+            for entries in self._by_audio(splits):
+                shares: list[Share] | None = None
                 if failure is None and not self.run.stop_asked():
+                    names = ", ".join(f"{entry.task.name} {entry.split}" for entry in entries)
                     try:
-                        with self.run.world.doing(f"evaluating {name} {split}"):
-                            share = self._own_share(task, split, progress)
+                        with self.run.world.doing(f"evaluating {names}"):
+                            shares = self._own_shares(entries, progress)
                     except Exception as error:
                         failure = error
-                gathered = group.gather(share)
-                shares = [part for part in gathered or [] if part is not None]
-                if len(shares) == group.size:
-                    try:
-                        with self.run.world.doing(f"measuring {name} {split}"):
-                            report = self._measure(task, split, shares)
-                        self._log(report)
-                        reports.append((place, report))
-                    except Exception as error:
-                        failure = error
-                _sync_expert_state(task, group)
+                for number, entry in enumerate(entries):
+                    task, group = entry.task, self.run.groups[entry.task.name]
+                    gathered = group.gather(shares[number] if shares is not None else None)
+                    parts = [part for part in gathered or [] if part is not None]
+                    if len(parts) == group.size:
+                        try:
+                            with self.run.world.doing(f"measuring {task.name} {entry.split}"):
+                                report = self._measure(task, entry.split, parts)
+                            self._log(report)
+                            reports.append((entry.place, report))
+                        except Exception as error:
+                            failure = error
+                    _sync_expert_state(task, group)
         try:
             self.run.world.raise_on_all_ranks(failure)
             if any(self.run.world.all_gather(self.run.stop_asked())):
@@ -148,39 +158,77 @@ class Evaluator:
                     )
                 logger.info("%s %s: passed", name, split)
 
+    def _by_audio(self, splits: Sequence[tuple[str, str]]) -> list[list[Entry]]:
+        """The splits of this rank's tasks, in groups with the same utterances on the same ranks."""
+        groups: dict[Any, list[Entry]] = {}
+        for place, (name, split) in enumerate(splits):
+            if name in self.run.tasks:
+                task = self.run.tasks[name]
+                digest = getattr(task.expert, "audio_digest", None)
+                audio = place if digest is None else digest(split)
+                key = audio, tuple(self.run.placement.ranks_of(name))
+                groups.setdefault(key, []).append(Entry(place, task, split))
+        return list(groups.values())
+
     @torch.no_grad()
-    def _own_share(self, task: Task, split: str, progress: EvaluationProgress) -> Share | None:
-        """The records of this rank's batches; None if it was asked to stop."""
+    def _own_shares(
+        self, entries: Sequence[Entry], progress: EvaluationProgress
+    ) -> list[Share] | None:
+        """The records of this rank's batches of some splits; None if it was asked to stop.
+
+        Their batches are read side by side, and encoded once where they have the same waveforms.
+        """
         self.run.encoder.set_training(False)
-        task.expert.train(False)
-        group = self.run.groups[task.name]
-        reader = EpochReader(
-            task.name,
-            task.expert,
-            split,
-            seed=self.run.seed,
-            shares=(group.index,),
-            num_shares=group.size,
-            training=False,
-        )
-        limits = [count for count in (reader.num_batches, self.batches) if count]
-        progress.begin(task.name, split, min(limits, default=None))
-        parts: dict[int, Records] = {}
-        for batch in reader:
-            if self.run.stop_asked():
-                return None
-            if self.batches is not None and batch.number >= self.batches:
+        readers = []
+        for entry in entries:
+            name = entry.task.name
+            entry.task.expert.train(False)
+            group = self.run.groups[name]
+            reader = EpochReader(
+                name,
+                entry.task.expert,
+                entry.split,
+                seed=self.run.seed,
+                shares=(group.index,),
+                num_shares=group.size,
+                training=False,
+            )
+            readers.append(reader)
+        limits = [count for reader in readers for count in (reader.num_batches, self.batches)]
+        title = "+".join(entry.task.name for entry in entries)
+        progress.begin(title, entries[0].split, min(filter(None, limits), default=None))
+        records: list[dict[int, Records]] = [{} for _ in entries]
+        for batches in zip_longest(*readers):
+            wanted = [
+                (entry, batch, parts)
+                for entry, batch, parts in zip(entries, batches, records, strict=True)
+                if batch is not None and (self.batches is None or batch.number < self.batches)
+            ]
+            if not wanted:
                 break
-            features = self.run.encoder.inputs(task.expert, batch.wavs)
-            # Experts of s3prl may take the number of the batch in an evaluation.
-            number = {"batch_id": batch.number} if task.takes_batch_id else {}
-            records: Records = defaultdict(list)
-            task.expert(split, features, *batch.others, records=records, **number)
-            # The records of a whole split may not fit into the memory of a GPU.
-            parts[batch.number] = to_cpu(records)
-            # Batches are taken in turn: the others have as many.
-            progress.advance(batch.number + 1)
-        return Share(parts, reader.dropped, reader.utterances)
+            wavs: Sequence[Any] = ()
+            for entry, batch, parts in wanted:
+                if self.run.stop_asked():
+                    return None
+                if not same_waveforms(wavs, batch.wavs):
+                    wavs, hidden = batch.wavs, self.run.encoder.hidden_states(batch.wavs)
+                parts[batch.number] = self._records(entry, batch, hidden)
+                # Batches are taken in turn: the others have as many.
+                progress.advance(batch.number + 1)
+        return [
+            Share(parts, reader.dropped, reader.utterances)
+            for parts, reader in zip(records, readers, strict=True)
+        ]
+
+    def _records(self, entry: Entry, batch: Batch, hidden: HiddenStates) -> Records:
+        """The records of a batch, on the CPU: those of a split may not fit into a GPU's memory."""
+        task = entry.task
+        inputs = self.run.encoder.inputs_from(task.expert, hidden)
+        # Experts of s3prl may take the number of the batch in an evaluation.
+        number = {"batch_id": batch.number} if task.takes_batch_id else {}
+        records: Records = defaultdict(list)
+        task.expert(entry.split, inputs, *batch.others, records=records, **number)
+        return to_cpu(records)
 
     def _measure(self, task: Task, split: str, shares: Sequence[Share]) -> Report:
         # Over all shares, as in one process.
@@ -225,6 +273,14 @@ class Evaluator:
         """Restore buffers and decisions of the experts to their state before an evaluation."""
         for name, task in self.run.tasks.items():
             _set_expert_state(task, states[name])
+
+
+def same_waveforms(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether two batches have the same waveforms in the same order."""
+    return len(some) == len(others) and all(
+        torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+        for a, b in zip(some, others, strict=True)
+    )
 
 
 def share_buffers(run: Run) -> None:

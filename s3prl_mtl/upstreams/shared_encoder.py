@@ -60,9 +60,11 @@ class SharedEncoder:
 
     def inputs(self, expert: Any, wavs: Sequence[Any]) -> list[Tensor]:
         """The input of an expert's `forward`: features, or the hidden states of all layers."""
-        if wants_hidden_states(expert):
-            return layers(self.hidden_states(wavs))
-        return self.features(wavs)
+        return self.inputs_from(expert, self.hidden_states(wavs))
+
+    def inputs_from(self, expert: Any, hidden: HiddenStates) -> list[Tensor]:
+        """:meth:`inputs` of waveforms that are encoded already."""
+        return layers(hidden) if wants_hidden_states(expert) else self.weighted(hidden)
 
     def set_training(self, training: bool) -> None:
         """Switch between training and evaluation; a frozen encoder stays in evaluation mode."""
