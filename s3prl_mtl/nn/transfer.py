@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +22,25 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def start_to_cpu(tensor: Tensor) -> Callable[[], Tensor]:
+    """Start copying a tensor to the CPU.
+
+    Returns:
+        A function that waits for this copy only, not for later work of the GPU, and returns it.
+    """
+    copied = tensor.detach().to("cpu", non_blocking=True)
+    if not tensor.is_cuda:
+        return lambda: copied
+    done = torch.cuda.Event()
+    done.record(torch.cuda.current_stream(tensor.device))
+
+    def wait() -> Tensor:
+        done.synchronize()
+        return copied
+
+    return wait
 
 
 def to_cpu(values: T) -> T:
