@@ -43,10 +43,10 @@ class Balancer(nn.Module):
     of a rank has utterances of one task.
 
     **Tasks that are left out.** A task with a non-finite loss on any rank has no part in the step:
-    it is in the losses of neither `backward` nor `combine`. When this shows in a later
-    micro-batch, the step begins again without the task.
+    its loss is not given to `combine`. This shows after `backward`, which may get such losses: the
+    step then begins again without the task.
 
-    **Attempts.** A step that runs out of memory begins again, in smaller micro-batches. Only
+    **Attempts.** A step that runs out of memory begins again, too, in smaller micro-batches. Only
     `combine` may change the state that later steps depend on; it is called once a step.
 
     **State.** Buffers, parameters and the extra state of the module are saved in checkpoints and

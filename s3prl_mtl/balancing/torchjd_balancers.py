@@ -16,6 +16,7 @@ from s3prl_mtl.balancing.torchjd_methods import DEFAULT_EPOCH_STEPS, EPOCH_STEPS
 from s3prl_mtl.balancing.torchjd_state import restore_state, state_of
 from s3prl_mtl.balancing.weighted import WeightedLosses, by_task
 from s3prl_mtl.data.sampling import derived_seed
+from s3prl_mtl.nn import to_device
 
 INDEPENDENT_OF_LOSSES = {"constant", "dwa", "imtll", "mean", "random", "sum", "uw"}
 """Scalarizers with weights that the losses of the step do not change."""
@@ -124,7 +125,8 @@ class _Scalarized(WeightedLosses):
         self._held.advance()
 
     def _vector(self, values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, device=self.learned[0].device if len(self.learned) else "cpu")
+        device = self.learned[0].device if len(self.learned) else torch.device("cpu")
+        return to_device(torch.tensor(values), device)
 
     def get_extra_state(self) -> dict[str, Any]:
         return self._held.state()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from s3prl_mtl.balancing.base import Balancer, Heads
 from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.nn import to_device
 
 
 class WeightedLosses(Balancer):
@@ -26,9 +27,11 @@ class WeightedLosses(Balancer):
         self, losses: Mapping[str, Tensor], shared: Sequence[nn.Parameter], heads: Heads
     ) -> None:
         if losses:
-            weights = self.weights()[[self.tasks.index(task) for task in losses]]
+            # A list of indices would be copied to the GPU, and waited for.
+            weights = self.weights()
+            chosen = torch.stack([weights[self.tasks.index(task)] for task in losses])
             values = torch.stack([loss.float() for loss in losses.values()])
-            (weights.to(values.device) * values).sum().backward()
+            (to_device(chosen, values.device) * values).sum().backward()
 
     def metrics(self) -> dict[str, float]:
         return by_task("weight", self.tasks, self.weights())
@@ -86,8 +89,8 @@ class Uncertainty(WeightedLosses):
     ) -> None:
         if not losses:
             return
-        log_sigma = self.log_sigma[[self.tasks.index(task) for task in losses]]
-        means = torch.tensor(list(losses.values()), device=log_sigma.device)
+        log_sigma = torch.stack([self.log_sigma[self.tasks.index(task)] for task in losses])
+        means = to_device(torch.tensor(list(losses.values())), log_sigma.device)
         ((-2 * log_sigma).exp() * means + log_sigma).sum().backward()
 
     def metrics(self) -> dict[str, float]:

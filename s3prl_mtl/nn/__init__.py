@@ -12,7 +12,7 @@ from s3prl_mtl.nn.padding import frame_mask, pad_features
 from s3prl_mtl.nn.permutation_invariant import permutation_invariant_bce
 from s3prl_mtl.nn.recurrent import RNNs
 from s3prl_mtl.nn.spec_augment import SpecAugment
-from s3prl_mtl.nn.transfer import to_cpu, to_device
+from s3prl_mtl.nn.transfer import start_to_cpu, to_cpu, to_device
 from s3prl_mtl.nn.utterance_level import MeanPooling, UtteranceLevel
 from s3prl_mtl.nn.xvector import XVector, statistics_pooling
 
@@ -31,6 +31,7 @@ __all__ = [
     "match_length",
     "pad_features",
     "permutation_invariant_bce",
+    "start_to_cpu",
     "statistics_pooling",
     "to_cpu",
     "to_device",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +31,25 @@ def concatenate_on(device: torch.device, parts: list[Tensor]) -> Tensor:
     size = sum(map(len, parts)), *parts[0].shape[1:]
     pinned = torch.empty(size, dtype=parts[0].dtype, pin_memory=True)
     return torch.cat(parts, out=pinned).to(device, non_blocking=True)
+
+
+def start_to_cpu(tensor: Tensor) -> Callable[[], Tensor]:
+    """Start copying a tensor to the CPU.
+
+    Returns:
+        A function that waits for this copy only, not for later work of the GPU, and returns it.
+    """
+    copied = tensor.detach().to("cpu", non_blocking=True)
+    if not tensor.is_cuda:
+        return lambda: copied
+    done = torch.cuda.Event()
+    done.record(torch.cuda.current_stream(tensor.device))
+
+    def wait() -> Tensor:
+        done.synchronize()
+        return copied
+
+    return wait
 
 
 def to_cpu(values: T) -> T:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from s3prl_mtl.errors import UserError, nearest
+
+FUSED_ON_GPU = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+"""Optimizers with a fused kernel for GPUs; that of Adagrad is for CPUs only."""
 
 # Arguments that the runner supplies, or that torch has deprecated.
 _SUPPLIED = {"self", "params", "optimizer", "last_epoch", "verbose"}
@@ -107,13 +111,30 @@ def make_optimizer(
 
     Args:
         parameters: those of one group, or parameter groups with settings of their own.
-        settings: of all groups that have none of their own; `groups` is ignored.
+        settings: of all groups that have none of their own; `groups` is ignored. On a GPU, `fused`
+            is on by default where torch has such a kernel.
 
     Raises:
         UserError: an unknown name, or settings that the optimizer refuses.
     """
     kind = _look_up(settings["name"], _optimizers(), "optimizer")
-    return _call(kind, "optimizer", settings, params=list(parameters))
+    given: list[Any] = list(parameters)
+    supplied = {"fused": True} if _can_fuse(kind, given, settings) else {}
+    return _call(kind, "optimizer", settings, params=given, **supplied)
+
+
+def _can_fuse(
+    kind: type[Optimizer],
+    parameters: Sequence[nn.Parameter | dict[str, Any]],
+    settings: Mapping[str, Any],
+) -> bool:
+    """Whether to update in one kernel: on a GPU, unless the settings say how to."""
+    groups = [entry["params"] if isinstance(entry, dict) else [entry] for entry in parameters]
+    return (
+        kind in FUSED_ON_GPU
+        and not settings.keys() & {"fused", "foreach", "capturable", "differentiable"}
+        and all(p.is_cuda and p.is_floating_point() for p in chain(*groups))
+    )
 
 
 def make_scheduler(

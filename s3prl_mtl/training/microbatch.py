@@ -29,7 +29,7 @@ class OutOfMemory(Exception):
 
 
 class TasksDropped(Exception):
-    """A loss became non-finite after losses of its task were backpropagated; raised on all ranks.
+    """A loss that is already part of the gradients is not finite; raised on all ranks.
 
     Args:
         tasks: tasks to drop from the step.

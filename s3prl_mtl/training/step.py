@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -20,6 +19,7 @@ from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.nn import to_device
 from s3prl_mtl.training.forward import forward
 from s3prl_mtl.training.microbatch import MicroBatch, MicroBatcher
 from s3prl_mtl.training.pass_limit import PassLimit
@@ -107,8 +107,7 @@ class TrainingStep:
                 self._backward(self._forward(micro_batch, sync, records), sync)
         self._sum_over_ranks(sync)
         self.balancer.combine(sync.losses, self.run.shared, self.run.heads)
-        norm = self._clip()
-        self._update(norm)
+        self._update(self._clip())
         return sync, records
 
     def try_out(self) -> None:
@@ -118,12 +117,12 @@ class TrainingStep:
             UserError: the loss of a task is not finite.
         """
 
-        def attempt(micro_batches: Sequence[MicroBatch], dropped: frozenset[str]) -> set[str]:
+        def attempt(micro_batches: Sequence[MicroBatch], dropped: frozenset[str]) -> frozenset[str]:
             sync, records = self._begin(World(), dropped)
             for micro_batch in micro_batches:
                 self._backward(self._forward(micro_batch, sync, records), sync)
-            sync.share_memory_errors()
-            return sync.dropped
+            sync.share_losses()
+            return dropped
 
         self.run.set_training(True)
         micro_batcher = self._micro_batcher(World(), SkipCounts(self.run.names))
@@ -170,8 +169,9 @@ class TrainingStep:
         losses: list[Tensor] = []
         if not sync.out_of_memory:
             with run.world.doing("computing the forward pass"), sync.catching_memory_errors():
-                losses = forward(micro_batch.batches, run.tasks, run.encoder, run.specaug, records)
-        return sync.share_losses(micro_batch, losses, run.stop_asked())
+                batches = sync.batches_of(micro_batch)
+                losses = forward(batches, run.tasks, run.encoder, run.specaug, records)
+        return sync.share_counts(micro_batch, losses, run.stop_asked())
 
     def _backward(self, summands: Mapping[str, Tensor], sync: StepSync) -> None:
         with (
@@ -182,32 +182,41 @@ class TrainingStep:
 
     def _sum_over_ranks(self, sync: StepSync) -> None:
         self.gradients.finish()
-        sync.share_memory_errors()
+        sync.share_losses()
         for partial_sum in self.balancer.partial_sums():
             self.run.world.sum(partial_sum)
 
-    def _clip(self) -> float:
-        """Clip the gradients by their joint norm over all ranks, if it is finite; returns it."""
-        world = self.run.world
+    def _clip(self) -> Tensor:
+        """Clip the gradients by their joint norm over all ranks, if it is finite; returns it, on
+        the device."""
+        world, device = self.run.world, self.run.encoder.device
         counted = [*self.run.counted, *(self.balancer.parameters() if world.is_lead else ())]
-        norm = nn.utils.get_total_norm([p.grad for p in counted if p.grad is not None])
+        gradients = [p.grad for p in counted if p.grad is not None]
+        norm = to_device(nn.utils.get_total_norm(gradients), device)
         if world.size > 1:
-            squares = world.sum(torch.tensor([float(norm) ** 2], dtype=torch.float64))
-            norm = squares[0].sqrt().float().to(norm.device)
-        if math.isfinite(norm):
-            heads = chain(*self.run.heads.values())
-            held = [*self.run.shared, *heads, *self.balancer.parameters()]
-            nn.utils.clip_grads_with_norm_(held, self.clipping, norm)
-        return float(norm)
+            squares = world.sum(norm.double().square().reshape(1))
+            norm = squares[0].sqrt().float()
+        heads = chain(*self.run.heads.values())
+        held = [*self.run.shared, *heads, *self.balancer.parameters()]
+        # A norm of 0 leaves the gradients as they are.
+        finite = norm.nan_to_num(nan=0.0, posinf=0.0)
+        nn.utils.clip_grads_with_norm_(held, self.clipping, finite)
+        return norm
 
-    def _update(self, norm: float) -> None:
+    def _update(self, norm: Tensor) -> None:
         """Update with gradients of this norm; skip and count the step if it is not finite."""
-        sources: list[str] = []
-        if math.isfinite(norm):
+        skips_on_device = all(group.get("fused") for group in self.optimizer.param_groups)
+        if skips_on_device:
+            # Torch's contract for gradient scalers: the kernels do nothing if this is 1.
+            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
             self.optimizer.step()
-        else:
+        value = norm.item()  # the CPU waits for the GPU here
+        sources: list[str] = []
+        if not math.isfinite(value):
             sources = [block.name for block in self.run.blocks() if not block.has_finite_gradients]
-        self.run.skips.count_norm(self.run.step + 1, norm, sources)
+        elif not skips_on_device:
+            self.optimizer.step()
+        self.run.skips.count_norm(self.run.step + 1, value, sources)
         self.optimizer.zero_grad(set_to_none=True)
         if self.scheduler is not None:
             self.scheduler.step()

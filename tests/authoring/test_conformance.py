@@ -350,7 +350,7 @@ VIOLATIONS = {
         "return nn.functional.cross_entropy(logits, labels)",
         "records['loss'].append(loss := nn.functional.cross_entropy(logits, labels))\n"
         "        return loss",
-        r"train: 'loss'.*\.item\(\)",
+        r"train: 'loss'.*\.detach\(\)",
     ),
     "logits that are recorded with their graph": (
         11,

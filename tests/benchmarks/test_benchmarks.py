@@ -29,11 +29,6 @@ def measured(script: str, log: Path) -> tuple[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.slow
-def test_the_checks_of_a_gpu_hold_on_a_cpu() -> None:
-    assert run("gpu_check.py", "--device", "cpu").count("| ok |") >= 25
-
-
-@pytest.mark.slow
 def test_the_benchmark_of_a_step_measures_every_way(tmp_path: Path) -> None:
     shown, records = measured("step.py", tmp_path / "log.jsonl")
     assert [(record["way"], record["precision"]) for record in records] == [
@@ -53,3 +48,31 @@ def test_the_benchmark_of_balancers_measures_every_way(tmp_path: Path) -> None:
     assert [record["balancer"] for record in records][:2] == ["sum", "uncertainty"]
     assert all(seconds > 0 for record in records for seconds in record["seconds"])
     assert {record["balancer"]: record["kept"] > 0 for record in records}["pcgrad"]
+
+
+@pytest.mark.slow
+def test_the_check_of_a_gpu_runs_on_a_cpu_as_a_whole(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    command = ["bash", str(BENCHMARKS / "gpu_check.sh"), "cpu", str(log)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    by_name = {record["benchmark"]: record for record in records}
+    assert set(by_name) == {"step", "loading", "precision"}
+    loading = by_name["loading"]
+    assert 0 < loading["waiting"][0] < loading["step"][0] and loading["encoder"][0] > 0
+    assert len(by_name["precision"]["ks training loss"]) == 4
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_scaling_varies_processes_tasks_and_lengths(
+    tiny_corpus: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.jsonl"
+    words = ["--size", "tiny", "--tasks", "ks,ic", "--repeats", "1", "--processes", "1,2"]
+    words += ["--seconds", "1,2", "--audio", "2", "--data", str(tiny_corpus), "--log", str(log)]
+    run("scaling.py", *words)
+    record = json.loads(log.read_text())
+    for varied, keys in (("processes", "12"), ("tasks", "12"), ("seconds", "12")):
+        assert list(record[varied]) == list(keys)
+        assert all(rate > 0 for rate in record[varied].values())

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from s3prl_mtl.optim.factory import (
+    _can_fuse,
     make_optimizer,
     make_scheduler,
     optimizer_settings,
     scheduler_settings,
 )
 from tests.mistakes import user_error
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "is_fused"),
+    [
+        ("AdamW", {}, True),
+        ("SGD", {"momentum": 0.9}, True),
+        ("AdamW", {"fused": False}, False),
+        ("AdamW", {"foreach": True}, False),
+        ("Adagrad", {}, False),
+        ("RMSprop", {}, False),
+    ],
+)
+def test_optimizers_on_a_gpu_are_fused_unless_the_settings_say_otherwise(
+    name: str, settings: dict, is_fused: bool
+):
+    on_gpu = SimpleNamespace(is_cuda=True, is_floating_point=lambda: True)
+    kind = getattr(torch.optim, name)
+    assert _can_fuse(kind, [on_gpu], {"name": name, **settings}) == is_fused
+    groups = [{"params": [on_gpu]}, {"params": [nn.Parameter(torch.ones(1))]}]
+    assert not _can_fuse(kind, groups, {"name": name, **settings})
 
 
 def rates(settings: dict, total_steps: int) -> list[float]:

@@ -241,14 +241,22 @@ def test_the_decision_of_sd_on_dev_is_saved_in_the_checkpoint(make_config, tmp_p
     )
 
 
-def test_a_step_with_a_non_finite_gradient_is_skipped_and_counted(make_config, tmp_path: Path):
-    runner = MultiTaskRunner(make_config("er", runner__total_steps=5), tmp_path)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_with_a_non_finite_gradient_is_skipped_and_counted(
+    fused: bool, make_config, tmp_path: Path
+):
+    config = make_config("er", runner__total_steps=5)
+    config["optimizer"] = {**config["optimizer"], "fused": fused}
+    runner = MultiTaskRunner(config, tmp_path)
     runner.train_step()
     weights = {n: p.clone() for n, p in runner.tasks["er"].expert.state_dict().items()}
     for parameter in runner.upstream.parameters():
         parameter.grad = torch.full_like(parameter, math.nan)
+    states = runner.training_step.optimizer.state
+    steps = {parameter: int(state["step"]) for parameter, state in states.items()}
     runner.training_step._update(runner.training_step._clip())
     assert runner.run.skips.skipped_steps == 1
+    assert all(int(state["step"]) == steps.get(p, 0) for p, state in states.items())
     assert_same(weights, dict(runner.tasks["er"].expert.state_dict()))
     runner.train_step()
     assert runner.run.skips.skipped_steps == 1
