@@ -111,24 +111,23 @@ class SpecAugment(nn.Module):
             features: B tensors (T_i, D).
             generator: CPU generator of random numbers; default: torch's global one.
         """
-        if not self.training:
+        if not self.training or not features:
             return list(features)
-        return [self._augment(utterance, generator) for utterance in features]
-
-    def _augment(self, utterance: Tensor, generator: Generator | None) -> Tensor:
-        frames, channels = utterance.shape
-        if self.apply_time_warp and frames > 2 * self.time_warp_window > 0:
-            utterance = self._warp(utterance, generator)
-        if self.apply_freq_mask:
-            low, high = self.freq_mask_width_range
-            hidden = self._spans(channels, self.num_freq_mask, low, high, generator)
-            utterance = utterance.masked_fill(to_device(hidden, utterance.device), 0.0)
-        if self.apply_time_mask:
-            low, high = self.time_mask_width_range
-            hidden = self._spans(frames, self.num_time_mask, low, high, generator)
-            hidden = to_device(hidden.unsqueeze(1), utterance.device)
-            utterance = utterance.masked_fill(hidden, 0.0)
-        return utterance
+        warped: list[Tensor] = []
+        masks: list[Tensor] = []
+        for utterance in features:
+            frames, channels = utterance.shape
+            if self.apply_time_warp and frames > 2 * self.time_warp_window > 0:
+                utterance = self._warp(utterance, generator)
+            warped.append(utterance)
+            number = self.num_freq_mask if self.apply_freq_mask else 0
+            masks.append(self._spans(channels, number, *self.freq_mask_width_range, generator))
+            number = self.num_time_mask if self.apply_time_mask else 0
+            masks.append(self._spans(frames, number, *self.time_mask_width_range, generator))
+        # A single copy to the GPU.
+        hidden = to_device(torch.cat(masks), features[0].device).split([*map(len, masks)])
+        parts = zip(warped, hidden[::2], hidden[1::2], strict=True)
+        return [own.masked_fill(freq | time.unsqueeze(1), 0.0) for own, freq, time in parts]
 
     def _warp(self, utterance: Tensor, generator: Generator | None) -> Tensor:
         """Stretch the part before a random frame and squeeze the rest, or the reverse."""

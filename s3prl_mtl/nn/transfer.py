@@ -52,26 +52,35 @@ def start_to_cpu(tensor: Tensor) -> Callable[[], Tensor]:
     return wait
 
 
+@torch.no_grad()
 def to_cpu(values: T) -> T:
     """Copy nested dicts, lists and (named) tuples with all tensors on the CPU, without gradients.
 
-    The CPU waits once, for all tensors together. Other values are kept. No tensor of the result
-    shares memory with another one.
+    There is one copy for each type of tensors, however many there are. Other values are kept.
     """
-    copied: T = _copies(values)
-    if torch.cuda.is_available():
-        torch.cuda.current_stream().synchronize()
+    found: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    _replaced(
+        values, lambda tensor: found.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    )
+    copies: dict[int, Tensor] = {}
+    for tensors in found.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).cpu()
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            # Cloned: pickling a view would write all of `flat`.
+            copies[id(tensor)] = part.clone().view(tensor.shape)
+    copied: T = _replaced(values, lambda tensor: copies[id(tensor)])
     return copied
 
 
-def _copies(value: Any) -> Any:
+def _replaced(value: Any, replace: Callable[[Tensor], Any]) -> Any:
+    """The same containers with other tensors."""
     if isinstance(value, Tensor):
-        # Without `copy`, pickling a row of a batch would write the whole batch.
-        return value.detach().to("cpu", non_blocking=True, copy=True)
+        return replace(value)
     if isinstance(value, dict):
         copied = value.copy()
-        copied.update((key, _copies(entry)) for key, entry in value.items())
+        copied.update((key, _replaced(entry, replace)) for key, entry in value.items())
         return copied
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(_copies, value))
-    return type(value)(map(_copies, value)) if type(value) in (list, tuple) else value
+    if not isinstance(value, list | tuple):
+        return value
+    entries = [_replaced(entry, replace) for entry in value]
+    return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)

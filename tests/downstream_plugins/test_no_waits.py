@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from s3prl_mtl.nn import SpecAugment, pad_features, to_device
+from s3prl_mtl.nn import SpecAugment, pad_features, to_cpu, to_device
 from tests.downstream_plugins.test_goldens import EXPERTS, build
 
 
@@ -34,12 +34,16 @@ class NonBlocking(TorchFunctionMode):
 
 
 def ctc(log_probs: Tensor, targets: Tensor, *lengths: Tensor, **settings: Any) -> Tensor:
-    """In place of torch's loss, which the device `meta` lacks."""
-    assert targets.is_meta and all(length.device.type == "cpu" for length in lengths)
+    """In place of torch's loss, which the device `meta` lacks and which waits on a GPU."""
+    assert targets.device == log_probs.device
+    assert all(length.device.type == "cpu" for length in lengths)
     return log_probs.sum()
 
 
-@pytest.mark.parametrize("case", [case for case in EXPERTS if case != "sv_eval"])
+CASES = [case for case in EXPERTS if case != "sv_eval"]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_a_training_batch_needs_no_value_of_the_gpu(
     case: str, golden: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,6 +58,25 @@ def test_a_training_batch_needs_no_value_of_the_gpu(
         expert("train", augmented, *reference["others"], records=records).backward()
     assert all(feature.grad is not None for feature in features)
     assert records["loss"][0].is_meta and not records["loss"][0].requires_grad
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("case", CASES)
+def test_torch_finds_no_wait_for_a_gpu(
+    case: str, golden: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(F, "ctc_loss", ctc)
+    reference = golden(case)
+    expert = build(case, reference, tmp_path).cuda()
+    features = [f.cuda().requires_grad_() for f in reference["features"]]
+    records: dict[str, list[Any]] = defaultdict(list)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        augmented = SpecAugment()(features)
+        expert("train", augmented, *reference["others"], records=records).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert to_cpu(records)["loss"][0].isfinite()
 
 
 def test_waits_are_found() -> None:
