@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.nn.lstm import lstm_over_padded
@@ -28,6 +28,31 @@ def _subsample(features: Tensor, lengths: Tensor, rate: int, style: str) -> tupl
     batch, frames, width = features.shape
     whole = features[:, : frames - frames % rate]
     return whole.reshape(batch, frames // rate, width * rate), lengths
+
+
+def over_selected_rows(layer: nn.RNNBase, features: Tensor, lengths: Tensor) -> Tensor:
+    """A recurrent layer over each utterance; its backward direction must not start in padding.
+
+    The same as torch's functions that pack and unpack, which copy frame by frame in the backward
+    pass.
+
+    Args:
+        layer: of one layer.
+        features: (B, T, input_dim), padded.
+        lengths: frames of each utterance (B,), on the CPU.
+
+    Returns:
+        (B, T, output_dim), zeros in padding.
+    """
+    batch, frames, _ = features.shape
+    ordered, utterance = torch.sort(lengths, descending=True)
+    is_frame = torch.arange(frames)[:, None] < ordered
+    time, rank = is_frame.nonzero(as_tuple=True)
+    rows = to_device(utterance[rank] * frames + time, features.device)
+    packed = features.flatten(0, 1).index_select(0, rows)
+    output = layer(PackedSequence(packed, is_frame.sum(dim=1)))[0].data
+    padded = output.new_zeros(batch * frames, output.shape[1]).index_copy(0, rows, output)
+    return padded.unflatten(0, (batch, frames))
 
 
 class RNNLayer(nn.Module):
@@ -59,13 +84,7 @@ class RNNLayer(nn.Module):
         if isinstance(self.layer, nn.LSTM) and on_cpu and self.training:
             hidden = lstm_over_padded(self.layer, features, lengths)
         else:
-            # Packed: the backward direction of a short utterance must not start in padding.
-            # Sorted here: torch would wait for the GPU to sort, and again to restore the order.
-            sorted_lengths, order = lengths.sort(descending=True)
-            rows = features.index_select(0, to_device(order, features.device))
-            packed = pack_padded_sequence(rows, sorted_lengths, batch_first=True)
-            hidden, _ = pad_packed_sequence(self.layer(packed)[0], batch_first=True)
-            hidden = hidden.index_select(0, to_device(order.argsort(), hidden.device))
+            hidden = over_selected_rows(self.layer, features, lengths)
         if self.ln is not None:
             hidden = self.ln(hidden)
         hidden = self.dropout(hidden)

@@ -17,12 +17,12 @@ class HiddenStates:
 
     Args:
         states: L hidden states ``(sum T, D)``, or one tensor ``(L, sum T, D)``; index 0 is the
-            input of the first layer.
+            input of the first layer. Rows behind the last utterance are ignored.
         lengths: frames of each utterance, in the order of the rows.
         order: the waveform of each utterance of the rows; None for the order of the waveforms.
 
     Attributes:
-        layers: the hidden states, each ``(sum T, D)``, utterances in the order of the rows.
+        layers: the hidden states as they were given, utterances in the order of the rows.
     """
 
     def __init__(
@@ -47,21 +47,23 @@ class HiddenStates:
 
     def split(self) -> list[Tensor]:
         """``(L, T_i, D)`` of each utterance, in the order of the waveforms."""
-        return self._in_order(torch.stack(self.layers).split(self._row_lengths, dim=1))
+        return self._split(torch.stack(self.layers), dim=1)
 
     def layer(self, index: int) -> list[Tensor]:
         """Hidden state ``index`` (negative: from the end) of each utterance, ``(T_i, D)``."""
         return self.by_utterance(self.layers[index])
 
     def by_utterance(self, rows: Tensor) -> list[Tensor]:
-        """``(sum T, ...)`` in the order of the rows -> a view of each utterance, in that of the
-        waveforms.
-        """
-        return self._in_order(rows.split(self._row_lengths))
+        """Rows as in `layers` -> a view of each utterance, in the order of the waveforms."""
+        return self._split(rows, dim=0)
+
+    def _split(self, rows: Tensor, dim: int) -> list[Tensor]:
+        unused = rows.shape[dim] - sum(self._row_lengths)
+        return self._in_order(rows.split([*self._row_lengths, unused], dim))
 
     def _in_order(self, entries: Sequence[Any]) -> list[Any]:
-        placed = [entries[0]] * len(entries)
-        for index, entry in zip(self._order, entries, strict=True):
+        placed = [entries[0]] * len(self._order)
+        for index, entry in zip(self._order, entries, strict=False):
             placed[index] = entry
         return placed
 

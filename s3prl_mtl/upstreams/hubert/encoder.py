@@ -122,7 +122,8 @@ class Hubert(Upstream):
             if self.post_extract_proj is not None:
                 features = linear(features, self.post_extract_proj)
             features = dropout(features, self.config.dropout_input, self.training)
-            states = self.encoder(features, Segments(lengths, weight.device))
+            unused = len(features) - sum(lengths)
+            states = self.encoder(features, Segments(lengths, weight.device, unused))
         return HiddenStates(states, lengths, order)
 
     def _convolve(self, signals: list[Tensor], dtype: torch.dtype) -> Tensor:

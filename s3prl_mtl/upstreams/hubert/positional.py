@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
-from s3prl_mtl.upstreams.hubert.segments import Segments, on_gpu
+from s3prl_mtl.upstreams.hubert.segments import Segments, on_gpu, rounded_length
 
 # On a CPU, torch's grouped convolution is slow with few channels per group. Products of blocks take
 # a third of its time with hubert_tiny's 12 channels, and more with Base's 48. A GPU uses them under
@@ -71,14 +71,8 @@ class PositionalConvolution(nn.Module):
 
 def convolve_signal(signal: Tensor, weight: Tensor, groups: int) -> Tensor:
     """Convolution over time by torch's kernel; see `convolve_in_blocks`."""
-    signal = F.pad(signal, (0, 0, 0, rounded_length(len(signal)) - len(signal)))
+    signal = F.pad(signal, (0, 0, 0, rounded_length(len(signal), LENGTHS_PER_OCTAVE) - len(signal)))
     return F.conv1d(signal.t()[None], weight, groups=groups)[0].t()
-
-
-def rounded_length(length: int) -> int:
-    """The next multiple of a sixteenth of the largest power of 2 that is not above the length."""
-    step = max(1, 2 ** (length.bit_length() - 1) // LENGTHS_PER_OCTAVE)
-    return -(-length // step) * step
 
 
 def convolve_in_blocks(signal: Tensor, weight: Tensor, groups: int) -> Tensor:
@@ -101,6 +95,8 @@ def convolve_in_blocks(signal: Tensor, weight: Tensor, groups: int) -> Tensor:
     width, channels, kernel = weight.shape
     seen = -(-(kernel + BLOCK_FRAMES - 1) // BLOCK_FRAMES)
     blocks = -(-max(1, len(signal) - kernel + 1) // BLOCK_FRAMES)
+    if on_gpu(signal):
+        blocks = rounded_length(blocks, LENGTHS_PER_OCTAVE)
     signal = F.pad(signal, (0, 0, 0, (blocks + seen - 1) * BLOCK_FRAMES - len(signal)))
     size = BLOCK_FRAMES * channels
     # W[i] has kernel position i * BLOCK_FRAMES + p - q at input frame p and output frame q.

@@ -32,6 +32,19 @@ def on_gpu(x: Tensor) -> bool:
     return x.device.type == "cuda"
 
 
+def rounded_length(length: int, per_octave: int) -> int:
+    """The next multiple of a fraction of the largest power of 2 that is not above the length.
+
+    Libraries choose or plan a kernel for each shape that they meet: few should occur.
+
+    Args:
+        length: any.
+        per_octave: lengths between two powers of 2.
+    """
+    step = max(1, 2 ** (length.bit_length() - 1) // per_octave)
+    return -(-length // step) * step
+
+
 @dataclass
 class LengthGroup:
     """Consecutive utterances of the packed frames, to be padded to the longest.
@@ -71,10 +84,15 @@ class Segments:
     Args:
         lengths: frames of each utterance, longest first.
         device: of the index tensors.
+        unused: further frames, which belong to no utterance.
+
+    Attributes:
+        lengths: the unused frames are utterances too, not longer than the longest one.
     """
 
-    def __init__(self, lengths: list[int], device: torch.device) -> None:
-        self.lengths = lengths
+    def __init__(self, lengths: list[int], device: torch.device, unused: int = 0) -> None:
+        whole, rest = divmod(unused, lengths[0])
+        self.lengths = [*lengths, *[lengths[0]] * whole, *([rest] if rest else [])]
         self.device = device
 
     @cached_property
