@@ -148,6 +148,10 @@ def _probe_or_reason(path: Path) -> _Probed | str:
 
 
 def _probe(path: Path) -> _Probed:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise _Unusable("its name is not UTF-8 text") from None
     if not path.is_file():
         raise _Unusable(f"{MISSING}, {_instead(path)}")
     suffix = path.suffix.lower()
