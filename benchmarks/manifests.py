@@ -2,13 +2,13 @@
 
     python benchmarks/manifests.py [--utterances 1000000] [--workers 2] [--log results.jsonl]
 
-The corpus is synthetic: every utterance has an id and labels of its own, and names one of a
-thousand short files. It is classified, as by `sid`. Each start is a new process; the first one
+The corpus is synthetic: every utterance has an id and labels of its own, and is a segment of one of
+a thousand short files. It is classified, as by `sid`. Each start is a new process; the first one
 scans the audio and writes the manifest. Seconds are processor time of the rank, which other
 programs change less: to load the split, to load and check it, and from then to the first batch of a
-resumed run; the log has wall time, too. Memory is the proportional set size (PSS) of
-a rank and its loader workers, from /proc (Linux), in which a page that several processes share
-counts once: *libraries* before the split is loaded; *growth* from then to the end.
+resumed run; the log has wall time, too. Memory is the proportional set size (PSS) of a rank and its
+loader workers, from /proc (Linux), in which a page that several processes share counts once:
+*libraries* before the split is loaded; *growth* from then to the end.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ from s3prl_mtl.tasks.classification import ClassificationExpert
 FILES = 1000
 CLASSES = 1000
 BATCH = 32
+SECONDS = 0.1
 
 
 class Synthetic(Corpus):
-    """Utterances `<id> <file> <class>` of `utterances.txt`."""
+    """Utterances `<id> <file> <class> <start>` of `utterances.txt`."""
 
     title: ClassVar[str] = "Synthetic"
     task: ClassVar[str] = "synthetic"
@@ -58,8 +59,9 @@ class Synthetic(Corpus):
         files = {name: self.root / "audio" / name for name in list_audio(self.root / "audio")}
         found = []
         for _, line in read_lines(self.root / "utterances.txt"):
-            name, file, label = line.split()
-            found.append(Utterance(name, files[file], {"class": label, "text": f"Text of {name}."}))
+            name, file, label, start = line.split()
+            labels = {"class": label, "text": f"Text of {name}."}
+            found.append(Utterance(name, files[file], labels, float(start), SECONDS))
         return found
 
     def label_space(self) -> dict[str, Any]:
@@ -77,11 +79,12 @@ def write_corpus(root: Path, utterances: int) -> None:
     for number in range(FILES):
         path = root / "audio" / f"{number % 20:02d}" / f"{number:04d}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, generator.uniform(-0.5, 0.5, 1600), 16_000)
+        soundfile.write(path, generator.uniform(-0.5, 0.5, 24_000), 16_000)
     with (root / "utterances.txt").open("w", encoding="utf-8") as file:
         for number in range(utterances):
             name = f"{number % FILES % 20:02d}/{number % FILES:04d}.wav"
-            file.write(f"speaker-{number % CLASSES:04d}-{number:08d} {name} c{number % CLASSES}\n")
+            label, start = number % CLASSES, number // FILES / FILES
+            file.write(f"speaker-{label:04d}-{number:08d} {name} c{label} {start % 1:.3f}\n")
     earlier = time.time() - 60  # a corpus that changed just now is not trusted to be complete
     for path in [*root.rglob("*"), root, root.parent]:
         os.utime(path, (earlier, earlier))

@@ -62,7 +62,8 @@ def cached(
     Raises:
         UserError: as `compute`.
     """
-    sources = list(_source_files(type(corpus))) if corpus.cacheable else []
+    # A task may have a corpus that is not a `Corpus`.
+    sources = list(_source_files(type(corpus))) if getattr(corpus, "cacheable", False) else []
     if not sources:
         return compute()
     path = corpus_folder(corpus, cache_dir) / _LISTING

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -32,6 +33,8 @@ SMALL = 0.1
 """A split with a smaller fraction of the published utterances is small on purpose."""
 COMPLETE = 0.995
 """A split with a larger fraction of the published size is complete."""
+
+_CHUNK_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,8 @@ def report_corpus(
         findings += _shared_speakers(corpus, first, second)
     if trained:
         findings += _untrained_classes(corpus, splits)
+    # Arrow keeps freed memory, and a run does not need it again.
+    pa.default_memory_pool().release_unused()
     findings.sort(key=lambda finding: not finding.certain)
     return CorpusReport(corpus, counts, findings, notes)
 
@@ -188,35 +193,38 @@ def _partial_splits(counts: Sequence[SplitCounts]) -> Iterator[Finding]:
             )
 
 
-_AUDIO = ["digest", "start", "duration"]
-"""Identify the audio of an utterance, unless the digest is null."""
-
-
 def _audio(manifest: Manifest) -> pa.Table:
-    """Path, digest, start and duration of each utterance, with times in whole milliseconds."""
-    table = manifest.columns("path", *_AUDIO)
-    for name in ("start", "duration"):
-        place = table.column_names.index(name)
+    """Path, digest, start and duration (rounded to ms) and labels of each utterance."""
+    table = manifest.columns("path", "digest", "start", "duration", "labels")
+    for place in (2, 3):
+        name = table.column_names[place]
         table = table.set_column(place, name, pc.round(table[name], 3))
     return table
 
 
+def _key(row: Mapping[str, Any]) -> tuple[int, float, float]:
+    """Identifies the audio of an utterance."""
+    return row["digest"], row["start"], row["duration"]
+
+
 def _repeated_audio(split: _Split) -> Iterator[Finding]:
-    audio = _audio(split.manifest)
-    audio = audio.filter(pc.is_valid(audio["digest"]))
-    # In one thread the groups are in the order of the split.
-    groups = audio.group_by(_AUDIO, use_threads=False).aggregate(
-        [("path", "count"), ("path", "count_distinct")]
-    )
-    groups = groups.filter(pc.greater(groups["path_count_distinct"], 1))
-    if groups.num_rows:
-        extra = pc.sum(groups["path_count"]).as_py() - groups.num_rows
-        first = groups.slice(0, 1).select(_AUDIO)
-        paths = audio.join(first, _AUDIO, join_type="left semi")["path"].unique().to_pylist()
+    audio = _audio(split.manifest).drop_columns("labels")
+    keys = [audio[name].fill_null(0).to_numpy() for name in ("duration", "start", "digest")]
+    order = np.lexsort(keys)
+    same = np.all([key[order[1:]] == key[order[:-1]] for key in keys], axis=0)
+    repeated = np.union1d(order[:-1][same], order[1:][same])  # in the order of the split
+    by_audio: dict[object, list[str]] = defaultdict(list)
+    for chunk in range(0, len(repeated), _CHUNK_ROWS):
+        for row in audio.take(repeated[chunk : chunk + _CHUNK_ROWS]).to_pylist():
+            if row["digest"] is not None:
+                by_audio[_key(row)].append(row["path"])
+    groups = [paths for paths in by_audio.values() if len(set(paths)) > 1]
+    if groups:
+        extra = sum(len(paths) - 1 for paths in groups)
         yield Finding(
             f"Split {split.name!r} has {extra} of {len(split)} utterances more than once, under "
             "other names.",
-            where=" and ".join(sorted(paths)[:2]),
+            where=" and ".join(list(dict.fromkeys(groups[0]))[:2]),
             fix="Keep one of them.",
             code="corpus-duplicates",
         )
@@ -237,12 +245,8 @@ def _shared_utterances(corpus: Corpus, first: _Split, second: _Split) -> Iterato
         )
         return
     mine, theirs = _common(corpus, first, second, "digest")
-    originals = {tuple(row[name] for name in _AUDIO): row["path"] for row in mine}
-    copies = [
-        (row["path"], originals[key])
-        for row in theirs
-        if (key := tuple(row[name] for name in _AUDIO)) in originals
-    ]
+    originals = {_key(row): row["path"] for row in mine}
+    copies = [(row["path"], originals[_key(row)]) for row in theirs if _key(row) in originals]
     if copies:
         yield Finding(
             f"{len(copies)} of {len(second)} utterances of split {second.name!r} have the same "
@@ -261,22 +265,21 @@ def _common(
 
     Without those that may be in both splits.
     """
-    tables = []
-    for split in (first, second):
-        audio = _audio(split.manifest)
-        labels = split.manifest.columns("labels")["labels"]
-        tables.append(audio.append_column("labels", labels))
-    rows = []
-    for own, other in (tables, tables[::-1]):
-        shared = pc.is_in(own[column], value_set=other[column].combine_chunks(), skip_nulls=True)
-        rows.append(
-            [
-                row
-                for row in own.filter(shared).to_pylist()
-                if not corpus.may_share(first.name, second.name, json.loads(row["labels"]))
-            ]
-        )
-    return rows[0], rows[1]
+    tables = [_audio(split.manifest) for split in (first, second)]
+    # The values of the smaller split are looked up, then what is left of the other one.
+    for place in (0, 1) if len(first) > len(second) else (1, 0):
+        values = tables[1 - place][column].combine_chunks()
+        shared = pc.is_in(tables[place][column], value_set=values, skip_nulls=True)
+        tables[place] = tables[place].filter(shared)
+    mine, theirs = (
+        [
+            row
+            for row in table.to_pylist()
+            if not corpus.may_share(first.name, second.name, json.loads(row["labels"]))
+        ]
+        for table in tables
+    )
+    return mine, theirs
 
 
 def _shared_speakers(corpus: Corpus, first: _Split, second: _Split) -> Iterator[Finding]:

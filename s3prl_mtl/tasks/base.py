@@ -324,7 +324,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
             splits: of the corpus. Findings between splits need the training split among them.
 
         Raises:
-            UserError: as :meth:`prepare`.
+            UserError: as :meth:`prepare`; or :meth:`cuts` does not return a manifest.
         """
         names = sorted(filter(None, dict.fromkeys(splits)), key=lambda s: s != self.train_split)
         for split in names:
@@ -332,6 +332,14 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         cuts = {split: self._split_cuts[split] for split in names if split in self._split_cuts}
         if not cuts or not isinstance(self.corpus, Corpus):
             return None
+        for found in cuts.values():
+            if not isinstance(found, Manifest):
+                raise UserError(
+                    f"`cuts` returned a {type(found).__name__}.",
+                    where=place_of(type(self), "cuts"),
+                    fix="Return the Manifest of super().cuts(split), or a part of it (`filter`).",
+                    code="expert-invalid",
+                )
         own = [finding for split in cuts for finding in self.findings(split, cuts[split])]
         return report_corpus(
             self.corpus, cuts, own, trained=self.train_split in cuts, cache_dir=self.cache_dir

@@ -53,3 +53,14 @@ def test_the_benchmark_of_balancers_measures_every_way(tmp_path: Path) -> None:
     assert [record["balancer"] for record in records][:2] == ["sum", "uncertainty"]
     assert all(seconds > 0 for record in records for seconds in record["seconds"])
     assert {record["balancer"]: record["kept"] > 0 for record in records}["pcgrad"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_manifests_measures_every_start(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    run("manifests.py", "--utterances", "3000", "--log", str(log))
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [record["start"] for record in records] == ["first", "second"]
+    for record in records:
+        assert all(record[part] > 0 for part in ("libraries", "opened", "with_workers"))
+        assert all(record["seconds"][part] > 0 for part in ("load", "open", "resume"))

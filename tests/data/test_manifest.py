@@ -23,7 +23,7 @@ ODD_LABELS = [
 ]
 
 
-def cut_of(number, labels=None, channels=1, seconds=1.0, digest="d"):
+def cut_of(number, labels=None, channels=1, seconds=1.0, digest=-(2**63)):
     path = f"/corpus/a b/u{number}.x.wav"
     recording = Recording(
         id=f"u{number}.x",
@@ -81,6 +81,7 @@ def test_cuts_and_labels_come_back_exactly(written):
 
 def test_a_manifest_may_have_more_rows_than_a_batch(written, monkeypatch):
     monkeypatch.setattr(manifest_module, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(manifest_module, "_CHUNK_ROWS", 4)
     manifest = written([cut_of(number) for number in range(10)])
     assert [cut.id for cut in manifest] == list(manifest.ids()) == [f"u{i}" for i in range(10)]
     assert [manifest[number].id for number in (0, 3, 9, -1)] == ["u0", "u3", "u9", "u9"]
