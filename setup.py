@@ -71,6 +71,7 @@ setup(
         "lhotse>=1.33",
         "omegaconf>=2.3",
         "pyannote.metrics>=4",
+        "pyarrow>=18",
         "pyyaml",
         "rich>=14.1",
         "soundfile",

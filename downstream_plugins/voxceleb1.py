@@ -180,9 +180,8 @@ def layout_problems(corpus: Corpus, root: Path) -> list[str]:
     return [corpus.problem(root, what, expected, "file_path")]
 
 
-def layout_findings(corpus: Corpus, root: Path) -> list[Finding]:
+def layout_findings(corpus: Corpus, files: VoxCelebFiles) -> list[Finding]:
     """Folders and files of VoxCeleb1 that are not used."""
-    files = find_files(root)
     findings = []
     if files.others:
         findings.append(

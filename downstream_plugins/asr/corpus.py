@@ -40,6 +40,7 @@ class LibriSpeech(Corpus):
 
     title: ClassVar[str] = "LibriSpeech"
     task: ClassVar[str] = "asr"
+    cacheable: ClassVar[bool] = True
 
     def __init__(
         self,

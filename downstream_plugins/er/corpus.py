@@ -27,6 +27,7 @@ from s3prl_mtl.data import (
     Official,
     Utterance,
     absolute,
+    list_files,
     read_lines,
 )
 from s3prl_mtl.errors import UserError
@@ -71,6 +72,7 @@ class IEMOCAP(Corpus):
 
     title: ClassVar[str] = "IEMOCAP"
     task: ClassVar[str] = "er"
+    cacheable: ClassVar[bool] = True
     splits: tuple[str, ...] = ("train", "dev", "test")
 
     def __init__(
@@ -242,17 +244,7 @@ class IEMOCAP(Corpus):
     def _label_files(self, session: int) -> list[Path]:
         """The label files of a session in SUPERB's order; other dialogues follow by name."""
         folder = self._label_folder(session)
-        try:
-            names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
-        except OSError as error:
-            raise UserError(
-                f"er: {folder} cannot be listed: {error.strerror or error}.",
-                where="er's `datarc.root`",
-                fix="Name the folder with Session1 to Session5.",
-                code="file-unreadable",
-            ) from error
-        # Hidden files were created by macOS and contain no labels.
-        files = [folder / n for n in names if n.endswith(".txt") and not n.startswith(".")]
+        files = [folder / name for name in list_files(folder) if name.endswith(".txt")]
         rank = {dialogue: place for place, dialogue in enumerate(DIALOGUES)}
         return sorted(files, key=lambda file: (rank.get(file.stem, len(rank)), file.stem))
 

@@ -53,6 +53,7 @@ class FluentSpeechCommands(Corpus):
 
     title: ClassVar[str] = "Fluent Speech Commands"
     task: ClassVar[str] = "ic"
+    cacheable: ClassVar[bool] = True
     splits: tuple[str, ...] = ("train", "valid", "test")
 
     def __init__(self, *, file_path: str | os.PathLike[str]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
-from lhotse import CutSet
 from torch import Tensor
 
 from downstream_plugins.ks.corpus import SpeechCommands
 from s3prl_mtl import ClassificationExpert
-from s3prl_mtl.data import SAMPLE_RATE, inverse_class_weights, random_crop
+from s3prl_mtl.data import SAMPLE_RATE, Manifest, inverse_class_weights, random_crop
 
 
 class KeywordSpotting(ClassificationExpert):
@@ -26,7 +26,7 @@ class KeywordSpotting(ClassificationExpert):
             waveform = random_crop(waveform, SAMPLE_RATE, generator)
         return waveform
 
-    def draw_weights(self, split: str, cuts: CutSet) -> list[float] | None:
+    def draw_weights(self, split: str, cuts: Manifest) -> np.ndarray | None:
         if split == self.test_split:
             return None
-        return inverse_class_weights([cut.custom["labels"]["class"] for cut in cuts])
+        return inverse_class_weights([labels["class"] for labels in cuts.labels()])

@@ -63,6 +63,7 @@ class SpeechCommands(Corpus):
 
     title: ClassVar[str] = "Speech Commands v0.01"
     task: ClassVar[str] = "ks"
+    cacheable: ClassVar[bool] = True
     splits: tuple[str, ...] = ("train", "dev", "test")
 
     def __init__(

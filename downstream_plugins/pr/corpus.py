@@ -63,6 +63,7 @@ class LibriSpeechPhones(Corpus):
 
     title: ClassVar[str] = "LibriSpeech"
     task: ClassVar[str] = "pr"
+    cacheable: ClassVar[bool] = True
     splits: tuple[str, ...] = ("train", "dev", "test")
 
     def __init__(

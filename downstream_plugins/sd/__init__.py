@@ -9,13 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from lhotse import CutSet
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from downstream_plugins.sd.corpus import Libri2Mix, frame_labels
 from s3prl_mtl import Metric, TaskExpert
-from s3prl_mtl.data import SAMPLE_RATE, Finding
+from s3prl_mtl.data import SAMPLE_RATE, Finding, Manifest
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.metrics import (
     best_decision,
@@ -82,7 +81,7 @@ class SpeakerDiarization(TaskExpert):
         self.frame_shift = self.size_setting("datarc", "frame_shift")
         self.model = DiarizationHead(self.upstream_dim, speakers, layers, hidden_size)
 
-    def findings(self, split: str, cuts: CutSet) -> list[Finding]:
+    def findings(self, split: str, cuts: Manifest) -> list[Finding]:
         """Recordings that are longer than their metadata states, and a split in whose audio nobody
         speaks."""
         audio = {cut.custom["labels"]["recording"]: cut.recording.duration for cut in cuts}

@@ -67,6 +67,7 @@ class Libri2Mix(Corpus):
 
     title: ClassVar[str] = "Libri2Mix"
     task: ClassVar[str] = "sd"
+    cacheable: ClassVar[bool] = True
     splits: tuple[str, ...] = ("train", "dev", "test")
 
     def __init__(

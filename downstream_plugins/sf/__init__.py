@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-from lhotse import CutSet
-
 from downstream_plugins.sf.corpus import IOB_FILE, AudioSnips, slot_target
 from s3prl_mtl import Metric, TranscriptionExpert
-from s3prl_mtl.data import Finding
+from s3prl_mtl.data import Finding, Manifest
 from s3prl_mtl.metrics import (
     character_error_rate,
     find_slots,
@@ -90,10 +88,10 @@ class SlotFilling(TranscriptionExpert):
             for name, value in head.items()
         }
 
-    def findings(self, split: str, cuts: CutSet) -> list[Finding]:
+    def findings(self, split: str, cuts: Manifest) -> list[Finding]:
         """Those of a transcription, and an evaluated split without any slot."""
         findings = super().findings(split, cuts)
-        symbols = (symbol for cut in cuts for symbol in self.symbols_of(cut.custom["labels"]))
+        symbols = (symbol for labels in cuts.labels() for symbol in self.symbols_of(labels))
         if not any(symbol in self.slot_symbols for symbol in symbols):
             findings.append(
                 Finding(

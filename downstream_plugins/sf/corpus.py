@@ -56,6 +56,7 @@ class AudioSnips(Corpus):
 
     title: ClassVar[str] = "Audio SNIPS"
     task: ClassVar[str] = "sf"
+    cacheable: ClassVar[bool] = True
     splits: tuple[str, ...] = ("train", "valid", "test")
 
     def __init__(

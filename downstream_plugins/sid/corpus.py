@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from downstream_plugins.voxceleb1 import (
+    VoxCelebFiles,
     check_speakers,
     find_files,
     layout_findings,
@@ -19,7 +20,16 @@ from downstream_plugins.voxceleb1 import (
     missing_audio_path,
     speaker_of,
 )
-from s3prl_mtl.data import Corpus, Finding, Official, Utterance, absolute, audio_stem, read_lines
+from s3prl_mtl.data import (
+    Corpus,
+    Finding,
+    Official,
+    Utterance,
+    absolute,
+    audio_stem,
+    listed_once,
+    read_lines,
+)
 from s3prl_mtl.errors import UserError
 
 SPLIT_CODES = {"train": "1", "dev": "2", "test": "3"}
@@ -45,6 +55,7 @@ class VoxCeleb1Identification(Corpus):
 
     title: ClassVar[str] = "VoxCeleb1"
     task: ClassVar[str] = "sid"
+    cacheable: ClassVar[bool] = True
     splits: tuple[str, ...] = ("train", "dev", "test")
 
     def __init__(
@@ -53,6 +64,11 @@ class VoxCeleb1Identification(Corpus):
         self.root = absolute(file_path)
         self.meta_data = absolute(meta_data)
         super().__init__({"file_path": self.root, "meta_data": self.meta_data})
+
+    @listed_once
+    def files(self) -> VoxCelebFiles:
+        """The audio files."""
+        return find_files(self.root)
 
     def problems(self) -> list[str]:
         expected = "the identification split (iden_split.txt or veri_test_class.txt)"
@@ -68,7 +84,7 @@ class VoxCeleb1Identification(Corpus):
             UserError: as :meth:`Corpus.utterances`.
         """
         self.check_split(split)
-        files = find_files(self.root)
+        files = self.files
         return [
             Utterance(
                 name,
@@ -87,9 +103,9 @@ class VoxCeleb1Identification(Corpus):
         """Folders and files that are not used."""
         if split != self.splits[0]:
             return []
-        findings = layout_findings(self, self.root)
+        findings = layout_findings(self, self.files)
         listed = {audio_stem(name) for _, name, _ in self._read_split_file()}
-        files = find_files(self.root)
+        files = self.files
         others = [
             place.folder / name
             for place in files.places
@@ -108,7 +124,7 @@ class VoxCeleb1Identification(Corpus):
         return findings
 
     def notes(self) -> list[str]:
-        return find_files(self.root).notes()
+        return self.files.notes()
 
     def official(self, split: str) -> Official | None:
         return PUBLISHED[split]

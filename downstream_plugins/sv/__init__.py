@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from lhotse import CutSet
 from torch import Tensor, nn
 
 from downstream_plugins.sv.corpus import Trial, VoxCeleb1Verification, preprocess
 from s3prl_mtl import Metric, TaskExpert
-from s3prl_mtl.data import MINIMUM_SAMPLES, Finding, load_waveform, random_crop
+from s3prl_mtl.data import MINIMUM_SAMPLES, Finding, Manifest, load_waveform, random_crop
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.metrics import equal_error_rate
 from s3prl_mtl.nn import AMSoftmaxLoss, XVector, pad_features
@@ -68,7 +67,7 @@ class SpeakerVerification(TaskExpert):
 
     # -------------------------------------------------------------------------- reading
 
-    def cuts(self, split: str) -> CutSet:
+    def cuts(self, split: str) -> Manifest:
         """The utterances of a split.
 
         Raises:
@@ -76,18 +75,18 @@ class SpeakerVerification(TaskExpert):
         """
         cuts = super().cuts(split)
         if split == self.train_split:
-            for cut in cuts:
-                self.target(cut.custom["labels"])
+            for labels in cuts.distinct_labels():
+                self.target(labels)
         return cuts
 
-    def findings(self, split: str, cuts: CutSet) -> list[Finding]:
+    def findings(self, split: str, cuts: Manifest) -> list[Finding]:
         """Speakers of the head without a training utterance, such as of more than 2 s; trials that
         cannot be scored, and trials of one kind only."""
         findings = super().findings(split, cuts)
         if split != self.train_split:
             findings += self._trial_findings(split, cuts)
         else:
-            trained = {cut.custom["labels"]["speaker"] for cut in cuts}
+            trained = {labels["speaker"] for labels in cuts.distinct_labels()}
             speakers = self.labels["speakers"]
             missing = [speaker for speaker in speakers if speaker not in trained]
             if missing:
@@ -153,9 +152,9 @@ class SpeakerVerification(TaskExpert):
             )
         return head
 
-    def _trial_findings(self, split: str, cuts: CutSet) -> list[Finding]:
+    def _trial_findings(self, split: str, cuts: Manifest) -> list[Finding]:
         trials = self._trials(split)
-        usable = {cut.id for cut in cuts}
+        usable = set(cuts.ids())
         scored = [t for t in trials if t.first_id in usable and t.second_id in usable]
         targets = sum(trial.label for trial in scored)
         where = f"trials of split {split!r}"

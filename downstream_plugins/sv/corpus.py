@@ -35,6 +35,7 @@ from s3prl_mtl.data import (
     Utterance,
     absolute,
     apply_gain,
+    listed_once,
     read_lines,
     trim_silence,
 )
@@ -78,6 +79,7 @@ class VoxCeleb1Verification(Corpus):
 
     title: ClassVar[str] = "VoxCeleb1"
     task: ClassVar[str] = "sv"
+    cacheable: ClassVar[bool] = True
     splits: tuple[str, ...] = ("train", "dev", "test")
 
     def __init__(
@@ -98,6 +100,11 @@ class VoxCeleb1Verification(Corpus):
             }
         )
 
+    @listed_once
+    def files(self) -> VoxCelebFiles:
+        """The audio files."""
+        return find_files(self.root)
+
     def problems(self) -> list[str]:
         problems = layout_problems(self, self.root)
         expected = "a list of trials (`<0|1> <wav> <wav>` a line)"
@@ -113,7 +120,7 @@ class VoxCeleb1Verification(Corpus):
             UserError: as :meth:`Corpus.utterances`.
         """
         self.check_split(split)
-        files = find_files(self.root)
+        files = self.files
         if split == "train":
             return [
                 Utterance(name, path, {"speaker": speaker_of(name)})
@@ -138,14 +145,14 @@ class VoxCeleb1Verification(Corpus):
 
     def label_space(self) -> dict[str, Any]:
         """The training speakers, sorted, including those with short utterances only."""
-        names = training_files(find_files(self.root))
+        names = training_files(self.files)
         return {"speakers": sorted({speaker_of(name) for name in names})}
 
     def findings(self, split: str) -> list[Finding]:
-        return layout_findings(self, self.root) if split == self.splits[0] else []
+        return layout_findings(self, self.files) if split == self.splits[0] else []
 
     def notes(self) -> list[str]:
-        return find_files(self.root).notes()
+        return self.files.notes()
 
     def official(self, split: str) -> Official | None:
         return Official(4708, speakers=len(TEST_SPEAKERS)) if split == "test" else None
@@ -180,7 +187,7 @@ class VoxCeleb1Verification(Corpus):
             )
         if self.dev_trials is not None:
             return read_trials(self.dev_trials)
-        return draw_trials(list(training_files(find_files(self.root))))
+        return draw_trials(list(training_files(self.files)))
 
 
 def training_files(files: VoxCelebFiles) -> dict[str, Path]:

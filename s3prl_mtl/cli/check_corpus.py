@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from s3prl_mtl.cli.parser import add_data_roots
+from s3prl_mtl.cli.parser import add_data_roots, add_rescan
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.tracking.console import OUTPUT
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--config", metavar="YAML", action="append", default=[])
     parser.add_argument("-o", "--override", metavar="KEY=VALUE,,...", help="settings of the task")
     parser.add_argument("--cache_dir", metavar="DIR", help="folder of scanned manifests")
+    add_rescan(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -65,6 +66,7 @@ def check_corpus(arguments: argparse.Namespace) -> CorpusReport:
         UserError: the corpus is missing or cannot be read, or the task has none to check.
     """
     from s3prl_mtl.config import build_config, parse_tasks, resolve
+    from s3prl_mtl.data.corpus_cache import forget_listings
     from s3prl_mtl.tasks.base import TaskExpert
     from s3prl_mtl.training.build import build_expert
     from s3prl_mtl.training.preflight import choose_root, corpus_problems
@@ -88,6 +90,8 @@ def check_corpus(arguments: argparse.Namespace) -> CorpusReport:
         return (config, expert_class), corpus_problems(config, {name: expert_class}).get(name, [])
 
     config, expert_class = choose_root(arguments.data or [], use)
+    if arguments.rescan:
+        forget_listings(config.cache_dir)
     ((name, block),) = config.tasks.items()
     with tempfile.TemporaryDirectory() as folder:
         expert = build_expert(

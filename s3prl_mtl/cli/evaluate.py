@@ -12,7 +12,12 @@ from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.best import best_files, best_of
 from s3prl_mtl.checkpoint.compatibility import check_evaluate
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
-from s3prl_mtl.cli.run_inputs import config_of, load_checkpoint, parse_splits
+from s3prl_mtl.cli.run_inputs import (
+    config_of,
+    forget_listings_if_asked,
+    load_checkpoint,
+    parse_splits,
+)
 from s3prl_mtl.config import Config
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
@@ -116,6 +121,7 @@ def _prepare(
     if saved.origin is not None:
         targets = [(task, split_of(task, split)) for task, split in targets]
     world.run_on_all_ranks(lambda: check_evaluate(saved, config))
+    forget_listings_if_asked(arguments, config, world)
     deferred.flush()
     return config, list(targets)
 

@@ -56,6 +56,15 @@ def add_data_roots(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_rescan(parser: argparse._ActionsContainer) -> None:
+    """Add `--rescan` of a command that reads corpora."""
+    parser.add_argument(
+        "--rescan",
+        action="store_true",
+        help="list the corpora even if their folders have not changed, and scan changed audio",
+    )
+
+
 def unknown_word(kind: str, word: str, known: Sequence[str], otherwise: str) -> UserError:
     """The error for an unknown flag or command.
 

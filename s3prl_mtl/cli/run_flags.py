@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from s3prl_mtl.cli.parser import add_rescan
 from s3prl_mtl.distributed import DEFAULT_TIMEOUT_SECONDS
 from s3prl_mtl.errors import RankLost, UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
@@ -105,6 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--seed", type=int)
     how.add_argument("--device", help="auto, cpu, cuda, cuda:1")
     how.add_argument("--cache_dir", metavar="DIR", help="downloads and scanned corpora")
+    add_rescan(how)
 
     several = parser.add_argument_group("several processes, started with torchrun")
     several.add_argument(

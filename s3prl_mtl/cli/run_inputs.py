@@ -8,8 +8,9 @@ from typing import Any
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
-from s3prl_mtl.config import Config, build_config
+from s3prl_mtl.config import Config, build_config, resolve
 from s3prl_mtl.config.overrides import ARGUMENT_KEYS
+from s3prl_mtl.data.corpus_cache import forget_listings
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
@@ -47,6 +48,16 @@ def config_of(
         base=saved.config if saved is not None else None,
         deferred=deferred,
     )
+
+
+def forget_listings_if_asked(arguments: argparse.Namespace, config: Config, world: World) -> None:
+    """With `--rescan`, make every corpus be listed at its next use."""
+    if arguments.rescan:
+        # On every machine: the cache may be local. The ranks wait for each other.
+        first = world.local_rank == 0
+        world.run_on_all_ranks(
+            lambda: forget_listings(resolve(config).cache_dir) if first else None
+        )
 
 
 def named_folder(arguments: argparse.Namespace) -> Path | None:

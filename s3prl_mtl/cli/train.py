@@ -13,7 +13,13 @@ from pathlib import Path
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.compatibility import check_resume, requiring_all_tasks
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
-from s3prl_mtl.cli.run_inputs import config_of, default_folder, load_checkpoint, named_folder
+from s3prl_mtl.cli.run_inputs import (
+    config_of,
+    default_folder,
+    forget_listings_if_asked,
+    load_checkpoint,
+    named_folder,
+)
 from s3prl_mtl.config import Config
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
@@ -51,6 +57,7 @@ def train(
         # A run that ended before its first checkpoint.
         arguments.config.insert(0, str(folder / CONFIG))
     config = world.run_on_all_ranks(lambda: _config(arguments, saved, deferred))
+    forget_listings_if_asked(arguments, config, world)
     if saved is not None:
         world.run_on_all_ranks(lambda: check_resume(saved, config, path))
         config["downstream"] = list(saved.tasks)

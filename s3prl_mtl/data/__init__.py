@@ -19,11 +19,14 @@ from s3prl_mtl.data.folders import (
     audio_stem,
     is_audio,
     list_audio,
+    list_files,
     list_folders,
+    listed_once,
     read_lines,
     walk_files,
 )
-from s3prl_mtl.data.manifests import load_cuts
+from s3prl_mtl.data.manifest import Manifest
+from s3prl_mtl.data.manifest_cache import load_cuts
 from s3prl_mtl.data.sampling import inverse_class_weights
 from s3prl_mtl.data.silence import trim_silence
 from s3prl_mtl.data.utterance import Utterance
@@ -35,6 +38,7 @@ __all__ = [
     "AudioIndex",
     "Corpus",
     "Finding",
+    "Manifest",
     "MovedFiles",
     "Official",
     "UnreadableAudio",
@@ -47,7 +51,9 @@ __all__ = [
     "is_audio",
     "item_generator",
     "list_audio",
+    "list_files",
     "list_folders",
+    "listed_once",
     "load_cuts",
     "load_waveform",
     "make_loader",

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from lhotse import CutSet
 from lhotse.cut import Cut
 from torch.utils.data import DataLoader, Dataset
 
 from s3prl_mtl.data.audio import UnreadableAudio
-from s3prl_mtl.data.manifests import MAXIMUM_SKIPPED
-from s3prl_mtl.data.sampling import Draw, derived_seed, plan_batches, select_shares
+from s3prl_mtl.data.manifest import Manifest
+from s3prl_mtl.data.manifest_cache import MAXIMUM_SKIPPED
+from s3prl_mtl.data.sampling import Draw, derived_seed, plan_batches
 from s3prl_mtl.data.workers import StopSignalGuard
 from s3prl_mtl.errors import UserError
 
@@ -25,14 +26,14 @@ Collate = Callable[[list[Cut], list[torch.Generator]], tuple[Any, ...]]
 
 
 def make_loader(
-    cuts: CutSet,
+    cuts: Iterable[Cut],
     collate: Collate,
     *,
     batch_size: int,
     shuffle: bool,
     epoch: int = 0,
     seed: int = 0,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | np.ndarray | None = None,
     bucketed: bool = False,
     sliding: bool = False,
     num_workers: int = 0,
@@ -50,7 +51,7 @@ def make_loader(
     training batch, the next decodable utterance of the split takes its place.
 
     Args:
-        cuts: the split.
+        cuts: the split; its cuts are made when they are drawn if it is a `Manifest`.
         collate: called in the worker with the cuts of a batch and a generator for each; returns
             (waveforms, *others).
         batch_size: utterances per batch.
@@ -73,12 +74,11 @@ def make_loader(
     Raises:
         UserError: no utterances, a setting out of range, or more batches to skip than there are.
     """
-    chosen = list(cuts)
-    if not chosen:
+    chosen = cuts if isinstance(cuts, Manifest) else list(cuts)
+    if not len(chosen):
         raise UserError("The split has no utterances.", code="corpus-empty")
-    # All shares: the number of batches of the epoch is needed below.
     epoch_plan = plan_batches(
-        [cut.duration for cut in chosen],
+        cuts.durations if isinstance(cuts, Manifest) else [cut.duration for cut in chosen],
         batch_size=batch_size,
         shuffle=shuffle,
         epoch=epoch,
@@ -86,10 +86,9 @@ def make_loader(
         weights=weights,
         bucketed=bucketed,
         sliding=sliding,
-        shares=range(num_shares),
         num_shares=num_shares,
     )
-    plan = select_shares(epoch_plan, shares if shuffle else sorted(shares), num_shares)
+    plan = epoch_plan.select_shares(shares if shuffle else sorted(shares), num_shares)
     if not 0 <= skip_batches <= len(plan):
         raise UserError(
             "The position in the epoch does not exist: the corpus or the batch size has changed.",
@@ -197,7 +196,7 @@ class _BatchDataset(Dataset[Any]):
     """Loads and collates a batch, indexed by its draws."""
 
     def __init__(
-        self, cuts: list[Cut], collate: Collate, seed: int, epoch: int, training: bool
+        self, cuts: Sequence[Cut], collate: Collate, seed: int, epoch: int, training: bool
     ) -> None:
         self.cuts = cuts
         self.collate = collate

@@ -77,6 +77,11 @@ class Corpus(ABC):
     task: ClassVar[str]
     """Name of the task, for error messages."""
 
+    cacheable: ClassVar[bool] = False
+    """Whether `utterances`, `label_space`, `findings` and `notes` depend only on the settings and
+    on files and folders that the functions of `s3prl_mtl.data` read. Their results are then kept
+    until one of these changes (:mod:`.corpus_cache`)."""
+
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings), default=os.fspath))
 

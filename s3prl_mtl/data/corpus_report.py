@@ -1,21 +1,27 @@
 """Report of a corpus: counts of each split, and findings that make training or scores wrong.
 
 Compares the splits with each other, and the corpus with the numbers of its publication. Reads the
-manifests only: the scan of a split has already looked at the audio (:mod:`.scanning`).
+columns of manifests only: the scan of a split has already looked at the audio (:mod:`.scanning`).
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
+from typing import Any
 
-from lhotse import CutSet
-from lhotse.cut import Cut
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from s3prl_mtl.data.corpus import Corpus, Finding, Official
+from s3prl_mtl.data.corpus_cache import cached
+from s3prl_mtl.data.manifest import Manifest
 from s3prl_mtl.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -27,6 +33,8 @@ SMALL = 0.1
 """A split with a smaller fraction of the published utterances is small on purpose."""
 COMPLETE = 0.995
 """A split with a larger fraction of the published size is complete."""
+
+_CHUNK_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -91,46 +99,77 @@ class CorpusReport:
                 logger.warning("%s: %s", self.corpus.task, finding)
 
 
+@dataclass(frozen=True)
+class _Split:
+    """The speakers and classes of the utterances of a split, with their numbers of utterances."""
+
+    name: str
+    manifest: Manifest
+    speakers: Counter[str]
+    classes: Counter[str]
+
+    @classmethod
+    def of(cls, corpus: Corpus, name: str, manifest: Manifest) -> _Split:
+        speakers: Counter[str] = Counter()
+        classes: Counter[str] = Counter()
+        for utterance_id, labels in zip(manifest.ids(), manifest.labels(), strict=True):
+            speaker = corpus.speaker(utterance_id, labels)
+            if speaker is not None:
+                speakers[speaker] += 1
+            classes.update(corpus.classes(labels))
+        return cls(name, manifest, speakers, classes)
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+
 def report_corpus(
     corpus: Corpus,
-    splits: Mapping[str, CutSet],
+    manifests: Mapping[str, Manifest],
     more: Sequence[Finding] = (),
     trained: bool = True,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> CorpusReport:
     """Compare the splits of a corpus with each other and with its publication.
 
     Args:
         corpus: the corpus.
-        splits: cuts by split, the training split first.
+        manifests: utterances by split, the training split first.
         more: findings of the task, to be added.
         trained: whether the first split is the training split.
+        cache_dir: as in :func:`s3prl_mtl.data.load_cuts`.
     """
-    listed = {split: list(cuts) for split, cuts in splits.items()}
-    counts = [_count(corpus, split, cuts) for split, cuts in listed.items()]
-    findings = [*more, *(finding for split in listed for finding in corpus.findings(split))]
+
+    def read_folders() -> tuple[list[dict[str, Any]], list[str]]:
+        found = [asdict(finding) for split in manifests for finding in corpus.findings(split)]
+        return found, corpus.notes()
+
+    of_folders, notes = cached(corpus, cache_dir, f"report {', '.join(manifests)}", read_folders)
+    splits = [_Split.of(corpus, name, manifest) for name, manifest in manifests.items()]
+    counts = [_count(corpus, split) for split in splits]
+    findings = [*more, *(Finding(**fields) for fields in of_folders)]
     findings += _partial_splits(counts)
-    for split, cuts in listed.items():
-        findings += _repeated_audio(split, cuts)
-    for first, second in combinations(listed, 2):
-        findings += _shared_utterances(corpus, (first, listed[first]), (second, listed[second]))
-        findings += _shared_speakers(corpus, (first, listed[first]), (second, listed[second]))
+    for split in splits:
+        findings += _repeated_audio(split)
+    for first, second in combinations(splits, 2):
+        findings += _shared_utterances(corpus, first, second)
+        findings += _shared_speakers(corpus, first, second)
     if trained:
-        findings += _untrained_classes(corpus, listed)
+        findings += _untrained_classes(corpus, splits)
+    # Arrow keeps freed memory, and a run does not need it again.
+    pa.default_memory_pool().release_unused()
     findings.sort(key=lambda finding: not finding.certain)
-    return CorpusReport(corpus, counts, findings, corpus.notes())
+    return CorpusReport(corpus, counts, findings, notes)
 
 
-def _count(corpus: Corpus, split: str, cuts: Sequence[Cut]) -> SplitCounts:
-    speakers = {corpus.speaker(cut.id, cut.custom["labels"]) for cut in cuts} - {None}
-    classes = {c for cut in cuts for c in corpus.classes(cut.custom["labels"])}
-    hours = sum(cut.duration for cut in cuts) / 3600
+def _count(corpus: Corpus, split: _Split) -> SplitCounts:
     return SplitCounts(
-        split,
-        len(cuts),
-        hours,
-        len(speakers) or None,
-        len(classes) or None,
-        corpus.official(split),
+        split.name,
+        len(split),
+        float(split.manifest.durations.sum()) / 3600,
+        len(split.speakers) or None,
+        len(split.classes) or None,
+        corpus.official(split.name),
     )
 
 
@@ -154,83 +193,102 @@ def _partial_splits(counts: Sequence[SplitCounts]) -> Iterator[Finding]:
             )
 
 
-def _digest(cut: Cut) -> tuple[str, float, float] | None:
-    """Identifies the audio of a cut; None if it is unknown or constant."""
-    digest = cut.custom.get("digest")
-    return None if digest is None else (digest, round(cut.start, 3), round(cut.duration, 3))
+def _audio(manifest: Manifest) -> pa.Table:
+    """Path, digest, start and duration (rounded to ms) and labels of each utterance."""
+    table = manifest.columns("path", "digest", "start", "duration", "labels")
+    for place in (2, 3):
+        name = table.column_names[place]
+        table = table.set_column(place, name, pc.round(table[name], 3))
+    return table
 
 
-def _path(cut: Cut) -> str:
-    return str(cut.recording.sources[0].source)
+def _key(row: Mapping[str, Any]) -> tuple[int, float, float]:
+    """Identifies the audio of an utterance."""
+    return row["digest"], row["start"], row["duration"]
 
 
-def _repeated_audio(split: str, cuts: Sequence[Cut]) -> Iterator[Finding]:
-    by_digest: dict[object, list[Cut]] = defaultdict(list)
-    for cut in cuts:
-        digest = _digest(cut)
-        if digest is not None:
-            by_digest[digest].append(cut)
-    repeated = [same for same in by_digest.values() if len({_path(cut) for cut in same}) > 1]
-    if repeated:
-        extra = sum(len(same) - 1 for same in repeated)
+def _repeated_audio(split: _Split) -> Iterator[Finding]:
+    audio = _audio(split.manifest).drop_columns("labels")
+    keys = [audio[name].fill_null(0).to_numpy() for name in ("duration", "start", "digest")]
+    order = np.lexsort(keys)
+    same = np.all([key[order[1:]] == key[order[:-1]] for key in keys], axis=0)
+    repeated = np.union1d(order[:-1][same], order[1:][same])  # in the order of the split
+    by_audio: dict[object, list[str]] = defaultdict(list)
+    for chunk in range(0, len(repeated), _CHUNK_ROWS):
+        for row in audio.take(repeated[chunk : chunk + _CHUNK_ROWS]).to_pylist():
+            if row["digest"] is not None:
+                by_audio[_key(row)].append(row["path"])
+    groups = [paths for paths in by_audio.values() if len(set(paths)) > 1]
+    if groups:
+        extra = sum(len(paths) - 1 for paths in groups)
         yield Finding(
-            f"Split {split!r} has {extra} of {len(cuts)} utterances more than once, under other "
-            "names.",
-            where=" and ".join(_path(cut) for cut in repeated[0][:2]),
+            f"Split {split.name!r} has {extra} of {len(split)} utterances more than once, under "
+            "other names.",
+            where=" and ".join(list(dict.fromkeys(groups[0]))[:2]),
             fix="Keep one of them.",
             code="corpus-duplicates",
         )
 
 
-def _shared_utterances(
-    corpus: Corpus, first: tuple[str, Sequence[Cut]], second: tuple[str, Sequence[Cut]]
-) -> Iterator[Finding]:
-    names = first[0], second[0]
-    mine, theirs = (
-        [cut for cut in cuts if not corpus.may_share(*names, cut.custom["labels"])]
-        for cuts in (first[1], second[1])
-    )
-    files = {(_path(cut), cut.start): cut for cut in mine}
-    listed_twice = [cut for cut in theirs if (_path(cut), cut.start) in files]
+def _shared_utterances(corpus: Corpus, first: _Split, second: _Split) -> Iterator[Finding]:
+    common = _common(corpus, first, second, "path")
+    files = {(row["path"], row["start"]) for row in common[0]}
+    listed_twice = [row["path"] for row in common[1] if (row["path"], row["start"]) in files]
     if listed_twice:
         yield Finding(
-            f"{len(listed_twice)} of {len(second[1])} utterances of split {names[1]!r} are in "
-            f"split {names[0]!r} too.",
-            where=_path(listed_twice[0]),
+            f"{len(listed_twice)} of {len(second)} utterances of split {second.name!r} are in "
+            f"split {first.name!r} too.",
+            where=listed_twice[0],
             fix="List each file in one split.",
             code="corpus-overlap",
             certain=True,
         )
         return
-    digests = {_digest(cut): cut for cut in mine}
-    copies = [cut for cut in theirs if _digest(cut) is not None and _digest(cut) in digests]
+    mine, theirs = _common(corpus, first, second, "digest")
+    originals = {_key(row): row["path"] for row in mine}
+    copies = [(row["path"], originals[_key(row)]) for row in theirs if _key(row) in originals]
     if copies:
         yield Finding(
-            f"{len(copies)} of {len(second[1])} utterances of split {names[1]!r} have the same "
-            f"samples as utterances of split {names[0]!r}.",
-            where=f"{_path(copies[0])} and {_path(digests[_digest(copies[0])])}",
+            f"{len(copies)} of {len(second)} utterances of split {second.name!r} have the same "
+            f"samples as utterances of split {first.name!r}.",
+            where=" and ".join(copies[0]),
             fix="Remove the copies, or name another folder for this split.",
             code="corpus-overlap",
-            certain=len(copies) > MAXIMUM_SHARED * len(second[1]),
+            certain=len(copies) > MAXIMUM_SHARED * len(second),
         )
 
 
-def _shared_speakers(
-    corpus: Corpus, first: tuple[str, Sequence[Cut]], second: tuple[str, Sequence[Cut]]
-) -> Iterator[Finding]:
-    names = first[0], second[0]
-    rule = corpus.shared_speakers(*names)
-    if rule == "allowed":
-        return
+def _common(
+    corpus: Corpus, first: _Split, second: _Split, column: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The utterances of two splits with a value in a column that the other split has, too.
+
+    Without those that may be in both splits.
+    """
+    tables = [_audio(split.manifest) for split in (first, second)]
+    # The values of the smaller split are looked up, then what is left of the other one.
+    for place in (0, 1) if len(first) > len(second) else (1, 0):
+        values = tables[1 - place][column].combine_chunks()
+        shared = pc.is_in(tables[place][column], value_set=values, skip_nulls=True)
+        tables[place] = tables[place].filter(shared)
     mine, theirs = (
-        Counter(corpus.speaker(cut.id, cut.custom["labels"]) for cut in cuts)
-        for cuts in (first[1], second[1])
+        [
+            row
+            for row in table.to_pylist()
+            if not corpus.may_share(first.name, second.name, json.loads(row["labels"]))
+        ]
+        for table in tables
     )
-    both = sorted(speaker for speaker in mine.keys() & theirs.keys() if speaker is not None)
-    if both:
+    return mine, theirs
+
+
+def _shared_speakers(corpus: Corpus, first: _Split, second: _Split) -> Iterator[Finding]:
+    rule = corpus.shared_speakers(first.name, second.name)
+    both = sorted(first.speakers.keys() & second.speakers.keys())
+    if both and rule != "allowed":
         yield Finding(
-            f"{len(both)} of {len(theirs)} speakers of split {names[1]!r} are in split "
-            f"{names[0]!r} too.",
+            f"{len(both)} of {len(second.speakers)} speakers of split {second.name!r} are in split "
+            f"{first.name!r} too.",
             where=f"speaker {both[0]}",
             fix="Give each speaker to one split, as the published splits do.",
             code="corpus-overlap",
@@ -238,19 +296,17 @@ def _shared_speakers(
         )
 
 
-def _untrained_classes(corpus: Corpus, splits: Mapping[str, Sequence[Cut]]) -> Iterator[Finding]:
+def _untrained_classes(corpus: Corpus, splits: Sequence[_Split]) -> Iterator[Finding]:
     """Classes of the label space, or of an evaluated split, that no training utterance has."""
     train, *evaluated = splits
-    seen = {c for cut in splits[train] for c in corpus.classes(cut.custom["labels"])}
-    if not seen:
+    if not train.classes:
         return
     for split in evaluated:
-        asked = Counter(c for cut in splits[split] for c in corpus.classes(cut.custom["labels"]))
-        missing = sorted(asked.keys() - seen)
+        missing = sorted(split.classes.keys() - train.classes.keys())
         if missing:
-            count = sum(asked[name] for name in missing)
+            count = sum(split.classes[name] for name in missing)
             yield Finding(
-                f"{count} of {len(splits[split])} utterances of split {split!r} belong to "
+                f"{count} of {len(split)} utterances of split {split.name!r} belong to "
                 f"{len(missing)} classes without a training utterance.",
                 where=f"class {missing[0]}",
                 fix="Add the missing training data.",
@@ -259,7 +315,7 @@ def _untrained_classes(corpus: Corpus, splits: Mapping[str, Sequence[Cut]]) -> I
             )
             return
     declared = set(corpus.declared_classes())
-    missing = sorted(declared - seen)
+    missing = sorted(declared - train.classes.keys())
     if missing:
         yield Finding(
             f"{len(missing)} of {len(declared)} classes have no usable training utterance.",

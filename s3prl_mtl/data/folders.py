@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
+from typing import Any, Generic, TypeVar, cast
 
 from s3prl_mtl.errors import UserError
 
@@ -14,6 +17,73 @@ LOSSLESS_SUFFIXES = (".wav", ".flac", ".aiff", ".aif")
 """In the order in which they are preferred."""
 UNDECODABLE_SUFFIXES = frozenset({".m4a", ".aac", ".mp4", ".wma", ".amr"})
 """Formats of speech corpora that libsndfile cannot read."""
+
+
+T = TypeVar("T")
+
+Stamp = list[int] | None
+"""Size, modification time and change time (ns) of a file or folder; None if it does not exist."""
+
+_reads: ContextVar[dict[str, Stamp] | None] = ContextVar("reads", default=None)
+
+
+def stamp(path: str | os.PathLike[str]) -> Stamp:
+    """Size and times of a file or folder, which change with its content or its list of names."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    # The change time cannot be set to an earlier one, unlike the modification time.
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+@contextmanager
+def record_reads() -> Iterator[dict[str, Stamp]]:
+    """Record the folders and files that the functions of this module read in the context.
+
+    Yields:
+        Their stamps before they were read, by path. Includes the folders that they are in.
+    """
+    reads: dict[str, Stamp] = {}
+    token = _reads.set(reads)
+    try:
+        yield reads
+    finally:
+        _reads.reset(token)
+
+
+def note_read(path: str | os.PathLike[str]) -> None:
+    """Note that a file or folder is about to be read, for :func:`record_reads`."""
+    reads = _reads.get()
+    if reads is not None:
+        for place in (os.path.dirname(path), os.fspath(path)):
+            if place not in reads:
+                reads[place] = stamp(place)
+
+
+class listed_once(Generic[T]):
+    """A property of a corpus that lists its folders: computed once for an object.
+
+    Unlike `functools.cached_property`, each use counts as a read of these folders for
+    :func:`record_reads`.
+    """
+
+    def __init__(self, method: Callable[[Any], T]) -> None:
+        self._method = method
+        self.__doc__ = method.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._key = f"_{name}_listed"
+
+    def __get__(self, instance: Any, owner: type) -> T:
+        if self._key not in vars(instance):
+            with record_reads() as reads:
+                vars(instance)[self._key] = self._method(instance), reads
+        value, reads = vars(instance)[self._key]
+        recorded = _reads.get()
+        if recorded is not None:
+            recorded.update(reads)
+        return cast(T, value)
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
@@ -33,6 +103,7 @@ def walk_files(root: Path) -> Iterator[str]:
     seen: set[tuple[int, int]] = set()
 
     def below(folder: str, prefix: str) -> Iterator[str]:
+        note_read(folder)
         try:
             status = os.stat(folder)
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -209,8 +280,24 @@ def list_folders(root: Path) -> list[str]:
     Raises:
         UserError: the folder cannot be listed.
     """
+    return _list_names(root, folders=True)
+
+
+def list_files(root: Path) -> list[str]:
+    """Names of the files in a folder, without hidden ones, in sorted order.
+
+    Raises:
+        UserError: the folder cannot be listed.
+    """
+    return _list_names(root, folders=False)
+
+
+def _list_names(root: Path, folders: bool) -> list[str]:
+    note_read(root)
     try:
-        return sorted(e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != ".")
+        return sorted(
+            e.name for e in os.scandir(root) if e.is_dir() == folders and e.name[0] != "."
+        )
     except OSError as error:
         raise _unreadable(root, error) from error
 
@@ -225,6 +312,7 @@ def read_lines(path: Path, other_encoding: str | None = None) -> list[tuple[int,
     Raises:
         UserError: the file cannot be read, or is not text in these encodings.
     """
+    note_read(path)
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -1,11 +1,17 @@
-"""Division of an epoch into batches and shares."""
+"""Division of an epoch into batches and shares.
+
+An epoch is a few arrays of numbers, from which a batch is made when it is read: an epoch of
+millions of utterances is planned in a moment, and read from any batch on.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 
 from s3prl_mtl.errors import UserError
@@ -22,39 +28,123 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def inverse_class_weights(labels: Sequence[str]) -> list[float]:
+def inverse_class_weights(labels: Sequence[str]) -> np.ndarray:
     """Sampling weights that make every class equally likely, as in SUPERB's keyword spotting.
 
     Args:
         labels: the class of each utterance.
 
     Returns:
-        `len(labels) / (number of utterances of the class)` for each utterance.
+        `len(labels) / (number of utterances of the class)` for each utterance, (utterances,).
     """
-    counts = Counter(labels)
-    return [len(labels) / counts[label] for label in labels]
+    classes = pa.array(labels).dictionary_encode().indices.to_numpy()
+    return np.asarray(len(labels) / np.bincount(classes)[classes])
+
+
+class BatchPlan(Sequence[list[Draw]]):
+    """The batches of some shares of an epoch, each a list of draws.
+
+    Args:
+        order: utterances in the order of the epoch before it is divided, int64 (draws,).
+        batch_size: draws of a batch, but the last.
+        sliding: a batch begins at each utterance of `order`, instead of after the batch before it.
+        batch_order: numbers of the batches in the order in which they are read, int64.
+        last: batches to read after these.
+        numbers: batches of the epoch to return; all by default.
+    """
+
+    def __init__(
+        self,
+        order: np.ndarray,
+        batch_size: int,
+        sliding: bool,
+        batch_order: np.ndarray,
+        last: Sequence[list[Draw]] = (),
+        numbers: np.ndarray | None = None,
+    ) -> None:
+        self._order = order
+        self._batch_size = batch_size
+        self._sliding = sliding
+        self._batch_order = batch_order
+        self._last = last
+        self._numbers = np.arange(len(batch_order) + len(last)) if numbers is None else numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The draws of a batch, or a plan of several batches (a slice)."""
+        if isinstance(index, slice):
+            return self._of(self._numbers[index])
+        number = int(self._numbers[index])
+        if number >= len(self._batch_order):
+            return self._last[number - len(self._batch_order)]
+        return self._draws(int(self._batch_order[number]))
+
+    def _draws(self, batch: int) -> list[Draw]:
+        position = batch * self._batch_size
+        start = min(batch, len(self._order) - self._batch_size) if self._sliding else position
+        indices = self._order[start : start + self._batch_size].tolist()
+        return list(enumerate(indices, start=position))
+
+    def _of(self, numbers: np.ndarray) -> BatchPlan:
+        fields = (self._order, self._batch_size, self._sliding, self._batch_order, self._last)
+        return BatchPlan(*fields, numbers)
+
+    def equal_shares(self, num_shares: int) -> BatchPlan:
+        """Redistribute the batches of an incomplete last round, one smaller batch per share.
+
+        Raises:
+            UserError: there are fewer draws than shares.
+        """
+        whole = len(self) - len(self) % num_shares
+        left = [draw for batch in self[whole:] for draw in batch]
+        last = [left[share::num_shares] for share in range(num_shares)]
+        if len(left) < num_shares:
+            last = []
+            if not whole:
+                raise UserError(
+                    f"{len(left)} training utterances are too few for {num_shares} shares.",
+                    where=f"{len(left)} utterances, {num_shares} shares",
+                    fix="Use fewer processes, or check that the corpus is complete.",
+                    code="launch-invalid",
+                )
+        order = self._batch_order[:whole]
+        return BatchPlan(self._order, self._batch_size, self._sliding, order, last)
+
+    def select_shares(self, shares: Sequence[int], num_shares: int) -> BatchPlan:
+        """The batches of the epoch that belong to some shares.
+
+        Args:
+            shares: shares to select, in the order within every round of `num_shares` batches.
+            num_shares: number of shares; batch i belongs to share i % num_shares.
+        """
+        if len(set(shares)) < len(shares) or not set(shares) <= set(range(num_shares)):
+            raise ValueError(f"shares {list(shares)} of {num_shares}")
+        rounds = np.arange(0, len(self), num_shares)
+        numbers = (rounds[:, None] + np.asarray(shares, dtype=np.int64)).reshape(-1)
+        return self._of(self._numbers[numbers[numbers < len(self)]])
 
 
 def plan_batches(
-    durations_seconds: Sequence[float],
+    durations_seconds: Sequence[float] | np.ndarray,
     *,
     batch_size: int,
     shuffle: bool,
     epoch: int = 0,
     seed: int = 0,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | np.ndarray | None = None,
     bucketed: bool = False,
     sliding: bool = False,
-    shares: Sequence[int] = (0,),
     num_shares: int = 1,
-) -> list[list[Draw]]:
-    """The batches of some shares of an epoch: a pure function of the arguments.
+) -> BatchPlan:
+    """The batches of an epoch, of all shares: a pure function of the arguments.
 
     Training (`shuffle`): every utterance once over all shares, in random order, with equally many
     batches in every share. If batches do not divide evenly, the utterances of the last ones are
     redistributed in smaller batches, one per share; if fewer utterances than shares remain, they
-    are dropped from this epoch. Several shares are interleaved: the first batch of each, in the
-    order of `shares`, then the second of each, and so on.
+    are dropped from this epoch. Several shares are interleaved: the first batch of each, then the
+    second of each, and so on (:meth:`BatchPlan.select_shares`).
 
     Evaluation (not `shuffle`): every utterance exactly once over all shares, in the given order;
     batch i belongs to share i % num_shares, so that shares may differ by one batch. (lhotse's
@@ -72,7 +162,6 @@ def plan_batches(
         sliding: a training batch for each utterance, with those that follow it in the order of
             falling duration (the last batches are equal), in place of `bucketed`: an epoch has an
             utterance about `batch_size` times, as the multi-task branch reads `pr` and `sf`.
-        shares: shares to return, from 0 to num_shares - 1, without repetition.
         num_shares: number of equal parts of the epoch.
 
     Raises:
@@ -85,87 +174,44 @@ def plan_batches(
             fix="Set 1 or more.",
             code="invalid-value",
         )
-    if weights is not None and len(weights) != len(durations_seconds):
-        raise ValueError(f"{len(weights)} weights for {len(durations_seconds)} utterances")
+    durations = np.asarray(durations_seconds, dtype=np.float64)
+    count = len(durations)
+    if weights is not None and len(weights) != count:
+        raise ValueError(f"{len(weights)} weights for {count} utterances")
     generator = torch.Generator().manual_seed(derived_seed("order", seed, epoch))
     if weights is not None:
         chances = torch.as_tensor(weights, dtype=torch.float64)
-        drawn = torch.multinomial(chances, len(chances), replacement=True, generator=generator)
-        indices = drawn.tolist()
+        order = torch.multinomial(chances, count, replacement=True, generator=generator).numpy()
     elif shuffle:
-        indices = torch.randperm(len(durations_seconds), generator=generator).tolist()
+        order = torch.randperm(count, generator=generator).numpy()
     else:
-        indices = list(range(len(durations_seconds)))
+        order = np.arange(count)
 
     sliding = sliding and shuffle
-    step = batch_size
     if sliding:
-        indices = sorted(range(len(indices)), key=lambda index: -durations_seconds[index])
-        last = max(0, len(indices) - batch_size)
-        starts = [min(start, last) for start in range(len(indices))]
-        indices = [i for start in starts for i in indices[start : start + batch_size]]
-        step = min(batch_size, len(durations_seconds))
-    elif bucketed:
-        indices = _by_duration(indices, durations_seconds, batch_size, exact=not shuffle)
-    draws = list(enumerate(indices))
-    batches = [draws[start : start + step] for start in range(0, len(draws), step)]
-    if shuffle:
-        if bucketed or sliding:
-            order = torch.randperm(len(batches), generator=generator).tolist()
-            batches = [batches[i] for i in order]
-        batches = _equal_shares(batches, num_shares)
-    return select_shares(batches, shares if shuffle else sorted(shares), num_shares)
-
-
-def select_shares(
-    batches: Sequence[list[Draw]], shares: Sequence[int], num_shares: int
-) -> list[list[Draw]]:
-    """The batches of an epoch that belong to some shares.
-
-    Args:
-        batches: all batches of the epoch; batch i belongs to share i % num_shares.
-        shares: shares to select, in the order within every round of `num_shares` batches.
-        num_shares: number of shares.
-    """
-    if len(set(shares)) < len(shares) or not set(shares) <= set(range(num_shares)):
-        raise ValueError(f"shares {list(shares)} of {num_shares}")
-    return [
-        batches[start + share]
-        for start in range(0, len(batches), num_shares)
-        for share in shares
-        if start + share < len(batches)
-    ]
+        order = np.argsort(-durations, kind="stable")
+        batch_size = min(batch_size, count)
+        batches = count
+    else:
+        if bucketed:
+            order = _by_duration(order, durations, batch_size, exact=not shuffle)
+        batches = -(-count // batch_size)
+    shuffled = shuffle and (bucketed or sliding)
+    batch_order = (
+        torch.randperm(batches, generator=generator).numpy() if shuffled else np.arange(batches)
+    )
+    plan = BatchPlan(order, batch_size, sliding, batch_order)
+    return plan.equal_shares(num_shares) if shuffle else plan
 
 
 def _by_duration(
-    indices: list[int], durations_seconds: Sequence[float], batch_size: int, exact: bool
-) -> list[int]:
+    order: np.ndarray, durations: np.ndarray, batch_size: int, exact: bool
+) -> np.ndarray:
     """Sort by duration: exactly, or into buckets of equal size that keep the given order."""
-    by_duration = sorted(indices, key=lambda index: durations_seconds[index])
+    by_duration = order[np.argsort(durations[order], kind="stable")]
     if exact:
         return by_duration
-    buckets = max(1, min(_MAXIMUM_BUCKETS, len(indices) // (2 * batch_size)))
-    bounds = [
-        durations_seconds[by_duration[len(by_duration) * i // buckets]] for i in range(1, buckets)
-    ]
-    placed: list[list[int]] = [[] for _ in range(buckets)]
-    for index in indices:
-        placed[sum(durations_seconds[index] >= bound for bound in bounds)].append(index)
-    return [index for bucket in placed for index in bucket]
-
-
-def _equal_shares(batches: list[list[Draw]], num_shares: int) -> list[list[Draw]]:
-    """Redistribute the batches of an incomplete last round, one smaller batch per share."""
-    extra = len(batches) % num_shares
-    whole = batches[: len(batches) - extra]
-    left = [draw for batch in batches[len(whole) :] for draw in batch]
-    if len(left) >= num_shares:
-        whole += [left[share::num_shares] for share in range(num_shares)]
-    if not whole:
-        raise UserError(
-            f"{len(left)} training utterances are too few for {num_shares} shares.",
-            where=f"{len(left)} utterances, {num_shares} shares",
-            fix="Use fewer processes, or check that the corpus is complete.",
-            code="launch-invalid",
-        )
-    return whole
+    buckets = max(1, min(_MAXIMUM_BUCKETS, len(order) // (2 * batch_size)))
+    bounds = durations[by_duration[len(order) * np.arange(1, buckets) // buckets]]
+    placed = np.searchsorted(bounds, durations[order], side="right")
+    return order[np.argsort(placed, kind="stable")]

@@ -133,7 +133,7 @@ class _Probed:
     """A file: lhotse's recording, and a digest of its length and of some samples (or None)."""
 
     recording: Recording
-    digest: str | None
+    digest: int | None
 
 
 def _probe_or_reason(path: Path) -> _Probed | str:
@@ -148,6 +148,10 @@ def _probe_or_reason(path: Path) -> _Probed | str:
 
 
 def _probe(path: Path) -> _Probed:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise _Unusable("its name is not UTF-8 text") from None
     if not path.is_file():
         raise _Unusable(f"{MISSING}, {_instead(path)}")
     suffix = path.suffix.lower()
@@ -239,15 +243,15 @@ def _level(samples: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
 
 
-def _digest(frames: int, rate: int, samples: np.ndarray) -> str | None:
+def _digest(frames: int, rate: int, samples: np.ndarray) -> int | None:
     if (samples == samples[0]).all():
         return None  # equal for many files
     digest = hashlib.blake2b(f"{frames} {rate}".encode(), digest_size=8)
     digest.update(np.ascontiguousarray(samples).tobytes())
-    return digest.hexdigest()
+    return int.from_bytes(digest.digest(), "little", signed=True)
 
 
-def _make_cut(utterance: Utterance, recording: Recording, digest: str | None) -> Cut:
+def _make_cut(utterance: Utterance, recording: Recording, digest: int | None) -> Cut:
     start = utterance.start_seconds
     end = recording.duration
     if utterance.duration_seconds is not None:

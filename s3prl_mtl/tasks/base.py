@@ -13,11 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
-from lhotse import CutSet
 from torch import Tensor, nn
 
-from s3prl_mtl.data import Corpus, Finding, load_cuts, load_waveform, make_loader
+from s3prl_mtl.data import Corpus, Finding, Manifest, load_cuts, load_waveform, make_loader
+from s3prl_mtl.data.corpus_cache import cached
 from s3prl_mtl.data.corpus_report import CorpusReport, report_corpus
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.cache import default_cache_dir
@@ -111,7 +112,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         self.labels: dict[str, Any] = dict(labels if labels is not None else self.read_labels())
         self.decision: dict[str, float] = {}
         """Values that the head chose on its dev split, such as a threshold; checkpointed."""
-        self._split_cuts: dict[str, CutSet] = {}
+        self._split_cuts: dict[str, Manifest] = {}
         self.register_buffer("best_score", torch.full((1,), worst))
         self.build_head()
 
@@ -167,11 +168,15 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         """
         return self.waveform(cut, split, generator), self.target(cut.custom["labels"])
 
-    def cuts(self, split: str) -> CutSet:
-        """The utterances of a split. Tasks that check or change them override this."""
+    def cuts(self, split: str) -> Manifest:
+        """The utterances of a split. Tasks that check them or leave some out override this.
+
+        For a million utterances, check `labels`, `distinct_labels` or `durations` of the manifest:
+        making every cut takes half a minute.
+        """
         return load_cuts(self.corpus, split, self.cache_dir)
 
-    def findings(self, split: str, cuts: CutSet) -> list[Finding]:
+    def findings(self, split: str, cuts: Manifest) -> list[Finding]:
         """Utterances of a split that cannot be trained on or scored.
 
         For the report of the corpus. Every evaluated split has to be checked for what its metrics
@@ -179,7 +184,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         """
         return []
 
-    def draw_weights(self, split: str, cuts: CutSet) -> list[float] | None:
+    def draw_weights(self, split: str, cuts: Manifest) -> Sequence[float] | np.ndarray | None:
         """Relative weights for sampling utterances with replacement; None: each once."""
         return None
 
@@ -323,7 +328,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
             splits: of the corpus. Findings between splits need the training split among them.
 
         Raises:
-            UserError: as :meth:`prepare`.
+            UserError: as :meth:`prepare`; or :meth:`cuts` does not return a manifest.
         """
         names = sorted(filter(None, dict.fromkeys(splits)), key=lambda s: s != self.train_split)
         for split in names:
@@ -331,8 +336,18 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         cuts = {split: self._split_cuts[split] for split in names if split in self._split_cuts}
         if not cuts or not isinstance(self.corpus, Corpus):
             return None
+        for found in cuts.values():
+            if not isinstance(found, Manifest):
+                raise UserError(
+                    f"`cuts` returned a {type(found).__name__}.",
+                    where=place_of(type(self), "cuts"),
+                    fix="Return the Manifest of super().cuts(split), or a part of it (`filter`).",
+                    code="expert-invalid",
+                )
         own = [finding for split in cuts for finding in self.findings(split, cuts[split])]
-        return report_corpus(self.corpus, cuts, own, trained=self.train_split in cuts)
+        return report_corpus(
+            self.corpus, cuts, own, trained=self.train_split in cuts, cache_dir=self.cache_dir
+        )
 
     def utterances(self, split: str) -> int:
         """Number of utterances of a split.
@@ -351,9 +366,8 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         """
         self.prepare(split)
         digest = hashlib.blake2b(repr(self.datarc.get("eval_batch_size", 1)).encode())
-        for cut in self._split_cuts[split]:
-            source = cut.recording.sources[0].source
-            digest.update(repr((source, cut.start, cut.duration)).encode())
+        for column in self._split_cuts[split].columns("path", "start", "duration"):
+            digest.update(repr(column.to_pylist()).encode())
         return digest.hexdigest()
 
     @property
@@ -431,7 +445,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
 
     def read_labels(self) -> dict[str, Any]:
         """The label space of the corpus."""
-        return self.corpus.label_space()
+        return dict(cached(self.corpus, self.cache_dir, "labels", self.corpus.label_space))
 
 
 def _below(cls: type[TaskExpert]) -> list[type]:

@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from lhotse import CutSet
 from torch import Tensor, nn
 
-from s3prl_mtl.data import apply_gain, load_waveform, random_crop
+from s3prl_mtl.data import Manifest, apply_gain, load_waveform, random_crop
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.metrics import accuracy
 from s3prl_mtl.nn import head_from_settings, pad_features, to_device
@@ -57,15 +56,15 @@ class ClassificationExpert(TaskExpert):
             where=self.key_path("modelrc"),
         )
 
-    def cuts(self, split: str) -> CutSet:
+    def cuts(self, split: str) -> Manifest:
         """The utterances of a split.
 
         Raises:
             UserError: the head has no output for the label of an utterance.
         """
         cuts = super().cuts(split)
-        for cut in cuts:
-            self.target(cut.custom["labels"])
+        for labels in cuts.distinct_labels():
+            self.target(labels)
         return cuts
 
     def target(self, labels: Mapping[str, Any]) -> int | Tensor:

@@ -8,10 +8,9 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from lhotse import CutSet
 from torch import Tensor, nn
 
-from s3prl_mtl.data import MINIMUM_SAMPLES, SAMPLE_RATE, Finding
+from s3prl_mtl.data import MINIMUM_SAMPLES, SAMPLE_RATE, Finding, Manifest
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.metrics import collapse_ctc
 from s3prl_mtl.nn import FrameLevel, RNNs, ctc_loss, head_from_settings, pad_features
@@ -106,19 +105,20 @@ class TranscriptionExpert(TaskExpert):
         unknown = self.symbol_numbers[self.unknown_symbol]
         return torch.tensor([self.symbol_numbers.get(symbol, unknown) for symbol in symbols])
 
-    def findings(self, split: str, cuts: CutSet) -> list[Finding]:
+    def findings(self, split: str, cuts: Manifest) -> list[Finding]:
         """Utterances with fewer frames than CTC needs, symbols that the vocabulary lacks, and a
         split without any text."""
         impossible: list[str] = []
         unknown: dict[str, str] = {}
         has_text = False
-        for cut in cuts:
-            symbols = list(self.symbols_of(cut.custom["labels"]))
+        utterances = zip(cuts.ids(), cuts.labels(), cuts.durations.tolist(), strict=True)
+        for utterance_id, labels, seconds in utterances:
+            symbols = list(self.symbols_of(labels))
             has_text = has_text or any(self.answer(symbols).values())
             symbols.append(self.end_symbol)
-            if self._frames(cut.duration) < frames_needed(symbols):
-                impossible.append(cut.id)
-            unknown |= {s: cut.id for s in symbols if s not in self.symbol_numbers}
+            if self._frames(seconds) < frames_needed(symbols):
+                impossible.append(utterance_id)
+            unknown |= {s: utterance_id for s in symbols if s not in self.symbol_numbers}
         findings = []
         if not has_text:
             findings.append(

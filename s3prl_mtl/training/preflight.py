@@ -21,7 +21,7 @@ def check_splits(config: RunConfig, tasks: Mapping[str, Task]) -> None:
     """Scan every split that a run needs, and check its corpus.
 
     A corpus is refused for its layout (`Corpus.problems`), for utterances that are repeated or
-    unusable (:mod:`s3prl_mtl.data.manifests`), for splits that contradict each other
+    unusable (:mod:`s3prl_mtl.data.manifest_cache`), for splits that contradict each other
     (:mod:`s3prl_mtl.data.corpus_report`), or by findings of the corpus and of the task.
     Splits of s3prl's experts cannot be scanned: only their loaders are created.
 

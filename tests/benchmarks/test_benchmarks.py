@@ -76,3 +76,14 @@ def test_the_benchmark_of_scaling_varies_processes_tasks_and_lengths(
     for varied, keys in (("processes", "12"), ("tasks", "12"), ("seconds", "12")):
         assert list(record[varied]) == list(keys)
         assert all(rate > 0 for rate in record[varied].values())
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_manifests_measures_every_start(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    run("manifests.py", "--utterances", "3000", "--log", str(log))
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [record["start"] for record in records] == ["first", "second"]
+    for record in records:
+        assert all(record[part] > 0 for part in ("libraries", "opened", "with_workers"))
+        assert all(record["seconds"][part] > 0 for part in ("load", "open", "resume"))

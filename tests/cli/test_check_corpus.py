@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
+from downstream_plugins.ic.corpus import FluentSpeechCommands
 from s3prl_mtl.cli.main import main
+from s3prl_mtl.data import Utterance
 from s3prl_mtl.training.preflight import report_mistakes
 from s3prl_mtl.training.runner import MultiTaskRunner
 from tests.authoring.test_conformance import COMPLETE, CONFIG
@@ -24,8 +28,9 @@ def commands(tiny_corpus: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(source, tmp_path / "data" / source.name))
 
 
-def check(task: str, data: Path, tmp_path: Path) -> int:
-    words = ["check-corpus", task, "--data", str(data), "--cache_dir", str(tmp_path / "cache")]
+def check(task: str, data: Path, tmp_path: Path, *flags: str) -> int:
+    cache = str(tmp_path / "cache")
+    words = ["check-corpus", task, "--data", str(data), "--cache_dir", cache, *flags]
     try:
         return main(words)
     except SystemExit as stop:
@@ -81,3 +86,47 @@ def test_a_task_that_reads_its_data_itself_cannot_be_checked(install, tmp_path: 
 
 def test_one_task_is_checked_at_a_time(tmp_path: Path):
     assert check("ks,er", tmp_path, tmp_path) == 2
+
+
+@pytest.fixture
+def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The splits of Fluent Speech Commands that are listed."""
+    splits = []
+    real = FluentSpeechCommands.utterances
+
+    def counted(corpus: FluentSpeechCommands, split: str) -> list[Utterance]:
+        splits.append(split)
+        return real(corpus, split)
+
+    monkeypatch.setattr(FluentSpeechCommands, "utterances", counted)
+    return splits
+
+
+def backdate(*roots: Path) -> None:
+    """Set times to an hour ago: later changes are not relied on."""
+    earlier = time.time() - 3600
+    for root in roots:
+        for path in (root, *root.rglob("*")):
+            os.utime(path, (earlier, earlier))
+
+
+def test_an_unchanged_corpus_is_listed_again_only_if_asked(
+    commands: Path, tmp_path: Path, listings: list[str]
+):
+    backdate(commands.parent)
+    for flags, expected in (((), 3), ((), 0), (("--rescan",), 3), ((), 0)):
+        listings.clear()
+        assert check("ic", commands.parent, tmp_path, *flags) == 0
+        assert len(set(listings)) == expected
+
+
+def test_a_run_lists_its_corpora_again_if_asked(
+    commands: Path, tmp_path: Path, listings: list[str]
+):
+    backdate(commands.parent)
+    words = ["-u", "hubert_tiny", "-d", "ic", "-c", str(DEMO), "--data", str(commands.parent)]
+    words += ["--cache_dir", str(tmp_path / "cache"), "-o", "runner.test_first=false"]
+    for run, flags, expected in (("a", (), 3), ("b", (), 0), ("c", ("--rescan",), 3)):
+        listings.clear()
+        assert main([*words, "--dry-run", "-p", str(tmp_path / run), *flags]) == 0
+        assert len(set(listings)) == expected

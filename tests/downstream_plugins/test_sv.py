@@ -16,6 +16,7 @@ from downstream_plugins.sv.corpus import preprocess
 from s3prl_mtl.data import load_waveform
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.metrics import equal_error_rate
+from tests.downstream_plugins.fake_manifest import FakeManifest
 from tests.mistakes import user_error
 
 
@@ -173,7 +174,8 @@ def test_trials_are_checked_before_training(
         )
     )
     expert.corpus.test_trials = expert.corpus.dev_trials = listed
-    findings = expert.findings(split, [cut(utterance[name]) for name in usable])
+    cuts = FakeManifest(cut(utterance[name]) for name in usable)
+    findings = expert.findings(split, cuts)
     assert [(finding.code, finding.certain) for finding in findings] == expected
     assert all(repr(split) in str(finding.where) for finding in findings)
 

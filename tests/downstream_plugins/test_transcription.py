@@ -21,6 +21,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.tasks.ctc import ZEROED
 from s3prl_mtl.tracking.tracker import Report
 from tests.comparison import assert_same
+from tests.downstream_plugins.fake_manifest import FakeManifest
 from tests.mistakes import user_error
 
 CLASSES = {"asr": SpeechRecognition, "pr": PhonemeRecognition, "sf": SlotFilling}
@@ -164,8 +165,14 @@ def test_an_evaluated_split_without_slots_is_an_error_before_training(
     slot = expert.labels["slots"][0]
     other = cut("b", iob_words=["PLAY", "JAZZ"], iob_slots=["O", slot])
     empty = cut("a", iob_words=words, iob_slots=slots)
-    assert [f for f in expert.findings(split, [empty, other]) if f.code == "undefined-metric"] == []
-    found = [f for f in expert.findings(split, [empty, empty]) if "slots" in str(f.fix)]
+    assert [
+        f
+        for f in expert.findings(split, FakeManifest([empty, other]))
+        if f.code == "undefined-metric"
+    ] == []
+    found = [
+        f for f in expert.findings(split, FakeManifest([empty, empty])) if "slots" in str(f.fix)
+    ]
     assert [(f.code, f.certain) for f in found] == [("undefined-metric", split != "train")]
     assert repr(split) in str(found[0].where)
 
@@ -188,7 +195,9 @@ def test_a_split_whose_transcripts_are_all_empty_is_an_error_before_training(
     expert = build(task)
 
     def found(*cuts: Any) -> list[tuple[str, bool]]:
-        findings = [f for f in expert.findings("test", list(cuts)) if "transcripts" in str(f.fix)]
+        findings = [
+            f for f in expert.findings("test", FakeManifest(cuts)) if "transcripts" in str(f.fix)
+        ]
         return [(f.code, f.certain) for f in findings]
 
     assert found(cut("a", **empty), cut("b", **other)) == []
@@ -293,8 +302,13 @@ def test_a_target_needs_a_frame_for_each_symbol_and_between_equal_ones(
     text: str, needed: int, build: Any
 ) -> None:
     # The word boundary and the end symbol count too.
-    assert build("asr").findings("train", [cut("a", seconds_of(needed), text=text)]) == []
-    (finding,) = build("asr").findings("train", [cut("a", seconds_of(needed - 1), text=text)])
+    assert (
+        build("asr").findings("train", FakeManifest([cut("a", seconds_of(needed), text=text)]))
+        == []
+    )
+    (finding,) = build("asr").findings(
+        "train", FakeManifest([cut("a", seconds_of(needed - 1), text=text)])
+    )
     assert (finding.code, finding.certain) == ("targets-too-long", True)
     assert finding.where == "utterance a"
 
@@ -308,17 +322,17 @@ def test_short_audio_of_any_transcription_task_is_found(task: str, build: Any) -
     }[task]
     cuts = [cut("short", 0.1, **labels), *(cut(str(n), 2.0, **labels) for n in range(99))]
     for split, certain in (("train", False), ("test", False)):
-        (finding,) = build(task).findings(split, cuts)
+        (finding,) = build(task).findings(split, FakeManifest(cuts))
         assert (finding.certain, finding.where) == (certain, "utterance short")
-    (finding,) = build(task).findings("train", cuts[:99])
+    (finding,) = build(task).findings("train", FakeManifest(cuts[:99]))
     assert finding.certain, "more than 1 %"
-    (finding,) = build(task).findings("test", cuts[:99])
+    (finding,) = build(task).findings("test", FakeManifest(cuts[:99]))
     assert not finding.certain
 
 
 def test_symbols_without_an_output_are_listed(build: Any) -> None:
     cuts = [cut("a", 5.0, text="HELLO"), cut("b", 5.0, text="HALL\u00c9 7")]
-    (finding,) = build("asr").findings("test", cuts)
+    (finding,) = build("asr").findings("test", FakeManifest(cuts))
     assert (finding.code, finding.certain, finding.where) == (
         "label-unknown",
         False,

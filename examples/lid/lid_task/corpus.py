@@ -26,6 +26,7 @@ class LanguageFolders(Corpus):
 
     title: ClassVar[str] = "Language folders"
     task: ClassVar[str] = "lid"
+    cacheable: ClassVar[bool] = True
     splits: tuple[str, ...] = ("train", "dev", "test")
 
     def __init__(self, *, root: str | os.PathLike[str]) -> None:

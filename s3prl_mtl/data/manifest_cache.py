@@ -1,8 +1,7 @@
-"""Manifests: scan each split once, and again if its folder changes."""
+"""Scan each split into a manifest once, and again if its audio or labels change."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -11,23 +10,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from filelock import FileLock
-from lhotse import CutSet
 
 from s3prl_mtl.data.corpus import Corpus
-from s3prl_mtl.data.folders import absolute
+from s3prl_mtl.data.corpus_cache import cached, corpus_folder, note_audio
+from s3prl_mtl.data.manifest import Manifest, write_manifest
 from s3prl_mtl.data.scanning import MISSING, UNDECODABLE, Scan, scan
 from s3prl_mtl.data.utterance import Utterance
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.atomic import atomic_path, replace_text
-from s3prl_mtl.fileio.cache import default_cache_dir
 
 logger = logging.getLogger(__name__)
 
 MAXIMUM_SKIPPED = 0.01
 """Largest fraction of unusable utterances of a split; more is an error."""
 
-_FORMAT = 2  # increment when the format changes: older caches are then rebuilt
+_FORMAT = 3  # increment when the format changes: older caches are then rebuilt
 _LISTED = 10  # paths in an error
 
 
@@ -36,14 +35,15 @@ def load_cuts(
     split: str,
     cache_dir: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
-) -> CutSet:
+) -> Manifest:
     """The usable utterances of a split as lhotse cuts.
 
     The first call opens every audio file (:func:`scan`) and writes
-    `<cache_dir>/manifests/<corpus>-<hash of its settings>/<split>.jsonl.gz`; later calls read
-    this file until :meth:`Corpus.fingerprint` changes. `source.json` beside it records the folder
-    of the corpus and the skipped files. The cache may be deleted at any time. If several processes
-    call this at once, the first scans and the others wait.
+    `<cache_dir>/manifests/<corpus>-<hash of its settings>/<split>-<fingerprint>.arrow`; later calls
+    map this file until :meth:`Corpus.fingerprint` changes. `source.json` beside it records the
+    folder of the corpus and the skipped files. The folder of a cacheable corpus is not listed again
+    if it has not changed (:func:`cached`). The cache may be deleted when no run uses it. If several
+    processes call this at once, the first scans and the others wait.
 
     Args:
         corpus: the corpus.
@@ -61,20 +61,24 @@ def load_cuts(
             cannot be written.
     """
     corpus.check_split(split)
-    utterances = corpus.utterances(split)
-    _check_utterances(corpus, split, utterances)
-    fingerprint = f"{_FORMAT}-{corpus.fingerprint(split, utterances)}"
-    root = default_cache_dir() if cache_dir is None else absolute(cache_dir)
-    folder = root / "manifests" / _folder_name(corpus)
-    manifest = folder / f"{split}.jsonl.gz"
+    listed: list[Utterance] = []
+
+    def fingerprint_of_listing() -> str:
+        listed.extend(_list(corpus, split))
+        return corpus.fingerprint(split, listed)
+
+    fingerprint = f"{_FORMAT}-{cached(corpus, cache_dir, split, fingerprint_of_listing)}"
+    folder = corpus_folder(corpus, cache_dir)
+    path = folder / f"{split}-{fingerprint[:18]}.arrow"
+    manifest = _open(path)
     try:
-        entry = _current_entry(manifest, split, fingerprint)
-        if entry is None:  # no lock file otherwise: a valid cache may be read-only
+        if manifest is None:  # no lock file otherwise: a valid cache may be read-only
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(str(folder / ".lock")):
-                entry = _current_entry(manifest, split, fingerprint)
-                if entry is None:
-                    return _build(corpus, split, utterances, fingerprint, manifest, jobs)
+                manifest = _open(path)
+                if manifest is None:
+                    _build(corpus, split, listed or _list(corpus, split), path, jobs)
+                    return Manifest(path)
     except OSError as error:
         raise UserError(
             f"The manifests of {corpus.title} cannot be written: {error.strerror or error}.",
@@ -82,48 +86,52 @@ def load_cuts(
             fix="Free space there, or set another folder with `--cache_dir` or $S3PRL_MTL_CACHE.",
             code="file-unwritable",
         ) from error
-    if entry["skipped"]:
+    entry = _read_source(folder)["splits"].get(split, {})
+    if entry.get("manifest") == path.name and entry["skipped"]:
         logger.warning(
             "%s %s: skipping %d of %d utterances, listed in %s.",
-            *(corpus.task, split, len(entry["skipped"]), len(utterances), folder / "source.json"),
+            *(corpus.task, split, len(entry["skipped"]), entry["listed"], folder / "source.json"),
         )
+    return manifest
+
+
+def _list(corpus: Corpus, split: str) -> list[Utterance]:
+    utterances = corpus.utterances(split)
+    _check_utterances(corpus, split, utterances)
+    note_audio(utterances)
+    return utterances
+
+
+def _open(path: Path) -> Manifest | None:
+    """The manifest of a file; None if it does not exist or is damaged."""
     try:
-        return CutSet.from_file(manifest).to_eager()
-    except Exception as error:  # damaged files raise gzip, JSON, key and other errors
-        logger.warning("%s is damaged (%s); scanning again.", manifest, error)
-        manifest.unlink(missing_ok=True)
-        return load_cuts(corpus, split, cache_dir, jobs)
+        return Manifest(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, pa.ArrowInvalid) as error:
+        logger.warning("%s is damaged (%s); scanning again.", path, error)
+        return None
 
 
 def _build(
-    corpus: Corpus,
-    split: str,
-    utterances: Sequence[Utterance],
-    fingerprint: str,
-    manifest: Path,
-    jobs: int | None,
-) -> CutSet:
+    corpus: Corpus, split: str, utterances: Sequence[Utterance], path: Path, jobs: int | None
+) -> None:
     found = scan(utterances, corpus.content_check(split), jobs, f"Scanning {corpus.title}, {split}")
     _report(corpus, split, len(utterances), found)
-    cuts = CutSet.from_cuts(found.cuts)
-
-    source = _read_source(manifest.parent)
+    with atomic_path(path) as partial:
+        write_manifest(partial, found.cuts)
+    source = _read_source(path.parent)
     source["title"] = corpus.title
     source["settings"] = corpus.settings
-    # A crash between the next two writes must not pair a new manifest with an old fingerprint.
-    source["splits"].pop(split, None)
-    _write_source(manifest.parent, source)
-    with atomic_path(manifest) as partial:
-        cuts.to_file(partial)
     source["splits"][split] = {
-        "fingerprint": fingerprint,
+        "manifest": path.name,
+        "listed": len(utterances),
         "utterances": len(found.cuts),
         "hours": round(sum(cut.duration for cut in found.cuts) / 3600, 4),
         "skipped": [f"{path}: {reason}" for path, reason in found.skipped],
         "left_out_by_rule": len(found.rejected),
     }
-    _write_source(manifest.parent, source)
-    return cuts
+    _write_source(path.parent, source)
 
 
 def _report(corpus: Corpus, split: str, total: int, found: Scan) -> None:
@@ -193,19 +201,6 @@ def _check_utterances(corpus: Corpus, split: str, utterances: Sequence[Utterance
             fix="Keep one file, or one line of the list, per utterance.",
             code="corpus-malformed",
         )
-
-
-def _current_entry(manifest: Path, split: str, fingerprint: str) -> dict[str, Any] | None:
-    """The entry of a split in `source.json` if its manifest is up to date, otherwise None."""
-    entry: dict[str, Any] = _read_source(manifest.parent)["splits"].get(split, {})
-    current = entry.get("fingerprint") == fingerprint and manifest.is_file()
-    return entry if current else None
-
-
-def _folder_name(corpus: Corpus) -> str:
-    identity = json.dumps([type(corpus).__qualname__, corpus.settings], sort_keys=True)
-    name = "".join(c if c.isalnum() or c in "._" else "-" for c in corpus.title.lower())
-    return f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
 def _read_source(folder: Path) -> dict[str, Any]:

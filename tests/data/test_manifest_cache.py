@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from s3prl_mtl.data import load_cuts, load_waveform
-from s3prl_mtl.data import manifests as manifests_module
+from s3prl_mtl.data import load_cuts, load_waveform, manifest_cache
 from tests.mistakes import user_error
 
 
@@ -23,13 +22,13 @@ from tests.mistakes import user_error
 def scans(monkeypatch):
     """Counts how often a split is scanned."""
     calls = []
-    real = manifests_module.scan
+    real = manifest_cache.scan
 
     def counted(utterances, *rest):
         calls.append(len(utterances))
         return real(utterances, *rest)
 
-    monkeypatch.setattr(manifests_module, "scan", counted)
+    monkeypatch.setattr(manifest_cache, "scan", counted)
     return calls
 
 
@@ -104,18 +103,19 @@ def test_source_json_names_the_folder(listed_corpus, tmp_path):
     load_cuts(corpus, "train", tmp_path / "cache")
     (folder,) = (tmp_path / "cache" / "manifests").iterdir()
     assert folder.name.startswith("listed-files-")
-    assert (folder / "train.jsonl.gz").is_file()
+    (manifest,) = folder.glob("train-*.arrow")
     source = json.loads((folder / "source.json").read_text())
+    assert source["splits"]["train"]["manifest"] == manifest.name
     assert source["settings"] == {"root": str(corpus.root)}
     assert source["splits"]["train"]["utterances"] == 3
 
 
-@pytest.mark.parametrize("damage", ["train.jsonl.gz", "source.json"])
+@pytest.mark.parametrize("damage", ["train-*.arrow", "source.json"])
 def test_a_damaged_cache_is_rebuilt(listed_corpus, tmp_path, damage):
     corpus = listed_corpus(3)
     load_cuts(corpus, "train", tmp_path / "cache")
-    (folder,) = (tmp_path / "cache" / "manifests").iterdir()
-    (folder / damage).write_bytes((folder / damage).read_bytes()[:40])
+    (path,) = (tmp_path / "cache" / "manifests").glob(f"*/{damage}")
+    path.write_bytes(path.read_bytes()[:40])
     assert len(load_cuts(corpus, "train", tmp_path / "cache")) == 3
     assert len(load_cuts(corpus, "train", tmp_path / "cache")) == 3
 
@@ -237,8 +237,8 @@ def test_two_processes_may_build_the_same_cache_at_once(listed_corpus, tmp_path)
     running = [subprocess.Popen(arguments, cwd=os.getcwd()) for _ in range(2)]
     assert [process.wait() for process in running] == [0, 0]
     (folder,) = (tmp_path / "cache" / "manifests").iterdir()
-    left = {path.name for path in folder.iterdir()} - {".lock"}
-    assert left == {"train.jsonl.gz", "source.json"}
+    left = {path.suffix for path in folder.iterdir() if path.name != ".lock"}
+    assert left == {".arrow", ".json"}
 
 
 @pytest.mark.parametrize(
