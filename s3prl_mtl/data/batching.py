@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from lhotse.cut import Cut
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from s3prl_mtl.data.audio import UnreadableAudio
 from s3prl_mtl.data.manifest import Manifest
 from s3prl_mtl.data.manifest_cache import MAXIMUM_SKIPPED
 from s3prl_mtl.data.sampling import Draw, derived_seed, plan_batches
+from s3prl_mtl.data.transport import Parcel, pack
 from s3prl_mtl.data.workers import StopSignalGuard
 from s3prl_mtl.errors import UserError
 
@@ -149,7 +150,8 @@ class EpochLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.dropped = 0
         self.batches_read = 0
-        for loaded in super().__iter__():
+        for sent in super().__iter__():
+            loaded = sent.unpack() if isinstance(sent, Parcel) else sent
             self.batches_read += 1
             if isinstance(loaded, UserError):
                 raise loaded
@@ -204,12 +206,13 @@ class _BatchDataset(Dataset[Any]):
         self.epoch = epoch
         self.training = training
 
-    def __getitem__(self, batch: Sequence[Draw]) -> _Loaded | UserError:
+    def __getitem__(self, batch: Sequence[Draw]) -> _Loaded | UserError | Parcel:
         try:
-            return self._readable(batch)
+            loaded = self._readable(batch)
         except UserError as error:
             # Returned, not raised: DataLoader would turn it into text with a traceback.
             return error
+        return loaded if get_worker_info() is None else pack(loaded)
 
     def _readable(self, batch: Sequence[Draw]) -> _Loaded:
         """Load a batch without its undecodable files."""

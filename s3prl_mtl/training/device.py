@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from s3prl_mtl.errors import UserError
@@ -34,6 +36,11 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
                 )
             device = torch.device("cuda", local_rank)
             torch.cuda.set_device(device)
+        if device.type == "cuda" and "OMP_NUM_THREADS" not in os.environ:
+            # The CPU only prepares the work of the GPU. Its threads would wait for each other and
+            # for the cores of the loader workers: with 16, joining the waveforms of a step took
+            # 51 of 255 ms.
+            torch.set_num_threads(1)
         torch.empty(0, device=device)
         if device.type == "meta":
             raise RuntimeError("it holds no data")
