@@ -27,6 +27,7 @@ from s3prl_mtl.data import (
     Utterance,
     absolute,
     audio_stem,
+    note_read,
     read_lines,
 )
 from s3prl_mtl.errors import UserError
@@ -108,6 +109,8 @@ class FluentSpeechCommands(Corpus):
             return []
         index = self._index()
         findings = self.doubles(index, str(self.root / "wavs"))
+        for name in self.splits:
+            note_read(self._table(name))
         tables = [s for s in self.splits if self._table(s).is_file()]
         listed = {_tail(row["path"]) for name in tables for _, row in self._read_table(name)}
         others = [stem for stem in index if _tail(stem) not in listed]

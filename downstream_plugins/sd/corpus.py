@@ -35,6 +35,7 @@ from s3prl_mtl.data import (
     Official,
     Utterance,
     absolute,
+    note_read,
     read_lines,
 )
 from s3prl_mtl.errors import UserError
@@ -246,6 +247,7 @@ class Libri2Mix(Corpus):
         notes = []
         for split in self.splits:
             folder = self.root / split
+            note_read(folder)
             lines = [] if not folder.is_dir() else list(_table_lines(folder / "wav.scp"))
             moved = MovedFiles(self.root)
             elsewhere = [(n, path) for _, n, path in lines if not absolute(folder / path).is_file()]
@@ -389,6 +391,7 @@ def _segment_findings(
 
 
 def _has_utt2spk(folder: Path) -> bool:
+    note_read(folder)
     return (folder / "utt2spk").exists() or not (folder / "spk2utt").exists()
 
 

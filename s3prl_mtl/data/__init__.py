@@ -22,6 +22,7 @@ from s3prl_mtl.data.folders import (
     list_files,
     list_folders,
     listed_once,
+    note_read,
     read_lines,
     walk_files,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "load_cuts",
     "load_waveform",
     "make_loader",
+    "note_read",
     "random_crop",
     "read_audio",
     "read_lines",

@@ -42,7 +42,8 @@ def record_reads() -> Iterator[dict[str, Stamp]]:
     """Record the folders and files that the functions of this module read in the context.
 
     Yields:
-        Their stamps before they were read, by path. Includes the folders that they are in.
+        Their stamps before they were read, by path. Includes the folder around a listed one, in
+        which others may appear; not that of a file, which may be a folder of runs and logs.
     """
     reads: dict[str, Stamp] = {}
     token = _reads.set(reads)
@@ -53,12 +54,14 @@ def record_reads() -> Iterator[dict[str, Stamp]]:
 
 
 def note_read(path: str | os.PathLike[str]) -> None:
-    """Note that a file or folder is about to be read, for :func:`record_reads`."""
+    """Note that a corpus depends on a file or folder, or on its absence.
+
+    Needed only before a corpus reads it, or looks whether it exists, by other functions than those
+    of `s3prl_mtl.data`.
+    """
     reads = _reads.get()
-    if reads is not None:
-        for place in (os.path.dirname(path), os.fspath(path)):
-            if place not in reads:
-                reads[place] = stamp(place)
+    if reads is not None and os.fspath(path) not in reads:
+        reads[os.fspath(path)] = stamp(path)
 
 
 class listed_once(Generic[T]):
@@ -100,6 +103,7 @@ def walk_files(root: Path) -> Iterator[str]:
     Raises:
         UserError: the folder cannot be listed.
     """
+    note_read(os.path.dirname(root))
     seen: set[tuple[int, int]] = set()
 
     def below(folder: str, prefix: str) -> Iterator[str]:
@@ -293,6 +297,7 @@ def list_files(root: Path) -> list[str]:
 
 
 def _list_names(root: Path, folders: bool) -> list[str]:
+    note_read(os.path.dirname(root))
     note_read(root)
     try:
         return sorted(

@@ -16,6 +16,7 @@ from s3prl_mtl.data import (
     list_audio,
     listed_once,
     load_cuts,
+    note_read,
     read_lines,
 )
 from s3prl_mtl.data.corpus_cache import cached, forget_listings
@@ -105,6 +106,21 @@ def test_changed_labels_are_noticed_even_with_the_old_size_and_time(load, corpus
     path.write_text("0.wav x\n1.wav b\n2.wav c\n")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert load() == ({"0.wav": "x", "1.wav": "b", "2.wav": "c"}, 1)
+
+
+def test_other_files_beside_a_metadata_file_do_not_matter(tmp_path):
+    lists, audio = tmp_path / "runs", tmp_path / "audio"
+    for folder in (lists, audio):
+        folder.mkdir()
+    (lists / "labels.txt").write_text("a\n")
+    with record_reads() as reads:
+        read_lines(lists / "labels.txt")
+        list_audio(audio)
+        note_read(lists / "other.txt")
+    assert reads.keys() == {
+        str(path) for path in (lists / "labels.txt", audio, tmp_path, lists / "other.txt")
+    }
+    assert reads[str(lists / "other.txt")] is None
 
 
 def test_audio_that_is_overwritten_is_noticed(load, corpus, tmp_path, write_audio):

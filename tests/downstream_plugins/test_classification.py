@@ -146,3 +146,13 @@ def test_a_corpus_whose_path_is_not_set_is_an_error_that_names_the_key(tmp_path:
 def test_a_classification_task_takes_under_60_lines(expert: type[ClassificationExpert]) -> None:
     folder = Path(__file__).parents[2] / "downstream_plugins" / expert.name
     assert len((folder / "__init__.py").read_text().splitlines()) < 60
+
+
+def test_cuts_that_are_no_manifest_are_an_error_of_the_report(
+    speech_commands: KeywordSpotting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts = list(speech_commands.cuts("dev"))
+    monkeypatch.setattr(KeywordSpotting, "cuts", lambda expert, split: cuts)
+    monkeypatch.setattr(KeywordSpotting, "findings", lambda expert, split, cuts: [])
+    with user_error("expert-invalid", where="KeywordSpotting"):
+        speech_commands.report(["dev"])
