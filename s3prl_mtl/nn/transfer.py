@@ -21,7 +21,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    # A copy to the CPU has to be complete before it is read.
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def concatenate_on(device: torch.device, parts: list[Tensor]) -> Tensor:
@@ -56,13 +57,19 @@ def start_to_cpu(tensor: Tensor) -> Callable[[], Tensor]:
 def to_cpu(values: T) -> T:
     """Copy nested dicts, lists and (named) tuples with all tensors on the CPU, without gradients.
 
-    There is one copy for each type of tensors, however many there are. Other values are kept.
+    There is one copy for each type of tensors, however many there are. Other values are kept, also
+    objects that have tensors.
     """
-    found: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    _replaced(
-        values, lambda tensor: found.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-    )
     copies: dict[int, Tensor] = {}
+    found: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+
+    def note(tensor: Tensor) -> None:
+        if tensor.layout != torch.strided:
+            copies[id(tensor)] = tensor.cpu()
+        else:
+            found.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+
+    _replaced(values, note)
     for tensors in found.values():
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).cpu()
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):

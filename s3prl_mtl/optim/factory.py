@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from s3prl_mtl.errors import UserError, nearest
 
-FUSED_ON_GPU = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+FUSED_ON_GPU = (torch.optim.Adam, torch.optim.AdamW)
 """Optimizers with a fused kernel for GPUs; that of Adagrad is for CPUs only."""
 
 # Arguments that the runner supplies, or that torch has deprecated.

@@ -96,7 +96,7 @@ class Evaluator:
         reports: list[tuple[int, Report]] = []
         shown = self.run.world.is_lead and self.log_level >= logging.INFO
         with EvaluationProgress(shown) as progress:
-            for entries in self._by_audio(splits):
+            for entries in self.run.world.run_on_all_ranks(lambda: self._by_audio(splits)):
                 shares: list[Share] | None = None
                 if failure is None and not self.run.stop_asked():
                     names = ", ".join(f"{entry.task.name} {entry.split}" for entry in entries)
@@ -159,16 +159,29 @@ class Evaluator:
                 logger.info("%s %s: passed", name, split)
 
     def _by_audio(self, splits: Sequence[tuple[str, str]]) -> list[list[Entry]]:
-        """The splits of this rank's tasks, in groups with the same utterances on the same ranks."""
-        groups: dict[Any, list[Entry]] = {}
+        """The splits of this rank's tasks, in groups with the same utterances on the same ranks.
+
+        Those of a task stay in their order, each in a group of its own: dev may choose a threshold
+        that `forward` uses on test.
+        """
+        groups: list[list[Entry]] = []
+        keys: list[Any] = []
+        latest: dict[str, int] = {}
         for place, (name, split) in enumerate(splits):
-            if name in self.run.tasks:
-                task = self.run.tasks[name]
-                digest = getattr(task.expert, "audio_digest", None)
-                audio = place if digest is None else digest(split)
-                key = audio, tuple(self.run.placement.ranks_of(name))
-                groups.setdefault(key, []).append(Entry(place, task, split))
-        return list(groups.values())
+            if name not in self.run.tasks:
+                continue
+            task = self.run.tasks[name]
+            digest = getattr(task.expert, "audio_digest", None)
+            audio = place if digest is None else digest(split)
+            key = audio, tuple(self.run.placement.ranks_of(name))
+            later = range(latest.get(name, -1) + 1, len(groups))
+            number = next((n for n in later if keys[n] == key), len(groups))
+            if number == len(groups):
+                groups.append([])
+                keys.append(key)
+            groups[number].append(Entry(place, task, split))
+            latest[name] = number
+        return groups
 
     @torch.no_grad()
     def _own_shares(
@@ -207,10 +220,12 @@ class Evaluator:
             if not wanted:
                 break
             wavs: Sequence[Any] = ()
+            hidden: HiddenStates | None = None
             for entry, batch, parts in wanted:
                 if self.run.stop_asked():
                     return None
                 if not same_waveforms(wavs, batch.wavs):
+                    hidden = None  # Not beside the next ones.
                     wavs, hidden = batch.wavs, self.run.encoder.hidden_states(batch.wavs)
                 parts[batch.number] = self._records(entry, batch, hidden)
                 # Batches are taken in turn: the others have as many.
@@ -220,7 +235,7 @@ class Evaluator:
             for parts, reader in zip(records, readers, strict=True)
         ]
 
-    def _records(self, entry: Entry, batch: Batch, hidden: HiddenStates) -> Records:
+    def _records(self, entry: Entry, batch: Batch, hidden: Any) -> Records:
         """The records of a batch, on the CPU: those of a split may not fit into a GPU's memory."""
         task = entry.task
         inputs = self.run.encoder.inputs_from(task.expert, hidden)

@@ -28,9 +28,14 @@ class PassLimit:
     """
 
     def __init__(self, seconds: float | None = None, device: torch.device | None = None) -> None:
-        self.seconds = math.inf if seconds is None else seconds
+        self._given = seconds
         self._gpu = device if device is not None and device.type == "cuda" else None
         self.exists = seconds is not None or self._gpu is not None
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin to measure, unless the limit was given: at first, and when more is trained."""
+        self.seconds = math.inf if self._given is None else self._given
         self._steps = 0
 
     @contextmanager

@@ -311,6 +311,7 @@ class MultiTaskRunner:
         if self.step == last:
             # The encoder was unused: divide the buckets of gradients again.
             self.training_step.gradients.set_unused(None)
+            self.training_step.micro_batcher.limit.begin()
 
     @property
     def step(self) -> int:

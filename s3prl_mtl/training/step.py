@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from s3prl_mtl.balancing import Balancer
@@ -205,7 +205,10 @@ class TrainingStep:
 
     def _update(self, norm: Tensor) -> None:
         """Update with gradients of this norm; skip and count the step if it is not finite."""
-        skips_on_device = all(group.get("fused") for group in self.optimizer.param_groups)
+        # Fused SGD would leave its momentum uninitialised if it skips the first step.
+        skips_on_device = isinstance(self.optimizer, Adam) and all(
+            group.get("fused") for group in self.optimizer.param_groups
+        )
         if skips_on_device:
             # Torch's contract for gradient scalers: the kernels do nothing if this is 1.
             self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]

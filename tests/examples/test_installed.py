@@ -140,4 +140,4 @@ def test_a_task_without_parameters_is_refused_in_training(environment: Environme
         text=True,
     )
     assert done.returncode == 2
-    assert "-m evaluate -e RUN -d qbe" in done.stderr
+    assert "evaluate -e RUN -d qbe" in done.stderr

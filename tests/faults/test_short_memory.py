@@ -79,7 +79,7 @@ def test_a_step_in_micro_batches_equals_the_whole_step(
     words[words.index("-u") + 1] = "limited"
     whole = launch.finished(words, name="whole", ranks=ranks, **variables)
     assert whole.logged("training.microbatch") == []
-    divided = launch.finished(words, ranks=ranks, LIMIT="3", **variables)
+    divided = launch.finished(words, ranks=ranks, LIMIT="2", **variables)
 
     for rank in range(ranks):
         # The first step finds out that four micro-batches fit; the next ones start with four.

@@ -22,7 +22,7 @@ from tests.mistakes import user_error
     ("name", "settings", "is_fused"),
     [
         ("AdamW", {}, True),
-        ("SGD", {"momentum": 0.9}, True),
+        ("SGD", {"momentum": 0.9}, False),
         ("AdamW", {"fused": False}, False),
         ("AdamW", {"foreach": True}, False),
         ("Adagrad", {}, False),

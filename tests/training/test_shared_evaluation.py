@@ -66,3 +66,16 @@ def test_the_first_batches_of_both_are_evaluated(
     asr, pr = runner.evaluator.evaluate([("asr", "dev-clean"), ("pr", "dev")])
     assert len(encoded) == 2
     assert asr.problem is None and pr.problem is None
+
+
+def test_the_splits_of_a_task_stay_in_order_each_in_a_group(runner: MultiTaskRunner) -> None:
+    for name, audio in {"asr": "xyx", "er": "yx?", "pr": "xy?"}.items():
+        by_split = dict(zip(("a", "b", "c"), audio, strict=True))
+        runner.tasks[name].expert.audio_digest = by_split.__getitem__
+    splits = [("asr", s) for s in "abc"] + [("er", "a"), ("er", "b"), ("pr", "a"), ("pr", "b")]
+    groups = runner.evaluator._by_audio(splits)
+    assert [[(entry.task.name, entry.split) for entry in group] for group in groups] == [
+        [("asr", "a"), ("pr", "a")],
+        [("asr", "b"), ("er", "a"), ("pr", "b")],
+        [("asr", "c"), ("er", "b")],
+    ]

@@ -237,3 +237,15 @@ def test_dropout_is_the_identity_outside_training() -> None:
     x = torch.randn(3, 4)
     assert dropout(x, 0.5, training=False) is x
     assert torch.equal(dropout(x, 0.0, training=True), x)
+
+
+def test_a_broken_utterance_does_not_change_the_statistics_of_others() -> None:
+    torch.manual_seed(0)
+    slots, counts, in_slot = [2, 3], [100, 190], 64
+    windows = torch.randn(5 * in_slot, 10)
+    wanted = statistics_by_slot(windows.clone(), slots, in_slot, counts)
+    windows[3] = torch.nan
+    centred, covariance = statistics_by_slot(windows, slots, in_slot, counts)
+    assert covariance[0].isnan().all()
+    torch.testing.assert_close(covariance[1], wanted[1][1])
+    torch.testing.assert_close(centred[2 * in_slot :], wanted[0][2 * in_slot :])

@@ -89,6 +89,8 @@ def attend_by_offsets(
             scale=scale,
         )
     else:
+        # This kernel has no bfloat16 on the GPUs that lack the other one.
+        rows = [x.float() if x.dtype == torch.bfloat16 else x for x in rows]
         attended, *_ = torch.ops.aten._efficient_attention_forward(
             *(x[None] for x in rows),
             *(None, offsets, offsets, longest, longest),
@@ -97,7 +99,7 @@ def attend_by_offsets(
             compute_log_sumexp=torch.is_grad_enabled(),
             scale=scale,
         )
-        attended = attended[0]
+        attended = attended[0].to(query.dtype)
     return attended[..., :width]
 
 

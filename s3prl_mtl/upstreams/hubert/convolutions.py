@@ -218,13 +218,12 @@ def statistics_by_slot(
     used = (torch.tensor(counts)[owner] - in_utterance * in_slot).clamp(0, in_slot)
     owner, used = to_device(torch.stack([owner, used]), device)
     unused = (torch.arange(in_slot, device=device) >= used[:, None])[..., None]
-    share = to_device(1 / torch.tensor(counts, dtype=torch.float64), device)[:, None]
-    belongs = torch.arange(len(slots), device=device)[:, None] == owner
-    weights = belongs * share
+    share = to_device(1 / torch.tensor(counts, dtype=torch.float64), device)
 
     def mean(sums: Tensor) -> Tensor:
         """Sums over slots ``(slots, ...)`` -> the mean over the windows of each utterance."""
-        return (weights @ sums.flatten(1)).unflatten(1, sums.shape[1:]).to(windows.dtype)
+        totals = sums.new_zeros(len(slots), *sums.shape[1:]).index_add_(0, owner, sums)
+        return (totals * share.view(-1, *[1] * (sums.dim() - 1))).to(windows.dtype)
 
     by_slot = windows.unflatten(0, (-1, in_slot))
     centre = mean(by_slot.masked_fill(unused, 0.0).sum(1, dtype=torch.float64))

@@ -91,7 +91,8 @@ class Segments:
     """
 
     def __init__(self, lengths: list[int], device: torch.device, unused: int = 0) -> None:
-        whole, rest = divmod(unused, lengths[0])
+        # A symbolic length of an export cannot divide.
+        whole, rest = divmod(unused, lengths[0]) if unused else (0, 0)
         self.lengths = [*lengths, *[lengths[0]] * whole, *([rest] if rest else [])]
         self.device = device
 
