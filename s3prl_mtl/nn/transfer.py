@@ -22,7 +22,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     # A copy to the CPU has to be complete before it is read.
-    return tensor.to(device, non_blocking=device.type == "cuda")
+    return tensor.to(device, non_blocking=device.type != "cpu")
 
 
 def concatenate_on(device: torch.device, parts: list[Tensor]) -> Tensor:

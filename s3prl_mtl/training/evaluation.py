@@ -18,6 +18,7 @@ from s3prl_mtl.data.epoch_reader import Batch, EpochReader
 from s3prl_mtl.distributed.world import Group
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.nn import to_cpu
+from s3prl_mtl.tasks.base import TaskExpert
 from s3prl_mtl.tracking.progress import EvaluationProgress
 from s3prl_mtl.training.reporting import Report, report_split, unscored_report
 from s3prl_mtl.training.run import Run
@@ -171,9 +172,10 @@ class Evaluator:
             if name not in self.run.tasks:
                 continue
             task = self.run.tasks[name]
-            digest = getattr(task.expert, "audio_digest", None)
-            audio = place if digest is None else digest(split)
-            key = audio, tuple(self.run.placement.ranks_of(name))
+            audio = None
+            if isinstance(task.expert, TaskExpert):
+                audio = task.expert.audio_digest(split)
+            key = audio or place, tuple(self.run.placement.ranks_of(name))
             later = range(latest.get(name, -1) + 1, len(groups))
             number = next((n for n in later if keys[n] == key), len(groups))
             if number == len(groups):

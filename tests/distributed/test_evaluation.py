@@ -69,10 +69,10 @@ def evaluate_with_a_fault(
 ) -> tuple[tuple[str, str | None, str, str | None], dict[str, float]]:
     """Type, code, text and place of the error of an evaluation, and the best scores after it."""
     runner = MultiTaskRunner(config, folder, world=world)
-    read = runner.encoder.features
+    encode = runner.encoder.hidden_states
     seen = []
 
-    def features(wavs: list[Any]) -> list[Any]:
+    def hidden_states(wavs: list[Any]) -> Any:
         seen.append(len(wavs))
         if world.rank == 1 and len(seen) == 2:
             if fault == "stop":
@@ -81,9 +81,9 @@ def evaluate_with_a_fault(
                 raise UserError("The file is not audio.", where="x.wav", code="audio-unreadable")
             else:
                 raise ZeroDivisionError("a bug")
-        return read(wavs)
+        return encode(wavs)
 
-    runner.encoder.features = features
+    runner.encoder.hidden_states = hidden_states
     error: BaseException
     try:
         runner.evaluator.evaluate(runner.splits("dev_splits"))
