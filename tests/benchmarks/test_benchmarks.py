@@ -87,3 +87,15 @@ def test_the_benchmark_of_manifests_measures_every_start(tmp_path: Path) -> None
     for record in records:
         assert all(record[part] > 0 for part in ("libraries", "opened", "with_workers"))
         assert all(record["seconds"][part] > 0 for part in ("load", "open", "resume"))
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_an_evaluation_compares_both_ways(
+    tiny_corpus: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.jsonl"
+    words = ["--size", "tiny", "--sizes", "1,4", "--repeats", "1", "--data", str(tiny_corpus)]
+    run("evaluate.py", *words, "--log", str(log))
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [record["batch"] for record in records] == [1, 4]
+    assert all(record["together"][0] > 0 and record["alone"][0] > 0 for record in records)

@@ -1,0 +1,91 @@
+"""Measure an evaluation: splits with the same audio, together and alone, and the size of batches.
+
+    python benchmarks/evaluate.py [--device cuda] [--data DIR] [--sizes 1,8,32]
+
+Evaluates the dev splits of `asr` and `pr` on the mini corpus, which have the same utterances, with
+an encoder of random weights: both at once, so that they are encoded once, and one after the other.
+The rate is seconds of audio of both tasks a second, the median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from common import SIZES, append, machine, synchronise, table
+
+from s3prl_mtl.config import build_config
+from s3prl_mtl.data.mini_corpus import make_corpus
+from s3prl_mtl.training.evaluation import Evaluator
+from s3prl_mtl.training.runner import MultiTaskRunner
+from s3prl_mtl.upstreams import write_fairseq_checkpoint
+from s3prl_mtl.upstreams.hubert.encoder import Hubert
+
+SPLITS = [("asr", "dev-clean"), ("pr", "dev")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--size", default="base", choices=sorted(SIZES))
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
+    parser.add_argument("--sizes", default="1,8,32", help="utterances of a batch")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--data", type=Path, help="the corpora (default: a new mini corpus)")
+    parser.add_argument("--log", type=Path, help="append a JSON line for each row to this file")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    found = machine(torch.device(arguments.device))
+    print(", ".join(f"{key} {value}" for key, value in found.items() if value))
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = arguments.data or folder / "corpus"
+        if arguments.data is None:
+            make_corpus(data)
+        write_fairseq_checkpoint(folder / "encoder.pt", Hubert(SIZES[arguments.size]))
+        flags = {
+            "upstream": {"name": "hubert", "ckpt": str(folder / "encoder.pt")},
+            "downstream": [task for task, _ in SPLITS],
+            "data": str(data),
+            "cache_dir": str(folder / "cache"),
+            "device": arguments.device,
+            "precision": arguments.precision,
+        }
+        runner = MultiTaskRunner(build_config([], flags), folder / "run")
+        evaluator = Evaluator(runner.run, log_level=logging.DEBUG)
+        experts = {task: runner.tasks[task].expert for task, _ in SPLITS}
+        audio = sum(experts[task].cuts(split).durations.sum() for task, split in SPLITS)
+
+        def seconds(together: bool) -> float:
+            synchronise(runner.device)
+            start = time.perf_counter()
+            for splits in [SPLITS] if together else [[split] for split in SPLITS]:
+                evaluator.evaluate(splits)
+            return time.perf_counter() - start
+
+        for size in map(int, arguments.sizes.split(",")):
+            for expert in experts.values():
+                expert.datarc["eval_batch_size"] = size
+            seconds(together=True)
+            both, each = [], []
+            for _ in range(arguments.repeats):
+                both.append(seconds(together=True))
+                each.append(seconds(together=False))
+            ratio = statistics.median(b / a for a, b in zip(both, each, strict=True))
+            rates = [f"{audio / statistics.median(way):.2f}" for way in (both, each)]
+            rows.append([str(size), *rates, f"{ratio:.2f}"])
+            if arguments.log:
+                measured = {"together": both, "alone": each, "audio": audio}
+                settings = {"benchmark": "evaluate", "size": arguments.size, "batch": size}
+                append(arguments.log, {**settings, **found, **measured})
+    print(table(["batch", "s of audio / s", "one after the other", "ratio"], rows))
+
+
+if __name__ == "__main__":
+    main()
