@@ -119,7 +119,8 @@ def main() -> None:
     parser.add_argument("--num_workers", type=int, help="of the loader of each task")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="of each repeat")
-    parser.add_argument("--log", type=Path, help="append a JSON line to this file")
+    # Short as well: torchrun takes the other one for an abbreviation of its own.
+    parser.add_argument("-l", "--log", type=Path, help="append a JSON line to this file")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     with World.join() as world, tempfile.TemporaryDirectory() as name:

@@ -36,7 +36,7 @@ def whole_steps(
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     words = ["--device", arguments.device, "--size", arguments.size, "--tasks", ",".join(tasks)]
     words += ["--scale", str(arguments.scale), "--precision", arguments.precision]
-    words += ["--repeats", str(arguments.repeats), "--data", str(data), "--log", str(log)]
+    words += ["--repeats", str(arguments.repeats), "--data", str(data), "-l", str(log)]
     command = [sys.executable, *launch, str(FOLDER / "loading.py"), *words]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     record = json.loads(log.read_text())

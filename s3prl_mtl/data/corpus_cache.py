@@ -67,7 +67,7 @@ def cached(
     if not sources:
         return compute()
     path = corpus_folder(corpus, cache_dir) / _LISTING
-    reads, values = _read_current(path)
+    reads, values = _read_current(path, sources)
     if key in values:
         return values[key]
     began_ns = time.time_ns()
@@ -108,12 +108,17 @@ def _manifests(cache_dir: str | os.PathLike[str] | None) -> Path:
     return (default_cache_dir() if cache_dir is None else absolute(cache_dir)) / "manifests"
 
 
-def _read_current(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The reads and values of a listing; empty if something that was read has changed."""
+def _read_current(path: Path, sources: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The reads and values of a listing; empty if something that was read has changed.
+
+    Also if other source files have read it: a corpus of another package may have the same name.
+    """
     try:
         listing = json.loads(path.read_text(encoding="utf-8"))
-        if all(stamp(name) == read for name, read in listing["reads"].items()):
-            return listing["reads"], listing["values"]
+        reads: dict[str, Any] = listing["reads"]
+        same_code = all(os.fspath(source) in reads for source in sources)
+        if same_code and all(stamp(name) == read for name, read in reads.items()):
+            return reads, listing["values"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # missing or damaged
     return {}, {}

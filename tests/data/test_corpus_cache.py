@@ -164,12 +164,11 @@ def test_a_listing_that_cannot_be_written_is_no_error(load, monkeypatch):
     assert [load()[1], load()[1]] == [1, 0]
 
 
-def test_a_change_of_the_source_code_of_a_corpus_is_noticed(corpus, tmp_path):
-    package = tmp_path / "package"
-    package.mkdir()
-    path = package / "languages.py"
-
-    def labels(code):
+def test_other_source_code_of_a_corpus_is_noticed(tmp_path):
+    def labels(code, package="package"):
+        package = tmp_path / package
+        package.mkdir(exist_ok=True)
+        path = package / "languages.py"
         path.write_text(code)
         backdate(package)
         spec = importlib.util.spec_from_file_location("languages", path)
@@ -189,7 +188,11 @@ def test_a_change_of_the_source_code_of_a_corpus_is_noticed(corpus, tmp_path):
         "    def label_space(self): return {'classes': ['de']}\n"
     )
     assert labels(code) == {"classes": ["de"]}
-    assert labels(code.replace("['de']", "['de', 'fr']")) == {"classes": ["de", "fr"]}
+    changed = code.replace("['de']", "['de', 'fr']")
+    assert labels(changed) == {"classes": ["de", "fr"]}
+    # Of another package: its corpus has the same name and settings.
+    assert labels(code, "other") == {"classes": ["de"]}
+    assert labels(changed) == {"classes": ["de", "fr"]}
     del sys.modules["languages"]
 
 
