@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from s3prl_mtl.config import Config, build_config
+from s3prl_mtl.data.mini_corpus import make_corpus
+from s3prl_mtl.upstreams import write_fairseq_checkpoint
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
+from s3prl_mtl.upstreams.hubert.encoder import Hubert
 
 FOLDER = Path(__file__).parent
 
@@ -71,6 +76,44 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "commit": commit,
     }
+
+
+def corpora(given: Path | None, folder: Path) -> Path:
+    """The folder of corpora that was given, or a new mini corpus in a folder."""
+    if given is not None:
+        return given
+    make_corpus(folder / "corpus")
+    return folder / "corpus"
+
+
+def run_config(
+    arguments: argparse.Namespace,
+    tasks: Sequence[str],
+    data: Path,
+    folder: Path,
+    settings: str = "",
+) -> Config:
+    """The config of a run with an encoder of random weights, which is written into a folder.
+
+    Args:
+        arguments: with `size`, `device` and `precision`.
+        tasks: of the run.
+        data: their corpora.
+        folder: of the encoder and of the scanned manifests.
+        settings: further ones, as for `-o`.
+    """
+    encoder = folder / "encoder.pt"
+    if not encoder.exists():
+        write_fairseq_checkpoint(encoder, Hubert(SIZES[arguments.size]))
+    flags = {
+        "upstream": {"name": "hubert", "ckpt": str(encoder)},
+        "downstream": list(tasks),
+        "data": str(data),
+        "cache_dir": str(folder / "cache"),
+        "device": arguments.device,
+        "precision": arguments.precision,
+    }
+    return build_config([], flags, settings or None)
 
 
 def synchronise(device: torch.device) -> None:

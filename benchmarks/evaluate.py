@@ -17,14 +17,10 @@ import time
 from pathlib import Path
 
 import torch
-from common import SIZES, append, machine, synchronise, table
+from common import SIZES, append, corpora, machine, run_config, synchronise, table
 
-from s3prl_mtl.config import build_config
-from s3prl_mtl.data.mini_corpus import make_corpus
 from s3prl_mtl.training.evaluation import Evaluator
 from s3prl_mtl.training.runner import MultiTaskRunner
-from s3prl_mtl.upstreams import write_fairseq_checkpoint
-from s3prl_mtl.upstreams.hubert.encoder import Hubert
 
 SPLITS = [("asr", "dev-clean"), ("pr", "dev")]
 
@@ -45,19 +41,9 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = arguments.data or folder / "corpus"
-        if arguments.data is None:
-            make_corpus(data)
-        write_fairseq_checkpoint(folder / "encoder.pt", Hubert(SIZES[arguments.size]))
-        flags = {
-            "upstream": {"name": "hubert", "ckpt": str(folder / "encoder.pt")},
-            "downstream": [task for task, _ in SPLITS],
-            "data": str(data),
-            "cache_dir": str(folder / "cache"),
-            "device": arguments.device,
-            "precision": arguments.precision,
-        }
-        runner = MultiTaskRunner(build_config([], flags), folder / "run")
+        data = corpora(arguments.data, folder)
+        config = run_config(arguments, [task for task, _ in SPLITS], data, folder)
+        runner = MultiTaskRunner(config, folder / "run")
         evaluator = Evaluator(runner.run, log_level=logging.DEBUG)
         experts = {task: runner.tasks[task].expert for task, _ in SPLITS}
         audio = sum(experts[task].cuts(split).durations.sum() for task, split in SPLITS)

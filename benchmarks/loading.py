@@ -19,17 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from common import SIZES, append, machine, synchronise, table
+from common import SIZES, append, corpora, machine, run_config, synchronise, table
 from step import BATCHES
 
-from s3prl_mtl.config import build_config
 from s3prl_mtl.data import SAMPLE_RATE
 from s3prl_mtl.data.epoch_reader import Batch
-from s3prl_mtl.data.mini_corpus import make_corpus
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.training.runner import MultiTaskRunner
-from s3prl_mtl.upstreams import write_fairseq_checkpoint
-from s3prl_mtl.upstreams.hubert.encoder import Hubert
 
 WARM_UP = 5
 
@@ -38,10 +34,6 @@ def make_runner(
     arguments: argparse.Namespace, world: World, data: Path, folder: Path
 ) -> MultiTaskRunner:
     """A run of the tasks with an encoder of random weights."""
-    encoder = folder / "encoder.pt"
-    if world.is_lead:
-        write_fairseq_checkpoint(encoder, Hubert(SIZES[arguments.size]))
-    world.all_gather(None)
     tasks = arguments.tasks.split(",")
     overrides = []
     for task in tasks:
@@ -50,15 +42,10 @@ def make_runner(
         overrides.append(f"{datarc}.train_batch_size={size}")
         if arguments.num_workers is not None:
             overrides.append(f"{datarc}.num_workers={arguments.num_workers}")
-    flags = {
-        "upstream": {"name": "hubert", "ckpt": str(encoder)},
-        "downstream": tasks,
-        "data": str(data),
-        "cache_dir": str(folder / "cache"),
-        "device": arguments.device,
-        "precision": arguments.precision,
-    }
-    config = build_config([], flags, ",,".join(overrides))
+    # The first process writes the encoder.
+    config = world.broadcast(
+        run_config(arguments, tasks, data, folder, ",,".join(overrides)) if world.is_lead else {}
+    )
     return MultiTaskRunner(config, folder / "run", world=world)
 
 
@@ -125,9 +112,7 @@ def main() -> None:
     torch.manual_seed(0)
     with World.join() as world, tempfile.TemporaryDirectory() as name:
         folder = Path(world.broadcast(name))
-        data = arguments.data or folder / "corpus"
-        if world.is_lead and arguments.data is None:
-            make_corpus(data)
+        data = world.broadcast(corpora(arguments.data, folder) if world.is_lead else folder)
         measured = Measured(make_runner(arguments, world, data, folder))
         measured.steps(WARM_UP)
         measured.encoder_steps(measured.batches)

@@ -34,11 +34,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import corpora
 from rich.console import Console
 from rich.table import Table
 
 from s3prl_mtl.config import build_config, parse_tasks
-from s3prl_mtl.data.mini_corpus import make_corpus
 from s3prl_mtl.distributed.world import Group, World
 from s3prl_mtl.training.runner import MultiTaskRunner
 
@@ -416,9 +416,7 @@ def main() -> None:
     if arguments.quick:
         arguments.rounds, arguments.steps = 1, 2
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.data is None:
-            arguments.data = Path(folder) / "corpus"
-            make_corpus(arguments.data, "mini")
+        arguments.data = corpora(arguments.data, Path(folder))
         if arguments.cache_dir is None:
             arguments.cache_dir = Path(folder) / "cache"
         measure(arguments, Path(folder))

@@ -19,9 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from common import append, machine, table
-
-from s3prl_mtl.data.mini_corpus import make_corpus
+from common import append, corpora, machine, table
 
 Values = dict[tuple[str, str], float]
 """By task and what was measured."""
@@ -93,9 +91,7 @@ def main() -> None:
     seeds = arguments.seeds.split(",")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if arguments.data is None:
-            arguments.data = folder / "corpus"
-            make_corpus(arguments.data)
+        arguments.data = corpora(arguments.data, folder)
         kinds = [("fp32", seed) for seed in seeds] + [("bf16", seeds[0])]
         processes = [start(arguments, *kind, folder) for kind in kinds]
         for process, (precision, seed) in zip(processes, kinds, strict=True):

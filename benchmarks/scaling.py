@@ -21,10 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import FOLDER, SIZES, append, machine, table
+from common import FOLDER, SIZES, append, corpora, machine, table
 from step import BATCHES, PRECISIONS, WARM_UP, measure, packed
-
-from s3prl_mtl.data.mini_corpus import make_corpus
 
 
 def whole_steps(
@@ -77,9 +75,7 @@ def main() -> None:
     rates: dict[str, dict[str, Any]] = {"processes": {}, "tasks": {}, "seconds": {}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = arguments.data or folder / "corpus"
-        if arguments.data is None:
-            make_corpus(data)
+        data = corpora(arguments.data, folder)
         for processes in map(int, arguments.processes.split(",")):
             rate = whole_steps(arguments, data, folder, processes, tasks)
             rates["processes"][str(processes)] = rate

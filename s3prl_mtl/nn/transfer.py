@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -25,13 +25,15 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=device.type != "cpu")
 
 
-def concatenate_on(device: torch.device, parts: list[Tensor]) -> Tensor:
-    """Concatenate tensors of the CPU on a device; the CPU does not wait for the copy."""
-    if device.type != "cuda":
-        return torch.cat(parts).to(device)
-    size = sum(map(len, parts)), *parts[0].shape[1:]
-    pinned = torch.empty(size, dtype=parts[0].dtype, pin_memory=True)
-    return torch.cat(parts, out=pinned).to(device, non_blocking=True)
+def to_device_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors (n_i, ...) on a device, as by :func:`to_device`; a GPU gets one copy for all."""
+    if device.type != "cuda" or tensors[0].device.type != "cpu":
+        return [to_device(tensor, device) for tensor in tensors]
+    lengths = [len(tensor) for tensor in tensors]
+    size = sum(lengths), *tensors[0].shape[1:]
+    pinned = torch.empty(size, dtype=tensors[0].dtype, pin_memory=True)
+    joined = torch.cat(list(tensors), out=pinned).to(device, non_blocking=True)
+    return list(joined.split(lengths))
 
 
 def start_to_cpu(tensor: Tensor) -> Callable[[], Tensor]:

@@ -47,7 +47,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Entry:
+class EvaluatedSplit:
     """A split to evaluate, and its place in the order of the reports."""
 
     place: int
@@ -159,13 +159,13 @@ class Evaluator:
                     )
                 logger.info("%s %s: passed", name, split)
 
-    def _by_audio(self, splits: Sequence[tuple[str, str]]) -> list[list[Entry]]:
+    def _by_audio(self, splits: Sequence[tuple[str, str]]) -> list[list[EvaluatedSplit]]:
         """The splits of this rank's tasks, in groups with the same utterances on the same ranks.
 
         Those of a task stay in their order, each in a group of its own: dev may choose a threshold
         that `forward` uses on test.
         """
-        groups: list[list[Entry]] = []
+        groups: list[list[EvaluatedSplit]] = []
         keys: list[Any] = []
         latest: dict[str, int] = {}
         for place, (name, split) in enumerate(splits):
@@ -181,13 +181,13 @@ class Evaluator:
             if number == len(groups):
                 groups.append([])
                 keys.append(key)
-            groups[number].append(Entry(place, task, split))
+            groups[number].append(EvaluatedSplit(place, task, split))
             latest[name] = number
         return groups
 
     @torch.no_grad()
     def _own_shares(
-        self, entries: Sequence[Entry], progress: EvaluationProgress
+        self, entries: Sequence[EvaluatedSplit], progress: EvaluationProgress
     ) -> list[Share] | None:
         """The records of this rank's batches of some splits; None if it was asked to stop.
 
@@ -237,7 +237,7 @@ class Evaluator:
             for parts, reader in zip(records, readers, strict=True)
         ]
 
-    def _records(self, entry: Entry, batch: Batch, hidden: Any) -> Records:
+    def _records(self, entry: EvaluatedSplit, batch: Batch, hidden: Any) -> Records:
         """The records of a batch, on the CPU: those of a split may not fit into a GPU's memory."""
         task = entry.task
         inputs = self.run.encoder.inputs_from(task.expert, hidden)

@@ -111,11 +111,9 @@ class MicroBatcher:
         dropped: frozenset[str] = frozenset()
         while True:
             parts = self._parts_within_limit(draws)
-            micro_batches = [
-                MicroBatch(part, draw) for draw in draws for part in self._divide(draw, parts)
-            ]
+            micro_batches = self._divide(draws, parts)
             try:
-                with self.limit.measuring(self._longest(draws, parts)):
+                with self.limit.measuring(_longest(micro_batches)):
                     result = attempt(micro_batches, dropped)
                 break
             except TasksDropped as late:
@@ -138,39 +136,32 @@ class MicroBatcher:
     def _set_parts(self, parts: int) -> None:
         self.parts, self.steps = parts, 0
 
-    def _divide(self, draw: Sequence[Batch], parts: int) -> list[list[Batch]]:
-        """The batches of each micro-batch; equally many micro-batches on all ranks."""
-        whole = [list(draw)] if self.tasks is None else by_task(draw, self.tasks)
-        return [part for batches in whole for part in split_batches(batches, parts)]
+    def _divide(self, draws: Sequence[Sequence[Batch]], parts: int) -> list[MicroBatch]:
+        """The micro-batches of a step; equally many on all ranks."""
+        return [
+            MicroBatch(part, draw)
+            for draw in draws
+            for batches in ([draw] if self.tasks is None else by_task(draw, self.tasks))
+            for part in split_batches(batches, parts)
+        ]
 
     def _parts_within_limit(self, draws: Sequence[Sequence[Batch]]) -> int:
         """At least `self.parts`; the same on all ranks."""
         if not self.limit.exists:
             return self.parts
-        parts, seconds = self.parts, self._longest(draws, self.parts)
+        parts, seconds = self.parts, _longest(self._divide(draws, self.parts))
         while seconds > self.limit.seconds:
-            shorter = self._longest(draws, 2 * parts)
+            shorter = _longest(self._divide(draws, 2 * parts))
             if shorter == seconds:
                 break
             parts, seconds = 2 * parts, shorter
         return max(self.world.all_gather(parts))
 
-    def _longest(self, draws: Sequence[Sequence[Batch]], parts: int) -> float:
-        """Seconds of audio of the longest micro-batch."""
-        micro_batches = [part for draw in draws for part in self._divide(draw, parts)]
-        samples = (sum(batch.samples for batch in part) for part in micro_batches)
-        return max(samples, default=0) / SAMPLE_RATE
-
-    def _largest(self, draws: Sequence[Sequence[Batch]], parts: int) -> int:
-        """Utterances of the largest micro-batch."""
-        micro_batches = [part for draw in draws for part in self._divide(draw, parts)]
-        return max((sum(batch.utterances for batch in part) for part in micro_batches), default=0)
-
     def _increase(self, step: int, draws: Sequence[Sequence[Batch]], parts: int) -> None:
         """Double the number of micro-batches, if this reduces the largest one on any rank."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        now, then = self._largest(draws, parts), self._largest(draws, 2 * parts)
+        now, then = (_largest(self._divide(draws, count)) for count in (parts, 2 * parts))
         by_rank = self.world.all_gather((now > then, now))
         if not any(can_shrink for can_shrink, _ in by_rank):
             raise SharedMistake(
@@ -186,6 +177,18 @@ class MicroBatcher:
             "The memory of a GPU is too small for step %d: trying again in %d micro-batches.",
             *(step, self.parts),
         )
+
+
+def _longest(micro_batches: Sequence[MicroBatch]) -> float:
+    """Seconds of audio of the longest micro-batch."""
+    samples = (sum(batch.samples for batch in one.batches) for one in micro_batches)
+    return max(samples, default=0) / SAMPLE_RATE
+
+
+def _largest(micro_batches: Sequence[MicroBatch]) -> int:
+    """Utterances of the largest micro-batch."""
+    utterances = (sum(batch.utterances for batch in one.batches) for one in micro_batches)
+    return max(utterances, default=0)
 
 
 def by_task(batches: Sequence[Batch], count: int) -> list[list[Batch]]:

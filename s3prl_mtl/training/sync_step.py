@@ -101,7 +101,7 @@ class StepSync:
         self.stop |= bool(message[-1])
         self.samples += int(message[-3])
         batches = self.batches_of(micro_batch)
-        totals = dict(zip(self.names, message.tolist(), strict=False))
+        totals = dict(zip(self.names, message[:-3].tolist(), strict=True))
         values = (
             torch.stack([loss.detach().float() for loss in losses]) if losses else torch.empty(0)
         )

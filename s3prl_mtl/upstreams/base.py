@@ -59,11 +59,11 @@ class HiddenStates:
 
     def _split(self, rows: Tensor, dim: int) -> list[Tensor]:
         unused = rows.shape[dim] - sum(self._row_lengths)
-        return self._in_order(rows.split([*self._row_lengths, unused], dim))
+        return self._in_order(rows.split([*self._row_lengths, unused], dim)[:-1])
 
     def _in_order(self, entries: Sequence[Any]) -> list[Any]:
-        placed = [entries[0]] * len(self._order)
-        for index, entry in zip(self._order, entries, strict=False):
+        placed = [entries[0]] * len(entries)
+        for index, entry in zip(self._order, entries, strict=True):
             placed[index] = entry
         return placed
 

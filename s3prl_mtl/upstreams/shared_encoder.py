@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s3prl_mtl.nn.transfer import concatenate_on
+from s3prl_mtl.nn.transfer import to_device_together
 from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream
 
 
@@ -39,7 +39,9 @@ class SharedEncoder:
 
     def hidden_states(self, wavs: Sequence[Any]) -> HiddenStates:
         """Encode waveforms ``(samples_i,)``; hidden states are in the encoder's precision."""
-        waveforms = _move([torch.as_tensor(wav, dtype=torch.float32) for wav in wavs], self.device)
+        waveforms = to_device_together(
+            [torch.as_tensor(wav, dtype=torch.float32) for wav in wavs], self.device
+        )
         trains_encoder = torch.is_grad_enabled() and not self.freeze
         with (
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16),
@@ -70,13 +72,6 @@ class SharedEncoder:
         """Switch between training and evaluation; a frozen encoder stays in evaluation mode."""
         self.upstream.train(training and not self.freeze)
         self.featurizer.train(training)
-
-
-def _move(wavs: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Copy waveforms to a device; to a GPU in one transfer that nothing waits for."""
-    if device.type != "cuda" or wavs[0].device.type != "cpu":
-        return [wav.to(device) for wav in wavs]
-    return list(concatenate_on(device, wavs).split([len(wav) for wav in wavs]))
 
 
 def wants_hidden_states(expert: Any) -> bool:

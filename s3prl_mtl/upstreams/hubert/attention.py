@@ -11,11 +11,8 @@ from torch import Tensor, nn
 
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
 from s3prl_mtl.upstreams.hubert.dropout import dropout
-from s3prl_mtl.upstreams.hubert.layers import make_linear
+from s3prl_mtl.upstreams.hubert.layers import Pair, make_linear
 from s3prl_mtl.upstreams.hubert.segments import LengthGroup, Segments, on_gpu
-
-Pair = tuple[Tensor, Tensor]
-"""Weight and bias of a layer."""
 
 
 class SelfAttention(nn.Module):

@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+Pair = tuple[Tensor, Tensor]
+"""Weight and bias of a layer."""
+
 
 def make_linear(width_in: int, width_out: int) -> nn.Linear:
     """A linear layer initialised as BERT's: normal with standard deviation 0.02, bias 0."""
@@ -35,9 +38,7 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     )
 
 
-def in_precision(
-    dtype: torch.dtype, *layers: nn.Linear | nn.LayerNorm
-) -> Iterator[tuple[Tensor, Tensor]]:
+def in_precision(dtype: torch.dtype, *layers: nn.Linear | nn.LayerNorm) -> Iterator[Pair]:
     """Weight and bias of each layer: the parameters, or copies in another precision.
 
     A single kernel makes the copies: at the batch sizes of fine-tuning a GPU waits for Python.

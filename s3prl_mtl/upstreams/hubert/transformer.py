@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from s3prl_mtl.upstreams.hubert.attention import Pair, SelfAttention
+from s3prl_mtl.upstreams.hubert.attention import SelfAttention
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
 from s3prl_mtl.upstreams.hubert.dropout import dropout
-from s3prl_mtl.upstreams.hubert.layers import in_precision, layer_norm, make_linear
+from s3prl_mtl.upstreams.hubert.layers import Pair, in_precision, layer_norm, make_linear
 from s3prl_mtl.upstreams.hubert.positional import PositionalConvolution
 from s3prl_mtl.upstreams.hubert.segments import Segments
 
