@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.nn.transfer import to_device
 
 
-def _draw(low: int, high: int, generator: Generator | None) -> int:
-    """A random integer from low to high - 1."""
-    return int(torch.randint(low, max(high, low + 1), (), generator=generator))
+def _integers(draws: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor:
+    """Integers from low to high - 1, at least low, for draws from [0, 1)."""
+    return low + (draws * torch.as_tensor(high - low).clamp(min=1)).long()
 
 
 def _width_range(width: int | Sequence[int], key: str) -> tuple[int, int]:
@@ -113,43 +112,100 @@ class SpecAugment(nn.Module):
         """
         if not self.training or not features:
             return list(features)
-        warped: list[Tensor] = []
-        masks: list[Tensor] = []
-        for utterance in features:
-            frames, channels = utterance.shape
-            if self.apply_time_warp and frames > 2 * self.time_warp_window > 0:
-                utterance = self._warp(utterance, generator)
-            warped.append(utterance)
-            number = self.num_freq_mask if self.apply_freq_mask else 0
-            masks.append(self._spans(channels, number, *self.freq_mask_width_range, generator))
-            number = self.num_time_mask if self.apply_time_mask else 0
-            masks.append(self._spans(frames, number, *self.time_mask_width_range, generator))
-        # A single copy to the GPU.
-        hidden = to_device(torch.cat(masks), features[0].device).split([*map(len, masks)])
-        parts = zip(warped, hidden[::2], hidden[1::2], strict=True)
-        return [own.masked_fill(freq | time.unsqueeze(1), 0.0) for own, freq, time in parts]
-
-    def _warp(self, utterance: Tensor, generator: Generator | None) -> Tensor:
-        """Stretch the part before a random frame and squeeze the rest, or the reverse."""
-        frames, channels = utterance.shape
-        window = self.time_warp_window
-        center = _draw(window, frames - window, generator)
-        warped = _draw(center - window, center + window, generator) + 1
-        parts = []
-        for part, length in ((utterance[:center], warped), (utterance[center:], frames - warped)):
-            image = part[None, None]
-            resized = F.interpolate(
-                image, (length, channels), mode=self.time_warp_mode, align_corners=False
+        sizes = [len(utterance) for utterance in features]
+        # All utterances at once: the operations on each would keep a GPU waiting for the CPU.
+        joined = torch.cat(list(features))
+        device, channels = joined.device, joined.shape[1]
+        lengths = torch.tensor(sizes)
+        owner = torch.arange(len(sizes)).repeat_interleave(lengths)
+        time = torch.arange(len(joined)) - (lengths.cumsum(0) - lengths)[owner]
+        if self.apply_time_warp:
+            rows, weights = self._warp(lengths, owner, time, generator)
+            pairs = zip(
+                to_device(rows, device), to_device(weights.to(joined.dtype), device), strict=True
             )
-            parts.append(resized[0, 0])
-        return torch.cat(parts)
+            unchanged, joined = joined, torch.zeros_like(joined)
+            for row, weight in pairs:
+                joined = torch.addcmul(joined, unchanged.index_select(0, row), weight[:, None])
+        number = self.num_freq_mask if self.apply_freq_mask else 0
+        size = torch.full_like(lengths, channels)
+        starts, ends = self._spans(size, number, *self.freq_mask_width_range, generator)
+        in_channels = _inside(torch.arange(channels), starts[:, None], ends[:, None])
+        number = self.num_time_mask if self.apply_time_mask else 0
+        starts, ends = self._spans(lengths, number, *self.time_mask_width_range, generator)
+        in_time = _inside(time, starts[owner], ends[owner])
+        hidden = to_device(in_channels, device).index_select(0, to_device(owner, device))
+        hidden = hidden | to_device(in_time, device)[:, None]
+        return list(joined.masked_fill(hidden, 0.0).split(sizes))
+
+    def _warp(
+        self, lengths: Tensor, owner: Tensor, time: Tensor, generator: Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """Stretch the part before a random frame and squeeze the rest, or the reverse.
+
+        Args:
+            lengths: of the utterances (B,).
+            owner: the utterance of each frame of the joined utterances (N,).
+            time: the position of each frame in its utterance (N,).
+            generator: of random numbers.
+
+        Returns:
+            frames of the joined utterances to sum (K, N), and their weights (K, N).
+        """
+        draws = torch.rand(2, len(lengths), generator=generator, dtype=torch.float64)
+        window = self.time_warp_window
+        center = _integers(draws[0], window, lengths - window)
+        moved = _integers(draws[1], center - window, center + window) + 1
+        is_warped = (lengths > 2 * window) & (window > 0)
+        center, moved = torch.where(is_warped, torch.stack([center, moved]), lengths)
+        is_rest = time >= moved[owner]
+        begin = torch.where(is_rest, center[owner], 0)
+        size = torch.where(is_rest, lengths[owner], center[owner]) - begin
+        new_begin = torch.where(is_rest, moved[owner], 0)
+        new_size = torch.where(is_rest, lengths[owner], moved[owner]) - new_begin
+        # Positions are those of the middles of frames.
+        source = (time - new_begin + 0.5) * (size / new_size.double()) - 0.5
+        interpolate = _cubic if self.time_warp_mode == "bicubic" else _linear
+        steps, weights = interpolate(source)
+        rows = steps.minimum(size - 1).clamp(min=0)
+        first = torch.arange(len(time)) - time
+        return first + begin + rows, weights
 
     @staticmethod
-    def _spans(size: int, number: int, low: int, high: int, generator: Generator | None) -> Tensor:
-        """True inside `number` random spans of positions: (size,), bool."""
-        inside = torch.zeros(size, dtype=torch.bool)
-        for _ in range(number):
-            width = min(_draw(low, high, generator), size)
-            start = _draw(0, size - width, generator)
-            inside[start : start + width] = True
-        return inside
+    def _spans(
+        sizes: Tensor, number: int, low: int, high: int, generator: Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """Starts and ends of `number` random spans of positions below each size (B, number)."""
+        draws = torch.rand(2, len(sizes), number, generator=generator, dtype=torch.float64)
+        widths = _integers(draws[0], low, high).minimum(sizes[:, None])
+        starts = _integers(draws[1], 0, sizes[:, None] - widths)
+        return starts, starts + widths
+
+
+def _inside(positions: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+    """Whether positions (..., P) are inside any of the spans (..., P or 1, spans)."""
+    at = positions[..., None]
+    return ((at >= starts) & (at < ends)).any(dim=-1)
+
+
+def _linear(source: Tensor) -> tuple[Tensor, Tensor]:
+    """Neighbours of positions between frames (N,), and their weights: (2, N)."""
+    source = source.clamp(min=0)
+    before = source.floor()
+    after = source - before
+    return torch.stack([before, before + 1]).long(), torch.stack([1 - after, after])
+
+
+def _cubic(source: Tensor) -> tuple[Tensor, Tensor]:
+    """Neighbours of positions between frames (N,), and their weights: (4, N).
+
+    Keys, "Cubic convolution interpolation for digital image processing", 1981, with a = -0.75 as
+    torch's bicubic interpolation.
+    """
+    a = -0.75
+    before = source.floor()
+    steps = torch.arange(-1, 3)[:, None]
+    x = (source - before - steps).abs()
+    inner = ((a + 2) * x - (a + 3)) * x * x + 1
+    outer = a * (((x - 5) * x + 8) * x - 4)
+    return before.long() + steps, torch.where(x <= 1, inner, outer)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from s3prl_mtl.nn import SpecAugment
@@ -122,6 +123,47 @@ def test_the_warp_moves_frames_in_order_by_no_more_than_the_window() -> None:
         moves.append(float((warped - times).abs().max()))
     assert 4 < max(moves) <= 5.5
     assert min(moves) < 1
+
+
+def resized(utterance: Tensor, center: int, moved: int, mode: str) -> Tensor:
+    """An utterance with the frame `center` moved, by torch's interpolation."""
+    frames, channels = utterance.shape
+    parts = ((utterance[:center], moved), (utterance[center:], frames - moved))
+    return torch.cat(
+        [
+            F.interpolate(part[None, None], (length, channels), mode=mode, align_corners=False)[
+                0, 0
+            ]
+            for part, length in parts
+        ]
+    )
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_the_warp_is_torchs_interpolation_on_both_sides_of_a_frame(mode: str) -> None:
+    torch.manual_seed(0)
+    features = [torch.randn(n, 6, dtype=torch.float64, requires_grad=True) for n in (21, 12, 9, 13)]
+    augment = only(apply_time_warp=True, time_warp_window=5, time_warp_mode=mode)
+    seen = set()
+    for _ in range(20):
+        warped = augment(features)
+        assert torch.equal(warped[2], features[2])
+        for utterance, found in zip(features, warped, strict=True):
+            if len(utterance) < 11:
+                continue
+            matches = [
+                (center, moved, expected)
+                for center in range(5, len(utterance) - 5)
+                for moved in range(center - 4, center + 6)
+                if torch.allclose(expected := resized(utterance, center, moved, mode), found)
+            ]
+            assert matches
+            seen.add((len(utterance), *matches[0][:2]))
+            directions = torch.randn_like(found)
+            (gradient,) = torch.autograd.grad(found, utterance, directions, retain_graph=True)
+            (reference,) = torch.autograd.grad(matches[0][2], utterance, directions)
+            torch.testing.assert_close(gradient, reference)
+    assert len(seen) > 30
 
 
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
