@@ -91,8 +91,7 @@ def test_two_machines_give_the_result_of_one_with_as_many_ranks(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize("rendezvous", [c10d, static])
+@pytest.mark.parametrize(("rendezvous", "victim"), [(c10d, 0), (static, 1)])
 def test_a_killed_rank_restarts_both_machines_from_the_last_checkpoint(
     rendezvous: Callable[..., list[str]],
     victim: int,
