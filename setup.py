@@ -68,6 +68,7 @@ setup(
         'editdistance; python_version < "3.13"',  # no wheel for 3.13
         'rapidfuzz; python_version >= "3.13"',
         "filelock",
+        "fsspec",
         "lhotse>=1.33",
         "omegaconf>=2.3",
         "pyannote.metrics>=4",

@@ -35,6 +35,7 @@ from s3prl_mtl.data import (
     Official,
     Utterance,
     absolute,
+    is_file,
     note_read,
     read_lines,
 )
@@ -138,7 +139,7 @@ class Libri2Mix(Corpus):
             seconds = _seconds(durations[recording], folder / "reco2dur", recording)
             frames = int(seconds * SAMPLE_RATE / self.frame_shift)
             path = _audio_path(folder, recording, location)
-            if not path.is_file():
+            if not is_file(path):
                 path = moved.find(location) or path
             spoken = segments.get(recording, [])
             whole = split != "train"
@@ -250,7 +251,7 @@ class Libri2Mix(Corpus):
             note_read(folder)
             lines = [] if not folder.is_dir() else list(_table_lines(folder / "wav.scp"))
             moved = MovedFiles(self.root)
-            elsewhere = [(n, path) for _, n, path in lines if not absolute(folder / path).is_file()]
+            elsewhere = [(n, path) for _, n, path in lines if not is_file(absolute(folder / path))]
             found = [(path, file) for _, path in elsewhere if (file := moved.find(path))]
             if found:
                 path, file = found[0]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
+from lhotse import Recording
+from lhotse.audio import AudioSource
 from lhotse.augmentation import get_or_create_resampler
 from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 from torch import Tensor
 
+from s3prl_mtl.data.archives import file_size, open_file
 from s3prl_mtl.errors import UserError
 
 SAMPLE_RATE = 16_000
@@ -96,7 +100,7 @@ def read_audio(path: str | os.PathLike[str]) -> Tensor:
     """
     reason = None
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(open_file(path)) as file:
             announced, rate, reason = file.frames, file.samplerate, cut_short(file)
             samples = file.read(dtype="float32", always_2d=True)
         if reason is None and len(samples) < announced - _LOSSY_SLACK_SAMPLES:
@@ -106,7 +110,7 @@ def read_audio(path: str | os.PathLike[str]) -> Tensor:
     except soundfile.LibsndfileError as error:
         reason = libsndfile_reason(error, path)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = str(error)  # names an archive
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error)  # for example a suffix of a format without header, such as .raw
     if reason is None and not len(samples):
@@ -121,6 +125,24 @@ def read_audio(path: str | os.PathLike[str]) -> Tensor:
             code="audio-unreadable" if os.path.exists(path) else "file-missing",
         )
     return resample(torch.from_numpy(samples).mean(dim=1), int(rate)).clamp_(-1.0, 1.0)
+
+
+def describe(path: str | os.PathLike[str], file: soundfile.SoundFile) -> Recording:
+    """lhotse's description of an open audio file.
+
+    Args:
+        path: of the file.
+        file: the same, open.
+    """
+    channels = list(range(file.channels))
+    return Recording(
+        id=Path(path).stem,
+        sources=[AudioSource(type="file", channels=channels, source=os.fspath(path))],
+        sampling_rate=file.samplerate,
+        num_samples=file.frames,
+        duration=file.frames / file.samplerate,
+        channel_ids=channels,
+    )
 
 
 def cut_short(file: soundfile.SoundFile) -> str | None:
@@ -142,8 +164,8 @@ def libsndfile_reason(error: soundfile.LibsndfileError, path: str | os.PathLike[
         error: the exception of libsndfile.
         path: the file; None if the audio is not a file.
     """
-    if path is not None and not os.path.exists(path):
-        return "it does not exist"
+    if path is not None and file_size(path) is None:
+        return "it is not a file" if os.path.exists(path) else "it does not exist"
     reason = str(error.error_string).rstrip(".")
     # libsndfile's message for an mp3 without a valid frame.
     if path is not None and os.path.isfile(path) and reason.startswith("File does not exist"):
@@ -165,7 +187,7 @@ def _read_file(path: str, cut: DataCut) -> np.ndarray:
     On a damaged file, lhotse tries all its backends and reports the failure of the last one (for
     example a broken torchaudio) instead of the fault of the file.
     """
-    with soundfile.SoundFile(path) as file:
+    with soundfile.SoundFile(open_file(path)) as file:
         file.seek(round(cut.start * file.samplerate))
         asked = round(cut.duration * file.samplerate)
         samples: np.ndarray = file.read(asked, dtype="float32", always_2d=True)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from s3prl_mtl.data.archives import file_size
 from s3prl_mtl.data.folders import AudioIndex
 from s3prl_mtl.data.utterance import Utterance
 from s3prl_mtl.errors import UserError, nearest
@@ -278,5 +279,6 @@ def _stamp(path: Path) -> str:
     try:
         status = os.stat(path)
     except OSError:
-        return "absent"
+        size = file_size(path)  # in an archive
+        return "absent" if size is None else str(size)
     return f"{status.st_size}:{status.st_mtime_ns}"

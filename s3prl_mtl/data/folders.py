@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar, cast
 
+from s3prl_mtl.data.archives import archives_of, file_size
 from s3prl_mtl.errors import UserError
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff"})
@@ -98,7 +99,8 @@ def walk_files(root: Path) -> Iterator[str]:
     """Paths of all files below a folder, relative to it with `/`, in sorted order.
 
     Follows symbolic links to folders, each folder once. Skips hidden names: archives packed on
-    macOS contain `._name` files with the suffixes of audio.
+    macOS contain `._name` files with the suffixes of audio. Files in :mod:`.archives` are among
+    them, in their places.
 
     Raises:
         UserError: the folder cannot be listed.
@@ -124,7 +126,25 @@ def walk_files(root: Path) -> Iterator[str]:
             else:
                 yield prefix + entry.name
 
-    return below(str(root), "")
+    archived = _archived(root)
+    if not archived:
+        return below(str(root), "")
+    return iter(sorted([*below(str(root), ""), *archived], key=lambda name: name.split("/")))
+
+
+def _archived(root: Path) -> list[str]:
+    """Paths of files below a folder that are in archives, relative to it with `/`."""
+    found = archives_of(root)
+    if found is None:
+        return []
+    archives, folder = found
+    note_read(archives.index)
+    return archives.below(folder)
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file exists, in a folder or in :mod:`.archives`."""
+    return file_size(path) is not None
 
 
 def is_audio(name: str) -> bool:
@@ -300,11 +320,10 @@ def _list_names(root: Path, folders: bool) -> list[str]:
     note_read(os.path.dirname(root))
     note_read(root)
     try:
-        return sorted(
-            e.name for e in os.scandir(root) if e.is_dir() == folders and e.name[0] != "."
-        )
+        names = [e.name for e in os.scandir(root) if e.is_dir() == folders and e.name[0] != "."]
     except OSError as error:
         raise _unreadable(root, error) from error
+    return sorted(names if folders else [*names, *(n for n in _archived(root) if "/" not in n)])
 
 
 def read_lines(path: Path, other_encoding: str | None = None) -> list[tuple[int, str]]:

@@ -14,17 +14,18 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from lhotse import Recording
-from lhotse.audio import AudioSource
 from lhotse.cut import Cut, MonoCut, MultiCut
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from s3prl_mtl.data.archives import file_size, open_file
 from s3prl_mtl.data.audio import (
     MINIMUM_SAMPLES,
     SAMPLE_RATE,
     UnreadableAudio,
     cut_short,
+    describe,
     libsndfile_reason,
     load_waveform,
 )
@@ -152,14 +153,15 @@ def _probe(path: Path) -> _Probed:
         str(path).encode()
     except UnicodeEncodeError:
         raise _Unusable("its name is not UTF-8 text") from None
-    if not path.is_file():
+    size = file_size(path)
+    if size is None:
         raise _Unusable(f"{MISSING}, {_instead(path)}")
     suffix = path.suffix.lower()
     if suffix in UNDECODABLE_SUFFIXES:
         raise _Unusable(f"{suffix} {UNDECODABLE} (libsndfile has no decoder)")
-    if path.stat().st_size == 0:
+    if size == 0:
         raise _Unusable("empty")
-    with soundfile.SoundFile(path) as file:
+    with soundfile.SoundFile(open_file(path)) as file:
         missing = cut_short(file)
         if missing is not None:
             raise _Unusable(missing)
@@ -172,15 +174,7 @@ def _probe(path: Path) -> _Probed:
             reason = sample_problem(file.read(dtype="float32", always_2d=True))
             if reason is not None:
                 raise _Unusable(reason)
-        channels = list(range(file.channels))
-        recording = Recording(
-            id=path.stem,
-            sources=[AudioSource(type="file", channels=channels, source=str(path))],
-            sampling_rate=file.samplerate,
-            num_samples=frames,
-            duration=frames / file.samplerate,
-            channel_ids=channels,
-        )
+        recording = describe(path, file)
         return _Probed(recording, _digest(frames, file.samplerate, samples))
 
 
@@ -189,7 +183,8 @@ def _instead(path: Path) -> str:
     if path.parent.is_dir():
         # A few look-ups: the folder may hold 100 000 files.
         suffixes = sorted(AUDIO_SUFFIXES | UNDECODABLE_SUFFIXES)
-        same = [other.name for other in map(path.with_suffix, suffixes) if other.is_file()]
+        others = map(path.with_suffix, suffixes)
+        same = [other.name for other in others if file_size(other) is not None]
         return f"there is {same[0]}" if same else "in any audio format"
     absent = path.parent
     while not absent.parent.is_dir():
