@@ -46,11 +46,13 @@ class BatchPlan(Sequence[list[Draw]]):
 
     Args:
         order: utterances in the order of the epoch before it is divided, int64 (draws,).
-        batch_size: draws of a batch, but the last.
+        batch_size: draws of a batch, but the last; not used with `bounds`.
         sliding: a batch begins at each utterance of `order`, instead of after the batch before it.
         batch_order: numbers of the batches in the order in which they are read, int64.
         last: batches to read after these.
         numbers: batches of the epoch to return; all by default.
+        bounds: where batches of different sizes begin in `order`, and the end of the last, int64
+            (batches + 1,).
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class BatchPlan(Sequence[list[Draw]]):
         batch_order: np.ndarray,
         last: Sequence[list[Draw]] = (),
         numbers: np.ndarray | None = None,
+        bounds: np.ndarray | None = None,
     ) -> None:
         self._order = order
         self._batch_size = batch_size
@@ -68,6 +71,7 @@ class BatchPlan(Sequence[list[Draw]]):
         self._batch_order = batch_order
         self._last = last
         self._numbers = np.arange(len(batch_order) + len(last)) if numbers is None else numbers
+        self._bounds = bounds
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -82,6 +86,9 @@ class BatchPlan(Sequence[list[Draw]]):
         return self._draws(int(self._batch_order[number]))
 
     def _draws(self, batch: int) -> list[Draw]:
+        if self._bounds is not None:
+            first, end = self._bounds[batch : batch + 2].tolist()
+            return list(enumerate(self._order[first:end].tolist(), start=first))
         position = batch * self._batch_size
         start = min(batch, len(self._order) - self._batch_size) if self._sliding else position
         indices = self._order[start : start + self._batch_size].tolist()
@@ -89,7 +96,7 @@ class BatchPlan(Sequence[list[Draw]]):
 
     def _of(self, numbers: np.ndarray) -> BatchPlan:
         fields = (self._order, self._batch_size, self._sliding, self._batch_order, self._last)
-        return BatchPlan(*fields, numbers)
+        return BatchPlan(*fields, numbers, self._bounds)
 
     def equal_shares(self, num_shares: int) -> BatchPlan:
         """Redistribute the batches of an incomplete last round, one smaller batch per share.
@@ -110,7 +117,8 @@ class BatchPlan(Sequence[list[Draw]]):
                     code="launch-invalid",
                 )
         order = self._batch_order[:whole]
-        return BatchPlan(self._order, self._batch_size, self._sliding, order, last)
+        sizes = self._batch_size, self._sliding
+        return BatchPlan(self._order, *sizes, order, last, bounds=self._bounds)
 
     def select_shares(self, shares: Sequence[int], num_shares: int) -> BatchPlan:
         """The batches of the epoch that belong to some shares.
@@ -129,7 +137,8 @@ class BatchPlan(Sequence[list[Draw]]):
 def plan_batches(
     durations_seconds: Sequence[float] | np.ndarray,
     *,
-    batch_size: int,
+    batch_size: int | None = None,
+    batch_seconds: float | None = None,
     shuffle: bool,
     epoch: int = 0,
     seed: int = 0,
@@ -152,7 +161,9 @@ def plan_batches(
 
     Args:
         durations_seconds: duration of each utterance.
-        batch_size: utterances per batch.
+        batch_size: utterances per batch; with `batch_seconds` at most so many, None for any number.
+        batch_seconds: longest duration of a batch in total; a longer utterance is a batch of its
+            own. None for batches of `batch_size`.
         shuffle: training if true, otherwise evaluation.
         epoch: number of the epoch; changes the order.
         seed: changes the order.
@@ -161,19 +172,14 @@ def plan_batches(
         bucketed: group utterances of similar duration.
         sliding: a training batch for each utterance, with those that follow it in the order of
             falling duration (the last batches are equal), in place of `bucketed`: an epoch has an
-            utterance about `batch_size` times, as the multi-task branch reads `pr` and `sf`.
+            utterance about `batch_size` times, as the multi-task branch reads `pr` and `sf`. Not
+            with `batch_seconds`.
         num_shares: number of equal parts of the epoch.
 
     Raises:
         UserError: a setting is out of range, or there are fewer training utterances than shares.
     """
-    if batch_size < 1:
-        raise UserError(
-            f"The batch size is {batch_size}.",
-            where="batch_size",
-            fix="Set 1 or more.",
-            code="invalid-value",
-        )
+    _check_limits(batch_size, batch_seconds, sliding and shuffle)
     durations = np.asarray(durations_seconds, dtype=np.float64)
     count = len(durations)
     if weights is not None and len(weights) != count:
@@ -188,20 +194,55 @@ def plan_batches(
         order = np.arange(count)
 
     sliding = sliding and shuffle
+    bounds = None
     if sliding:
         order = np.argsort(-durations, kind="stable")
-        batch_size = min(batch_size, count)
+        size = min(batch_size or 1, count)
         batches = count
     else:
         if bucketed:
-            order = _by_duration(order, durations, batch_size, exact=not shuffle)
-        batches = -(-count // batch_size)
+            mean = durations.mean() if count else 1.0
+            size = batch_size or max(1, round(float((batch_seconds or 0.0) / mean)))
+            order = _by_duration(order, durations, size, exact=not shuffle)
+        size = batch_size or 1
+        if batch_seconds is None:
+            batches = -(-count // size)
+        else:
+            bounds = _bounds(durations[order], batch_seconds, batch_size)
+            batches = len(bounds) - 1
     shuffled = shuffle and (bucketed or sliding)
     batch_order = (
         torch.randperm(batches, generator=generator).numpy() if shuffled else np.arange(batches)
     )
-    plan = BatchPlan(order, batch_size, sliding, batch_order)
+    plan = BatchPlan(order, size, sliding, batch_order, bounds=bounds)
     return plan.equal_shares(num_shares) if shuffle else plan
+
+
+def _check_limits(size: int | None, seconds: float | None, sliding: bool) -> None:
+    if size is None and seconds is None:
+        what, fix = "A batch has no limit.", "Set batch_size or batch_seconds."
+    elif size is not None and size < 1:
+        what, fix = f"The batch size is {size}.", "Set 1 or more."
+    elif seconds is not None and seconds <= 0:
+        what, fix = f"A batch of {seconds} s is empty.", "Set more than 0."
+    elif seconds is not None and sliding:
+        what, fix = "Overlapping batches have no limit in seconds.", "Leave out one of the two."
+    else:
+        return
+    where = "batch_seconds" if seconds is not None else "batch_size"
+    raise UserError(what, where=where, fix=fix, code="invalid-value")
+
+
+def _bounds(durations: np.ndarray, seconds: float, size: int | None) -> np.ndarray:
+    """Where batches begin that have as many utterances as fit, and the end of the last."""
+    ends = np.cumsum(durations)
+    bounds = [0]
+    while bounds[-1] < len(durations):
+        start = bounds[-1]
+        before = ends[start - 1] if start else 0.0
+        end = max(start + 1, int(np.searchsorted(ends, before + seconds, side="right")))
+        bounds.append(end if size is None else min(end, start + size))
+    return np.asarray(bounds)
 
 
 def _by_duration(

@@ -22,6 +22,7 @@ from s3prl_mtl.data import (
     make_loader,
     random_crop,
 )
+from s3prl_mtl.data.sampling import plan_batches
 from tests.mistakes import user_error
 
 
@@ -350,3 +351,51 @@ def test_a_worker_terminated_by_its_parent_exits_at_once():
     worker.terminate()
     worker.join(timeout=20)
     assert worker.exitcode == 0
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("bucketed", [True, False])
+@pytest.mark.parametrize("size", [None, 5])
+def test_batches_have_as_many_utterances_as_fit(shuffle: bool, bucketed: bool, size: int | None):
+    durations = [0.5 + (i * 7 % 23) / 2 for i in range(200)] + [40.0]
+    plan = plan_batches(
+        durations, batch_seconds=20.0, batch_size=size, shuffle=shuffle, bucketed=bucketed, seed=1
+    )
+    found = [[index for _, index in batch] for batch in plan]
+    drawn = [index for batch in found for index in batch]
+    assert sorted(drawn) == list(range(201))
+    if not shuffle and not bucketed:
+        assert drawn == list(range(201))
+    positions = sorted(position for batch in plan for position, _ in batch)
+    assert positions == list(range(201))
+    for batch in found:
+        seconds = sum(durations[index] for index in batch)
+        assert seconds <= 20 or len(batch) == 1
+        assert size is None or len(batch) <= size
+    in_order = sorted(plan, key=lambda batch: batch[0])
+    for batch, following in pairwise(in_order):
+        more = sum(durations[index] for _, index in [*batch, following[0]])
+        assert more > 20 or len(batch) == size
+
+
+def test_shares_of_batches_by_duration_are_equal_and_resume_anywhere():
+    durations = [1.0 + i % 9 for i in range(120)]
+    settings = {"batch_seconds": 30.0, "shuffle": True, "num_shares": 3, "epoch": 2}
+    whole = plan_batches(durations, **settings)
+    assert len(whole) % 3 == 0
+    drawn = [index for batch in whole for _, index in batch]
+    assert len(set(drawn)) == len(drawn) >= 118
+    parts = [whole.select_shares([share], 3) for share in range(3)]
+    assert [batch for round_ in zip(*parts, strict=True) for batch in round_] == list(whole)
+    assert list(parts[1][4:]) == list(parts[1])[4:]
+
+
+def test_a_limit_that_no_batch_can_have_is_refused():
+    for settings in (
+        {},
+        {"batch_size": 0},
+        {"batch_seconds": 0.0},
+        {"batch_seconds": 9.0, "sliding": True},
+    ):
+        with user_error("invalid-value", where="batch_"):
+            plan_batches([1.0, 2.0], shuffle=True, **settings)
