@@ -1,0 +1,138 @@
+"""Which tasks take part in a training step (`--sampling`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from s3prl_mtl.data.sampling import derived_seed
+from s3prl_mtl.errors import UserError, nearest
+
+RULES = ("all", "uniform", "proportional", "temperature", "weights", "every")
+
+TasksOf = Callable[[int], list[str]]
+"""The tasks of a step, by its number from 1, in the order of the run; a pure function."""
+
+_LONGEST_PERIOD = 1_000_000
+
+
+def task_sampling(
+    rule: str, tasks: Sequence[str], utterances: Mapping[str, int | None], seed: int
+) -> TasksOf:
+    """The tasks of every step by a rule.
+
+    - ``all``: every task in every step.
+    - ``uniform``, ``proportional``, ``temperature:T``, ``weights:asr=2,ks=1,...``: one task in each
+      step, drawn at random: all alike, by the number of training utterances n, by n^(1/T), or by
+      the given weights (1 for a task that is not named).
+    - ``every:N``: each task in every N-th step, one after the other.
+    - ``every:ks=4,er=2``: a named task in every so many steps, the others in every step.
+
+    Args:
+        rule: one of these.
+        tasks: of the run.
+        utterances: of the training split of each task; None where unknown.
+        seed: of the draws.
+
+    Raises:
+        UserError: the rule is malformed, names another task, would have steps without a task, or
+            needs the size of a split that is not known.
+    """
+    kind, _, rest = rule.partition(":")
+    if kind not in RULES:
+        raise _invalid(f"The rule {kind!r} does not exist.", nearest(kind, list(RULES)))
+    needs_values = kind in ("temperature", "weights", "every")
+    if needs_values != bool(rest):
+        example = {"temperature": "temperature:2", "every": "every:2"}.get(kind, "weights:asr=2")
+        raise _invalid(
+            f"{rule!r} is not complete." if needs_values else f"{kind} takes no values.",
+            f"Write {example if needs_values else kind}.",
+        )
+    if kind == "all":
+        return lambda step: list(tasks)
+    if kind == "every":
+        return _in_turn(rest, tasks)
+    if kind == "weights":
+        weights = {task: 1.0 for task in tasks} | _values(rest, tasks)
+    elif kind == "uniform":
+        weights = {task: 1.0 for task in tasks}
+    else:
+        temperature = 1.0 if kind == "proportional" else _number(rest, kind)
+        if temperature <= 0:
+            raise _invalid(f"A temperature of {temperature:g}.", "Give a number above 0.")
+        weights = {task: _size(task, utterances) ** (1 / temperature) for task in tasks}
+    if min(weights.values()) < 0 or not any(weights.values()):
+        raise _invalid(f"{rule!r} has a negative weight, or only 0.", "Give numbers above 0.")
+    return _at_random(weights, seed)
+
+
+def _at_random(weights: Mapping[str, float], seed: int) -> TasksOf:
+    tasks = list(weights)
+    chances = torch.tensor(list(weights.values()), dtype=torch.float64)
+
+    def tasks_of(step: int) -> list[str]:
+        # A generator for each step: any step can be asked for.
+        generator = torch.Generator().manual_seed(derived_seed("tasks", seed, step))
+        return [tasks[int(torch.multinomial(chances, 1, generator=generator))]]
+
+    return tasks_of
+
+
+def _in_turn(text: str, tasks: Sequence[str]) -> TasksOf:
+    named = "=" in text
+    values = _values(text, tasks) if named else dict.fromkeys(tasks, _number(text, "every"))
+    for task, value in values.items():
+        if value < 1 or value != int(value):
+            raise _invalid(f"{task} cannot train every {value:g} steps.", "Give whole numbers.")
+    periods = {task: int(values.get(task, 1)) for task in tasks}
+
+    def tasks_of(step: int) -> list[str]:
+        return [t for place, t in enumerate(tasks) if (step - 1 - place) % periods[t] == 0]
+
+    period = math.lcm(*periods.values())
+    if period > _LONGEST_PERIOD:
+        raise _invalid(f"The steps repeat after {period}.", "Give numbers with common factors.")
+    empty = next((step for step in range(1, period + 1) if not tasks_of(step)), None)
+    if empty is not None:
+        raise _invalid(
+            f"With {text!r}, step {empty} has no task.",
+            f"Give at most the number of tasks, {len(tasks)}, or leave a task in every step.",
+        )
+    return tasks_of
+
+
+def _size(task: str, utterances: Mapping[str, int | None]) -> int:
+    size = utterances[task]
+    if size is None:
+        raise _invalid(
+            f"The number of training utterances of {task} is not known.",
+            "Use weights:..., with a number for each task.",
+        )
+    return size
+
+
+def _values(text: str, tasks: Sequence[str]) -> dict[str, float]:
+    """The numbers of `asr=2,ks=1`."""
+    values = {}
+    for entry in text.split(","):
+        task, _, number = map(str.strip, entry.partition("="))
+        if task not in tasks:
+            raise _invalid(f"The run has no task {task!r}.", nearest(task, list(tasks)))
+        values[task] = _number(number, task)
+    return values
+
+
+def _number(text: str, of: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise _invalid(f"{text!r} is not a number, for {of}.", f"Write {of}=2, or every:2.")
+    return value
+
+
+def _invalid(what: str, fix: str) -> UserError:
+    return UserError(what, where="runner.sampling (--sampling)", fix=fix, code="invalid-value")
