@@ -17,10 +17,8 @@ from s3prl_mtl.data.transport import Parcel, pack
 from s3prl_mtl.data.workers import StopSignalGuard, WorkerDeaths, remove_sigchld_handler
 from s3prl_mtl.errors import UserError
 
-_Found = list[Any] | UserError | ExceptionWrapper
-"""The contents of the batches of a round, or the error that prevents reading them."""
-_Draw = dict[str, tuple[Round, _Found]]
-"""The next round of each task."""
+_Draw = dict[str, tuple[Round, list[Any]]]
+"""The next round of each task, and the contents of its batches."""
 
 
 class LoaderPool:
@@ -64,11 +62,11 @@ class LoaderPool:
             read = self._next_draw()
         batches = []
         for stream in self.streams:
+            if stream.task in read:
+                batches += stream.take(*read[stream.task])
+                continue
             with self.doing(f"reading a batch of {stream.task}"):
-                if stream.task in read:
-                    batches += stream.take(*self._checked(*read[stream.task]))
-                else:
-                    batches += stream.next_round()
+                batches += stream.next_round()
         self._positions = self._current()
         return batches
 
@@ -90,6 +88,8 @@ class LoaderPool:
                         self._positions = self._current()
                         self._iterator = iter(self._loader(self._sources))
                     sent = next(self._iterator)
+                if isinstance(sent, UserError):
+                    raise sent
             except Exception as error:
                 self.close()
                 self._deaths.add(error, self.num_workers)
@@ -112,9 +112,10 @@ class LoaderPool:
         return [(s.epoch, s.round) for s in self.streams if s.task in (self._sources or {})]
 
     def _loader(self, sources: Mapping[str, BatchSource]) -> DataLoader[_Draw]:
+        ahead = [s.ahead(sources[s.task]) for s in self.streams if s.task in sources]
         return DataLoader(
             _DrawDataset(sources),
-            sampler=self._ahead(sources),
+            sampler=_draws(ahead),
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=self.num_workers,
@@ -126,21 +127,6 @@ class LoaderPool:
             generator=torch.Generator(),
         )
 
-    def _ahead(self, sources: Mapping[str, BatchSource]) -> Iterator[list[Round]]:
-        """The rounds of every draw, from the current positions on, without end."""
-        rounds = [s.ahead(sources[s.task]) for s in self.streams if s.task in sources]
-        while True:
-            yield [next(of_task) for of_task in rounds]
-
-    def _checked(self, read: Round, found: _Found) -> tuple[Round, list[Any]]:
-        """The round and its batches, or its error."""
-        if isinstance(found, list):
-            return read, found
-        self.close()  # The draw is lost for the other tasks too: it has to be read again.
-        if isinstance(found, UserError):
-            raise found
-        return found.reraise()
-
 
 class _DrawDataset(Dataset[Any]):
     """Draws of several tasks, indexed by their rounds."""
@@ -148,23 +134,30 @@ class _DrawDataset(Dataset[Any]):
     def __init__(self, sources: Mapping[str, BatchSource]) -> None:
         self.sources = sources
 
-    def __getitem__(self, rounds: Sequence[Round]) -> _Draw | Parcel:
+    def __getitem__(self, rounds: Sequence[Round]) -> _Draw | Parcel | UserError | ExceptionWrapper:
         if get_worker_info() is None:
-            return {read.task: (read, self._read(read)) for read in rounds}
-        return pack({read.task: (read, self._read_in_worker(read)) for read in rounds})
+            return {read.task: (read, self._items(read)) for read in rounds}
+        draw = {}
+        for read in rounds:
+            try:
+                draw[read.task] = read, self._items(read)
+            except UserError as error:
+                # Returned, not raised: DataLoader would turn it into text with a traceback.
+                return error
+            except Exception:
+                # DataLoader does the same, without the task.
+                return ExceptionWrapper(where=f"in a loader worker that was reading {read.task}")
+        return pack(draw)
 
-    def _read(self, read: Round) -> list[Any]:
+    def _items(self, read: Round) -> list[Any]:
         source = self.sources[read.task]
         return [source.load(read.epoch, draws).batch for draws in read.draws]
 
-    def _read_in_worker(self, read: Round) -> _Found:
-        try:
-            return self._read(read)
-        except UserError as error:
-            # Returned, not raised: DataLoader would turn it into text with a traceback.
-            return error
-        except Exception:
-            return ExceptionWrapper(where=f"in a loader worker that was reading {read.task}")
+
+def _draws(ahead: Sequence[Iterator[Round]]) -> Iterator[list[Round]]:
+    """The rounds of every draw, without end. Which tasks take part in a draw is decided here."""
+    while True:
+        yield [next(rounds) for rounds in ahead]
 
 
 def _unchanged(sent: Any) -> Any:
