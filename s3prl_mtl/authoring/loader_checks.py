@@ -17,6 +17,7 @@ from s3prl_mtl.authoring.harness import TaskHarness
 from s3prl_mtl.authoring.processes import captured_stderr, without_main_module
 from s3prl_mtl.data import MINIMUM_SAMPLES
 from s3prl_mtl.data.epoch_reader import Batch, EpochReader
+from s3prl_mtl.data.workers import WorkerDeaths
 
 
 @clause(
@@ -134,9 +135,6 @@ def supports_workers(harness: TaskHarness) -> str:
 class OneWorkerReader(EpochReader):
     """Reads with one worker, which is not restarted if it dies."""
 
-    def _is_worker_death(self, error: Exception) -> bool:
-        return False
-
     def read_by_worker(self, harness: TaskHarness, method: str) -> list[str]:
         """Digests of the batches that one worker reads.
 
@@ -145,6 +143,7 @@ class OneWorkerReader(EpochReader):
         """
         assert isinstance(self._loader, DataLoader)
         self._loader.num_workers, self._loader.prefetch_factor = 1, 2
+        self._deaths = _Raised(self.split, "num_workers")
         self._loader.multiprocessing_context = method
         with without_main_module(), captured_stderr() as stderr:
             try:
@@ -155,6 +154,11 @@ class OneWorkerReader(EpochReader):
                 self._iterator = None
                 last = (stderr().strip().splitlines() or [str(error)])[-1].rstrip(".")
                 raise Violated(f"{self.split}: a worker ({method}) died: {last}.") from error
+
+
+class _Raised(WorkerDeaths):
+    def add(self, error: Exception, num_workers: int) -> None:
+        raise error
 
 
 def _read(harness: TaskHarness, reader: EpochReader, training: bool) -> list[str]:

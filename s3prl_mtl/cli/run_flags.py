@@ -24,6 +24,7 @@ _TRAINING_FLAGS = {
     "--dry-run": "dry_run",
     "--freeze_upstream": "freeze_upstream",
     "--max_pass_seconds": "max_pass_seconds",
+    "--num_workers": "num_workers",
     "--parallel": "parallel",
     "--pcgrad": "pcgrad",
     "--placement": "placement",
@@ -88,6 +89,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="S",
         help="of audio in one pass of a step (default: what fits into the GPU)",
+    )
+    how.add_argument(
+        "--num_workers",
+        type=int,
+        metavar="N",
+        help="processes of each rank that read training batches (default: by cores; 0: none)",
     )
     combine = how.add_mutually_exclusive_group()
     combine.add_argument(

@@ -77,6 +77,8 @@ class RunnerConfig:
             backward pass instead of keeping them.
         max_pass_seconds: of audio in one forward and backward pass; a step with more is divided.
             None to measure on a GPU how many fit.
+        num_workers: processes of each rank that read the training batches of all tasks; 0 reads in
+            the rank itself, None chooses by the number of cores.
         test_first: evaluate the test splits before the first step.
         test_last: evaluate the test splits after the last step.
         test_best: evaluate them with each task's best checkpoint, where there is one.
@@ -92,6 +94,7 @@ class RunnerConfig:
     unfreeze_after: int | None = _at_least(0)
     checkpoint_activations: bool
     max_pass_seconds: float | None = field(metadata={"above": 0})
+    num_workers: int | None = _at_least(0)
     test_first: bool
     test_last: bool
     test_best: bool

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from s3prl_mtl.data.audio import UnreadableAudio
 from s3prl_mtl.data.manifest import Manifest
 from s3prl_mtl.data.manifest_cache import MAXIMUM_SKIPPED
-from s3prl_mtl.data.sampling import Draw, derived_seed, plan_batches
+from s3prl_mtl.data.randomness import RandomStream
+from s3prl_mtl.data.sampling import BatchPlan, Draw, derived_seed, plan_batches
 from s3prl_mtl.data.transport import Parcel, pack
 from s3prl_mtl.data.workers import StopSignalGuard
 from s3prl_mtl.errors import UserError
@@ -75,40 +76,17 @@ def make_loader(
     Raises:
         UserError: no utterances, a setting out of range, or more batches to skip than there are.
     """
-    chosen = cuts if isinstance(cuts, Manifest) else list(cuts)
-    if not len(chosen):
-        raise UserError("The split has no utterances.", code="corpus-empty")
-    epoch_plan = plan_batches(
-        cuts.durations if isinstance(cuts, Manifest) else [cut.duration for cut in chosen],
+    source = BatchSource(
+        cuts=cuts if isinstance(cuts, Manifest) else list(cuts),
+        collate=collate,
         batch_size=batch_size,
-        shuffle=shuffle,
-        epoch=epoch,
+        training=shuffle,
         seed=seed,
         weights=weights,
         bucketed=bucketed,
         sliding=sliding,
-        num_shares=num_shares,
     )
-    plan = epoch_plan.select_shares(shares if shuffle else sorted(shares), num_shares)
-    if not 0 <= skip_batches <= len(plan):
-        raise UserError(
-            "The position in the epoch does not exist: the corpus or the batch size has changed.",
-            where=f"batch {skip_batches} of {len(plan)}, epoch {epoch}",
-            fix="Restore the corpus and the batch size of the checkpoint, or start a new run.",
-            code="resume-conflict",
-        )
-    return EpochLoader(
-        _BatchDataset(chosen, collate, seed, epoch, training=shuffle),
-        sampler=plan[skip_batches:],
-        batch_size=None,
-        num_workers=num_workers,
-        worker_init_fn=StopSignalGuard(),
-        reads_all_shares=len(shares) == num_shares,
-        epoch_batches=len(epoch_plan),
-        # DataLoader draws a seed for its workers; drawn from the global state, it would make
-        # training depend on the number of loaders created before.
-        generator=torch.Generator().manual_seed(derived_seed("workers", seed, epoch)),
-    )
+    return source.loader(epoch, shares, num_shares, skip_batches, num_workers)
 
 
 def item_generator(seed: int, epoch: int, position: int, cut_id: str) -> torch.Generator:
@@ -124,6 +102,142 @@ def item_generator(seed: int, epoch: int, position: int, cut_id: str) -> torch.G
         cut_id: id of the utterance.
     """
     return torch.Generator().manual_seed(derived_seed("item", seed, epoch, position, cut_id))
+
+
+@dataclass
+class Loaded:
+    """A batch, None if nothing in it is decodable, and the number of dropped utterances."""
+
+    batch: tuple[Any, ...] | None
+    dropped: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSource:
+    """The batches of a split in any epoch; the fields are arguments of :func:`make_loader`.
+
+    A loader reads one epoch of a source; the pool of a run reads all epochs of several
+    (:mod:`.pool`).
+    """
+
+    cuts: Sequence[Cut]
+    collate: Collate
+    batch_size: int
+    training: bool
+    seed: int = 0
+    weights: Sequence[float] | np.ndarray | None = None
+    bucketed: bool = False
+    sliding: bool = False
+
+    def plan(
+        self, epoch: int, shares: Sequence[int], num_shares: int, skip_batches: int = 0
+    ) -> tuple[BatchPlan, int]:
+        """The draws of each batch of some shares.
+
+        Returns:
+            The batches after the first `skip_batches`, and the number of batches of the epoch over
+            all shares.
+
+        Raises:
+            UserError: as :func:`make_loader`.
+        """
+        if not len(self.cuts):
+            raise UserError("The split has no utterances.", code="corpus-empty")
+        whole = plan_batches(
+            self.cuts.durations
+            if isinstance(self.cuts, Manifest)
+            else [cut.duration for cut in self.cuts],
+            batch_size=self.batch_size,
+            shuffle=self.training,
+            epoch=epoch,
+            seed=self.seed,
+            weights=self.weights,
+            bucketed=self.bucketed,
+            sliding=self.sliding,
+            num_shares=num_shares,
+        )
+        own = whole.select_shares(shares if self.training else sorted(shares), num_shares)
+        if not 0 <= skip_batches <= len(own):
+            raise UserError(
+                "The position in the epoch does not exist: the corpus or the batch size has "
+                "changed.",
+                where=f"batch {skip_batches} of {len(own)}, epoch {epoch}",
+                fix="Restore the corpus and the batch size of the checkpoint, or start a new run.",
+                code="resume-conflict",
+            )
+        return own[skip_batches:], len(whole)
+
+    def loader(
+        self,
+        epoch: int,
+        shares: Sequence[int],
+        num_shares: int,
+        skip_batches: int = 0,
+        num_workers: int = 0,
+    ) -> EpochLoader:
+        """A loader of one epoch, as :func:`make_loader` returns it."""
+        plan, epoch_batches = self.plan(epoch, shares, num_shares, skip_batches)
+        return EpochLoader(
+            _EpochDataset(self, epoch),
+            sampler=plan,
+            batch_size=None,
+            num_workers=num_workers,
+            worker_init_fn=StopSignalGuard(),
+            reads_all_shares=len(shares) == num_shares,
+            epoch_batches=epoch_batches,
+            # DataLoader draws a seed for its workers; drawn from the global state, it would make
+            # training depend on the number of loaders created before.
+            generator=torch.Generator().manual_seed(derived_seed("workers", self.seed, epoch)),
+        )
+
+    def load(self, epoch: int, batch: Sequence[Draw]) -> Loaded:
+        """Load a batch without its undecodable files.
+
+        A pure function of the arguments: the global random generators, too, have a state of the
+        batch while it is loaded.
+
+        Raises:
+            UserError: a file cannot be read, or no utterance of a training split can be decoded.
+        """
+        with RandomStream(derived_seed("batch", self.seed, epoch, *batch[0])).active():
+            return self._readable(epoch, batch)
+
+    def _readable(self, epoch: int, batch: Sequence[Draw]) -> Loaded:
+        draws = list(batch)
+        while True:
+            try:
+                return Loaded(self._items(epoch, draws), len(batch) - len(draws))
+            except UnreadableAudio as error:
+                readable = [d for d in draws if self.cuts[d[1]].id != error.utterance_id]
+                if len(readable) == len(draws):
+                    raise
+                logger.warning("%s Dropped from this batch.", error)
+                if not readable and self.training:
+                    readable = self._substitute(epoch, *draws[-1])
+                if not readable:
+                    if self.training:
+                        raise
+                    return Loaded(None, len(batch))
+                draws = readable
+
+    def _items(self, epoch: int, draws: Sequence[Draw]) -> tuple[Any, ...]:
+        cuts = [self.cuts[index] for _, index in draws]
+        generators = [
+            item_generator(self.seed, epoch, position, cut.id)
+            for (position, _), cut in zip(draws, cuts, strict=True)
+        ]
+        return self.collate(cuts, generators)
+
+    def _substitute(self, epoch: int, position: int, index: int) -> list[Draw]:
+        """A list of the next decodable utterance after `index`; empty if there is none."""
+        for offset in range(1, len(self.cuts)):
+            draw = (position, (index + offset) % len(self.cuts))
+            try:
+                self._items(epoch, [draw])
+            except UnreadableAudio:
+                continue
+            return [draw]
+        return []
 
 
 class EpochLoader(DataLoader[Any]):
@@ -158,17 +272,18 @@ class EpochLoader(DataLoader[Any]):
             self.dropped += loaded.dropped
             if loaded.batch is not None:
                 yield loaded.batch
-        dataset = self.dataset
-        assert isinstance(dataset, _BatchDataset)
-        if not dataset.training and self.reads_all_shares:
+        if not self._source.training and self.reads_all_shares:
             check_dropped(self.dropped, self.utterances)
 
     @property
     def utterances(self) -> int:
         """Utterances of the split over all shares."""
-        dataset = self.dataset
-        assert isinstance(dataset, _BatchDataset)
-        return len(dataset.cuts)
+        return len(self._source.cuts)
+
+    @property
+    def _source(self) -> BatchSource:
+        assert isinstance(self.dataset, _EpochDataset)
+        return self.dataset.source
 
 
 def check_dropped(dropped: int, utterances: int) -> None:
@@ -186,68 +301,17 @@ def check_dropped(dropped: int, utterances: int) -> None:
         )
 
 
-@dataclass
-class _Loaded:
-    """A batch, None if nothing in it is decodable, and the number of dropped utterances."""
+class _EpochDataset(Dataset[Any]):
+    """The batches of an epoch, indexed by their draws."""
 
-    batch: tuple[Any, ...] | None
-    dropped: int
-
-
-class _BatchDataset(Dataset[Any]):
-    """Loads and collates a batch, indexed by its draws."""
-
-    def __init__(
-        self, cuts: Sequence[Cut], collate: Collate, seed: int, epoch: int, training: bool
-    ) -> None:
-        self.cuts = cuts
-        self.collate = collate
-        self.seed = seed
+    def __init__(self, source: BatchSource, epoch: int) -> None:
+        self.source = source
         self.epoch = epoch
-        self.training = training
 
-    def __getitem__(self, batch: Sequence[Draw]) -> _Loaded | UserError | Parcel:
+    def __getitem__(self, batch: Sequence[Draw]) -> Loaded | UserError | Parcel:
         try:
-            loaded = self._readable(batch)
+            loaded = self.source.load(self.epoch, batch)
         except UserError as error:
             # Returned, not raised: DataLoader would turn it into text with a traceback.
             return error
         return loaded if get_worker_info() is None else pack(loaded)
-
-    def _readable(self, batch: Sequence[Draw]) -> _Loaded:
-        """Load a batch without its undecodable files."""
-        draws = list(batch)
-        while True:
-            try:
-                return _Loaded(self._load(draws), len(batch) - len(draws))
-            except UnreadableAudio as error:
-                readable = [d for d in draws if self.cuts[d[1]].id != error.utterance_id]
-                if len(readable) == len(draws):
-                    raise
-                logger.warning("%s Dropped from this batch.", error)
-                if not readable and self.training:
-                    readable = self._substitute(*draws[-1])
-                if not readable:
-                    if self.training:
-                        raise
-                    return _Loaded(None, len(batch))
-                draws = readable
-
-    def _load(self, draws: Sequence[Draw]) -> tuple[Any, ...]:
-        cuts = [self.cuts[index] for _, index in draws]
-        generators = [
-            item_generator(self.seed, self.epoch, position, cut.id)
-            for (position, _), cut in zip(draws, cuts, strict=True)
-        ]
-        return self.collate(cuts, generators)
-
-    def _substitute(self, position: int, index: int) -> list[Draw]:
-        """A list of the next decodable utterance after `index`; empty if there is none."""
-        for offset in range(1, len(self.cuts)):
-            draw = (position, (index + offset) % len(self.cuts))
-            try:
-                self._load([draw])
-            except UnreadableAudio:
-                continue
-            return [draw]
-        return []

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import logging
-import re
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,15 +13,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.data.sampling import derived_seed
-from s3prl_mtl.data.workers import StopSignalGuard, remove_sigchld_handler
+from s3prl_mtl.data.workers import StopSignalGuard, WorkerDeaths, remove_sigchld_handler
 from s3prl_mtl.errors import UserError
 
-logger = logging.getLogger(__name__)
-
-MAXIMUM_WORKER_DEATHS = 3
-"""Consecutive deaths of loader workers, without a batch in between, that abort the run."""
-
-_WORKER_DEATH = re.compile(r"DataLoader worker \(pid|Pin memory thread exited unexpectedly")
 _END = object()
 
 
@@ -114,7 +106,9 @@ class EpochReader:
         self._done = first_round * self._round_size
         """Batches of this loader that have been read or skipped."""
         self.dropped = 0
-        self._deaths = 0
+        self._deaths = WorkerDeaths(
+            f"{task}, split {split!r}", f"{task}.downstream_expert.datarc.num_workers"
+        )
         self._iterator: Iterator[Any] | None = None
         self._open()
         self.num_batches = self._count()
@@ -205,42 +199,12 @@ class EpochReader:
                         for _ in itertools.islice(self._iterator, to_skip):
                             pass
                     item = next(self._iterator, _END)
-                self._deaths = 0
+                self._deaths.count = 0
                 return item
             except (RuntimeError, OSError, EOFError) as error:
-                if not self._is_worker_death(error):
-                    raise
-                self._count_death(error)
+                self._deaths.add(error, getattr(self._loader, "num_workers", 0))
             self.dropped += getattr(self._loader, "dropped", 0)
             self._open()
-
-    def _is_worker_death(self, error: Exception) -> bool:
-        if isinstance(error, RuntimeError):
-            return _WORKER_DEATH.match(str(error)) is not None
-        # Fetching a batch from a dead worker fails with these errors. The message of an error that
-        # a worker itself raised begins with "Caught".
-        lost = isinstance(error, (ConnectionError, FileNotFoundError, EOFError))
-        has_workers = getattr(self._loader, "num_workers", 0) > 0
-        return lost and has_workers and not str(error).startswith("Caught ")
-
-    def _count_death(self, error: Exception) -> None:
-        self._deaths += 1
-        cause = " ".join(str(error).split()) or type(error).__name__
-        if self._deaths >= MAXIMUM_WORKER_DEATHS:
-            raise UserError(
-                f"{self.task}: loader workers of the split {self.split!r} died {self._deaths} "
-                f"times in a row: {cause.rstrip('.')}.",
-                where=f"{self.task}.downstream_expert.datarc.num_workers",
-                fix="The usual cause is too little memory: request more, reduce num_workers, or "
-                "enlarge /dev/shm.",
-                code="worker-died",
-            ) from error
-        logger.warning(
-            "%s: a loader worker of the split %r died (%s). Replacing it; no batch is lost.",
-            self.task,
-            self.split,
-            cause,
-        )
 
     @contextmanager
     def _loader_context(self) -> Iterator[None]:

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from s3prl_mtl.data.batching import BatchSource
 from s3prl_mtl.data.epoch_reader import Batch, EpochReader
+from s3prl_mtl.data.sampling import Draw
 from s3prl_mtl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round of a stream that can be read apart from it: one batch of every share.
+
+    Args:
+        task: name of the task.
+        epoch: its epoch.
+        number: of the round in the epoch.
+        epoch_batches: batches of the epoch over all shares.
+        draws: those of each batch.
+    """
+
+    task: str
+    epoch: int
+    number: int
+    epoch_batches: int
+    draws: list[list[Draw]]
 
 
 class TaskStream:
     """The training batches of one expert, epoch after epoch.
 
     An epoch is a pure function of the seed and its number (:class:`EpochReader`), so a checkpoint
-    only needs the position in it.
+    only needs the position in it. The batches are read by the expert's own loader (`next_round`),
+    or, with those of other tasks, ahead of the position (`ahead`, `take`; :mod:`.pool`).
 
     Args:
         task: name of the task, for errors.
@@ -86,10 +109,45 @@ class TaskStream:
                     code="corpus-empty",
                 )
             self._begin_next_epoch()
-        self.round += 1
-        if 0 < self.epoch_batches <= self.round * self.num_shares:
-            # Not deferred to the next call: idle workers would keep their memory.
-            self._begin_next_epoch()
+        self._count_round()
+        return batches
+
+    def ahead(self, source: BatchSource) -> Iterator[Round]:
+        """The rounds from this position on, without end; the position stays.
+
+        Args:
+            source: of the training split.
+
+        Raises:
+            UserError: the source has no such position, or no batch.
+        """
+        epoch, first = self.epoch, self.round
+        width = len(self.shares)
+        while True:
+            skipped = first * width
+            plan, epoch_batches = source.plan(epoch, self.shares, self.num_shares, skipped)
+            for start in range(0, len(plan), width):
+                draws = [plan[place] for place in range(start, start + width)]
+                yield Round(self.task, epoch, first + start // width, epoch_batches, draws)
+            epoch, first = epoch + 1, 0
+
+    def take(self, read: Round, items: Sequence[tuple[Any, ...]]) -> list[Batch]:
+        """Continue after a round of :meth:`ahead`.
+
+        Args:
+            read: the next round.
+            items: the contents of its batches.
+
+        Returns:
+            the batches, as :meth:`next_round` returns them.
+        """
+        self.epoch, self.round, self.epoch_batches = read.epoch, read.number, read.epoch_batches
+        first = read.number * self.num_shares
+        batches = [
+            Batch(self.task, first + share, list(wavs), others)
+            for share, (wavs, *others) in zip(self.shares, items, strict=True)
+        ]
+        self._count_round()
         return batches
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,6 +168,12 @@ class TaskStream:
         utterances = state["round"] * state["num_shares"] * state["batch_size"]
         self.round = utterances // (self.num_shares * self.batch_size)
         self._reader = None
+
+    def _count_round(self) -> None:
+        self.round += 1
+        if 0 < self.epoch_batches <= self.round * self.num_shares:
+            # Not deferred to the next call: idle workers would keep their memory.
+            self._begin_next_epoch()
 
     def _begin_next_epoch(self) -> None:
         self.epoch += 1

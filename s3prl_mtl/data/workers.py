@@ -1,13 +1,26 @@
-"""Signal handling for the worker processes of loaders."""
+"""Number, signals and deaths of the worker processes of loaders."""
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
+import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+
+from s3prl_mtl.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+MAXIMUM_WORKER_DEATHS = 3
+"""Consecutive deaths of loader workers, without a batch in between, that abort the run."""
+
+_WORKER_DEATH = re.compile(r"DataLoader worker \(pid|Pin memory thread exited unexpectedly")
+
+MAXIMUM_DEFAULT_WORKERS = 4
 
 SECONDS_AFTER_SIGTERM = 30
 """Seconds that a loader worker continues; schedulers commonly kill after 30."""
@@ -52,6 +65,65 @@ def _wait_for_sigterm() -> None:
             # Once: a second signal must not postpone the exit.
             signal.alarm(SECONDS_AFTER_SIGTERM)
             counting = True
+
+
+def default_workers(ranks: int = 1) -> int:
+    """Loader workers for each of some ranks on this machine: one for each core but one, 1 to 4."""
+    affinity: Callable[[int], Collection[int]] | None = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    return max(1, min(MAXIMUM_DEFAULT_WORKERS, cores // ranks - 1))
+
+
+class WorkerDeaths:
+    """Consecutive deaths of the workers of a loader.
+
+    Args:
+        reading: what they read, for messages.
+        setting: the setting with their number, for the error.
+    """
+
+    def __init__(self, reading: str, setting: str) -> None:
+        self.reading = reading
+        self.setting = setting
+        self.count = 0
+        """Deaths since the last batch; to be set to 0 with each."""
+
+    def add(self, error: Exception, num_workers: int) -> None:
+        """Count and log a death; the caller replaces the worker.
+
+        Args:
+            error: raised by a loader.
+            num_workers: of the loader.
+
+        Raises:
+            Exception: the given one, if it does not tell of a death.
+            UserError: too many deaths.
+        """
+        if not _is_worker_death(error, num_workers):
+            raise error
+        self.count += 1
+        cause = " ".join(str(error).split()) or type(error).__name__
+        if self.count >= MAXIMUM_WORKER_DEATHS:
+            raise UserError(
+                f"{self.reading}: loader workers died {self.count} times in a row: "
+                f"{cause.rstrip('.')}.",
+                where=self.setting,
+                fix="The usual cause is too little memory: request more, reduce num_workers, or "
+                "enlarge /dev/shm.",
+                code="worker-died",
+            ) from error
+        logger.warning(
+            "%s: a loader worker died (%s). Replacing it; no batch is lost.", self.reading, cause
+        )
+
+
+def _is_worker_death(error: Exception, num_workers: int) -> bool:
+    if isinstance(error, RuntimeError):
+        return _WORKER_DEATH.match(str(error)) is not None
+    # Fetching a batch from a dead worker fails with these errors. The message of an error that
+    # a worker itself raised begins with "Caught".
+    lost = isinstance(error, ConnectionError | FileNotFoundError | EOFError)
+    return lost and num_workers > 0 and not str(error).startswith("Caught ")
 
 
 @contextmanager

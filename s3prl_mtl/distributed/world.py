@@ -155,6 +155,8 @@ class World(Group):
         super().__init__(range(size), rank, handle, watch)
         self.local_rank = local_rank
         """Which of the processes of this machine this is."""
+        self.local_size = 1
+        """How many of them this machine has."""
         self.restarted = False
         """Whether torchrun restarted these processes after a failure."""
         self._timeout: timedelta | None = None
@@ -229,6 +231,7 @@ class World(Group):
         )
         watch.start()
         world = cls(rank, size, _number_from_environment("LOCAL_RANK", 0), watch)
+        world.local_size = _number_from_environment("LOCAL_WORLD_SIZE", 1)
         world._timeout = collectives
         # An agent counts only the restarts that its own workers caused; the store shows the others.
         world.restarted = again or max(world.all_gather(restarts)) > 0

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from s3prl_mtl.data import Corpus, Finding, Manifest, load_cuts, load_waveform, make_loader
+from s3prl_mtl.data import Corpus, Finding, Manifest, load_cuts, load_waveform
+from s3prl_mtl.data.batching import BatchSource
 from s3prl_mtl.data.corpus_cache import cached
 from s3prl_mtl.data.corpus_report import CorpusReport, report_corpus
 from s3prl_mtl.errors import UserError
@@ -214,25 +215,9 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
             shares: the shares to read, one batch of each in turn; by default all.
             num_shares: number of equal parts of the epoch, usually one for each process.
         """
-        self.prepare(split)
-        cuts = self._split_cuts[split]
-        training = split == self.train_split
-        batch_size = self.datarc.get("train_batch_size" if training else "eval_batch_size", 1)
-        return make_loader(
-            cuts,
-            _Reader(self, split),
-            batch_size=batch_size,
-            shuffle=training,
-            epoch=epoch,
-            seed=self.seed,
-            weights=self.draw_weights(split, cuts),
-            bucketed=training and bool(self.datarc.get("bucketed", False)),
-            sliding=training and bool(self.datarc.get("sliding", False)),
-            num_workers=self.datarc.get("num_workers", 0),
-            skip_batches=skip_batches,
-            shares=shares,
-            num_shares=num_shares,
-        )
+        num_workers = self.datarc.get("num_workers", 0)
+        source = self._batch_source(split)
+        return source.loader(epoch, shares, num_shares, skip_batches, num_workers)
 
     def log_records(
         self,
@@ -357,6 +342,33 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         """
         self.prepare(split)
         return len(self._split_cuts[split])
+
+    def batch_source(self, split: str) -> BatchSource | None:
+        """The batches of a split, for the loader workers that the tasks of a run share.
+
+        None for a task with a loader of its own.
+
+        Raises:
+            UserError: as :meth:`prepare`.
+        """
+        if type(self).get_dataloader is not TaskExpert.get_dataloader:
+            return None
+        return self._batch_source(split)
+
+    def _batch_source(self, split: str) -> BatchSource:
+        self.prepare(split)
+        cuts = self._split_cuts[split]
+        training = split == self.train_split
+        return BatchSource(
+            cuts=cuts,
+            collate=_Reader(self, split),
+            batch_size=self.datarc.get("train_batch_size" if training else "eval_batch_size", 1),
+            training=training,
+            seed=self.seed,
+            weights=self.draw_weights(split, cuts),
+            bucketed=training and bool(self.datarc.get("bucketed", False)),
+            sliding=training and bool(self.datarc.get("sliding", False)),
+        )
 
     def audio_digest(self, split: str) -> str | None:
         """Equal for splits whose evaluation reads the same parts of files in the same batches.

@@ -19,6 +19,7 @@ from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.config import Config, resolve
 from s3prl_mtl.data.randomness import seed_all
 from s3prl_mtl.data.sampling import derived_seed
+from s3prl_mtl.data.workers import default_workers
 from s3prl_mtl.distributed.shares import Placement
 from s3prl_mtl.distributed.sync import check_in_sync, resync_parameters
 from s3prl_mtl.distributed.world import Group, RankLost, World
@@ -137,6 +138,9 @@ class MultiTaskRunner:
             clipping=settings.runner.gradient_clipping,
             accumulate=settings.runner.gradient_accumulate_steps,
             limit=PassLimit(settings.runner.max_pass_seconds, self.device),
+            num_workers=default_workers(world.local_size)
+            if settings.runner.num_workers is None
+            else settings.runner.num_workers,
         )
         self.run_state = RunState(self.source_config, self.run, self.training_step)
         if resume is not None:
@@ -288,6 +292,7 @@ class MultiTaskRunner:
                     self._evaluate_dev(tracker)
                 if save_is_due:
                     self.save()
+        self.training_step.loaders.close()
         if runner.test_last:
             self._test(tracker)
 

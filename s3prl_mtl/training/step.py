@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from s3prl_mtl.balancing import Balancer
 from s3prl_mtl.data import SAMPLE_RATE
 from s3prl_mtl.data.epoch_reader import Batch
+from s3prl_mtl.data.pool import LoaderPool
 from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
@@ -55,6 +56,7 @@ class TrainingStep:
         clipping: maximum joint norm of all gradients.
         accumulate: batches of every share of a task in a step.
         limit: of the audio of a forward and backward pass; by default none.
+        num_workers: processes that read the batches of all tasks; 0 reads in this one.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class TrainingStep:
         clipping: float,
         accumulate: int,
         limit: PassLimit | None = None,
+        num_workers: int = 0,
     ) -> None:
         self.run = run
         self.balancer = balancer
@@ -74,6 +77,8 @@ class TrainingStep:
         self.clipping = clipping
         self.accumulate = accumulate
         self.micro_batcher = self._micro_batcher(run.world, run.skips, limit)
+        streams = [task.stream for task in run.tasks.values()]
+        self.loaders = LoaderPool(streams, num_workers, run.world.doing)
         self.gradients = GradientSum((block.group, block.trained) for block in run.blocks())
 
     def take(self) -> StepReport:
@@ -140,11 +145,7 @@ class TrainingStep:
 
     def draw(self) -> list[Batch]:
         """The next batch of every share of every task of this rank."""
-        batches = []
-        for name, task in self.run.tasks.items():
-            with self.run.world.doing(f"reading a batch of {name}"):
-                batches += task.stream.next_round()
-        return batches
+        return self.loaders.draw()
 
     def _micro_batcher(
         self, world: World, skips: SkipCounts, limit: PassLimit | None = None

@@ -375,10 +375,10 @@ def children() -> set[Any]:
     return set(multiprocessing.active_children())
 
 
-def deaths(caplog: Any) -> list[tuple[Any, ...]]:
-    """Task and split of every logged death of a worker."""
-    module = "s3prl_mtl.data.epoch_reader"
-    return [record.args[:2] for record in caplog.records if record.name == module]
+def deaths(caplog: Any) -> list[str]:
+    """What the worker of every logged death was reading."""
+    module = "s3prl_mtl.data.workers"
+    return [record.args[0] for record in caplog.records if record.name == module]
 
 
 def kill(processes: set[Any]) -> None:
@@ -408,7 +408,7 @@ def test_killed_workers_are_replaced_and_no_batch_is_lost(keyword_expert: Any, c
                 found += disturbed.next_round()
     found += list(disturbed)
     assert equal(found, undisturbed)
-    assert deaths(caplog) == 2 * [("ks", "train")]
+    assert deaths(caplog) == 2 * ["ks, split 'train'"]
     assert children() == before
 
 
@@ -421,7 +421,7 @@ def test_one_killed_worker_of_two_is_enough(keyword_expert: Any, caplog: Any):
     found = [next(disturbed)]
     kill({(children() - before).pop()})
     assert equal(found + list(disturbed), undisturbed)
-    assert deaths(caplog) == [("ks", "train")]
+    assert deaths(caplog) == ["ks, split 'train'"]
 
 
 def test_replaced_workers_of_a_third_party_loader_read_the_same_batches():
@@ -452,7 +452,7 @@ def test_repeated_worker_deaths_are_an_error(caplog: Any):
     assert all(value in caught.value.what for value in ("'train'", " 3 "))
     # Prefetched batches may be lost with the worker, but not repeated or changed.
     assert found in ([], [0, 1], [0, 1, 2, 3])
-    assert deaths(caplog)[:2] == 2 * [("x", "train")]
+    assert deaths(caplog)[:2] == 2 * ["x, split 'train'"]
 
 
 def test_worker_deaths_with_a_batch_between_them_are_not_an_error():

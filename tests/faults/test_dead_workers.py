@@ -16,7 +16,7 @@ WORDS = words_of(
     "ks,er",
     40,
     runner__save_step=1000,
-    ks__downstream_expert__datarc__num_workers=1,
+    runner__num_workers=1,
     ks__downstream_expert__datarc__train_batch_size=1,
 )
 
@@ -38,6 +38,6 @@ def test_a_killed_worker_is_replaced_and_no_batch_is_lost(
         killed.add(worker)
         # A worker that had nothing left to read is not missed.
         run.until_step(step + 4)
-        deaths = len(run.logged("data.epoch_reader", rank=rank))
+        deaths = len(run.logged("data.workers", rank=rank))
     assert run.wait() == 0, run.terminal
     assert_ended_alike(run.folder, uninterrupted(WORDS, ranks), 40)

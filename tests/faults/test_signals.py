@@ -24,9 +24,8 @@ WITH_WORKERS = words_of(
     "ks,er",
     30,
     runner__save_step=1000,
-    ks__downstream_expert__datarc__num_workers=1,
+    runner__num_workers=2,
     ks__downstream_expert__datarc__train_batch_size=1,
-    er__downstream_expert__datarc__num_workers=1,
 )
 WITH_EVALUATION = words_of("ks,asr", 12, runner__save_step=1000, runner__eval_step=6)
 EVERYTHING = words_of("all", 2)
@@ -71,7 +70,7 @@ def test_a_signal_to_the_process_and_its_loader_workers_loses_nothing(
     assert run.until(lambda: children(run.process.pid), "there are workers")
     os.killpg(run.process.pid, number)
     assert 3 <= assert_saved_itself(run) < 30
-    assert run.logged("data.epoch_reader") == []
+    assert run.logged("data.workers") == []
     launch.finished(WITH_WORKERS, "-a")
     assert_ended_alike(run.folder, uninterrupted(WITH_WORKERS), 30)
 
@@ -168,6 +167,6 @@ def test_signals_to_a_whole_job_with_its_loader_workers_lose_nothing(
         os.killpg(rank, signal.SIGTERM)
     send(run.process.pid, signal.SIGTERM)
     assert_saved_itself(run, exit_code=1)
-    assert run.logged("data.epoch_reader") + run.logged("data.epoch_reader", rank=1) == []
+    assert run.logged("data.workers") + run.logged("data.workers", rank=1) == []
     launch.finished(WITH_WORKERS, "-a", ranks=2)
     assert_ended_alike(run.folder, uninterrupted(WITH_WORKERS, 2), 30)

@@ -1,0 +1,164 @@
+"""The training batches of all tasks of a rank, read ahead by one pool of worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch._utils import ExceptionWrapper
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from s3prl_mtl.data.batching import BatchSource
+from s3prl_mtl.data.epoch_reader import Batch
+from s3prl_mtl.data.streams import Round, TaskStream
+from s3prl_mtl.data.transport import Parcel, pack
+from s3prl_mtl.data.workers import StopSignalGuard, WorkerDeaths, remove_sigchld_handler
+from s3prl_mtl.errors import UserError
+
+_Draw = dict[str, tuple[Round, list[Any]]]
+"""The next round of each task, and the contents of its batches."""
+
+
+class LoaderPool:
+    """The training batches of the tasks of a rank, draw by draw.
+
+    A draw is the next round of every stream. Rounds are pure functions of seed and position, so the
+    workers read whole draws ahead of the streams, each a draw of its own, and deliver them in
+    order: the batches depend neither on the number of workers nor on what was read ahead. A worker
+    that dies is replaced.
+
+    Tasks whose expert has no `batch_source` are read by their own loaders, in the same draws.
+
+    Args:
+        streams: of the tasks, in the order of a draw.
+        num_workers: processes; 0 reads in this one.
+        doing: context manager for a description of the current activity.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[TaskStream],
+        num_workers: int = 0,
+        doing: Callable[[str], AbstractContextManager[None]] = lambda what: nullcontext(),
+    ) -> None:
+        self.streams = streams
+        self.num_workers = num_workers
+        self.doing = doing
+        self._sources: dict[str, BatchSource] | None = None
+        self._iterator: Iterator[Any] | None = None
+        self._positions: list[tuple[int, int]] = []
+        """Of the pooled streams after the last draw: from there, the iterator continues."""
+        self._deaths = WorkerDeaths("The training splits", "runner.num_workers (--num_workers)")
+
+    def draw(self) -> list[Batch]:
+        """The next batch of every share of every task, in the order of the tasks.
+
+        Raises:
+            UserError: a batch cannot be read, or workers die repeatedly.
+        """
+        with self.doing("reading the batches of a step"):
+            read = self._next_draw()
+        batches = []
+        for stream in self.streams:
+            if stream.task in read:
+                batches += stream.take(*read[stream.task])
+                continue
+            with self.doing(f"reading a batch of {stream.task}"):
+                batches += stream.next_round()
+        self._positions = self._current()
+        return batches
+
+    def close(self) -> None:
+        """End the workers. The next draw starts them again."""
+        self._iterator = None
+
+    def _next_draw(self) -> _Draw:
+        if self._sources is None:
+            self._sources = self._offered()
+        if not self._sources:
+            return {}
+        if self._positions != self._current():
+            self.close()  # A stream was set to another position.
+        while True:
+            try:
+                with remove_sigchld_handler():
+                    if self._iterator is None:
+                        self._positions = self._current()
+                        self._iterator = iter(self._loader(self._sources))
+                    sent = next(self._iterator)
+                if isinstance(sent, UserError):
+                    raise sent
+            except Exception as error:
+                self.close()
+                self._deaths.add(error, self.num_workers)
+                continue
+            self._deaths.count = 0
+            return sent.unpack() if isinstance(sent, Parcel) else sent
+
+    def _offered(self) -> dict[str, BatchSource]:
+        """The sources of the tasks that have one."""
+        sources = {}
+        for stream in self.streams:
+            batch_source = getattr(stream.expert, "batch_source", None)
+            with self.doing(f"opening the training data of {stream.task}"):
+                source = batch_source(stream.split) if batch_source is not None else None
+            if source is not None:
+                sources[stream.task] = source
+        return sources
+
+    def _current(self) -> list[tuple[int, int]]:
+        return [(s.epoch, s.round) for s in self.streams if s.task in (self._sources or {})]
+
+    def _loader(self, sources: Mapping[str, BatchSource]) -> DataLoader[_Draw]:
+        ahead = [s.ahead(sources[s.task]) for s in self.streams if s.task in sources]
+        return DataLoader(
+            _DrawDataset(sources),
+            sampler=_draws(ahead),
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=self.num_workers,
+            # Containers have little shared memory: a worker begins with another draw when one of
+            # its own is taken, but a single worker would then idle.
+            prefetch_factor={0: None, 1: 2}.get(self.num_workers, 1),
+            worker_init_fn=StopSignalGuard(),
+            # By default DataLoader draws the seed of its workers from the global state.
+            generator=torch.Generator(),
+        )
+
+
+class _DrawDataset(Dataset[Any]):
+    """Draws of several tasks, indexed by their rounds."""
+
+    def __init__(self, sources: Mapping[str, BatchSource]) -> None:
+        self.sources = sources
+
+    def __getitem__(self, rounds: Sequence[Round]) -> _Draw | Parcel | UserError | ExceptionWrapper:
+        if get_worker_info() is None:
+            return {read.task: (read, self._items(read)) for read in rounds}
+        draw = {}
+        for read in rounds:
+            try:
+                draw[read.task] = read, self._items(read)
+            except UserError as error:
+                # Returned, not raised: DataLoader would turn it into text with a traceback.
+                return error
+            except Exception:
+                # DataLoader does the same, without the task.
+                return ExceptionWrapper(where=f"in a loader worker that was reading {read.task}")
+        return pack(draw)
+
+    def _items(self, read: Round) -> list[Any]:
+        source = self.sources[read.task]
+        return [source.load(read.epoch, draws).batch for draws in read.draws]
+
+
+def _draws(ahead: Sequence[Iterator[Round]]) -> Iterator[list[Round]]:
+    """The rounds of every draw, without end. Which tasks take part in a draw is decided here."""
+    while True:
+        yield [next(rounds) for rounds in ahead]
+
+
+def _unchanged(sent: Any) -> Any:
+    return sent
