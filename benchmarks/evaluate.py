@@ -1,6 +1,6 @@
 """Measure an evaluation: splits with the same audio, together and alone, and the size of batches.
 
-    python benchmarks/evaluate.py [--device cuda] [--data DIR] [--sizes 1,8,32]
+    python benchmarks/evaluate.py [--device cuda] [--data DIR] [--seconds 10,50,200]
 
 Evaluates the dev splits of `asr` and `pr` on the mini corpus, which have the same utterances, with
 an encoder of random weights: both at once, so that they are encoded once, and one after the other.
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--size", default="base", choices=sorted(SIZES))
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
-    parser.add_argument("--sizes", default="1,8,32", help="utterances of a batch")
+    parser.add_argument("--seconds", default="1,20,50,100,200", help="audio of a batch")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--data", type=Path, help="the corpora (default: a new mini corpus)")
     parser.add_argument("--log", type=Path, help="append a JSON line for each row to this file")
@@ -55,9 +55,9 @@ def main() -> None:
                 evaluator.evaluate(splits)
             return time.perf_counter() - start
 
-        for size in map(int, arguments.sizes.split(",")):
+        for limit in map(float, arguments.seconds.split(",")):
             for expert in experts.values():
-                expert.datarc["eval_batch_size"] = size
+                expert.datarc["eval_batch_seconds"] = limit
             seconds(together=True)
             both, each = [], []
             for _ in range(arguments.repeats):
@@ -65,12 +65,12 @@ def main() -> None:
                 each.append(seconds(together=False))
             ratio = statistics.median(b / a for a, b in zip(both, each, strict=True))
             rates = [f"{audio / statistics.median(way):.2f}" for way in (both, each)]
-            rows.append([str(size), *rates, f"{ratio:.2f}"])
+            rows.append([f"{limit:g}", *rates, f"{ratio:.2f}"])
             if arguments.log:
                 measured = {"together": both, "alone": each, "audio": audio}
-                settings = {"benchmark": "evaluate", "size": arguments.size, "batch": size}
+                settings = {"benchmark": "evaluate", "size": arguments.size, "batch_seconds": limit}
                 append(arguments.log, {**settings, **found, **measured})
-    print(table(["batch", "s of audio / s", "one after the other", "ratio"], rows))
+    print(table(["s of a batch", "s of audio / s", "one after the other", "ratio"], rows))
 
 
 if __name__ == "__main__":

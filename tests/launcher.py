@@ -108,8 +108,11 @@ class Started:
         for pid in descendants(self.process.pid):
             rank = re.search(rb"(?:^|\0)RANK=(\d+)", read(f"/proc/{pid}/environ"))
             words = read(f"/proc/{pid}/cmdline").split(b"\0")
-            if rank and words[2:3] and words[2].endswith(b"run_mtl.py"):
-                ranks[int(rank[1])] = pid
+            is_run = words[2:3] and words[2].endswith(b"run_mtl.py")
+            is_run = is_run or words[2:4] == [b"-m", b"s3prl_mtl"]
+            if rank and is_run:
+                # The workers of its loaders, which look the same, come later.
+                ranks.setdefault(int(rank[1]), pid)
         return ranks
 
     def text(self) -> str:

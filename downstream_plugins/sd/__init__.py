@@ -46,6 +46,7 @@ class SpeakerDiarization(TaskExpert):
     """
 
     name = "sd"
+    has_timed_labels = True
     corpus_type = Libri2Mix
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("der", "lower", "DER", range=(0.0, math.inf)),

@@ -73,6 +73,10 @@ def check_resume(saved: RunCheckpoint, config: Mapping[str, Any], past: Path | N
     if schedule is not None and schedule["name"] != "linear_schedule_with_warmup":
         # torch's own schedules keep their length in their state.
         keys.append("runner.total_steps")
+    for task in tasks:
+        was, now = (_value(c, f"{task}.fraction") or 1.0 for c in (saved.config, config))
+        if was != now:
+            raise _changed(f"{task}.fraction", was, now)
     # Files of earlier versions have no balancer.
     _check_unchanged({"balancer": {"name": "sum"}, **saved.config}, config, keys)
 
@@ -222,12 +226,16 @@ def _check_unchanged(
         if isinstance(was, Mapping) and isinstance(is_now, Mapping):
             _check_unchanged(old, new, [f"{key}.{name}" for name in {**was, **is_now}])
         elif was != is_now:
-            raise UserError(
-                f"{key} was {was!r} when the checkpoint was saved and is {is_now!r} now.",
-                where=f"{key} in the config, or its flag",
-                fix=f"Leave it at {was!r}, or start a new run.",
-                code="resume-conflict",
-            )
+            raise _changed(key, was, is_now)
+
+
+def _changed(key: str, was: Any, now: Any) -> UserError:
+    return UserError(
+        f"{key} was {was!r} when the checkpoint was saved and is {now!r} now.",
+        where=f"{key} in the config, or its flag",
+        fix=f"Leave it at {was!r}, or start a new run.",
+        code="resume-conflict",
+    )
 
 
 def _value(config: Mapping[str, Any], key: str) -> Any:

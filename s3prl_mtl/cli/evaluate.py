@@ -51,6 +51,13 @@ def evaluate(arguments: argparse.Namespace, world: World, deferred: DeferredLog)
             fix="Name it with -e RUN.",
             code="missing-option",
         )
+    if (arguments.noise or arguments.reverb or arguments.speed) and not arguments.expdir:
+        raise UserError(
+            "The results of changed waveforms need a folder of their own.",
+            where="--noise, --reverb, --speed",
+            fix="Name it with -p DIR; `s3prl-mtl results RUN DIR` compares both.",
+            code="missing-option",
+        )
     past = Path(arguments.past_exp)
     folder = Path(arguments.expdir) if arguments.expdir else _run_of(past)
     targets = world.run_on_all_ranks(lambda: parse_splits(arguments.evaluate_split))

@@ -28,6 +28,8 @@ _TRAINING_FLAGS = {
     "--parallel": "parallel",
     "--pcgrad": "pcgrad",
     "--placement": "placement",
+    "--sampling": "sampling",
+    "--fraction": "fraction",
     "--steps": "steps",
     "--unfreeze_after": "unfreeze_after",
 }
@@ -96,6 +98,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes of each rank that read training batches (default: by cores; 0: none)",
     )
+    how.add_argument(
+        "--sampling",
+        metavar="RULE",
+        help="the tasks of a step: all, uniform, proportional, temperature:T, weights:asr=2,..., "
+        "every:N",
+    )
+    how.add_argument(
+        "--fraction",
+        metavar="TASK=F,...",
+        help="train on a fixed share of a task's utterances: asr=0.1",
+    )
+    how.add_argument(
+        "--noise", metavar="DIR[:snr=LOW-HIGH]", help="add noise of a folder: musan/noise:snr=5-20"
+    )
+    how.add_argument("--reverb", metavar="DIR", help="room impulse responses to convolve with")
+    how.add_argument("--speed", metavar="F,...", help="factors of the speed: 0.9,1.0,1.1")
     combine = how.add_mutually_exclusive_group()
     combine.add_argument(
         "--balancer",

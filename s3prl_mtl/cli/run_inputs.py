@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,14 @@ def config_of(
         flags["balancer"] = "uncertainty"
     if arguments.pcgrad:
         flags["balancer"] = "pcgrad:per_parameter=true"
+    flags |= _fractions(arguments.fraction)
+    changes = _perturbation(arguments)
+    if changes and arguments.mode == "evaluate":
+        # All of the section: training may have had another one.
+        none = {"noise": None, "snr": [5.0, 20.0], "reverb": None, "speed": [], "probability": 1.0}
+        flags["perturb"] = {**none, **changes, "splits": "evaluation"}
+    else:
+        flags |= {f"perturb.{key}": value for key, value in changes.items()}
     if arguments.parallel and not arguments.placement:
         # A placement implies `--parallel task`: do not inherit that of an earlier run.
         flags["distributed.placement"] = None
@@ -48,6 +59,71 @@ def config_of(
         base=saved.config if saved is not None else None,
         deferred=deferred,
     )
+
+
+def _fractions(text: str | None) -> dict[str, float]:
+    """The settings of `--fraction asr=0.1,ks=0.5`.
+
+    Raises:
+        UserError: an entry is not of this form.
+    """
+    settings = {}
+    for entry in filter(None, map(str.strip, (text or "").split(","))):
+        task, _, share = entry.rpartition("=")
+        try:
+            settings[f"{task}.fraction"] = float(share)
+        except ValueError:
+            task = ""
+        if not task:
+            raise UserError(
+                f"{entry!r} is not of the form task=fraction.",
+                where="--fraction",
+                fix="For example: asr=0.1,ks=0.5.",
+                code="invalid-value",
+            )
+    return settings
+
+
+def _perturbation(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of `--noise`, `--reverb` and `--speed`.
+
+    Raises:
+        UserError: a value is not of its form.
+    """
+    settings: dict[str, Any] = {}
+    if arguments.noise:
+        folder, colon, ratios = arguments.noise.rpartition(":snr=")
+        settings["noise"] = os.path.expanduser(folder if colon else ratios)
+        if colon:
+            found = re.fullmatch(r"(-?[\d.]+)(?:-(-?[\d.]+))?", ratios)
+            values = _floats([found[1], found[2] or found[1]]) if found else None
+            if values is None:
+                raise UserError(
+                    f"{ratios!r} is not a range of signal-to-noise ratios.",
+                    where="--noise",
+                    fix="For example: musan/noise:snr=5-20.",
+                    code="invalid-value",
+                )
+            settings["snr"] = values
+    if arguments.reverb:
+        settings["reverb"] = os.path.expanduser(arguments.reverb)
+    if arguments.speed:
+        settings["speed"] = _floats(arguments.speed.split(","))
+        if settings["speed"] is None:
+            raise UserError(
+                f"{arguments.speed!r} is not a list of factors.",
+                where="--speed",
+                fix="For example: 0.9,1.0,1.1.",
+                code="invalid-value",
+            )
+    return settings
+
+
+def _floats(texts: Sequence[str]) -> list[float] | None:
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        return None
 
 
 def forget_listings_if_asked(arguments: argparse.Namespace, config: Config, world: World) -> None:

@@ -77,6 +77,7 @@ class RunnerConfig:
             backward pass instead of keeping them.
         max_pass_seconds: of audio in one forward and backward pass; a step with more is divided.
             None to measure on a GPU how many fit.
+        sampling: which tasks take part in a step, as in `s3prl_mtl.data.task_sampling`.
         num_workers: processes of each rank that read the training batches of all tasks; 0 reads in
             the rank itself, None chooses by the number of cores.
         test_first: evaluate the test splits before the first step.
@@ -94,6 +95,7 @@ class RunnerConfig:
     unfreeze_after: int | None = _at_least(0)
     checkpoint_activations: bool
     max_pass_seconds: float | None = field(metadata={"above": 0})
+    sampling: str
     num_workers: int | None = _at_least(0)
     test_first: bool
     test_last: bool
@@ -113,6 +115,27 @@ class SpecAugmentConfig:
     freq_mask_width_range: list[int]
     num_freq_mask: int
     num_time_mask: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbConfig:
+    """Arguments of `s3prl_mtl.data.perturbation.Perturbation`, by the names of its errors.
+
+    Attributes:
+        noise: a folder of audio files.
+        snr: lowest and highest signal-to-noise ratio in dB.
+        reverb: a folder of room impulse responses.
+        speed: factors, each as likely.
+        probability: of noise, and of reverberation.
+        splits: ``train`` for training batches, ``evaluation`` for evaluated splits.
+    """
+
+    noise: Path | None
+    snr: list[float]
+    reverb: Path | None
+    speed: list[float]
+    probability: float = field(metadata={"at_least": 0, "at_most": 1})
+    splits: str = _one_of("train", "evaluation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +159,7 @@ class Settings:
             parts of the run.
         scheduler: ``name`` of a schedule, and its arguments; None for a constant rate.
         specaug: masks on the features of every task; None for none.
+        perturb: random changes of waveforms.
         balancer: ``name`` of the method that combines the tasks, and its options.
     """
 
@@ -153,6 +177,7 @@ class Settings:
     optimizer: dict[str, Any]
     scheduler: dict[str, Any] | None
     specaug: SpecAugmentConfig | None
+    perturb: PerturbConfig
     balancer: dict[str, Any]
 
 
@@ -166,6 +191,7 @@ class TaskConfig:
         dev_splits: evaluated during training, the first selects checkpoints; None for the
             expert's own.
         test_splits: evaluated at the end; None for the expert's own.
+        fraction: of the training utterances to train on, the same ones for the same seed.
         downstream_expert: the task's own settings, as its author defines them.
         folder: of an expert of s3prl.
         config: the file with the settings of an expert of s3prl.
@@ -175,6 +201,7 @@ class TaskConfig:
     train_split: str | None = "train"
     dev_splits: list[str] | None = None
     test_splits: list[str] | None = None
+    fraction: float = 1.0
     downstream_expert: dict[str, Any] = field(default_factory=dict)
     folder: str | None = None
     config: str | None = None

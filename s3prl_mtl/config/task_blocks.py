@@ -30,7 +30,13 @@ TYPED = {entry.name for entry in fields(TaskConfig)} - {"downstream_expert"}
 SCHEMA = OmegaConf.structured(TaskConfig)
 """Made once, since OmegaConf takes milliseconds for it."""
 
-DATARC_AT_LEAST = {"num_workers": 0, "train_batch_size": 1, "eval_batch_size": 1}
+DATARC_RANGES: dict[str, dict[str, float]] = {
+    "num_workers": {"at_least": 0},
+    "train_batch_size": {"at_least": 1},
+    "eval_batch_size": {"at_least": 1},
+    "train_batch_seconds": {"above": 0},
+    "eval_batch_seconds": {"above": 0},
+}
 """Settings that most experts have in `downstream_expert.datarc`."""
 
 
@@ -190,11 +196,11 @@ def check_task_values(task: str, block: Mapping[str, Any], origin: str) -> None:
     Raises:
         UserError: names the key and the lowest value.
     """
+    rules = {"above": 0, "at_most": 1}
+    check_value(f"{task}.fraction", block.get("fraction"), rules, origin)
     datarc = (block.get("downstream_expert") or {}).get("datarc") or {}
-    for key, least in DATARC_AT_LEAST.items():
-        check_value(
-            f"{task}.downstream_expert.datarc.{key}", datarc.get(key), {"at_least": least}, origin
-        )
+    for key, limits in DATARC_RANGES.items():
+        check_value(f"{task}.downstream_expert.datarc.{key}", datarc.get(key), limits, origin)
 
 
 def _same_type(value: Any, default: Any) -> bool:

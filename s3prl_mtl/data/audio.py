@@ -22,6 +22,9 @@ from s3prl_mtl.errors import UserError
 SAMPLE_RATE = 16_000
 """Sample rate of every waveform, in Hz."""
 
+EFFECT = "effect"
+"""Entry of `cut.custom`: a function that changes the waveform (samples,) of the cut."""
+
 MINIMUM_SAMPLES = 400
 """Receptive field of the encoder's convolutions: shorter waveforms give no frame."""
 
@@ -82,7 +85,9 @@ def load_waveform(cut: Cut) -> Tensor:
     waveform = torch.from_numpy(np.asarray(channels, dtype=np.float32)).mean(dim=0)
     if not torch.isfinite(waveform).all():
         raise _unreadable(cut, "it contains non-finite values")
-    return resample(waveform, int(cut.sampling_rate)).clamp_(-1.0, 1.0)
+    waveform = resample(waveform, int(cut.sampling_rate)).clamp_(-1.0, 1.0)
+    effect = (getattr(cut, "custom", None) or {}).get(EFFECT)
+    return waveform if effect is None else effect(waveform)
 
 
 def read_audio(path: str | os.PathLike[str]) -> Tensor:

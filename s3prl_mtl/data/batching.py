@@ -31,7 +31,8 @@ def make_loader(
     cuts: Iterable[Cut],
     collate: Collate,
     *,
-    batch_size: int,
+    batch_size: int | None = None,
+    batch_seconds: float | None = None,
     shuffle: bool,
     epoch: int = 0,
     seed: int = 0,
@@ -56,7 +57,8 @@ def make_loader(
         cuts: the split; its cuts are made when they are drawn if it is a `Manifest`.
         collate: called in the worker with the cuts of a batch and a generator for each; returns
             (waveforms, *others).
-        batch_size: utterances per batch.
+        batch_size: utterances per batch; with `batch_seconds` at most so many.
+        batch_seconds: longest duration of a batch in total, as in :func:`plan_batches`.
         shuffle: training: random order, equally many batches in every share. Otherwise
             evaluation: every utterance exactly once over all shares, in order.
         epoch: number of the epoch, from 0.
@@ -80,6 +82,7 @@ def make_loader(
         cuts=cuts if isinstance(cuts, Manifest) else list(cuts),
         collate=collate,
         batch_size=batch_size,
+        batch_seconds=batch_seconds,
         training=shuffle,
         seed=seed,
         weights=weights,
@@ -122,7 +125,8 @@ class BatchSource:
 
     cuts: Sequence[Cut]
     collate: Collate
-    batch_size: int
+    batch_size: int | None = None
+    batch_seconds: float | None = None
     training: bool
     seed: int = 0
     weights: Sequence[float] | np.ndarray | None = None
@@ -148,6 +152,7 @@ class BatchSource:
             if isinstance(self.cuts, Manifest)
             else [cut.duration for cut in self.cuts],
             batch_size=self.batch_size,
+            batch_seconds=self.batch_seconds,
             shuffle=self.training,
             epoch=epoch,
             seed=self.seed,

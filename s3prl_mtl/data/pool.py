@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -24,10 +24,10 @@ _Draw = dict[str, tuple[Round, list[Any]]]
 class LoaderPool:
     """The training batches of the tasks of a rank, draw by draw.
 
-    A draw is the next round of every stream. Rounds are pure functions of seed and position, so the
-    workers read whole draws ahead of the streams, each a draw of its own, and deliver them in
-    order: the batches depend neither on the number of workers nor on what was read ahead. A worker
-    that dies is replaced.
+    A draw is the next round of every stream, or of some of them (`tasks_of`). Rounds are pure
+    functions of seed and position, so the workers read whole draws ahead of the streams, each a
+    draw of its own, and deliver them in order: the batches depend neither on the number of workers
+    nor on what was read ahead. A worker that dies is replaced.
 
     Tasks whose expert has no `batch_source` are read by their own loaders, in the same draws.
 
@@ -35,6 +35,10 @@ class LoaderPool:
         streams: of the tasks, in the order of a draw.
         num_workers: processes; 0 reads in this one.
         doing: context manager for a description of the current activity.
+
+    Attributes:
+        number: of the next draw, from 0.
+        tasks_of: the tasks of a draw, by its number; a pure function.
     """
 
     def __init__(
@@ -46,14 +50,17 @@ class LoaderPool:
         self.streams = streams
         self.num_workers = num_workers
         self.doing = doing
+        self.number = 0
+        self.tasks_of: Callable[[int], Collection[str]] = lambda number: self._names
+        self._names = [stream.task for stream in streams]
         self._sources: dict[str, BatchSource] | None = None
         self._iterator: Iterator[Any] | None = None
-        self._positions: list[tuple[int, int]] = []
-        """Of the pooled streams after the last draw: from there, the iterator continues."""
+        self._position: Any = None
+        """Where the iterator continues."""
         self._deaths = WorkerDeaths("The training splits", "runner.num_workers (--num_workers)")
 
     def draw(self) -> list[Batch]:
-        """The next batch of every share of every task, in the order of the tasks.
+        """The next batch of every share of every task of a draw, in the order of the tasks.
 
         Raises:
             UserError: a batch cannot be read, or workers die repeatedly.
@@ -61,13 +68,17 @@ class LoaderPool:
         with self.doing("reading the batches of a step"):
             read = self._next_draw()
         batches = []
+        wanted = self.tasks_of(self.number)
         for stream in self.streams:
+            if stream.task not in wanted:
+                continue
             if stream.task in read:
                 batches += stream.take(*read[stream.task])
                 continue
             with self.doing(f"reading a batch of {stream.task}"):
                 batches += stream.next_round()
-        self._positions = self._current()
+        self.number += 1
+        self._position = self._current()
         return batches
 
     def close(self) -> None:
@@ -79,13 +90,13 @@ class LoaderPool:
             self._sources = self._offered()
         if not self._sources:
             return {}
-        if self._positions != self._current():
-            self.close()  # A stream was set to another position.
+        if self._position != self._current():
+            self.close()  # The run was set to another position.
         while True:
             try:
                 with remove_sigchld_handler():
                     if self._iterator is None:
-                        self._positions = self._current()
+                        self._position = self._current()
                         self._iterator = iter(self._loader(self._sources))
                     sent = next(self._iterator)
                 if isinstance(sent, UserError):
@@ -108,14 +119,15 @@ class LoaderPool:
                 sources[stream.task] = source
         return sources
 
-    def _current(self) -> list[tuple[int, int]]:
-        return [(s.epoch, s.round) for s in self.streams if s.task in (self._sources or {})]
+    def _current(self) -> Any:
+        pooled = self._sources or {}
+        return self.number, [(s.epoch, s.round) for s in self.streams if s.task in pooled]
 
     def _loader(self, sources: Mapping[str, BatchSource]) -> DataLoader[_Draw]:
-        ahead = [s.ahead(sources[s.task]) for s in self.streams if s.task in sources]
+        ahead = {s.task: s.ahead(sources[s.task]) for s in self.streams if s.task in sources}
         return DataLoader(
             _DrawDataset(sources),
-            sampler=_draws(ahead),
+            sampler=self._draws(ahead, self.number),
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=self.num_workers,
@@ -126,6 +138,13 @@ class LoaderPool:
             # By default DataLoader draws the seed of its workers from the global state.
             generator=torch.Generator(),
         )
+
+    def _draws(self, ahead: Mapping[str, Iterator[Round]], number: int) -> Iterator[list[Round]]:
+        """The rounds of every draw from this one on, without end."""
+        while True:
+            wanted = self.tasks_of(number)
+            yield [next(rounds) for task, rounds in ahead.items() if task in wanted]
+            number += 1
 
 
 class _DrawDataset(Dataset[Any]):
@@ -152,12 +171,6 @@ class _DrawDataset(Dataset[Any]):
     def _items(self, read: Round) -> list[Any]:
         source = self.sources[read.task]
         return [source.load(read.epoch, draws).batch for draws in read.draws]
-
-
-def _draws(ahead: Sequence[Iterator[Round]]) -> Iterator[list[Round]]:
-    """The rounds of every draw, without end. Which tasks take part in a draw is decided here."""
-    while True:
-        yield [next(rounds) for rounds in ahead]
 
 
 def _unchanged(sent: Any) -> Any:

@@ -64,9 +64,11 @@ class TaskStream:
         self.shares = tuple(shares)
         self.num_shares = num_shares
         datarc = getattr(expert, "datarc", None)
-        size = datarc.get("train_batch_size") if isinstance(datarc, Mapping) else None
+        own = datarc if isinstance(datarc, Mapping) else {}
+        size = own.get("train_batch_size") if own.get("train_batch_seconds") is None else None
         self.batch_size = size if isinstance(size, int) and size > 0 else 1
-        """Utterances per batch according to the settings of the expert, otherwise 1."""
+        """Utterances per batch according to the settings of the expert; 1 if it differs or is
+        unknown."""
         self.epoch = 0
         self.round = 0
         """Rounds read in this epoch; a round is one batch of every share."""

@@ -68,6 +68,11 @@ def task_sampling(
     return _at_random(weights, seed)
 
 
+def depends_on_sizes(rule: str) -> bool:
+    """Whether a rule needs the number of training utterances."""
+    return rule.partition(":")[0] in ("proportional", "temperature")
+
+
 def _at_random(weights: Mapping[str, float], seed: int) -> TasksOf:
     tasks = list(weights)
     chances = torch.tensor(list(weights.values()), dtype=torch.float64)

@@ -15,12 +15,16 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
+from lhotse.utils import fastcopy
 from torch import Tensor, nn
 
 from s3prl_mtl.data import Corpus, Finding, Manifest, load_cuts, load_waveform
+from s3prl_mtl.data.audio import EFFECT
 from s3prl_mtl.data.batching import BatchSource
 from s3prl_mtl.data.corpus_cache import cached
 from s3prl_mtl.data.corpus_report import CorpusReport, report_corpus
+from s3prl_mtl.data.perturbation import Perturbation
+from s3prl_mtl.data.sampling import derived_seed
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.cache import default_cache_dir
 from s3prl_mtl.tasks.best_checkpoint import first_score, selecting_metric_of, update_best_score
@@ -28,6 +32,9 @@ from s3prl_mtl.tasks.metric import Metric, add_settings_file, check_name, place_
 from s3prl_mtl.tasks.settings import CheckedSettings
 
 _LOG = logging.getLogger(__name__)
+
+EVAL_BATCH_SECONDS = 100.0
+"""Audio in a batch of an evaluation, if the settings give no limit."""
 
 UNDEFINED = "undefined-metric"
 """Code of the error of a metric that its inputs leave undefined."""
@@ -82,6 +89,8 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
     wants_hidden_states: ClassVar[bool] = False
     """Whether `forward` and `predict` get the encoder's hidden states (L, T_i, D) in place of
     features: the input of the first layer and the output of each layer."""
+    has_timed_labels: ClassVar[bool] = False
+    """Whether labels are positions in the audio: its speed cannot be changed then."""
     is_trained: ClassVar[bool] = True
     """False for a task without parameters to learn: it cannot be trained, and any run can be
     evaluated on it with `-m evaluate`, whether or not its checkpoints have the task."""
@@ -113,6 +122,11 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         self.labels: dict[str, Any] = dict(labels if labels is not None else self.read_labels())
         self.decision: dict[str, float] = {}
         """Values that the head chose on its dev split, such as a threshold; checkpointed."""
+        self.fraction = 1.0
+        """Of the training utterances to train on; the runner sets it, as the next two."""
+        self.perturbation: Perturbation | None = None
+        self.perturbs_training = True
+        """Whether training batches are perturbed, or evaluated splits."""
         self._split_cuts: dict[str, Manifest] = {}
         self.register_buffer("best_score", torch.full((1,), worst))
         self.build_head()
@@ -359,16 +373,38 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         self.prepare(split)
         cuts = self._split_cuts[split]
         training = split == self.train_split
+        if training:
+            cuts = self._trained_part(cuts)
+        size, seconds = self._batch_limits(split)
+        is_perturbed = training == self.perturbs_training
         return BatchSource(
             cuts=cuts,
-            collate=_Reader(self, split),
-            batch_size=self.datarc.get("train_batch_size" if training else "eval_batch_size", 1),
+            collate=_Reader(self, split, self.perturbation if is_perturbed else None),
+            batch_size=size,
+            batch_seconds=seconds,
             training=training,
             seed=self.seed,
             weights=self.draw_weights(split, cuts),
             bucketed=training and bool(self.datarc.get("bucketed", False)),
             sliding=training and bool(self.datarc.get("sliding", False)),
         )
+
+    def _trained_part(self, cuts: Manifest) -> Manifest:
+        """The utterances of `fraction`: they depend on the seed only, and a smaller fraction is a
+        part of a larger one."""
+        if self.fraction == 1.0:
+            return cuts
+        keys = np.array([derived_seed("fraction", self.seed, name) for name in cuts.ids()])
+        count = max(1, round(self.fraction * len(cuts)))
+        return cuts.select(np.sort(np.argsort(keys, kind="stable")[:count]))
+
+    def _batch_limits(self, split: str) -> tuple[int | None, float | None]:
+        """Most utterances and seconds of audio of a batch."""
+        kind = "train" if split == self.train_split else "eval"
+        size, seconds = (self.datarc.get(f"{kind}_batch_{unit}") for unit in ("size", "seconds"))
+        if size is None and seconds is None:
+            return (1, None) if kind == "train" else (None, EVAL_BATCH_SECONDS)
+        return size, seconds
 
     def audio_digest(self, split: str) -> str | None:
         """Equal for splits whose evaluation reads the same parts of files in the same batches.
@@ -381,7 +417,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         if type(self).get_dataloader is not TaskExpert.get_dataloader:
             return None
         self.prepare(split)
-        digest = hashlib.blake2b(repr(self.datarc.get("eval_batch_size", 1)).encode())
+        digest = hashlib.blake2b(repr(self._batch_limits(split)).encode())
         for column in self._split_cuts[split].columns("path", "start", "duration"):
             digest.update(repr(column.to_pylist()).encode())
         return digest.hexdigest()
@@ -472,13 +508,22 @@ def _below(cls: type[TaskExpert]) -> list[type]:
 class _Reader:
     """Reads a batch of cuts for an expert; called in loader workers."""
 
-    def __init__(self, expert: TaskExpert, split: str) -> None:
+    def __init__(self, expert: TaskExpert, split: str, perturbation: Perturbation | None) -> None:
         self.expert = expert
         self.split = split
+        self.perturbation = perturbation
 
     def __call__(self, cuts: Sequence[Any], generators: Sequence[torch.Generator]) -> tuple:
         items = [
-            self.expert.read(cut, self.split, generator)
+            self.expert.read(self._perturbed(cut, generator), self.split, generator)
             for cut, generator in zip(cuts, generators, strict=True)
         ]
         return tuple(list(column) for column in zip(*items, strict=True))
+
+    def _perturbed(self, cut: Any, generator: torch.Generator) -> Any:
+        """The cut, with a random effect for :func:`load_waveform`."""
+        if self.perturbation is None:
+            return cut
+        # Of its own: the other random choices are those of the unchanged waveform.
+        own = torch.Generator().manual_seed(derived_seed("perturb", generator.initial_seed()))
+        return fastcopy(cut, custom={**(cut.custom or {}), EFFECT: self.perturbation.draw(own)})

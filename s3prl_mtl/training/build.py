@@ -13,6 +13,7 @@ import torch
 
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.config import RunConfig
+from s3prl_mtl.data.perturbation import Perturbation
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.registry.plugins import (
@@ -23,6 +24,7 @@ from s3prl_mtl.registry.plugins import (
     tasks_named,
 )
 from s3prl_mtl.registry.task_names import Packages, same_name_tasks, task_packages
+from s3prl_mtl.tasks.base import TaskExpert
 from s3prl_mtl.tasks.contract import check_class
 from s3prl_mtl.training.preflight import (
     check_plain,
@@ -113,6 +115,7 @@ def build_experts(
                     labels=labels.get(name),
                 )
                 check_plain(name, experts[name])
+                _set_data_rules(experts[name], name, config)
             except UserError as mistake:
                 mistakes.append(mistake)
             except Exception as cause:
@@ -157,6 +160,45 @@ def build_expert(
         cache_dir=config.cache_dir and str(config.cache_dir),
         seed=config.seed,
         **({} if labels is None else {"labels": labels}),
+    )
+
+
+def _set_data_rules(expert: Any, name: str, config: RunConfig) -> None:
+    """Set the share of the training data and the perturbation of waveforms.
+
+    Raises:
+        UserError: the task reads its data itself, its labels do not allow another speed, or a
+            setting is wrong.
+    """
+    fraction, perturb = config.tasks[name].fraction, config.perturb
+    rules = {f"{name}.fraction": fraction != 1.0}
+    rules |= {f"perturb.{key}": bool(getattr(perturb, key)) for key in ("noise", "reverb", "speed")}
+    wanted = [key for key, is_set in rules.items() if is_set]
+    if not wanted:
+        return
+    own_loader = type(expert).get_dataloader is not TaskExpert.get_dataloader
+    if not isinstance(expert, TaskExpert) or own_loader:
+        raise UserError(
+            f"{name} reads its data itself.",
+            where=", ".join(wanted),
+            fix="Leave out these settings, or the task.",
+            code="not-supported",
+        )
+    if perturb.speed and expert.has_timed_labels:
+        raise UserError(
+            f"The labels of {name} are positions in the audio: its speed cannot be changed.",
+            where="perturb.speed (--speed)",
+            fix="Leave out the speed, or the task.",
+            code="not-supported",
+        )
+    expert.fraction = fraction
+    expert.perturbs_training = perturb.splits == "train"
+    expert.perturbation = Perturbation(
+        noise=perturb.noise,
+        snr=(perturb.snr[0], perturb.snr[-1]),
+        reverb=perturb.reverb,
+        speeds=tuple(perturb.speed),
+        probability=perturb.probability,
     )
 
 

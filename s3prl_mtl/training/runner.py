@@ -141,6 +141,7 @@ class MultiTaskRunner:
             num_workers=default_workers(world.local_size)
             if settings.runner.num_workers is None
             else settings.runner.num_workers,
+            sampling=settings.runner.sampling,
         )
         self.run_state = RunState(self.source_config, self.run, self.training_step)
         if resume is not None:

@@ -17,6 +17,7 @@ from s3prl_mtl.balancing import Balancer
 from s3prl_mtl.data import SAMPLE_RATE
 from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.data.pool import LoaderPool
+from s3prl_mtl.data.task_sampling import TasksOf, depends_on_sizes, task_sampling
 from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
@@ -35,7 +36,7 @@ class StepReport:
     """The outcome of a step, the same on all ranks.
 
     Args:
-        losses: of each task of the run, over all ranks; NaN where the task was dropped.
+        losses: of each task of the step, over all ranks; NaN where the task was dropped.
         stop: a rank was asked to stop.
         audio_seconds: of the batches of all ranks.
     """
@@ -57,6 +58,7 @@ class TrainingStep:
         accumulate: batches of every share of a task in a step.
         limit: of the audio of a forward and backward pass; by default none.
         num_workers: processes that read the batches of all tasks; 0 reads in this one.
+        sampling: rule for the tasks of a step, as in :func:`task_sampling`.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class TrainingStep:
         accumulate: int,
         limit: PassLimit | None = None,
         num_workers: int = 0,
+        sampling: str = "all",
     ) -> None:
         self.run = run
         self.balancer = balancer
@@ -79,6 +82,8 @@ class TrainingStep:
         self.micro_batcher = self._micro_batcher(run.world, run.skips, limit)
         streams = [task.stream for task in run.tasks.values()]
         self.loaders = LoaderPool(streams, num_workers, run.world.doing)
+        self.sampling = sampling
+        self._has_sampling = False
         self.gradients = GradientSum((block.group, block.trained) for block in run.blocks())
 
     def take(self) -> StepReport:
@@ -89,7 +94,11 @@ class TrainingStep:
                 row, or a single utterance does not fit into the memory of the GPU.
         """
         self.run.set_training(True)
-        draws = [self.draw() for _ in range(self.accumulate)]
+        if not self._has_sampling:
+            tasks_of, self._has_sampling = self._read_sampling(), True
+            self.loaders.tasks_of = lambda number: tasks_of(number // self.accumulate + 1)
+        self.loaders.number = self.run.step * self.accumulate
+        draws = [self.loaders.draw() for _ in range(self.accumulate)]
         sync, records = self.micro_batcher.take(self.run.step + 1, draws, self._attempt)
         return self._report(draws, sync, records)
 
@@ -131,7 +140,7 @@ class TrainingStep:
 
         self.run.set_training(True)
         micro_batcher = self._micro_batcher(World(), SkipCounts(self.run.names))
-        dropped = micro_batcher.take(1, [self.draw()], attempt)
+        dropped = micro_batcher.take(1, [self.loaders.draw()], attempt)
         self.optimizer.zero_grad(set_to_none=True)
         if dropped:
             names = " and of ".join(sorted(dropped))
@@ -143,9 +152,17 @@ class TrainingStep:
                 code="non-finite",
             )
 
-    def draw(self) -> list[Batch]:
-        """The next batch of every share of every task of this rank."""
-        return self.loaders.draw()
+    def _read_sampling(self) -> TasksOf:
+        """The rule for the tasks of a step; counts training utterances if it depends on them."""
+        run = self.run
+        sizes: dict[str, int | None] = dict.fromkeys(run.names)
+        if depends_on_sizes(self.sampling):
+            own = {name: task.training_utterances() for name, task in run.tasks.items()}
+            for part in run.world.all_gather(own):
+                sizes |= part
+        return run.world.run_on_all_ranks(
+            lambda: task_sampling(self.sampling, run.names, sizes, run.seed)
+        )
 
     def _micro_batcher(
         self, world: World, skips: SkipCounts, limit: PassLimit | None = None
@@ -236,5 +253,6 @@ class TrainingStep:
                 task.keep(
                     records[name], [b.number for draw in draws for b in draw if b.task == name]
                 )
-        losses = {n: math.nan if n in sync.dropped else sync.losses.get(n, 0.0) for n in run.names}
+        drawn = [name for name in run.names if name in sync.dropped or name in sync.losses]
+        losses = {name: sync.losses.get(name, math.nan) for name in drawn}
         return StepReport(losses, sync.stop, sync.samples / SAMPLE_RATE)

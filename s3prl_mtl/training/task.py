@@ -39,6 +39,12 @@ class Task:
         extend_records(self.records, records)
         self.batch_ids.extend(batch_ids)
 
+    def training_utterances(self) -> int | None:
+        """Utterances of an epoch; None for a task with a loader of its own."""
+        source = getattr(self.expert, "batch_source", None)
+        found = source(self.train_split) if source is not None else None
+        return len(found.cuts) if found is not None else None
+
     def take_records(self) -> tuple[Records, list[int]]:
         """The records since the last call, on the CPU, and the numbers of their batches."""
         taken = to_cpu(self.records), self.batch_ids

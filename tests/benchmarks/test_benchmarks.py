@@ -84,8 +84,8 @@ def test_the_benchmark_of_an_evaluation_compares_both_ways(
     tiny_corpus: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log.jsonl"
-    words = ["--size", "tiny", "--sizes", "1,4", "--repeats", "1", "--data", str(tiny_corpus)]
+    words = ["--size", "tiny", "--seconds", "1,4", "--repeats", "1", "--data", str(tiny_corpus)]
     run("evaluate.py", *words, "--log", str(log))
     records = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [record["batch"] for record in records] == [1, 4]
+    assert [record["batch_seconds"] for record in records] == [1, 4]
     assert all(record["together"][0] > 0 and record["alone"][0] > 0 for record in records)

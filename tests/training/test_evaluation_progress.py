@@ -24,4 +24,4 @@ def test_an_evaluation_shows_task_split_and_batches(
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     (total,) = {int(number) for number in re.findall(r"er dev .*/(\d+) batches", shown)}
     expert = runner.tasks["er"].expert
-    assert total == -(-expert.utterances("dev") // expert.datarc["eval_batch_size"])
+    assert total == len(expert.get_dataloader("dev"))
