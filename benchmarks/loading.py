@@ -40,8 +40,8 @@ def make_runner(
         datarc = f"config.{task}.downstream_expert.datarc"
         size = max(1, round(BATCHES[task][0] * arguments.scale))
         overrides.append(f"{datarc}.train_batch_size={size}")
-        if arguments.num_workers is not None:
-            overrides.append(f"{datarc}.num_workers={arguments.num_workers}")
+    if arguments.num_workers is not None:
+        overrides.append(f"runner.num_workers={arguments.num_workers}")
     # The first process writes the encoder.
     config = world.broadcast(
         run_config(arguments, tasks, data, folder, ",,".join(overrides)) if world.is_lead else {}
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(BATCHES))
     parser.add_argument("--precision", default="bf16", choices=["fp32", "tf32", "bf16"])
     parser.add_argument("--data", type=Path, help="the corpora (default: a new mini corpus)")
-    parser.add_argument("--num_workers", type=int, help="of the loader of each task")
+    parser.add_argument("--num_workers", type=int, help="loader workers of each process")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="of each repeat")
     # Short as well: torchrun takes the other one for an abbreviation of its own.

@@ -275,10 +275,7 @@ def play_round(size: int, way: str, arguments: argparse.Namespace, folder: Path)
                 "distributed.parallel": way,
                 "distributed.placement": arguments.placement if way == "task" else None,
             },
-            "overrides": ",,".join(
-                f"{task}.downstream_expert.datarc.num_workers={arguments.num_workers}"
-                for task in tasks
-            ),
+            "overrides": f"runner.num_workers={arguments.num_workers}",
         }
         answer = Path(run) / "answer.json"
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -15,6 +15,8 @@ import torch
 
 from s3prl_mtl import TaskExpert, load_task
 from s3prl_mtl.config import build_config, resolve
+from s3prl_mtl.data.pool import LoaderPool
+from s3prl_mtl.data.streams import TaskStream
 from s3prl_mtl.registry.task_names import BUILT_IN_TASKS
 from tests.mistakes import user_error
 
@@ -151,6 +153,29 @@ def test_a_worker_process_reads_the_same_batches(task: str, build: Build) -> Non
     for left, right in zip(inside[0], outside[0], strict=True):
         assert torch.equal(left, right)
     assert str(inside[1:]) == str(outside[1:])
+
+
+def test_a_pool_reads_the_batches_of_the_loader(task: str, build: Build) -> None:
+    expected = TaskStream(task, build(task), "train", seed=5)
+    pool = LoaderPool([TaskStream(task, build(task), "train", seed=5)], num_workers=1)
+    for _ in range(3):
+        (inside,), (outside,) = expected.next_round(), pool.draw()
+        assert inside.number == outside.number
+        for left, right in zip(inside.wavs, outside.wavs, strict=True):
+            assert torch.equal(left, right)
+        assert str(inside.others) == str(outside.others)
+
+
+def test_an_expert_with_a_loader_of_its_own_is_not_read_by_a_pool(task: str, build: Build) -> None:
+    expert = build(task)
+    assert expert.batch_source("train") is not None
+
+    class Own(type(expert)):  # type: ignore[misc]
+        def get_dataloader(self, *arguments: Any, **settings: Any) -> Any:
+            return super().get_dataloader(*arguments, **settings)
+
+    expert.__class__ = Own
+    assert expert.batch_source("train") is None
 
 
 def test_an_expert_survives_pickling(task: str, build: Build) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import shutil
 from collections import defaultdict
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.checkpoint.restore import encoder_weights
 from s3prl_mtl.config import Config, build_config, parse_tasks
 from s3prl_mtl.tracking.tracker import Tracker, read_metrics, read_results
@@ -51,7 +53,7 @@ def losses_of_a_draw(runner: MultiTaskRunner) -> list[torch.Tensor]:
     run = runner.run
     run.set_training(False)
     records = defaultdict(lambda: defaultdict(list))
-    batches = runner.training_step.draw()
+    batches = runner.training_step.loaders.draw()
     return forward(batches, run.tasks, run.encoder, run.specaug, records)
 
 
@@ -122,7 +124,7 @@ def test_accumulated_batches_give_the_mean_of_their_gradients(make_config, tmp_p
     for batch in range(2):
         runner = MultiTaskRunner(make_config("er", **shared), tmp_path / f"batch{batch}")
         for _ in range(batch):
-            runner.training_step.draw()
+            runner.training_step.loaders.draw()
         losses_of_a_draw(runner)[0].backward()
         updates.append(runner.tasks["er"].expert.projector.weight.grad)
     both = MultiTaskRunner(
@@ -164,6 +166,26 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
 
     name = f"states-{steps}.ckpt"
     assert_same(checkpoints.load(whole / name), checkpoints.load(resumed / name))
+
+
+def test_training_does_not_depend_on_the_number_of_loader_workers(make_config, tmp_path: Path):
+    # Two draws a step; epochs of `er` end within the run.
+    settings = {
+        "runner__total_steps": 6,
+        "runner__save_step": 3,
+        "runner__gradient_accumulate_steps": 2,
+    }
+
+    def saved(run: str, workers: int, resume: RunCheckpoint | None = None) -> RunCheckpoint:
+        config = make_config("ks,asr,er", runner__num_workers=workers, **settings)
+        MultiTaskRunner(config, tmp_path / run, resume=resume).train()
+        return replace(checkpoints.load(tmp_path / run / "states-6.ckpt"), config={})
+
+    alone = saved("alone", 0)
+    assert_same(alone, saved("helped", 2))
+    half = checkpoints.load(tmp_path / "helped" / "states-3.ckpt")
+    assert_same(alone, saved("resumed", 1, resume=half))
+    assert multiprocessing.active_children() == []
 
 
 def test_a_run_that_is_short_of_memory_resumes_bit_for_bit(
