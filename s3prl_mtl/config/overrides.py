@@ -32,6 +32,7 @@ ARGUMENT_KEYS = {
     "unfreeze_after": "runner.unfreeze_after",
     "checkpoint_activations": "runner.checkpoint_activations",
     "max_pass_seconds": "runner.max_pass_seconds",
+    "log_conflicts": "runner.log_conflicts",
     "parallel": "distributed.parallel",
     "placement": "distributed.placement",
 }

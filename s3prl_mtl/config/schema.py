@@ -77,6 +77,7 @@ class RunnerConfig:
             backward pass instead of keeping them.
         max_pass_seconds: of audio in one forward and backward pass; a step with more is divided.
             None to measure on a GPU how many fit.
+        log_conflicts: compare the gradients of the tasks every so many steps; 0 for never.
         test_first: evaluate the test splits before the first step.
         test_last: evaluate the test splits after the last step.
         test_best: evaluate them with each task's best checkpoint, where there is one.
@@ -92,6 +93,8 @@ class RunnerConfig:
     unfreeze_after: int | None = _at_least(0)
     checkpoint_activations: bool
     max_pass_seconds: float | None = field(metadata={"above": 0})
+    # Absent from checkpoints of earlier versions.
+    log_conflicts: int = field(default=0, metadata={"at_least": 0})
     test_first: bool
     test_last: bool
     test_best: bool

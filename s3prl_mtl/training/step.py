@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from s3prl_mtl.balancing import Balancer
+from s3prl_mtl.balancing import Balancer, GradientBalancer
 from s3prl_mtl.data import SAMPLE_RATE
 from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.nn import to_device
+from s3prl_mtl.training.conflicts import ConflictMeter, Gramians
 from s3prl_mtl.training.forward import forward
 from s3prl_mtl.training.microbatch import MicroBatch, MicroBatcher
 from s3prl_mtl.training.pass_limit import PassLimit
@@ -37,11 +38,13 @@ class StepReport:
         losses: of each task of the run, over all ranks; NaN where the task was dropped.
         stop: a rank was asked to stop.
         audio_seconds: of the batches of all ranks.
+        gramians: of the gradients of the tasks before the update; None if they were not measured.
     """
 
     losses: dict[str, float]
     stop: bool
     audio_seconds: float = 0.0
+    gramians: Gramians | None = None
 
 
 class TrainingStep:
@@ -55,6 +58,7 @@ class TrainingStep:
         clipping: maximum joint norm of all gradients.
         accumulate: batches of every share of a task in a step.
         limit: of the audio of a forward and backward pass; by default none.
+        log_conflicts: compare the gradients of the tasks every so many steps; 0 for never.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class TrainingStep:
         clipping: float,
         accumulate: int,
         limit: PassLimit | None = None,
+        log_conflicts: int = 0,
     ) -> None:
         self.run = run
         self.balancer = balancer
@@ -74,6 +79,8 @@ class TrainingStep:
         self.clipping = clipping
         self.accumulate = accumulate
         self.micro_batcher = self._micro_batcher(run.world, run.skips, limit)
+        self.conflicts = ConflictMeter(run, log_conflicts, accumulate)
+        self._gramians: Gramians | None = None
         self.gradients = GradientSum((block.group, block.trained) for block in run.blocks())
 
     def take(self) -> StepReport:
@@ -85,6 +92,9 @@ class TrainingStep:
         """
         self.run.set_training(True)
         draws = [self.draw() for _ in range(self.accumulate)]
+        self._gramians = None
+        if self._measures_conflicts and not isinstance(self.balancer, GradientBalancer):
+            self._gramians = self.conflicts.measure(self.micro_batcher.divide(draws))
         sync, records = self.micro_batcher.take(self.run.step + 1, draws, self._attempt)
         return self._report(draws, sync, records)
 
@@ -106,6 +116,8 @@ class TrainingStep:
             with self.gradients.overlapping() if is_last else nullcontext():
                 self._backward(self._forward(micro_batch, sync, records), sync)
         self._sum_over_ranks(sync)
+        if self._measures_conflicts and isinstance(self.balancer, GradientBalancer):
+            self._gramians = self._compare_gradients(self.balancer, list(sync.losses))
         self.balancer.combine(sync.losses, self.run.shared, self.run.heads)
         self._update(self._clip())
         return sync, records
@@ -137,6 +149,18 @@ class TrainingStep:
                 "corpus of the task.",
                 code="non-finite",
             )
+
+    @property
+    def _measures_conflicts(self) -> bool:
+        return self.conflicts.is_due(self.run.step + 1)
+
+    def _compare_gradients(
+        self, balancer: GradientBalancer, tasks: Sequence[str]
+    ) -> Gramians | None:
+        """Compare the gradients of the step itself, of the tasks that are not dropped."""
+        in_order = [task for task in self.run.names if task in tasks]
+        rows = balancer.gradients_of(in_order)
+        return None if rows is None else self.conflicts.from_rows(rows, in_order)
 
     def draw(self) -> list[Batch]:
         """The next batch of every share of every task of this rank."""
@@ -236,4 +260,4 @@ class TrainingStep:
                     records[name], [b.number for draw in draws for b in draw if b.task == name]
                 )
         losses = {n: math.nan if n in sync.dropped else sync.losses.get(n, 0.0) for n in run.names}
-        return StepReport(losses, sync.stop, sync.samples / SAMPLE_RATE)
+        return StepReport(losses, sync.stop, sync.samples / SAMPLE_RATE, self._gramians)
