@@ -173,7 +173,8 @@ class GradientBalancer(Balancer):
                 if gradient is not None and parameter.grad is not None:
                     parameter.grad.add_(gradient)
                 elif gradient is not None:
-                    parameter.grad = gradient.clone()
+                    # In the layout of the parameter, which fused optimizers require.
+                    parameter.grad = torch.empty_like(parameter).copy_(gradient)
             self._add(task, found[: len(shared)])
 
     def partial_sums(self) -> Sequence[Tensor]:

@@ -231,7 +231,10 @@ class _Lookahead:
         states = {p: _copied(optimizer.state[p]) for p in shared if p in optimizer.state}
         try:
             for parameter, gradient in zip(shared, gradients, strict=True):
-                parameter.grad = gradient
+                if gradient is not None:
+                    # In the layout of the parameter, which fused optimizers require: a gradient of
+                    # `torch.autograd.grad` may be transposed in memory.
+                    parameter.grad = torch.empty_like(parameter).copy_(gradient)
             nn.utils.clip_grad_norm_(shared, self.clipping)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -227,7 +227,7 @@ def test_mistakes_are_named(trained: Callable[[str], Path], tmp_path: Path):
         command(str(run), "--groups", "4")
     with user_error("file-missing", str(tmp_path)):
         command(str(run), "--data", str(tmp_path), "--cache_dir", str(tmp_path / "cache"))
-    with user_error("conflicting-options", "--optimizer"):
+    with user_error("invalid-value", "optimizer"):
         command(str(run), "--lr", "-1")
     best = next(run.glob("*/*-best.ckpt"))
     with user_error("not-supported", best.name):
