@@ -70,6 +70,7 @@ setup(
         "filelock",
         "lhotse>=1.33",
         "omegaconf>=2.3",
+        "pillow>=10.1",
         "pyannote.metrics>=4",
         "pyarrow>=18",
         "pyyaml",

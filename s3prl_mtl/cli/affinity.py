@@ -111,8 +111,8 @@ def _write(out: Path, affinity: Affinity, records: list[dict[str, Any]], what: s
     from s3prl_mtl.tracking.heat_maps import heat_maps
 
     values = affinity.values
-    off_diagonal = values[~values.isnan()].abs()
-    limit = float(off_diagonal.max()) if len(off_diagonal) else 1.0
+    # The numbers of the diagonal are much larger; the others are the question.
+    limit = values.clone().fill_diagonal_(0.0).nan_to_num(0.0).abs().max().item()
     title = f"Affinity in %: a step on the task of the row, the loss of the column ({what})"
     image = heat_maps({"": values.tolist()}, affinity.tasks, title, limit, _percent)
     replace_text(out / "affinity.csv", _csv(records))

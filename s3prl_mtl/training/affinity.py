@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +84,13 @@ class Affinity:
             count: of groups, from 1 to the number of tasks.
         """
         values = self.values.nan_to_num(0.0).tolist()
-        best, found = -math.inf, []
-        for groups in _divisions(len(self.tasks), count):
-            total = math.fsum(
-                values[i][j] / (len(group) - 1) for group in groups for i in group for j in group
-                if i != j
-            )  # fmt: skip
-            if total > best:
-                best, found = total, groups
-        return [[self.tasks[i] for i in group] for group in found]
+
+        def total(groups: list[list[int]]) -> float:
+            pairs = [(group, i, j) for group in groups for i, j in permutations(group, 2)]
+            return math.fsum(values[i][j] / (len(group) - 1) for group, i, j in pairs)
+
+        best = max(_divisions(len(self.tasks), count), key=total)
+        return [[self.tasks[i] for i in group] for group in best]
 
 
 def open_run(saved: RunCheckpoint, config: Config, folder: Path, where: str) -> MultiTaskRunner:
@@ -228,7 +227,9 @@ class _Lookahead:
         """Take a step on the shared parameters, and undo it on exit."""
         shared, optimizer = self.run.shared, self.optimizer
         weights = [parameter.detach().clone() for parameter in shared]
-        states = {p: _copied(optimizer.state[p]) for p in shared if p in optimizer.state}
+        states: dict[Tensor, Any] = {
+            p: _copied(optimizer.state[p]) for p in shared if p in optimizer.state
+        }
         try:
             for parameter, gradient in zip(shared, gradients, strict=True):
                 if gradient is not None:
