@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -110,11 +111,9 @@ def _write(out: Path, affinity: Affinity, records: list[dict[str, Any]], what: s
     from s3prl_mtl.fileio.atomic import atomic_path, replace_text
     from s3prl_mtl.tracking.heat_maps import heat_maps
 
-    values = affinity.values
-    # The numbers of the diagonal are much larger; the others are the question.
-    limit = values.clone().fill_diagonal_(0.0).nan_to_num(0.0).abs().max().item()
-    title = f"Affinity in %: a step on the task of the row, the loss of the column ({what})"
-    image = heat_maps({"": values.tolist()}, affinity.tasks, title, limit, _percent)
+    scaled, unit = _scaled(affinity)
+    title = f"Affinity in {unit}: a step on the row, the loss of the column ({what})"
+    image = heat_maps({"": scaled}, affinity.tasks, title, limit=100.0, shown=_shown)
     replace_text(out / "affinity.csv", _csv(records))
     with atomic_path(out / "affinity.png") as partial:
         image.save(partial)
@@ -129,19 +128,30 @@ def _csv(records: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:+.2g}"
+def _scaled(affinity: Affinity) -> tuple[list[list[float]], str]:
+    """The affinities in a unit that leaves two digits of the largest one between two tasks.
+
+    The diagonal, which is larger, does not count.
+    """
+    between = affinity.values.nan_to_num(0.0).fill_diagonal_(0.0).abs().max().item()
+    exponent = math.floor(math.log10(between)) - 1 if between > 0 else -2
+    return (affinity.values / 10.0**exponent).tolist(), f"{10.0 ** (exponent + 2):g} %"
+
+
+def _shown(value: float) -> str:
+    return f"{value:+.1f}" if abs(value) < 100 else f"{value:+.0f}"
 
 
 def _table(affinity: Affinity, name: str) -> Table:
-    """In percent: how much of the loss of the column a step on the task of the row removes."""
+    """How much of the loss of the column a step on the task of the row removes."""
     from rich.table import Table
 
-    title = f"Affinity in %: a step on the row, the loss of the column ({name})"
+    scaled, unit = _scaled(affinity)
+    title = f"Affinity in {unit}: a step on the row, the loss of the column ({name})"
     table = Table(title=title, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("step on")
     for task in affinity.tasks:
         table.add_column(task, justify="right", overflow="fold")
-    for task, row in zip(affinity.tasks, affinity.values.tolist(), strict=True):
-        table.add_row(task, *map(_percent, row))
+    for task, row in zip(affinity.tasks, scaled, strict=True):
+        table.add_row(task, *map(_shown, row))
     return table
