@@ -71,6 +71,7 @@ setup(
         "fsspec",
         "lhotse>=1.33",
         "omegaconf>=2.3",
+        "pillow>=10.1",
         "pyannote.metrics>=4",
         "pyarrow>=18",
         "pyyaml",

@@ -56,8 +56,9 @@ class Measured:
         self.runner = runner
         self.waits: list[float] = []
         self.batches: list[Sequence[Batch]] = []
-        self._draw = runner.training_step.draw
-        runner.training_step.draw = self._timed_draw  # type: ignore[method-assign]
+        loaders = runner.training_step.loaders
+        self._draw = loaders.draw
+        loaders.draw = self._timed_draw  # type: ignore[method-assign]
         self.optimizer = torch.optim.AdamW(
             [*runner.upstream.parameters(), *runner.featurizer.parameters()],
             lr=0.0,

@@ -15,7 +15,7 @@ from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.registry.plugins import discover_tasks
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
-_RESERVED = {"all", "config", "args", "run", "featurizer"}
+_RESERVED = {"all", "config", "args", "run", "featurizer", "gradients"}
 """Names with another meaning for `-d`, `-o` or the files of a run."""
 
 

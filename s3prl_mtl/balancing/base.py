@@ -173,7 +173,8 @@ class GradientBalancer(Balancer):
                 if gradient is not None and parameter.grad is not None:
                     parameter.grad.add_(gradient)
                 elif gradient is not None:
-                    parameter.grad = gradient.clone()
+                    # In the layout of the parameter, which fused optimizers require.
+                    parameter.grad = torch.empty_like(parameter).copy_(gradient)
             self._add(task, found[: len(shared)])
 
     def partial_sums(self) -> Sequence[Tensor]:
@@ -185,11 +186,9 @@ class GradientBalancer(Balancer):
         self, losses: Mapping[str, float], shared: Sequence[nn.Parameter], heads: Heads
     ) -> None:
         tasks = [task for task in self.tasks if task in losses]
-        if self._gradients is None or self._uses is None or not tasks:
+        rows = self.gradients_of(tasks)
+        if rows is None or self._uses is None or not tasks:
             return
-        rows = self._gradients
-        if tasks != self.tasks:
-            rows = rows[[self.tasks.index(task) for task in tasks]]
         self.gramian = rows @ rows.T
         if self.gramian.isfinite().all():
             self._count_conflicts()
@@ -201,6 +200,15 @@ class GradientBalancer(Balancer):
         parts = combined.split(self.sizes)
         for parameter, part, uses in zip(shared, parts, self._uses.tolist(), strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype) if uses else None
+
+    def gradients_of(self, tasks: Sequence[str]) -> Tensor | None:
+        """The gradients of some tasks, (tasks, shared values); None without shared parameters.
+
+        Between the sum over the ranks and :meth:`combine`, those of the mean losses over all ranks.
+        """
+        if self._gradients is None or tasks == self.tasks:
+            return self._gradients
+        return self._gradients[[self.tasks.index(task) for task in tasks]]
 
     def metrics(self) -> dict[str, float]:
         if self._conflicts is None:

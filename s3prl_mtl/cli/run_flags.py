@@ -23,6 +23,7 @@ _TRAINING_FLAGS = {
     "--checkpoint_activations": "checkpoint_activations",
     "--dry-run": "dry_run",
     "--freeze_upstream": "freeze_upstream",
+    "--log_conflicts": "log_conflicts",
     "--max_pass_seconds": "max_pass_seconds",
     "--num_workers": "num_workers",
     "--parallel": "parallel",
@@ -127,6 +128,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pcgrad",
         action="store_true",
         help="the same as --balancer pcgrad:per_parameter=true",
+    )
+    how.add_argument(
+        "--log_conflicts",
+        type=int,
+        metavar="K",
+        help="compare the gradients of the tasks every K steps",
     )
     how.add_argument("--seed", type=int)
     how.add_argument("--device", help="auto, cpu, cuda, cuda:1")

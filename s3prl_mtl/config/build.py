@@ -19,6 +19,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 from s3prl_mtl.balancing.factory import balancer_settings, parse_balancer
 from s3prl_mtl.config.checks import check_values, refusal
 from s3prl_mtl.config.conflicts import (
+    check_sampling,
     refuse_contradictions,
     refuse_different_runs,
     refuse_frozen_and_unfrozen,
@@ -158,6 +159,7 @@ def build_config(
     if "groups" in merged["optimizer"]:
         merged["optimizer"]["groups"] = named_parts(merged, {**held, **packages})
     refuse_frozen_and_unfrozen(merged)
+    check_sampling(merged)
     references = OmegaConf.create(merged)
     _make_absolute(merged, references)
     if not OmegaConf.select(references, "data"):

@@ -9,6 +9,7 @@ from typing import Any
 
 from s3prl_mtl.config.overrides import task_specs
 from s3prl_mtl.config.task_blocks import Config, Layer
+from s3prl_mtl.data.task_sampling import task_sampling
 from s3prl_mtl.errors import UserError
 
 
@@ -104,6 +105,26 @@ def refuse_frozen_and_unfrozen(config: Config) -> None:
             "first steps.",
             where="upstream.freeze and runner.unfreeze_after",
             fix="Give one of them; -f sets upstream.freeze to false.",
+            code="conflicting-options",
+        )
+
+
+def check_sampling(config: Config) -> None:
+    """Check the rule for the tasks of a step.
+
+    Raises:
+        UserError: it is wrong for these tasks, or leaves no pairs of tasks to compare.
+    """
+    rule, tasks = config["runner"]["sampling"], config["downstream"]
+    if not tasks:
+        return
+    tasks_of = task_sampling(rule, tasks, dict.fromkeys(tasks, 1), seed=0)
+    if config["runner"]["log_conflicts"] and len(tasks) > 1 and len(tasks_of(1)) == 1:
+        raise UserError(
+            f"With runner.sampling {rule!r} a step has one task: there are no gradients to "
+            "compare.",
+            where="runner.log_conflicts and runner.sampling",
+            fix="Leave out --log_conflicts, or take --sampling all.",
             code="conflicting-options",
         )
 

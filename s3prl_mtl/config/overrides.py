@@ -34,6 +34,7 @@ ARGUMENT_KEYS = {
     "max_pass_seconds": "runner.max_pass_seconds",
     "sampling": "runner.sampling",
     "num_workers": "runner.num_workers",
+    "log_conflicts": "runner.log_conflicts",
     "parallel": "distributed.parallel",
     "placement": "distributed.placement",
 }

@@ -80,6 +80,7 @@ class RunnerConfig:
         sampling: which tasks take part in a step, as in `s3prl_mtl.data.task_sampling`.
         num_workers: processes of each rank that read the training batches of all tasks; 0 reads in
             the rank itself, None chooses by the number of cores.
+        log_conflicts: compare the gradients of the tasks every so many steps; 0 for never.
         test_first: evaluate the test splits before the first step.
         test_last: evaluate the test splits after the last step.
         test_best: evaluate them with each task's best checkpoint, where there is one.
@@ -97,6 +98,7 @@ class RunnerConfig:
     max_pass_seconds: float | None = field(metadata={"above": 0})
     sampling: str
     num_workers: int | None = _at_least(0)
+    log_conflicts: int = _at_least(0)
     test_first: bool
     test_last: bool
     test_best: bool

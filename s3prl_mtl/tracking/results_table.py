@@ -14,7 +14,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.tasks.metric import Metric, metrics_of
-from s3prl_mtl.tracking.tracker import FEATURIZER, read_metrics
+from s3prl_mtl.tracking.tracker import FEATURIZER, GRADIENTS, read_metrics
 
 Key = tuple[str, str, str]
 
@@ -87,7 +87,7 @@ def read_run(
     first: dict[Key, Number] = {}
     last: dict[Key, Number] = {}
     for entry in read_metrics(run):
-        if entry["task"] not in (FEATURIZER, "run"):
+        if entry["task"] not in (FEATURIZER, GRADIENTS, "run"):
             key = (entry["task"], entry["split"], entry["metric"])
             number = Number(entry["value"], entry["step"], entry.get("checkpoint"))
             first.setdefault(key, number)

@@ -9,12 +9,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from s3prl_mtl.checkpoint.contents import TaskCheckpoint
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.atomic import replace_text
+from s3prl_mtl.fileio.atomic import atomic_path, replace_text
 from s3prl_mtl.tasks.metric import Metric
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +31,11 @@ SOURCE = "_source"
 
 FEATURIZER = "featurizer"
 """The key of the learned layer weights in `Results`: {featurizer: {layer_weights: {...}}}."""
+
+
+GRADIENTS = "gradients"
+"""The task of numbers on the gradients of the tasks, in `metrics.jsonl`; the split is a group of
+layers."""
 
 
 @dataclass
@@ -169,6 +179,20 @@ class Tracker:
             self._tensorboard.add_scalar(f"{task}/{split}-{metric}", value, global_step=step)
         except OSError as cause:
             raise _unwritable(self.folder / "metrics.jsonl", cause) from cause
+
+    def draw(self, name: str, image: Image, step: int) -> None:
+        """Write a figure: `<name>.png` in the run directory, and an image of TensorBoard.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        path = self.folder / f"{name}.png"
+        try:
+            with atomic_path(path) as partial:
+                image.save(partial)
+            self._tensorboard.add_image(name, np.asarray(image), step, dataformats="HWC")
+        except OSError as cause:
+            raise _unwritable(path, cause) from cause
 
     def write(self, report: Report) -> None:
         """Write all numbers of a split."""

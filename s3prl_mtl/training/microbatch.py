@@ -127,6 +127,10 @@ class MicroBatcher:
             self.skips.steps_in_parts += 1
         return result
 
+    def divide(self, draws: Sequence[Sequence[Batch]]) -> list[MicroBatch]:
+        """The micro-batches that a step would begin with; every rank must call it."""
+        return self._divide(draws, self._parts_within_limit(draws))
+
     def state_dict(self) -> dict[str, int]:
         return {"parts": self.parts, "steps": self.steps}
 

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+
+import torch
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.best import SUFFIX
 from s3prl_mtl.checkpoint.contents import TaskCheckpoint
 from s3prl_mtl.tasks.ctc import ZEROED
-from s3prl_mtl.tracking.tracker import Report, Tracker
+from s3prl_mtl.tracking.heat_maps import heat_maps
+from s3prl_mtl.tracking.tracker import GRADIENTS, Report, Tracker
+from s3prl_mtl.training.conflicts import Gramians
 from s3prl_mtl.training.rates import rates
 from s3prl_mtl.training.reporting import report_layer_weights, report_split
 from s3prl_mtl.training.state import RunState
 from s3prl_mtl.training.task import merge_records
 
 logger = logging.getLogger(__name__)
+
+AVERAGED = 20
+"""Measurements of the gradients that the figure shows the mean of: one batch is noisy."""
 
 
 class Publisher:
@@ -35,6 +43,7 @@ class Publisher:
         self.folder = folder
         self.run = state.run
         self.state = state
+        self._gramians: deque[Gramians] = deque(maxlen=AVERAGED)
 
     def publish_training(self, tracker: Tracker | None, losses: Mapping[str, float]) -> None:
         """Write the experts' training metrics since the last call, the losses and the counts.
@@ -72,6 +81,39 @@ class Publisher:
         listed = ", ".join(f"{count:.0f} of {task}" for task, count in zeroed.items())
         ended = f"  CTC loss set to 0: {listed}" if listed else ""
         logger.info("step %d  loss %.3f  (%s)%s", step, total_loss, shown, ended)
+
+    def publish_conflicts(self, tracker: Tracker | None, gramians: Gramians) -> None:
+        """Write the comparison of the tasks' gradients, and draw the last ones as `conflicts.png`.
+
+        Args:
+            tracker: None on all ranks but the first.
+            gramians: of this step.
+        """
+        if tracker is None:
+            return
+        step = self.run.step
+        for group in gramians.groups:
+            for metric, value in gramians.scalars(group).items():
+                tracker.record(GRADIENTS, group, metric, value, step)
+        if list(gramians.tasks) != list(self.run.names):
+            return  # A task was dropped from the step.
+        self._gramians.append(gramians)
+        means = {
+            group: torch.stack([one.cosines(group) for one in self._gramians]).nanmean(dim=0)
+            for group in gramians.groups
+        }
+        count = len(self._gramians)
+        title = f"Cosines of the tasks' gradients, step {step}" + (
+            f", mean of {count} measurements" if count > 1 else ""
+        )
+        tasks = list(gramians.tasks)
+        maps = {group: mean.tolist() for group, mean in means.items()}
+        tracker.draw("conflicts", heat_maps(maps, tasks, title, limit=1.0), step)
+        shares = "  ".join(
+            f"{group} {gramians.scalars(group)['conflicting_pairs']:.2f}"
+            for group in gramians.groups
+        )
+        logger.info("step %d  conflicting pairs: %s", step, shares)
 
     def publish_evaluation(
         self,

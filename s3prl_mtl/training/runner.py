@@ -142,6 +142,7 @@ class MultiTaskRunner:
             if settings.runner.num_workers is None
             else settings.runner.num_workers,
             sampling=settings.runner.sampling,
+            log_conflicts=settings.runner.log_conflicts,
         )
         self.run_state = RunState(self.source_config, self.run, self.training_step)
         if resume is not None:
@@ -218,6 +219,9 @@ class MultiTaskRunner:
             write_yaml(self.source_config, self.folder / "config.yaml")
             write_placement(self.run.placement, self._costs, self.config, self.folder)
         self._log_summary()
+        conflicts = self.training_step.conflicts
+        if world.is_lead and conflicts.every and not conflicts.has_pairs:
+            logger.warning("No two tasks train the same parameters: --log_conflicts has no effect.")
         if self._resumed is not None and self._resumed.training is not None:
             self.evaluated_step = self._resumed.training.evaluated_step
             self.run_state.restore_training(self._resumed.training)
@@ -284,6 +288,8 @@ class MultiTaskRunner:
                 progress.advance(self.step, report.losses, report.audio_seconds)
                 if self.step % runner.log_step == 0 or self.step == total:
                     self.publisher.publish_training(tracker, report.losses)
+                if report.gramians is not None:
+                    self.publisher.publish_conflicts(tracker, report.gramians)
                 if report.stop:
                     self._save_and_stop()
                 save_is_due = self.step % runner.save_step == 0 or self.step == total

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from s3prl_mtl.balancing import Balancer
+from s3prl_mtl.balancing import Balancer, GradientBalancer
 from s3prl_mtl.data import SAMPLE_RATE
 from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.data.pool import LoaderPool
@@ -22,6 +22,7 @@ from s3prl_mtl.distributed.gradients import GradientSum
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.nn import to_device
+from s3prl_mtl.training.conflicts import ConflictMeter, Gramians
 from s3prl_mtl.training.forward import forward
 from s3prl_mtl.training.microbatch import MicroBatch, MicroBatcher
 from s3prl_mtl.training.pass_limit import PassLimit
@@ -39,11 +40,13 @@ class StepReport:
         losses: of each task of the step, over all ranks; NaN where the task was dropped.
         stop: a rank was asked to stop.
         audio_seconds: of the batches of all ranks.
+        gramians: of the gradients of the tasks before the update; None if they were not measured.
     """
 
     losses: dict[str, float]
     stop: bool
     audio_seconds: float = 0.0
+    gramians: Gramians | None = None
 
 
 class TrainingStep:
@@ -59,6 +62,7 @@ class TrainingStep:
         limit: of the audio of a forward and backward pass; by default none.
         num_workers: processes that read the batches of all tasks; 0 reads in this one.
         sampling: rule for the tasks of a step, as in :func:`task_sampling`.
+        log_conflicts: compare the gradients of the tasks every so many steps; 0 for never.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class TrainingStep:
         limit: PassLimit | None = None,
         num_workers: int = 0,
         sampling: str = "all",
+        log_conflicts: int = 0,
     ) -> None:
         self.run = run
         self.balancer = balancer
@@ -84,6 +89,8 @@ class TrainingStep:
         self.loaders = LoaderPool(streams, num_workers, run.world.doing)
         self.sampling = sampling
         self._has_sampling = False
+        self.conflicts = ConflictMeter(run, log_conflicts, accumulate)
+        self._gramians: Gramians | None = None
         self.gradients = GradientSum((block.group, block.trained) for block in run.blocks())
 
     def take(self) -> StepReport:
@@ -99,6 +106,9 @@ class TrainingStep:
             self.loaders.tasks_of = lambda number: tasks_of(number // self.accumulate + 1)
         self.loaders.number = self.run.step * self.accumulate
         draws = [self.loaders.draw() for _ in range(self.accumulate)]
+        self._gramians = None
+        if self._measures_conflicts and not isinstance(self.balancer, GradientBalancer):
+            self._gramians = self.conflicts.measure(self.micro_batcher.divide(draws))
         sync, records = self.micro_batcher.take(self.run.step + 1, draws, self._attempt)
         return self._report(draws, sync, records)
 
@@ -120,6 +130,8 @@ class TrainingStep:
             with self.gradients.overlapping() if is_last else nullcontext():
                 self._backward(self._forward(micro_batch, sync, records), sync)
         self._sum_over_ranks(sync)
+        if self._measures_conflicts and isinstance(self.balancer, GradientBalancer):
+            self._gramians = self._compare_gradients(self.balancer, list(sync.losses))
         self.balancer.combine(sync.losses, self.run.shared, self.run.heads)
         self._update(self._clip())
         return sync, records
@@ -163,6 +175,18 @@ class TrainingStep:
         return run.world.run_on_all_ranks(
             lambda: task_sampling(self.sampling, run.names, sizes, run.seed)
         )
+
+    @property
+    def _measures_conflicts(self) -> bool:
+        return self.conflicts.is_due(self.run.step + 1)
+
+    def _compare_gradients(
+        self, balancer: GradientBalancer, tasks: Sequence[str]
+    ) -> Gramians | None:
+        """Compare the gradients of the step itself, of the tasks that are not dropped."""
+        in_order = [task for task in self.run.names if task in tasks]
+        rows = balancer.gradients_of(in_order)
+        return None if rows is None else self.conflicts.from_rows(rows, in_order)
 
     def _micro_batcher(
         self, world: World, skips: SkipCounts, limit: PassLimit | None = None
@@ -255,4 +279,4 @@ class TrainingStep:
                 )
         drawn = [name for name in run.names if name in sync.dropped or name in sync.losses]
         losses = {name: sync.losses.get(name, math.nan) for name in drawn}
-        return StepReport(losses, sync.stop, sync.samples / SAMPLE_RATE)
+        return StepReport(losses, sync.stop, sync.samples / SAMPLE_RATE, self._gramians)

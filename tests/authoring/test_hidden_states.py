@@ -104,7 +104,7 @@ def test_the_gradient_of_hidden_states_reaches_the_encoder(
     settings = config(["noise"], tiny_corpus, manifest_cache, **{"runner.test_last": False})
     runner = MultiTaskRunner(settings, tmp_path / "run")
     runner.training_step.run.set_training(True)
-    microbatch = runner.training_step.draw()
+    microbatch = runner.training_step.loaders.draw()
     (loss,) = forward(microbatch, runner.tasks, runner.encoder, None, {"noise": defaultdict(list)})
     loss.backward()
     reached = {
