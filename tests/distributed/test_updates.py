@@ -71,7 +71,7 @@ def give_batches(runner: MultiTaskRunner, own: Sequence[int], as_one: bool) -> N
                 batches.append(Batch(name, number, whole.wavs[part], others))
         if as_one:
             batches = [whole]
-        task.expert.batch_source = lambda split: None  # not read by the pool
+        task.stream.expert.batch_source = lambda split: None  # not read by the pool
         task.stream.next_round = lambda batches=batches: batches
 
 

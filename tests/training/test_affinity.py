@@ -141,7 +141,7 @@ def test_equal_tasks_have_equal_positive_affinities(trained: Callable[[str], Pat
     er.expert = copy.deepcopy(ks.expert)
     batches = ks.stream.next_round()
     for task in (ks, er):
-        task.expert.batch_source = lambda split: None  # not read by the pool
+        task.stream.expert.batch_source = lambda split: None  # not read by the pool
     ks.stream.next_round = lambda: batches
     er.stream.next_round = lambda: [replace(batch, task="er") for batch in batches]
     values = measure_affinity(runner, 1).values[:2, :2]
