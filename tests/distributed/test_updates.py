@@ -57,6 +57,7 @@ def weights_of(runner: MultiTaskRunner) -> dict[str, torch.Tensor]:
 
 def give_batches(runner: MultiTaskRunner, own: Sequence[int], as_one: bool) -> None:
     """Give each task its utterances of some of the four batches of SIZES."""
+    given = []
     for name, task in runner.tasks.items():
         sizes = SIZES[name]
         expert = task.expert
@@ -69,9 +70,8 @@ def give_batches(runner: MultiTaskRunner, own: Sequence[int], as_one: bool) -> N
             if sizes[number]:
                 others = [other[part] for other in whole.others]
                 batches.append(Batch(name, number, whole.wavs[part], others))
-        if as_one:
-            batches = [whole]
-        task.stream.next_round = lambda batches=batches: batches
+        given += [whole] if as_one else batches
+    runner.training_step.draw = lambda: given
 
 
 def one_step(
