@@ -118,6 +118,7 @@ def test_all_is_the_nine_tasks():
         ("precision: fp16", "invalid-value", "^precision in", None),
         ("distributed: {parallel: both}", "invalid-value", r"^distributed\.parallel in", None),
         ("runner: {log_step: 0}", "invalid-value", r"^runner\.log_step in .*run.yaml", None),
+        ("runner: {num_workers: -1}", "invalid-value", r"^runner\.num_workers in", None),
         ("runner: {gradient_clipping: 0}", "invalid-value", "gradient_clipping in", None),
         ("seed: -1", "invalid-value", "^seed in", None),
         ("seed: 9223372036854775808", "invalid-value", "^seed in", None),
