@@ -1,10 +1,11 @@
-"""Compare training in bfloat16 with the spread of several seeds in float32.
+"""Compare training in bfloat16 with training in float32, by the spread of several seeds.
 
     python benchmarks/precision.py [--device cuda] [--data DIR] [--steps 300] [--seeds 0,1,2]
 
-Trains nine tasks of the mini corpus with the settings of the demo: in float32 with each seed, and
-once in bfloat16 with the first one, side by side. The table has the mean loss of each task over the
-last third of the steps, and the first metric of its dev split after the last step.
+Trains nine tasks of the mini corpus with the settings of the demo, in both precisions with each
+seed, all side by side. The table has the mean loss of each task over the last third of the steps,
+and the first metric of its dev split after the last step: in float32 the smallest and the largest
+of the seeds, in bfloat16 their median.
 """
 
 from __future__ import annotations
@@ -49,29 +50,35 @@ def start(
     return subprocess.Popen([sys.executable, "-m", "s3prl_mtl", "train", *words], stderr=log)
 
 
-def measured(run: Path, steps: int) -> Values:
-    """The mean training losses of the last third of a run, and its metrics on dev."""
+def measured(run: Path, steps: int) -> tuple[Values, dict[str, list[float]]]:
+    """The mean training losses of the last third of a run with its metrics on dev, and all of its
+    training losses by task."""
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses: dict[tuple[str, str], list[float]] = {}
+    curves: dict[str, list[float]] = {}
     values: Values = {}
     seen = {"run", "featurizer"}
     for entry in entries:
         if entry["split"] == "train":
-            if entry["metric"] == "loss" and entry["step"] > steps * 2 / 3:
-                losses.setdefault((entry["task"], "training loss"), []).append(entry["value"])
+            if entry["metric"] == "loss" and entry["task"] != "run":
+                curves.setdefault(entry["task"], []).append(entry["value"])
         elif entry["task"] not in seen:
             seen.add(entry["task"])
             values[entry["task"], f"dev {entry['metric']}"] = entry["value"]
-    means = {key: statistics.mean(found) for key, found in losses.items() if key[0] != "run"}
-    return means | values
+    means = {
+        (task, "training loss"): statistics.mean(losses[len(losses) * 2 // 3 :])
+        for task, losses in curves.items()
+    }
+    return means | values, curves
 
 
-def rows(single: Sequence[Values], half: Values) -> list[list[str]]:
-    """A line for each value: in float32 the smallest and largest, in bfloat16, within them?"""
+def rows(single: Sequence[Values], half: Sequence[Values]) -> list[list[str]]:
+    """A line for each value: of float32 the smallest and largest, the median of bfloat16, within
+    them?"""
     lines = []
-    for key, value in half.items():
+    for key in half[0]:
         found = [values[key] for values in single]
         low, high = min(found), max(found)
+        value = statistics.median(values[key] for values in half)
         inside = "yes" if low <= value <= high else f"{max(low - value, value - high):+.3g}"
         lines.append([*key, f"{low:.4g}", f"{high:.4g}", f"{value:.4g}", inside])
     return lines
@@ -92,18 +99,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         arguments.data = corpora(arguments.data, folder)
-        kinds = [("fp32", seed) for seed in seeds] + [("bf16", seeds[0])]
+        kinds = [(precision, seed) for precision in ("fp32", "bf16") for seed in seeds]
         processes = [start(arguments, *kind, folder) for kind in kinds]
         for process, (precision, seed) in zip(processes, kinds, strict=True):
             if process.wait() != 0:
                 sys.exit((folder / f"{precision}-{seed}.log").read_text())
-        *single, half = (measured(folder / f"{p}-{s}", arguments.steps) for p, s in kinds)
+        runs = [measured(folder / f"{p}-{s}", arguments.steps) for p, s in kinds]
+    values = [found for found, _ in runs]
+    single, half = values[: len(seeds)], values[len(seeds) :]
     print(table(["task", "value", "float32 from", "to", "bfloat16", "within"], rows(single, half)))
     if arguments.log:
-        values = {" ".join(k): [v[k] for v in (*single, half)] for k in half}
-        append(
-            arguments.log, {"benchmark": "precision", "steps": arguments.steps, **found, **values}
-        )
+        by_value = {" ".join(key): [one[key] for one in values] for key in values[0]}
+        losses = {f"{p}-{s}": curves for (p, s), (_, curves) in zip(kinds, runs, strict=True)}
+        record = {"benchmark": "precision", "steps": arguments.steps, **found}
+        append(arguments.log, {**record, **by_value, "losses": losses})
 
 
 if __name__ == "__main__":

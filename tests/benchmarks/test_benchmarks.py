@@ -51,7 +51,7 @@ def test_the_check_of_a_gpu_runs_on_a_cpu_as_a_whole(tmp_path: Path) -> None:
     assert all(rate > 0 for record in steps for rate in record["rates"])
     loading = by_name["loading"]
     assert 0 < loading["waiting"][0] < loading["step"][0] and loading["encoder"][0] > 0
-    assert len(by_name["precision"]["ks training loss"]) == 4
+    assert len(by_name["precision"]["ks training loss"]) == 6
 
 
 @pytest.mark.slow
