@@ -7,6 +7,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -138,11 +139,11 @@ VARIANTS = [
 ]
 
 
-def expert_of(task: str, data: Path, cache: Path, folder: Path) -> TaskExpert:
+def expert_of(task: str, data: Path, cache: Path, folder: Path, **datarc: Any) -> TaskExpert:
     flags = {
         "downstream": [task],
         "data": str(data),
-        f"{task}.downstream_expert.datarc": {"num_workers": 0},
+        f"{task}.downstream_expert.datarc": {"num_workers": 0, **datarc},
     }
     settings = resolve(build_config(files=[SMALL_HEADS], flags=flags)).tasks[task].downstream_expert
     assert load_task(task).problems(settings) == []
