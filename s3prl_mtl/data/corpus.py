@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,7 +19,7 @@ from s3prl_mtl.data.folders import PACKED_SUFFIXES, AudioIndex
 from s3prl_mtl.data.utterance import Utterance
 from s3prl_mtl.errors import UserError, nearest
 
-_LISTED_NAMES = 8  # of a folder, in an error
+_LISTED_NAMES = 5  # of a folder, in an error
 
 
 @dataclass(frozen=True)
@@ -291,7 +292,12 @@ def _absence(path: Path) -> str:
         return f"does not exist, but {folder / packed[0]} does: unpack it"
     if (folder / folder.name / path.name).exists():
         return f"does not exist, but {folder / folder.name / path.name} does"
-    listed = ", ".join(names[:_LISTED_NAMES]) + (", ..." if len(names) > _LISTED_NAMES else "")
+    by_case = {name.lower(): name for name in names}
+    close = get_close_matches(path.name.lower(), by_case, n=3, cutoff=0.7)
+    listed = ", ".join(by_case[name] for name in close)
+    if not close:
+        more = ", ..." if len(names) > _LISTED_NAMES else ""
+        listed = ", ".join(names[:_LISTED_NAMES]) + more
     return f"does not exist ({folder} has {listed or 'no files'})"
 
 
