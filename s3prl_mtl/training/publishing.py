@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -12,6 +11,7 @@ from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.best import SUFFIX
 from s3prl_mtl.checkpoint.contents import TaskCheckpoint
 from s3prl_mtl.tasks.ctc import ZEROED
+from s3prl_mtl.tracking.progress import total_loss
 from s3prl_mtl.tracking.tracker import Report, Tracker
 from s3prl_mtl.training.rates import rates
 from s3prl_mtl.training.reporting import report_layer_weights, report_split
@@ -63,15 +63,15 @@ class Publisher:
         balancing = self.state.step.balancer.metrics()
         for metric, value in {**self.run.skips.counts(), **balancing}.items():
             tracker.record("run", "train", metric, value, step)
-        total_loss = math.fsum(loss for loss in losses.values() if math.isfinite(loss))
-        tracker.record("run", "train", "loss", total_loss, step)
+        total = total_loss(losses)
+        tracker.record("run", "train", "loss", total, step)
         for part, rate in rates(self.state.step.optimizer).items():
             tracker.record("run", "train", f"lr_{part}" if part else "lr", rate, step)
         shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
         zeroed = {r.task: r.values[ZEROED] for r in chain(*collected) if ZEROED in r.values}
         listed = ", ".join(f"{count:.0f} of {task}" for task, count in zeroed.items())
         ended = f"  CTC loss set to 0: {listed}" if listed else ""
-        logger.info("step %d  loss %.3f  (%s)%s", step, total_loss, shown, ended)
+        logger.info("step %d  loss %.3f  (%s)%s", step, total, shown, ended)
 
     def publish_evaluation(
         self,
