@@ -285,7 +285,7 @@ def _absence(path: Path) -> str:
     if folder is None:
         return "does not exist"
     if folder != path.parent:
-        return f"does not exist ({folder} is the last folder of its path that does)"
+        return f"does not exist; {folder} is the last folder of its path that does"
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     packed = [name for name in names if name in {path.name + s for s in PACKED_SUFFIXES}]
     if packed:
@@ -298,7 +298,7 @@ def _absence(path: Path) -> str:
     if not close:
         more = ", ..." if len(names) > _LISTED_NAMES else ""
         listed = ", ".join(names[:_LISTED_NAMES]) + more
-    return f"does not exist ({folder} has {listed or 'no files'})"
+    return f"does not exist; {folder} has {listed or 'no files'}"
 
 
 def _stamp(path: Path) -> str:

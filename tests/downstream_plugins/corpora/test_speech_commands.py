@@ -119,7 +119,7 @@ def test_classes_are_in_superbs_order(speech_commands):
 def test_problems_name_path_expectation_and_setting(tmp_path):
     corpus = SpeechCommands(speech_commands_root=tmp_path / "a", speech_commands_test_root=tmp_path)
     assert corpus.problems() == [
-        f"ks: {tmp_path / 'a'} does not exist ({tmp_path} has no files); expected the unpacked "
+        f"ks: {tmp_path / 'a'} does not exist; {tmp_path} has no files; expected the unpacked "
         "Speech Commands v0.01 (one folder a word); set `--data` or ks's "
         "`datarc.speech_commands_root`.",
         f"ks: {tmp_path} has no folder yes, no, up, down, left, right, on, off, stop, go, "
