@@ -63,15 +63,15 @@ class Publisher:
         balancing = self.state.step.balancer.metrics()
         for metric, value in {**self.run.skips.counts(), **balancing}.items():
             tracker.record("run", "train", metric, value, step)
-        total = total_loss(losses)
-        tracker.record("run", "train", "loss", total, step)
+        combined = total_loss(losses)
+        tracker.record("run", "train", "loss", combined, step)
         for part, rate in rates(self.state.step.optimizer).items():
             tracker.record("run", "train", f"lr_{part}" if part else "lr", rate, step)
         shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
         zeroed = {r.task: r.values[ZEROED] for r in chain(*collected) if ZEROED in r.values}
         listed = ", ".join(f"{count:.0f} of {task}" for task, count in zeroed.items())
         ended = f"  CTC loss set to 0: {listed}" if listed else ""
-        logger.info("step %d  loss %.3f  (%s)%s", step, total, shown, ended)
+        logger.info("step %d  loss %.3f  (%s)%s", step, combined, shown, ended)
 
     def publish_evaluation(
         self,
