@@ -124,6 +124,18 @@ def set_findings(corpus: Corpus, root: Path, names: Sequence[str]) -> list[Findi
         folder = root / name
         read = read_set(folder)
         findings += corpus.doubles(read.index, name)
+        foreign = [file for file in read.index.files() if _other_set(file, name)]
+        if foreign:
+            findings.append(
+                Finding(
+                    f"{len(foreign)} of {len(read.index)} audio files of {name} are in the folder "
+                    "of another set within it: they would be used as its own.",
+                    where=str(folder / foreign[0]),
+                    fix=f"Move this folder out of {folder}.",
+                    code="corpus-malformed",
+                    certain=True,
+                )
+            )
         total = len(read.transcripts) + len(read.empty)
         if read.empty:
             findings.append(
@@ -151,6 +163,11 @@ def set_findings(corpus: Corpus, root: Path, names: Sequence[str]) -> list[Findi
                 )
             )
     return findings
+
+
+def _other_set(file: str, name: str) -> bool:
+    """Whether a path below a set has a folder named as another set."""
+    return any(part in PUBLISHED and part != name for part in file.split("/")[:-1])
 
 
 def _unexpected_characters(name: str, transcripts: Sequence[Transcript]) -> list[Finding]:

@@ -28,6 +28,8 @@ NEWER_LISTS = (
     "current one, and rename the folders by its vox1_meta.csv."
 )
 
+_UTTERANCE = re.compile(r"[^/]+/[^/]+/\d+\.\w+")
+"""The files that the corpus has: `<speaker>/<video>/<number>.wav`."""
 _DEPTH = 3  # folders between the root and the speakers' folders
 _TEST_PART = re.compile(r"(^|[^a-z])test([^a-z]|$)", re.IGNORECASE)
 
@@ -71,11 +73,14 @@ class VoxCelebFiles:
         return next((path for path in located if path is not None), None)
 
     def training(self) -> dict[str, Path]:
-        """The utterances outside of the test part, by name, sorted."""
+        """The utterances outside of the test part, by name, sorted.
+
+        Without files of other names than the corpus has, such as augmented copies beside them.
+        """
         located: dict[str, Path] = {}
         for place in self.places:
             if not place.test:
-                for name in place.index.files():
+                for name in filter(_UTTERANCE.fullmatch, place.index.files()):
                     located.setdefault(f"{audio_stem(name)}.wav", place.folder / name)
         return dict(sorted(located.items()))
 
@@ -203,6 +208,17 @@ def layout_findings(corpus: Corpus, files: VoxCelebFiles) -> list[Finding]:
         )
     for place in files.places:
         findings += corpus.doubles(place.index, str(place.folder))
+        unlike = [name for name in place.index.files() if not _UTTERANCE.fullmatch(name)]
+        if unlike:
+            findings.append(
+                Finding(
+                    f"{len(unlike)} of {len(place.index)} audio files are not named "
+                    "<speaker>/<video>/<number>: they are used only where a list names them.",
+                    where=str(place.folder / unlike[0]),
+                    fix="Remove files that are not of the corpus.",
+                    code="corpus-malformed",
+                )
+            )
     return findings
 
 

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["CODES", "RankLost", "SharedMistake", "UserError", "error_summary", "nearest"]
+__all__ = [
+    "CODES",
+    "RankLost",
+    "SharedMistake",
+    "UserError",
+    "error_summary",
+    "nearest",
+    "require_packages",
+]
 
 CODES = {
     "ambiguous-name": "A name that fits several tasks, packages or files.",
@@ -132,6 +142,27 @@ def nearest(name: str, known: list[str], limit: int = 3) -> str:
     if close:
         return "did you mean " + " or ".join(repr(word) for word in close) + "?"
     return "known names: " + ", ".join(sorted(known)) + "."
+
+
+def require_packages(names: Sequence[str], where: str, extra: str) -> None:
+    """Check that packages are installed, without importing them.
+
+    Args:
+        names: modules.
+        where: the flag that needs them, for the error.
+        extra: the extra of this package that installs them.
+
+    Raises:
+        UserError: some are not installed.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed.",
+            where=where,
+            fix=f"Install with `pip install 's3prl-mtl[{extra}]'`.",
+            code="missing-package",
+        )
 
 
 FROM_WORKER = re.compile(r"Caught \w+ in .*?\n", re.DOTALL)

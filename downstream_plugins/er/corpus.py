@@ -222,6 +222,17 @@ class IEMOCAP(Corpus):
             )
         for session, labelled in turns.items():
             usable = [t for t in labelled if MERGED.get(t.emotion, t.emotion) in CLASSES]
+            voices = {turn.name.rsplit("_", 1)[-1][:1] for turn in usable}
+            if len(voices) == 1:
+                findings.append(
+                    Finding(
+                        f"Session {session} has utterances of one speaker only, "
+                        f"{voices.pop()!r}: each session has two.",
+                        where=str(self._label_folder(session)),
+                        fix="Complete the label files.",
+                        code="corpus-incomplete",
+                    )
+                )
             files = self._label_files(session)
             empty = sorted(set(files) - {turn.file for turn in labelled})
             if not usable or empty:

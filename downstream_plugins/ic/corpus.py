@@ -34,6 +34,7 @@ from s3prl_mtl.errors import UserError
 
 SLOTS = ("action", "object", "location")
 NONE = "none"
+SPEAKER = "speakerId"
 _WRITTEN_NONE = frozenset({"", "none", "nan", "null", "n/a", "<na>"})
 PUBLISHED = {
     "train": Official(23_132, 14.7, 77, 24),
@@ -104,9 +105,29 @@ class FluentSpeechCommands(Corpus):
         return AudioIndex(self.root, files=[f"wavs/{name}" for name in files])
 
     def findings(self, split: str) -> list[Finding]:
-        """Audio that no table names, and audio in two formats."""
-        if split != "train":
+        """Other speakers in a table than in its paths; audio in no table, or in two formats."""
+        return self._speaker_findings(split) + (self._audio_findings() if split == "train" else [])
+
+    def _speaker_findings(self, split: str) -> list[Finding]:
+        rows = self._read_table(split)
+        others = [
+            (number, row)
+            for number, row in rows
+            if row.get(SPEAKER) and row[SPEAKER].strip() != PurePosixPath(row["path"]).parent.name
+        ]
+        if not others:
             return []
+        number, row = others[0]
+        return [
+            Finding(
+                f"{len(others)} of {len(rows)} lines of the table of {split} have another speaker "
+                "than the folder of their path.",
+                where=f"{self._table(split)}, line {number}: {row[SPEAKER]}, {row['path']}",
+                fix="Take the table of the corpus: were its columns sorted separately?",
+            )
+        ]
+
+    def _audio_findings(self) -> list[Finding]:
         index = self._index()
         findings = self.doubles(index, str(self.root / "wavs"))
         for name in self.splits:
@@ -190,6 +211,13 @@ class FluentSpeechCommands(Corpus):
                 row[slot] = NONE if value.lower() in _WRITTEN_NONE else value
             row["path"] = row["path"].strip().replace("\\", "/")
             rows.append((reader.line_num, row))
+        if not rows:
+            raise UserError(
+                "ic: the table has no utterance.",
+                where=str(path),
+                fix="Copy the table of the corpus again.",
+                code="corpus-empty",
+            )
         return rows
 
 

@@ -25,6 +25,7 @@ from s3prl_mtl.data import (
     Official,
     Utterance,
     absolute,
+    list_files,
     list_folders,
 )
 from s3prl_mtl.errors import UserError
@@ -136,12 +137,12 @@ class SpeechCommands(Corpus):
         root = self.train_folder
         words = {*KEYWORDS, *OTHER_WORDS, NOISE_FOLDER}
         for folder in (name for name in list_folders(root) if name in words):
-            names = AudioIndex(root / folder).files()
+            names = _audio_in(root / folder).files()
             if folder == NOISE_FOLDER:
                 labels: dict[str, Any] = {"class": SILENCE, "random_second": True}
             else:
                 labels = {"class": folder if folder in KEYWORDS else UNKNOWN}
-                names = [n for n in names if hashed_split(n.rsplit("/", 1)[-1]) == split]
+                names = [name for name in names if hashed_split(name) == split]
             for name in names:
                 identifier = f"{folder}-{Path(name).stem}"
                 found.append(Utterance(identifier, root / folder / name, labels))
@@ -160,13 +161,14 @@ class SpeechCommands(Corpus):
                     fix=f"The classes are {', '.join(CLASSES)}.",
                     code="corpus-malformed",
                 )
-            for name in AudioIndex(root / folder).files():
+            for name in _audio_in(root / folder).files():
                 path = root / folder / name
                 found.append(Utterance(f"{folder}-{path.stem}", path, {"class": folder}))
         return found
 
     def findings(self, split: str) -> list[Finding]:
-        """Folders that are not words, and files of another form or in two formats."""
+        """Folders that are not words, without audio or within those of words; words among the
+        noise; files of another form or in two formats."""
         root = self.test_folder if split == "test" else self.train_folder
         if split == "dev":
             return []  # the same folders as train
@@ -176,8 +178,32 @@ class SpeechCommands(Corpus):
         if split == "train":
             findings += self._folder_findings(root, names)
             words = [name for name in words if name not in (UNKNOWN, SILENCE)]
-        files = [f"{word}/{name}" for word in words for name in AudioIndex(root / word).every_file]
+        audio = {word: _audio_in(root / word).every_file for word in words}
+        findings += self._empty_folders(root, [word for word in words if not audio[word]])
+        files = [f"{word}/{name}" for word in words for name in audio[word]]
         findings += self.doubles(AudioIndex(root, files=files), str(root))
+        below = [f"{word}/{name}" for word in words for name in list_folders(root / word)]
+        if below:
+            findings.append(
+                Finding(
+                    f"{len(below)} folders in those of the words are ignored, with their audio.",
+                    where=str(root / below[0]),
+                    fix="Remove them.",
+                    code="corpus-malformed",
+                )
+            )
+        spoken = [name for name in audio.get(NOISE_FOLDER, []) if "_nohash_" in name]
+        if spoken:
+            findings.append(
+                Finding(
+                    f"{len(spoken)} of {len(audio[NOISE_FOLDER])} files of background noise are "
+                    f"named like words: they would be trained as {SILENCE}.",
+                    where=str(root / NOISE_FOLDER / spoken[0]),
+                    fix="Remove them.",
+                    code="corpus-malformed",
+                    certain=True,
+                )
+            )
         others = [
             name
             for name in files
@@ -194,6 +220,18 @@ class SpeechCommands(Corpus):
                 )
             )
         return findings
+
+    def _empty_folders(self, root: Path, words: list[str]) -> list[Finding]:
+        if not words:
+            return []
+        return [
+            Finding(
+                f"{len(words)} folders of words have no audio: {', '.join(words[:10])}.",
+                where=str(root / words[0]),
+                fix="Add their files, unless their absence is intended.",
+                code="corpus-incomplete",
+            )
+        ]
 
     def _folder_findings(self, root: Path, names: list[str]) -> list[Finding]:
         findings = []
@@ -232,6 +270,11 @@ class SpeechCommands(Corpus):
     def may_share(self, first: str, second: str, labels: Mapping[str, Any]) -> bool:
         """Whether it is background noise, of which each read is another second."""
         return bool(labels.get("random_second"))
+
+
+def _audio_in(folder: Path) -> AudioIndex:
+    """The audio directly in a folder: the corpus has no deeper folders."""
+    return AudioIndex(folder, files=list_files(folder))
 
 
 def unpacked_folder(root: Path, needed: Collection[str]) -> Path:

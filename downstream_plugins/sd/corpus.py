@@ -198,6 +198,7 @@ class Libri2Mix(Corpus):
         lines = list(_segment_lines(folder / "segments"))
         findings += _segment_findings(lines, recordings, durations, folder / "segments")
         spoken = {line.recording for line in lines}
+        findings += self._speaker_findings(split, lines)
         silent = [name for name in recordings if name not in spoken]
         if silent:
             findings.append(
@@ -210,6 +211,40 @@ class Libri2Mix(Corpus):
                     certain=len(silent) == len(recordings),
                 )
             )
+        return findings
+
+    def _speaker_findings(self, split: str, lines: Sequence[_SegmentLine]) -> list[Finding]:
+        """Too few speakers in every recording, and tables that disagree on a speaker."""
+        folder = self.root / split
+        speakers = _read_speakers(folder)
+        heard: dict[str, set[str]] = defaultdict(set)
+        for line in lines:
+            heard[line.recording].add(speakers.get(line.utterance, ""))
+        findings = []
+        if heard and max(map(len, heard.values())) < self.num_speakers:
+            name, voices = next(iter(heard.items()))
+            findings.append(
+                Finding(
+                    f"Every recording of split {split!r} has segments of fewer than "
+                    f"{self.num_speakers} speakers.",
+                    where=f"{folder / 'segments'}: {name}, {', '.join(sorted(voices))}",
+                    fix="Check the speakers of the utterances, or set sd's `datarc.num_speakers`.",
+                    certain=True,
+                )
+            )
+        if _has_utt2spk(folder) and (folder / "spk2utt").is_file():
+            table = _from_spk2utt(folder)
+            differ = [u for u, speaker in speakers.items() if table.get(u, speaker) != speaker]
+            if differ:
+                findings.append(
+                    Finding(
+                        f"{len(differ)} of {len(speakers)} utterances of split {split!r} have "
+                        "another speaker in spk2utt than in utt2spk.",
+                        where=f"{folder / 'spk2utt'}: {differ[0]}",
+                        fix="Take both from one preparation of the corpus, or remove spk2utt.",
+                        certain=True,
+                    )
+                )
         return findings
 
     def _repeated_names(self, path: Path, names: str) -> list[Finding]:
@@ -400,6 +435,10 @@ def _read_speakers(folder: Path) -> Mapping[str, str]:
     """The speaker of each utterance, from `utt2spk`, or from `spk2utt` if there is none."""
     if _has_utt2spk(folder):
         return _read_table(folder / "utt2spk")
+    return _from_spk2utt(folder)
+
+
+def _from_spk2utt(folder: Path) -> Mapping[str, str]:
     speakers = _read_table(folder / "spk2utt")
     return {utterance: name for name, listed in speakers.items() for utterance in listed.split()}
 

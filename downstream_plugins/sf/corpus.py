@@ -119,12 +119,32 @@ class AudioSnips(Corpus):
             assert path is not None
             source = f"{self.root / IOB_FILE}, line {number}"
             found.append(Utterance(identifier, path, labels, source=source))
+        if not found and len(index):
+            raise UserError(
+                f"sf: none of {len(index)} audio files of split {split!r} is an annotated "
+                f"utterance of its speakers {', '.join(sorted(self.speakers[split]))}.",
+                where=str(index.find(next(iter(index)))),
+                fix=f"Files are named <speaker>-snips-{split}-<number> and listed in {IOB_FILE}.",
+                code="corpus-empty",
+            )
         return sorted(found, key=lambda utterance: utterance.id)
 
     def findings(self, split: str) -> list[Finding]:
-        """Audio without annotations, annotations without audio, utterances annotated twice."""
+        """Audio of another split or without annotations, annotations without audio, utterances
+        annotated twice."""
         index = AudioIndex(self.root / split, by_name=True)
         findings = self.doubles(index, f"split {split!r}")
+        others = [identifier for identifier in index if self._other_split(identifier, split)]
+        if others:
+            findings.append(
+                Finding(
+                    f"{len(others)} of {len(index)} audio files of split {split!r} are named as "
+                    "those of another split and are not used.",
+                    where=str(index.find(others[0])),
+                    fix="Move them into the folder of their split.",
+                    code="corpus-malformed",
+                )
+            )
         annotations = self._read_annotations()
         used = [identifier for identifier in index if self._belongs(identifier, split)]
         unlabelled = [identifier for identifier in used if identifier not in annotations]
@@ -161,11 +181,37 @@ class AudioSnips(Corpus):
 
     def _belongs(self, identifier: str, split: str) -> bool:
         """SUPERB's rule: use only the speakers of the split."""
-        return identifier.split("-")[0] in self.speakers[split]
+        speaker = identifier.split("-")[0]
+        return speaker in self.speakers[split] and not self._other_split(identifier, split)
+
+    def _other_split(self, identifier: str, split: str) -> bool:
+        """Whether a name such as `Ivy-snips-test-0` is that of another split."""
+        return any(f"-{name}-" in identifier for name in self.splits if name != split)
 
     def label_space(self) -> dict[str, Any]:
-        lines = [line.strip() for _, line in read_lines(self.root / SLOTS_FILE)]
-        return {"vocabulary": list(VOCABULARY), "slots": lines[1:]}
+        """The characters, and the slots of `slots.txt`.
+
+        Raises:
+            UserError: `slots.txt` does not begin with `O`, or has a slot twice.
+        """
+        path = self.root / SLOTS_FILE
+        lines = [(number, line.strip()) for number, line in read_lines(path)]
+        slots = [name for _, name in lines[1:]]
+        twice = [number for number, name in lines[1:] if slots.count(name) > 1]
+        if not lines or lines[0][1] != OUTSIDE or twice:
+            raise UserError(
+                "sf: a slot is listed twice." if twice else "sf: the first line is not `O`.",
+                where=f"{path}, lines {' and '.join(map(str, twice))}" if twice else str(path),
+                fix="It has `O`, then the name of each slot, one a line.",
+                code="corpus-malformed",
+            )
+        return {"vocabulary": list(VOCABULARY), "slots": slots}
+
+    def classes(self, labels: Mapping[str, Any]) -> list[str]:
+        return sorted({f"slot {name}" for name in labels["iob_slots"] if name != OUTSIDE})
+
+    def declared_classes(self) -> list[str]:
+        return [f"slot {name}" for name in self.label_space()["slots"]]
 
     def official(self, split: str) -> Official | None:
         return PUBLISHED[split]

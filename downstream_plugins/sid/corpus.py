@@ -85,6 +85,15 @@ class VoxCeleb1Identification(Corpus):
         """
         self.check_split(split)
         files = self.files
+        lines = self._read_split_file()
+        code = SPLIT_CODES[split]
+        if not any(listed == code for listed, _, _ in lines):
+            raise UserError(
+                f"sid: none of {len(lines)} lines has the code {code}, of the split {split!r}.",
+                where=str(self.meta_data),
+                fix="Each line is `<1|2|3> <speaker>/<video>/<number>.wav`.",
+                code="corpus-empty",
+            )
         return [
             Utterance(
                 name,
@@ -92,8 +101,8 @@ class VoxCeleb1Identification(Corpus):
                 {"class": speaker_of(name)},
                 source=source,
             )
-            for code, name, source in self._read_split_file()
-            if code == SPLIT_CODES[split]
+            for listed, name, source in lines
+            if listed == code
         ]
 
     def label_space(self) -> dict[str, Any]:

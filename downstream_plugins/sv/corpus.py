@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -149,7 +149,10 @@ class VoxCeleb1Verification(Corpus):
         return {"speakers": sorted({speaker_of(name) for name in names})}
 
     def findings(self, split: str) -> list[Finding]:
-        return layout_findings(self, self.files) if split == self.splits[0] else []
+        """Folders and files that are not used; trials that contradict their names or repeat."""
+        if split == self.splits[0]:
+            return layout_findings(self, self.files)
+        return _trial_findings(self.trials(split), split)
 
     def notes(self) -> list[str]:
         return self.files.notes()
@@ -188,6 +191,30 @@ class VoxCeleb1Verification(Corpus):
         if self.dev_trials is not None:
             return read_trials(self.dev_trials)
         return draw_trials(list(training_files(self.files)))
+
+
+def _trial_findings(trials: Sequence[Trial], split: str) -> list[Finding]:
+    wrong = [t for t in trials if t.label != (speaker_of(t.first_id) == speaker_of(t.second_id))]
+    pairs = Counter(frozenset((trial.first_id, trial.second_id)) for trial in trials)
+    again = [t for t in trials if pairs[frozenset((t.first_id, t.second_id))] > 1]
+    alone = [trial for trial in trials if trial.first_id == trial.second_id]
+    cases = (
+        (wrong, "have another label than the speakers of their names", True),
+        (again, "have the utterances of another trial", False),
+        (alone, "compare an utterance with itself", False),
+    )
+    return [
+        Finding(
+            f"{len(found)} of {len(trials)} trials of split {split!r} {what}.",
+            where=found[0].source or f"{found[0].first_id}, {found[0].second_id}",
+            fix="Label 1 is for two utterances of one speaker, 0 for those of two speakers."
+            if certain
+            else "Keep one trial of each pair of utterances.",
+            certain=certain,
+        )
+        for found, what, certain in cases
+        if found
+    ]
 
 
 def training_files(files: VoxCelebFiles) -> dict[str, Path]:

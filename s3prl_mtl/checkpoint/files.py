@@ -91,12 +91,15 @@ def is_single_head(content: Mapping[str, Any]) -> bool:
 
 
 def _checked(saved: RunCheckpoint, path: Path) -> RunCheckpoint:
-    """A checkpoint with its file. Refuse weights that are NaN.
+    """A checkpoint with its file. Refuse weights, and states of their optimizer, that are NaN.
 
     Infinite parameters are refused where they are loaded: best scores may be infinite.
     """
     heads = {f"the head of {name}": task.head for name, task in saved.tasks.items()}
     parts = {"the encoder": saved.upstream, "the featurizer": saved.featurizer, **heads}
+    if saved.training is not None:
+        for name, state in saved.training.optimizer.state.items():
+            parts[f"the optimizer, for {name}"] = state
     for what, weights in parts.items():
         for name, weight in weights.items():
             if isinstance(weight, torch.Tensor) and weight.isnan().any():

@@ -24,7 +24,9 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.mtl_branch.tasks import split_of
+from s3prl_mtl.registry.plugins import TASKS, find_plugin
 from s3prl_mtl.registry.task_names import find_in_run, require_in_run, split_specs, task_packages
+from s3prl_mtl.s3prl_compat.task_spec import is_s3prl_task
 from s3prl_mtl.tracking.console import OUTPUT
 from s3prl_mtl.tracking.results_table import results_table
 from s3prl_mtl.tracking.tracker import Tracker
@@ -118,6 +120,10 @@ def _prepare(
             code="conflicting-options",
         )
     if not arguments.downstream:
+        held = task_packages(saved.config, saved.tasks)
+        for task, split in targets:
+            if not find_in_run(task, held) and not is_s3prl_task(task):
+                find_plugin(TASKS, task, where=f"-t {task}:{split}")
         named = dict.fromkeys(task for task, _ in targets) or saved.tasks
         arguments.downstream = ",".join(named)
     config = world.run_on_all_ranks(lambda: config_of(arguments, saved, deferred))
@@ -141,6 +147,8 @@ def _best_checkpoints(
     Raises:
         UserError: a task has none, or several of which none is that of its first dev split.
     """
+    if not run.exists():
+        checkpoints.locate(run)
     found = best_files(run)
     if not found:
         raise UserError(

@@ -56,6 +56,13 @@ def train(
     if saved is None and arguments.auto_resume and (folder / CONFIG).is_file():
         # A run that ended before its first checkpoint.
         arguments.config.insert(0, str(folder / CONFIG))
+    if saved is None and arguments.auto_resume and not (arguments.config or arguments.downstream):
+        raise UserError(
+            f"{folder} has no run to resume, and no task is named to start one.",
+            where="-a",
+            fix="Give the folder of a run (-p or -n), or name tasks, such as -d ks,er.",
+            code="missing-option",
+        )
     config = world.run_on_all_ranks(lambda: _config(arguments, saved, deferred))
     forget_listings_if_asked(arguments, config, world)
     if saved is not None:

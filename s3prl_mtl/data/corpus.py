@@ -9,15 +9,18 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from s3prl_mtl.data.archives import file_size
-from s3prl_mtl.data.folders import AudioIndex
+from s3prl_mtl.data.folders import PACKED_SUFFIXES, AudioIndex
 from s3prl_mtl.data.utterance import Utterance
 from s3prl_mtl.errors import UserError, nearest
+
+_LISTED_NAMES = 5  # of a folder, in an error
 
 
 @dataclass(frozen=True)
@@ -257,14 +260,14 @@ class Corpus(ABC):
         """A list of one problem if the folder does not exist, otherwise an empty list."""
         if path.is_dir():
             return []
-        what = "is not a folder" if path.exists() else "does not exist"
+        what = "is not a folder" if path.exists() else _absence(path)
         return [self.problem(path, what, expected, setting)]
 
     def missing_file(self, path: Path, expected: str, setting: str) -> list[str]:
         """A list of one problem if the file does not exist, otherwise an empty list."""
         if path.is_file():
             return []
-        what = "is not a file" if path.exists() else "does not exist"
+        what = "is not a file" if path.exists() else _absence(path)
         return [self.problem(path, what, expected, setting)]
 
     def problem(self, path: Path, what: str, expected: str, setting: str) -> str:
@@ -273,6 +276,30 @@ class Corpus(ABC):
             f"{self.task}: {path} {what}; expected {expected}; "
             f"set `--data` or {self.task}'s `datarc.{setting}`."
         )
+
+
+def _absence(path: Path) -> str:
+    """That a file or folder does not exist, and what is there instead."""
+    if path.is_symlink():
+        return f"is a link to {os.readlink(path)}, which does not exist"
+    folder = next((parent for parent in path.parents if parent.is_dir()), None)
+    if folder is None:
+        return "does not exist"
+    if folder != path.parent:
+        return f"does not exist; {folder} is the last folder of its path that does"
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    packed = [name for name in names if name in {path.name + s for s in PACKED_SUFFIXES}]
+    if packed:
+        return f"does not exist, but {folder / packed[0]} does: unpack it"
+    if (folder / folder.name / path.name).exists():
+        return f"does not exist, but {folder / folder.name / path.name} does"
+    by_case = {name.lower(): name for name in names}
+    close = get_close_matches(path.name.lower(), by_case, n=3, cutoff=0.7)
+    listed = ", ".join(by_case[name] for name in close)
+    if not close:
+        more = ", ..." if len(names) > _LISTED_NAMES else ""
+        listed = ", ".join(names[:_LISTED_NAMES]) + more
+    return f"does not exist; {folder} has {listed or 'no files'}"
 
 
 def _stamp(path: Path) -> str:

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
@@ -34,6 +34,7 @@ SMALL = 0.1
 COMPLETE = 0.995
 """A split with a larger fraction of the published size is complete."""
 
+_SMALLEST_OVERLAP = 0.01  # seconds
 _CHUNK_ROWS = 4096
 
 
@@ -185,6 +186,13 @@ def _partial_splits(counts: Sequence[SplitCounts]) -> Iterator[Finding]:
             and (found := getattr(count, name)) is not None
             and found < COMPLETE * expected
         ]
+        if count.utterances > (official.utterances or count.utterances):
+            yield Finding(
+                f"Split {count.split!r} has {count.utterances} utterances, more than the "
+                f"{official.utterances} of its publication.",
+                fix="Remove files that are not of the corpus, unless they are intended.",
+                code="corpus-inconsistent",
+            )
         if missing:
             yield Finding(
                 f"Split {count.split!r} has only {', '.join(missing)} of its publication.",
@@ -194,17 +202,12 @@ def _partial_splits(counts: Sequence[SplitCounts]) -> Iterator[Finding]:
 
 
 def _audio(manifest: Manifest) -> pa.Table:
-    """Path, digest, start and duration (rounded to ms) and labels of each utterance."""
-    table = manifest.columns("path", "digest", "start", "duration", "labels")
-    for place in (2, 3):
+    """Id, path, digest, start and duration (rounded to ms) and labels of each utterance."""
+    table = manifest.columns("id", "path", "digest", "start", "duration", "labels")
+    for place in (3, 4):
         name = table.column_names[place]
         table = table.set_column(place, name, pc.round(table[name], 3))
     return table
-
-
-def _key(row: Mapping[str, Any]) -> tuple[int, float, float]:
-    """Identifies the audio of an utterance."""
-    return row["digest"], row["start"], row["duration"]
 
 
 def _repeated_audio(split: _Split) -> Iterator[Finding]:
@@ -217,7 +220,7 @@ def _repeated_audio(split: _Split) -> Iterator[Finding]:
     for chunk in range(0, len(repeated), _CHUNK_ROWS):
         for row in audio.take(repeated[chunk : chunk + _CHUNK_ROWS]).to_pylist():
             if row["digest"] is not None:
-                by_audio[_key(row)].append(row["path"])
+                by_audio[row["digest"], row["start"], row["duration"]].append(row["path"])
     groups = [paths for paths in by_audio.values() if len(set(paths)) > 1]
     if groups:
         extra = sum(len(paths) - 1 for paths in groups)
@@ -231,22 +234,18 @@ def _repeated_audio(split: _Split) -> Iterator[Finding]:
 
 
 def _shared_utterances(corpus: Corpus, first: _Split, second: _Split) -> Iterator[Finding]:
-    common = _common(corpus, first, second, "path")
-    files = {(row["path"], row["start"]) for row in common[0]}
-    listed_twice = [row["path"] for row in common[1] if (row["path"], row["start"]) in files]
+    listed_twice = _same_audio(*_common(corpus, first, second, "path"), "path")
     if listed_twice:
         yield Finding(
             f"{len(listed_twice)} of {len(second)} utterances of split {second.name!r} are in "
             f"split {first.name!r} too.",
-            where=listed_twice[0],
+            where=listed_twice[0][0],
             fix="List each file in one split.",
             code="corpus-overlap",
             certain=True,
         )
         return
-    mine, theirs = _common(corpus, first, second, "digest")
-    originals = {_key(row): row["path"] for row in mine}
-    copies = [(row["path"], originals[_key(row)]) for row in theirs if _key(row) in originals]
+    copies = _same_audio(*_common(corpus, first, second, "digest"), "digest")
     if copies:
         yield Finding(
             f"{len(copies)} of {len(second)} utterances of split {second.name!r} have the same "
@@ -255,6 +254,59 @@ def _shared_utterances(corpus: Corpus, first: _Split, second: _Split) -> Iterato
             fix="Remove the copies, or name another folder for this split.",
             code="corpus-overlap",
             certain=len(copies) > MAXIMUM_SHARED * len(second),
+        )
+    yield from _shared_names(corpus, first, second, {path for path, _ in copies})
+
+
+def _same_audio(
+    mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], column: str
+) -> list[tuple[str, str]]:
+    """Paths of utterances of the second list, each with that of a first one whose audio it shares.
+
+    Of files with equal values in the column, segments share audio where their times overlap: a
+    split may hold chunks of the recordings of another one.
+    """
+    originals: dict[Any, list[tuple[float, float, str]]] = defaultdict(list)
+    for row in mine:
+        originals[row[column]].append((row["start"], row["start"] + row["duration"], row["path"]))
+    shared = []
+    for row in theirs:
+        start, end = row["start"], row["start"] + row["duration"]
+        overlapping = (
+            path
+            for first, last, path in originals[row[column]]
+            if min(end, last) - max(start, first) > _SMALLEST_OVERLAP
+        )
+        original = next(overlapping, None)
+        if original is not None:
+            shared.append((row["path"], original))
+    return shared
+
+
+def _shared_names(
+    corpus: Corpus, first: _Split, second: _Split, known: Collection[str]
+) -> Iterator[Finding]:
+    """Utterances of one name, speaker and labels in two splits, such as copies at another level.
+
+    Only where the corpus knows the speakers: others may number the utterances of each split.
+    """
+    mine, theirs = _common(corpus, first, second, "id")
+    originals = {(row["id"], row["labels"]): row["path"] for row in mine}
+    same = [
+        (row["path"], originals[row["id"], row["labels"]])
+        for row in theirs
+        if (row["id"], row["labels"]) in originals
+        and row["path"] not in known
+        and corpus.speaker(row["id"], json.loads(row["labels"])) is not None
+    ]
+    if same:
+        yield Finding(
+            f"{len(same)} of {len(second)} utterances of split {second.name!r} have the names and "
+            f"labels of utterances of split {first.name!r}.",
+            where=" and ".join(same[0]),
+            fix="Remove them from one of the splits.",
+            code="corpus-overlap",
+            certain=len(same) > MAXIMUM_SHARED * len(second),
         )
 
 

@@ -18,6 +18,7 @@ LOSSLESS_SUFFIXES = (".wav", ".flac", ".aiff", ".aif")
 """In the order in which they are preferred."""
 UNDECODABLE_SUFFIXES = frozenset({".m4a", ".aac", ".mp4", ".wma", ".amr"})
 """Formats of speech corpora that libsndfile cannot read."""
+PACKED_SUFFIXES = (".gz", ".zip", ".tar", ".tar.gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 
 T = TypeVar("T")

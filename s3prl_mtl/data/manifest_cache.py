@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 MAXIMUM_SKIPPED = 0.01
 """Largest fraction of unusable utterances of a split; more is an error."""
 
-_FORMAT = 3  # increment when the format changes: older caches are then rebuilt
+_FORMAT = 4  # increment when the format changes: older caches are then rebuilt
 _LISTED = 10  # paths in an error
 
 

@@ -29,7 +29,7 @@ from s3prl_mtl.data.audio import (
     libsndfile_reason,
     load_waveform,
 )
-from s3prl_mtl.data.folders import AUDIO_SUFFIXES, UNDECODABLE_SUFFIXES
+from s3prl_mtl.data.folders import AUDIO_SUFFIXES, PACKED_SUFFIXES, UNDECODABLE_SUFFIXES
 from s3prl_mtl.data.utterance import Utterance
 
 logger = logging.getLogger(__name__)
@@ -40,11 +40,27 @@ _PROBED_PLACES = (0.25, 0.5, 1.0)
 
 MAXIMUM_OVER = 0.01
 """Largest fraction of samples above 1 in a file of floating-point samples."""
+MAXIMUM_SATURATED = 0.5
+"""Largest fraction of samples at full scale, such as of integers that were cut to [-1, 1]."""
+MINIMUM_PEAK = 2.0**-15
+"""Smallest peak: one step of 16-bit samples."""
 MINIMUM_MEAN = 0.01
 """Smallest level of the mean of the channels, relative to that of the channels."""
 
 # Tolerance for durations in metadata files, which are rounded.
 _ROUNDING_SECONDS = 0.1
+
+
+_CONTENTS = {
+    b"version https://git-lfs": "it is a pointer of Git LFS; fetch the audio with `git lfs pull`",
+    b"<!doctype": "it is a web page, such as of a failed download",
+    b"<html": "it is a web page, such as of a failed download",
+    b"<?xml": "it is an XML document, such as of a failed download",
+    b"pk\x03\x04": "it is a zip archive; unpack it",
+    b"\x1f\x8b": "it is packed by gzip; unpack it",
+    b"nist_1a": "it is a SPHERE file that libsndfile cannot read; convert it with `sph2pipe`",
+}
+"""How files begin that are found in place of audio."""
 
 
 MISSING = "missing"
@@ -143,7 +159,7 @@ def _probe_or_reason(path: Path) -> _Probed | str:
     except _Unusable as reason:
         return str(reason)
     except soundfile.LibsndfileError as error:
-        return f"unreadable ({libsndfile_reason(error, path)})"
+        return f"unreadable ({_content(path) or libsndfile_reason(error, path)})"
     except Exception as error:  # soundfile raises errors of other types too
         return f"unreadable ({str(error).strip() or type(error).__name__})"
 
@@ -180,16 +196,30 @@ def _probe(path: Path) -> _Probed:
 
 def _instead(path: Path) -> str:
     """What is there instead of a missing file."""
+    if path.is_symlink():
+        return f"it is a link to {os.readlink(path)}, which does not exist"
+    if path.is_dir():
+        return "it is a folder"
     if path.parent.is_dir():
         # A few look-ups: the folder may hold 100 000 files.
         suffixes = sorted(AUDIO_SUFFIXES | UNDECODABLE_SUFFIXES)
-        others = map(path.with_suffix, suffixes)
+        others = [path.with_suffix(suffix) for suffix in suffixes]
+        others += [path.with_name(path.name + suffix) for suffix in PACKED_SUFFIXES]
         same = [other.name for other in others if file_size(other) is not None]
         return f"there is {same[0]}" if same else "in any audio format"
     absent = path.parent
     while not absent.parent.is_dir():
         absent = absent.parent
     return f"there is no folder {absent}"
+
+
+def _content(path: Path) -> str | None:
+    """What a file that is not audio holds instead; None if unknown."""
+    with path.open("rb") as file:
+        beginning = file.read(64).lstrip().lower()
+    if not beginning.strip(b"\0"):
+        return "it begins with zeros, such as after a download that was cut short"
+    return next((what for start, what in _CONTENTS.items() if beginning.startswith(start)), None)
 
 
 def _probed_samples(file: soundfile.SoundFile) -> np.ndarray:
@@ -207,10 +237,14 @@ def _probed_samples(file: soundfile.SoundFile) -> np.ndarray:
 
 def _looks_wrong(file: soundfile.SoundFile, samples: np.ndarray) -> bool:
     """Whether a few samples of a file are a reason to read all of it."""
+    peaks = np.abs(samples)
     return (
-        not np.isfinite(samples).all()
-        or np.abs(samples).max() > 1.0
-        or not samples.any()
+        file.subtype in ("FLOAT", "DOUBLE")  # rare, and the only ones that may hold any value
+        or not np.isfinite(samples).all()
+        or peaks.max() > 1.0
+        or peaks.max() < MINIMUM_PEAK
+        or _saturated(peaks) > MAXIMUM_SATURATED
+        or _is_constant(samples)
         or (file.channels > 1 and _level(samples.mean(axis=1)) < MINIMUM_MEAN * _level(samples))
     )
 
@@ -223,15 +257,29 @@ def sample_problem(samples: np.ndarray) -> str | None:
     """
     if not np.isfinite(samples).all():
         return "it contains non-finite values"
-    over = float(np.mean(np.abs(samples) > 1.0))
+    peaks = np.abs(samples)
+    peak = float(peaks.max())
+    over = float(np.mean(peaks > 1.0))
     if over > MAXIMUM_OVER:
-        peak = float(np.abs(samples).max())
         return f"{over:.1%} of its samples are outside [-1, 1] (peak {peak:.6g}); scale them"
-    if not samples.any():
-        return "silent (all samples are 0)"
+    if _is_constant(samples):
+        return f"silent (all samples are {samples[0, 0]:.6g})"
+    if peak < MINIMUM_PEAK:
+        return f"silent (its peak is {peak:.3g}, below one step of 16-bit audio); scale its samples"
+    if (saturated := _saturated(peaks)) > MAXIMUM_SATURATED:
+        return f"{saturated:.1%} of its samples are at full scale; convert it from the original"
     if samples.shape[1] > 1 and _level(samples.mean(axis=1)) < MINIMUM_MEAN * _level(samples):
         return "its channels cancel each other (their mean is silence)"
     return None
+
+
+def _is_constant(samples: np.ndarray) -> bool:
+    return bool((samples == samples[0]).all())
+
+
+def _saturated(peaks: np.ndarray) -> float:
+    """The fraction of magnitudes at full scale."""
+    return float(np.mean(peaks > 0.999))
 
 
 def _level(samples: np.ndarray) -> float:
@@ -239,7 +287,7 @@ def _level(samples: np.ndarray) -> float:
 
 
 def _digest(frames: int, rate: int, samples: np.ndarray) -> int | None:
-    if (samples == samples[0]).all():
+    if _is_constant(samples):
         return None  # equal for many files
     digest = hashlib.blake2b(f"{frames} {rate}".encode(), digest_size=8)
     digest.update(np.ascontiguousarray(samples).tobytes())

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.errors import UserError
 from s3prl_mtl.export import fairseq_file, onnx_file, s3prl_folder, transformers_folder
+from s3prl_mtl.export.formats import check_format
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.export.staging import atomic_output, remove_stale
 from s3prl_mtl.fileio.atomic import write_reason
@@ -63,13 +64,7 @@ def export(run: str | os.PathLike[str], format: str, out: str | os.PathLike[str]
         UserError: an unknown format, no such run, an upstream that the format does not support,
             an existing `out`, a package that is not installed, or `out` cannot be written.
     """
-    if format not in FORMATS:
-        raise UserError(
-            f"Unknown format {format!r}.",
-            where="--format",
-            fix=nearest(format, list(FORMATS)),
-            code="unknown-name",
-        )
+    check_format(format)
     # An absolute path has a name; `.` and `..` have none.
     chosen, path = FORMATS[format], Path(os.path.abspath(out))
     remove_stale(path)

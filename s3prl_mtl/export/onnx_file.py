@@ -9,7 +9,6 @@ change its features. Waveforms are normalised in the graph if the encoder needs 
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator
@@ -20,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.upstreams import Featurizer, Hubert
 from s3prl_mtl.upstreams.hubert.convolutions import TimeNorm
@@ -91,11 +89,7 @@ def write(run: SavedRun, out: Path) -> None:
     Args:
         run: its encoder is HuBERT.
         out: the file. Parameters of more than 1.5 GiB go to a second file, `<name>.data`.
-
-    Raises:
-        UserError: onnx or onnxscript is not installed.
     """
-    require_onnx()
     encoder = run.hubert()
     module = OneUtterance(encoder, run.featurizer(encoder)).eval()
     least = encoder.config.receptive_field
@@ -117,22 +111,6 @@ def write(run: SavedRun, out: Path) -> None:
     _describe(program.model, run, encoder)
     size = sum(value.numel() * value.element_size() for value in module.state_dict().values())
     program.save(out, external_data=size > MAX_BYTES_IN_ONE_FILE)
-
-
-def require_onnx() -> None:
-    """Check the packages that torch's exporter needs.
-
-    Raises:
-        UserError: a package is not installed.
-    """
-    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed.",
-            where="--format onnx",
-            fix="`pip install 's3prl-mtl[onnx]'`.",
-            code="missing-package",
-        )
 
 
 def _describe(model: Any, run: SavedRun, encoder: Hubert) -> None:

@@ -19,7 +19,7 @@ from s3prl_mtl.inference.trained import TrainedRun
 from s3prl_mtl.registry.plugins import load_task, split_name
 from s3prl_mtl.registry.task_names import Packages, installed_package, require_in_run, task_packages
 from s3prl_mtl.s3prl_compat.task_spec import is_s3prl_task
-from s3prl_mtl.training.build import build_experts, build_upstream
+from s3prl_mtl.training.build import build_experts, build_upstream, check_layouts
 from s3prl_mtl.training.device import pick_device
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer
@@ -62,6 +62,10 @@ def load_run(
         del packages[name]
     chosen = {name: replace(config.tasks[name], package=packages[name]) for name in packages}
     config = replace(config, tasks=chosen)
+    try:
+        check_layouts(config, list(packages), saved)
+    except UserError as error:
+        raise _without_labels(error, saved, run) from error
     upstream = build_upstream(config, saved).to(place)
     selection = config.upstream.feature_selection
     featurizer = Featurizer(upstream, selection).to(place)

@@ -23,6 +23,12 @@ RATE_STEPS = 50
 _Self = TypeVar("_Self", bound="_Shown")
 
 
+def total_loss(losses: Mapping[str, float]) -> float:
+    """The sum of the losses of the tasks that are finite; NaN if none is."""
+    finite = [loss for loss in losses.values() if math.isfinite(loss)]
+    return math.fsum(finite) if finite else math.nan
+
+
 class _Shown:
     """Shows a bar inside the context."""
 
@@ -83,7 +89,7 @@ class StepProgress(_Shown):
         self._audio.append((time.monotonic(), audio_seconds))
         elapsed = self._audio[-1][0] - self._audio[0][0]
         seconds = math.fsum(audio for _, audio in list(self._audio)[1:])
-        total = math.fsum(loss for loss in losses.values() if math.isfinite(loss))
+        total = total_loss(losses)
         self._progress.losses = [f"{name} {loss:.3f}" for name, loss in losses.items()]
         self._progress.update(
             self._bar,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rich.table import Table
@@ -37,12 +37,14 @@ class Number:
 
     @property
     def source(self) -> str:
-        """The checkpoint, with the step unless its name has it; or the step alone."""
+        """The checkpoint, with the step unless its name has it; or the step alone.
+
+        For narrow tables, a name such as `dev-best` of the file `ks/dev-best.ckpt`.
+        """
         if self.checkpoint is None:
             return f"step {self.step}"
-        if f"-{self.step}." in self.checkpoint:
-            return self.checkpoint
-        return f"{self.checkpoint}, step {self.step}"
+        name = PurePosixPath(self.checkpoint).name.removesuffix(".ckpt")
+        return name if name.endswith(f"-{self.step}") else f"{name}, step {self.step}"
 
 
 @dataclass(frozen=True)

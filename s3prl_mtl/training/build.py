@@ -63,6 +63,26 @@ def build_upstream(config: RunConfig, saved: RunCheckpoint | None = None) -> Ups
     return load_upstream(settings.name, settings.ckpt and str(settings.ckpt), **options)
 
 
+def check_layouts(
+    config: RunConfig, names: Sequence[str], saved: RunCheckpoint | None = None
+) -> None:
+    """Check the folders of the corpora of tasks, before an encoder is built or downloaded.
+
+    Args:
+        config: of the run.
+        names: the tasks.
+        saved: a checkpoint of the run, whose label spaces replace corpora.
+
+    Raises:
+        UserError: one report of all problems.
+    """
+    labels = _label_spaces(saved)
+    classes = _expert_classes(config, names, saved)
+    read = {name: kind for name, kind in classes.items() if labels.get(name) is None}
+    problems = corpus_problems(config, read)
+    raise_together([mistake for found in problems.values() for mistake in found])
+
+
 def build_experts(
     config: RunConfig,
     names: Sequence[str],
@@ -71,6 +91,8 @@ def build_experts(
     saved: RunCheckpoint | None = None,
 ) -> dict[str, Any]:
     """Build the experts of tasks, with the label spaces of a checkpoint if given.
+
+    Assumes the layouts of corpora that :func:`check_layouts` has checked.
 
     Args:
         config: of the run.
@@ -82,24 +104,10 @@ def build_experts(
     Raises:
         UserError: one report of all problems with the corpora of the tasks.
     """
-    classes = {
-        name: load_task(name, config.tasks[name].package, folder=config.tasks[name].folder)
-        for name in names
-    }
-    past = saved.tasks if saved is not None else {}
-    held = task_packages(saved.config, past) if saved is not None else None
-    for name, expert_class in classes.items():
-        check_class(name, expert_class)
-        _check_in_checkpoint(name, expert_class, held)
-    # Checkpoints of the branch and of s3prl's experts have no label spaces.
-    labels = {name: task.labels for name, task in past.items()}
-    own_labels = {name: kind for name, kind in classes.items() if labels.get(name) is None}
-    problems = corpus_problems(config, own_labels)
-    mistakes = [mistake for found in problems.values() for mistake in found]
+    labels = _label_spaces(saved)
+    mistakes: list[UserError] = []
     experts = {}
-    for name, expert_class in classes.items():
-        if name in problems:
-            continue
+    for name, expert_class in _expert_classes(config, names, saved).items():
         logger.info("Building task %s.", name)
         # The initial weights of a head do not depend on the other tasks of the run.
         with torch.random.fork_rng():
@@ -127,6 +135,26 @@ def build_experts(
             mistakes += split_mistakes(Task.from_settings(name, expert, config.tasks[name]))
     raise_together(mistakes)
     return experts
+
+
+def _expert_classes(
+    config: RunConfig, names: Sequence[str], saved: RunCheckpoint | None
+) -> dict[str, type]:
+    """The classes of the experts of tasks, which the checkpoint has if it is given."""
+    classes = {
+        name: load_task(name, config.tasks[name].package, folder=config.tasks[name].folder)
+        for name in names
+    }
+    held = task_packages(saved.config, saved.tasks) if saved is not None else None
+    for name, expert_class in classes.items():
+        check_class(name, expert_class)
+        _check_in_checkpoint(name, expert_class, held)
+    return classes
+
+
+def _label_spaces(saved: RunCheckpoint | None) -> dict[str, Any]:
+    """The label spaces of a checkpoint; those of the branch and of s3prl's experts have none."""
+    return {name: task.labels for name, task in saved.tasks.items()} if saved is not None else {}
 
 
 def build_expert(

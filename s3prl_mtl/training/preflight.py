@@ -40,8 +40,12 @@ def check_splits(config: RunConfig, tasks: Mapping[str, Task]) -> None:
 
 
 def corpus_problems(config: RunConfig, classes: Mapping[str, type]) -> dict[str, list[UserError]]:
-    """Problems with the data folders, by task; tasks without problems are omitted."""
-    problems = {}
+    """Problems with the data folders, by task; tasks without problems are omitted.
+
+    One problem, of the first of these tasks, if the reason of all is that the folder of `--data`
+    does not exist.
+    """
+    problems: dict[str, list[UserError]] = {}
     for name, expert_class in classes.items():
         check = getattr(expert_class, "problems", None)
         lines = check(config.tasks[name].downstream_expert) if check is not None else []
@@ -55,6 +59,18 @@ def corpus_problems(config: RunConfig, classes: Mapping[str, type]) -> dict[str,
                 )
                 for line in lines
             ]
+    root = config.data
+    if problems and root is not None and not root.is_dir():
+        lines = [mistake.what for found in problems.values() for mistake in found]
+        if all(str(root) in line for line in lines):
+            absent = UserError(
+                f"The data folder {root} "
+                + ("is not a folder." if root.exists() else "does not exist."),
+                where="--data, or the environment variable SUPERB_DATA",
+                fix="Name the folder that holds the corpora.",
+                code="file-missing",
+            )
+            return {name: [absent][number:] for number, name in enumerate(problems)}
     return problems
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -16,6 +15,7 @@ from s3prl_mtl.checkpoint.best import SUFFIX
 from s3prl_mtl.checkpoint.contents import TaskCheckpoint
 from s3prl_mtl.tasks.ctc import ZEROED
 from s3prl_mtl.tracking.heat_maps import heat_maps
+from s3prl_mtl.tracking.progress import total_loss
 from s3prl_mtl.tracking.tracker import GRADIENTS, Report, Tracker
 from s3prl_mtl.training.conflicts import Gramians
 from s3prl_mtl.training.rates import rates
@@ -72,15 +72,15 @@ class Publisher:
         balancing = self.state.step.balancer.metrics()
         for metric, value in {**self.run.skips.counts(), **balancing}.items():
             tracker.record("run", "train", metric, value, step)
-        total_loss = math.fsum(loss for loss in losses.values() if math.isfinite(loss))
-        tracker.record("run", "train", "loss", total_loss, step)
+        combined = total_loss(losses)
+        tracker.record("run", "train", "loss", combined, step)
         for part, rate in rates(self.state.step.optimizer).items():
             tracker.record("run", "train", f"lr_{part}" if part else "lr", rate, step)
         shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
         zeroed = {r.task: r.values[ZEROED] for r in chain(*collected) if ZEROED in r.values}
         listed = ", ".join(f"{count:.0f} of {task}" for task, count in zeroed.items())
         ended = f"  CTC loss set to 0: {listed}" if listed else ""
-        logger.info("step %d  loss %.3f  (%s)%s", step, total_loss, shown, ended)
+        logger.info("step %d  loss %.3f  (%s)%s", step, combined, shown, ended)
 
     def publish_conflicts(self, tracker: Tracker | None, gramians: Gramians) -> None:
         """Write the comparison of the tasks' gradients, and draw the last ones as `conflicts.png`.

@@ -30,7 +30,7 @@ from s3prl_mtl.optim.factory import make_optimizer, make_scheduler
 from s3prl_mtl.registry.task_names import require_in_run
 from s3prl_mtl.tracking.progress import StepProgress
 from s3prl_mtl.tracking.tracker import Results, Tracker
-from s3prl_mtl.training.build import build_experts, build_upstream
+from s3prl_mtl.training.build import build_experts, build_upstream, check_layouts
 from s3prl_mtl.training.device import pick_device, use_tf32
 from s3prl_mtl.training.evaluation import Evaluator, Interrupted, share_buffers
 from s3prl_mtl.training.initial_weights import load_initial_encoder, load_initial_weights
@@ -98,6 +98,7 @@ class MultiTaskRunner:
             )
         seed_all(settings.seed)
 
+        world.run_on_all_ranks(lambda: check_layouts(settings, settings.downstream, resume))
         self.encoder = self._build_encoder()
         self.upstream, self.featurizer = self.encoder.upstream, self.encoder.featurizer
         specaug = SpecAugment(**asdict(settings.specaug)) if settings.specaug else None

@@ -584,8 +584,10 @@ def test_the_command_exits_with_1_if_a_clause_does_not_hold(
 
 def test_a_corpus_that_is_missing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SUPERB_DATA", raising=False)
-    with user_error("several"):
+    with user_error("file-missing", where="--data"):
         check_task("ks", data=tmp_path / "nothing")
+    with user_error("several"):
+        check_task("ks", data=tmp_path)
 
 
 def without_data(task: str, monkeypatch: pytest.MonkeyPatch) -> dict[int, Finding]:

@@ -11,6 +11,7 @@ from s3prl_mtl.cli.main import COMMANDS, MODES, command_parser, main
 from s3prl_mtl.export import FORMATS
 
 HEAVY = ("torch", "lhotse", "transformers", "scipy", "tensorboard", "numpy")
+EXPORT = ["export", "run", "--format", "onxn", "-o", "out"]
 PROBE = f"""
 import sys
 from s3prl_mtl.cli.main import main
@@ -25,7 +26,7 @@ print("imported:", *(name for name in {HEAVY!r} if name in sys.modules))
 
 @pytest.mark.parametrize(
     "lines",
-    [[["--help"]], [[name, "--help"] for name in COMMANDS], [["tsks"], ["--stpes", "3"]]],
+    [[["--help"]], [[name, "--help"] for name in COMMANDS], [["tsks"], ["--stpes", "3"], EXPORT]],
     ids=["help", "help-of-commands", "mistakes"],
 )
 def test_nothing_heavy_is_imported(lines: list[list[str]]) -> None:

@@ -24,12 +24,23 @@ UNUSABLE = {
     "silence in two channels": (np.zeros((8000, 2)), "PCM_16"),
     "opposite channels": (np.stack([NOISE, -NOISE], axis=1), "PCM_16"),
     "almost opposite channels": (np.stack([NOISE, -0.999 * NOISE], axis=1), "FLOAT"),
+    "a constant": (np.full(8000, 0.1), "PCM_16"),
+    "8-bit silence": (np.zeros(8000), "PCM_U8"),
+    "integers divided twice": (np.round(NOISE * 32768) / 32768**2, "FLOAT"),
+    "integers cut to 1": (np.clip(np.round(NOISE * 32768), -1, 1), "PCM_16"),
+    "three channels that cancel": (np.stack([NOISE, NOISE, -2 * NOISE], axis=1) / 2, "PCM_16"),
+    "infinite outside of what is probed": (
+        np.where(np.arange(8000) == 100, np.inf, NOISE),
+        "FLOAT",
+    ),
     "not a number": (np.where(np.arange(8000) == 7999, np.nan, NOISE), "FLOAT"),
 }
 USABLE = {
     "noise": (NOISE, "PCM_16"),
     "quiet": (QUIET, "FLOAT"),
     "a long pause": (PAUSE, "PCM_16"),
+    "one step of 16 bits": (np.where(np.arange(8000) % 2, 2.0**-15, 0), "PCM_16"),
+    "a third at full scale": (np.where(np.arange(8000) % 3, NOISE, 1.0), "PCM_16"),
     "a few peaks above 1": (np.where(np.arange(8000) % 400 == 0, 1.5, NOISE), "FLOAT"),
     "one silent channel": (np.stack([NOISE, 0 * NOISE], axis=1), "PCM_16"),
     "two independent channels": (np.stack([NOISE, NOISE[::-1]], axis=1), "PCM_16"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import math
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -78,12 +81,6 @@ def nested_speech_commands(root: Path) -> None:
         (root / "moved").rename(root / name / name)
 
 
-def flat_snips(root: Path) -> None:
-    for path in sorted((root / "SNIPS").rglob("*.wav")):
-        split = path.relative_to(root / "SNIPS").parts[0]
-        path.rename(root / "SNIPS" / split / path.name)
-
-
 def blanks_in_iemocap(root: Path) -> None:
     rewrite(
         list(root.glob("IEMOCAP*/Session*/dialog/EmoEvaluation/*.txt")),
@@ -122,6 +119,71 @@ def probabilities(root: Path) -> None:
     path.write_text("".join(f"{word}\t0.5 {' '.join(phones)}\n" for word, *phones in entries))
 
 
+def silence_probabilities(root: Path) -> None:
+    path = root / "LibriSpeech" / "librispeech-lexicon.txt"
+    entries = [line.split() for line in path.read_text().splitlines()]
+    numbers = "1.0 0.2 1.5 0.9"
+    path.write_text("".join(f"{word} {numbers} {' '.join(phones)}\n" for word, *phones in entries))
+
+
+def second_lexicon(root: Path) -> None:
+    """Half of the words in a file of grapheme-to-phoneme output."""
+    path = root / "LibriSpeech" / "librispeech-lexicon.txt"
+    entries = [line.split() for line in path.read_text().splitlines()]
+    half = len(entries) // 2
+    for name, some in ((path.name, entries[:half]), ("g2p.txt", entries[half:])):
+        lines = [f"{word}\t{' '.join(phones)}\n" for word, *phones in some]
+        path.with_name(name).write_text("".join(lines))
+
+
+def audio_in_one_folder(root: Path) -> None:
+    for folder in sorted((root / "LibriSpeech").iterdir()):
+        for path in sorted(folder.rglob("*.flac")):
+            path.rename(folder / path.name)
+
+
+def tabs_in_transcripts(root: Path) -> None:
+    texts = list(root.glob("LibriSpeech/*/*/*/*.trans.txt"))
+    rewrite(texts, lambda text: re.sub(r"(?m)^(\S+) ", r"\1\t", text))
+
+
+def mp3_beside_wav(root: Path) -> None:
+    for path in sorted((root / "SNIPS").rglob("*.wav")):
+        soundfile.write(path.with_suffix(".mp3"), *soundfile.read(path))
+
+
+def snips_in_folders_of_speakers(root: Path) -> None:
+    for path in sorted((root / "SNIPS").rglob("*.wav")):
+        folder = path.parent / path.name.split("-")[0]
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+
+
+def speech_commands_in_the_parent(root: Path) -> None:
+    for folder in sorted((root / FOLDERS["ks"][0]).iterdir()):
+        folder.rename(root / folder.name)
+    (root / FOLDERS["ks"][0]).rmdir()
+
+
+def rewritten_by_pandas(root: Path) -> None:
+    for path in root.glob("fluent*/data/*_data.csv"):
+        table = list(csv.DictReader(path.read_text().splitlines()))
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, sorted(table[0], reverse=True))
+            writer.writeheader()
+            writer.writerows(
+                {key: value.replace("none", "None") for key, value in row.items()} for row in table
+            )
+
+
+def opus(root: Path) -> None:
+    """Lossy audio; lists keep their names."""
+    for path in sorted(root.rglob("*.wav")):
+        soundfile.write(path.with_suffix(".ogg"), *soundfile.read(path), subtype="OPUS")
+        path.with_suffix(".ogg").rename(path.with_suffix(".opus"))
+        path.unlink()
+
+
 VARIANTS = [
     *[(task, flac) for task in FOLDERS],
     *[(task, windows_line_ends) for task in FOLDERS if task != "ks"],
@@ -129,20 +191,28 @@ VARIANTS = [
     *[(task, archives_of_voxceleb) for task in ("sid", "sv")],
     *[(task, linked_voxceleb) for task in ("sid", "sv")],
     ("ks", nested_speech_commands),
-    ("sf", flat_snips),
     ("er", blanks_in_iemocap),
     ("ic", moved_fluent),
     ("sd", moved_libri2mix),
     ("pr", cmudict),
     ("pr", probabilities),
+    ("pr", silence_probabilities),
+    ("pr", second_lexicon),
+    *[(task, audio_in_one_folder) for task in ("asr", "pr")],
+    *[(task, tabs_in_transcripts) for task in ("asr", "pr")],
+    ("sf", mp3_beside_wav),
+    ("sf", snips_in_folders_of_speakers),
+    ("ks", speech_commands_in_the_parent),
+    ("ic", rewritten_by_pandas),
+    *[(task, opus) for task in ("sf", "ic", "sid", "er", "sd")],
 ]
 
 
-def expert_of(task: str, data: Path, cache: Path, folder: Path) -> TaskExpert:
+def expert_of(task: str, data: Path, cache: Path, folder: Path, **datarc: Any) -> TaskExpert:
     flags = {
         "downstream": [task],
         "data": str(data),
-        f"{task}.downstream_expert.datarc": {"num_workers": 0},
+        f"{task}.downstream_expert.datarc": {"num_workers": 0, **datarc},
     }
     settings = resolve(build_config(files=[SMALL_HEADS], flags=flags)).tasks[task].downstream_expert
     assert load_task(task).problems(settings) == []
@@ -166,7 +236,9 @@ def test_a_variant_gives_the_same_utterances_and_a_step(
 
     change(data)
 
-    expert = expert_of(task, data, tmp_path / "after", tmp_path)
+    files = ["librispeech-lexicon.txt", "g2p.txt"] if change is second_lexicon else []
+    datarc = {"lexicon": [str(data / "LibriSpeech" / name) for name in files]} if files else {}
+    expert = expert_of(task, data, tmp_path / "after", tmp_path, **datarc)
     found = {s: [(u.id, u.labels) for u in expert.corpus.utterances(s)] for s in splits}
     assert found == before
     report = expert.report(splits)

@@ -51,7 +51,7 @@ def test_numbers_of_several_checkpoints_are_shown_with_them(tmp_path: Path):
     evaluate(tmp_path, "er", 0.5, 7, "states-7.ckpt")
     table = results_table(tmp_path)
     assert headings(table)[3:] == ["result", "of"]
-    assert [row[4] for row in cells(table)] == ["ks/dev-best.ckpt, step 5", "states-7.ckpt"]
+    assert [row[4] for row in cells(table)] == ["dev-best, step 5", "states-7"]
 
 
 def test_only_the_evaluated_splits_are_shown_after_an_evaluation(tmp_path: Path):
@@ -59,7 +59,7 @@ def test_only_the_evaluated_splits_are_shown_after_an_evaluation(tmp_path: Path)
     evaluate(tmp_path, "er", 0.4, 0)
     evaluate(tmp_path, "ks", 0.9, 5, "states-5.ckpt")
     table = results_table(tmp_path, splits=[("ks", "test")])
-    assert headings(table)[3:] == ["states-5.ckpt"] and len(cells(table)) == 1
+    assert headings(table)[3:] == ["states-5"] and len(cells(table)) == 1
 
 
 def test_the_results_file_states_step_and_checkpoint(tmp_path: Path):
@@ -84,7 +84,7 @@ def test_runs_are_compared_side_by_side(two_runs: list[Path]):
     table = comparison_table(two_runs)
     assert headings(table) == ["task", "split", "metric", "a\nstep 5", "b"]
     assert cells(table) == [
-        ["ks", "test", "accuracy ↑", "90.00 %", "80.00 % (ks/dev-best.ckpt, step 5)"],
+        ["ks", "test", "accuracy ↑", "90.00 %", "80.00 % (dev-best, step 5)"],
         ["er", "test", "accuracy ↑", "", "50.00 % (step 7)"],
     ]
 

@@ -12,6 +12,7 @@ import torch
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.tasks.best_checkpoint import update_best_score
 from s3prl_mtl.tasks.metric import Metric
+from s3prl_mtl.tracking.progress import total_loss
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams import load_upstream, write_fairseq_checkpoint
 from s3prl_mtl.upstreams.hubert.tiny import make_tiny
@@ -60,6 +61,21 @@ def test_a_run_is_refused_by_every_flag_that_starts_from_it(
         with user_error("non-finite", where=rf"--init_upstream_ckpt .*{path.name}"):
             started = {**config, "init_upstream_ckpt": str(path)}
             MultiTaskRunner(started, tmp_path / "started")
+
+
+def test_a_state_of_the_optimizer_that_is_nan_is_refused(config: dict[str, Any], tmp_path: Path):
+    runner = MultiTaskRunner(config, tmp_path)
+    runner.train_step()
+    state = next(iter(runner.training_step.optimizer.state.values()))
+    state["exp_avg"].view(-1)[0] = math.nan
+    path = runner.save()
+    with user_error("non-finite", where=path.name, fix="before the training failed"):
+        checkpoints.load(path)
+
+
+def test_a_total_of_losses_that_are_all_nan_is_nan():
+    assert math.isnan(total_loss({"ks": math.nan, "er": math.inf}))
+    assert total_loss({"ks": math.nan, "er": 2.0}) == 2.0
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from s3prl_mtl.training.runner import MultiTaskRunner
 from tests.distributed.test_updates import make_config
@@ -51,3 +52,26 @@ def test_what_scoring_needs_is_checked_before_the_first_step(
     with user_error("undefined-metric", where="'test'"):
         getattr(runner, start)()
     assert runner.step == 0
+
+
+def test_missing_corpora_are_reported_together_before_an_encoder_is_built(
+    tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    config = make_config(tiny_corpus, manifest_cache, "er,ks,asr")
+    config["er"]["downstream_expert"]["datarc"]["root"] = "/no/iemocap"
+    config["asr"]["downstream_expert"]["datarc"]["libri_root"] = "/no/librispeech"
+    config["upstream"] = {**config["upstream"], "name": "hubert", "ckpt": str(tmp_path / "absent")}
+    with user_error("several") as caught:
+        MultiTaskRunner(config, tmp_path)
+    assert "/no/iemocap" in str(caught.value) and "/no/librispeech" in str(caught.value)
+    assert "absent" not in str(caught.value)
+
+
+def test_a_data_folder_that_does_not_exist_is_one_error(
+    tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    config = make_config(tiny_corpus, manifest_cache, "er,ks,asr")
+    moved = yaml.safe_load(yaml.safe_dump(config).replace(str(tiny_corpus), "/no/data"))
+    with user_error("file-missing", where="--data") as caught:
+        MultiTaskRunner(moved, tmp_path)
+    assert "/no/data" in caught.value.what

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_mtl.data import SAMPLE_RATE
-from s3prl_mtl.errors import UserError, error_summary
+from s3prl_mtl.errors import UserError, error_summary, require_packages
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream, check_waveforms
 from s3prl_mtl.upstreams.hubert.fairseq_file import HUGGING_FACE
@@ -35,13 +34,7 @@ def import_transformers(where: str) -> Any:
     Raises:
         UserError: it is not installed.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise UserError(
-            "transformers is not installed.",
-            where=where,
-            fix="Install it with `pip install 's3prl-mtl[transformers]'`.",
-            code="missing-package",
-        )
+    require_packages(["transformers"], where, "transformers")
     ensure_torchaudio(required=False)  # transformers imports it if it is installed.
     return importlib.import_module("transformers")
 

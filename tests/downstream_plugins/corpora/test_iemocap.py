@@ -21,7 +21,7 @@ def iemocap(tmp_path, write_audio, write_text):
         for dialogue in (f"Ses{session:02d}F_impro01", f"Ses{session:02d}M_script01_1"):
             lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
             for number, emotion in enumerate(EMOTIONS):
-                name = f"{dialogue}_F{number:03d}"
+                name = f"{dialogue}_{'FM'[number % 2]}{number:03d}"
                 lines.append(f"[6.29 - 8.23]\t{name}\t{emotion}\t[2.5, 2.5, 2.5]")
                 lines.append("C-E2:\tNeutral;\t()")
                 folder = root / f"Session{session}"
@@ -45,7 +45,7 @@ def test_test_is_the_held_out_session_and_excitement_is_happiness(iemocap):
 def test_train_and_dev_are_a_random_split_of_the_other_sessions(iemocap):
     corpus = IEMOCAP(root=iemocap)
     everything = [
-        f"{dialogue}_F{EMOTIONS.index(emotion):03d}"
+        f"{dialogue}_{'FM'[EMOTIONS.index(emotion) % 2]}{EMOTIONS.index(emotion):03d}"
         for session in range(2, 6)
         for dialogue in sorted(
             (f"Ses{session:02d}F_impro01", f"Ses{session:02d}M_script01_1"), key=DIALOGUES.index
