@@ -215,6 +215,8 @@ def _instead(path: Path) -> str:
 
 def _content(path: Path) -> str | None:
     """What a file that is not audio holds instead; None if unknown."""
+    if not path.is_file():
+        return None  # In an archive, which has audio only.
     with path.open("rb") as file:
         beginning = file.read(64).lstrip().lower()
     if not beginning.strip(b"\0"):
