@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+KEPT = ("float32", "bfloat16", "cpu")
+
 Heads = Mapping[str, Sequence[nn.Parameter]]
 """Trained parameters of this rank's heads, by task."""
 
@@ -129,6 +131,10 @@ class GradientBalancer(Balancer):
 
     one_task_at_a_time = True
 
+    kept: str = "float32"
+    """How the gradients of the tasks are kept: one of `KEPT`. In bfloat16 they need half of the
+    memory until they are combined, on the CPU none of a GPU's; they are then combined there."""
+
     gramian: Tensor
 
     def __init__(self, tasks: Sequence[str]) -> None:
@@ -199,16 +205,17 @@ class GradientBalancer(Balancer):
             combined = rows.sum(dim=0)
         parts = combined.split(self.sizes)
         for parameter, part, uses in zip(shared, parts, self._uses.tolist(), strict=True):
-            parameter.grad = part.view_as(parameter).to(parameter.dtype) if uses else None
+            parameter.grad = part.view_as(parameter).to(parameter) if uses else None
 
     def gradients_of(self, tasks: Sequence[str]) -> Tensor | None:
-        """The gradients of some tasks, (tasks, shared values); None without shared parameters.
+        """The gradients of some tasks, float32 (tasks, shared values); None without shared
+        parameters.
 
         Between the sum over the ranks and :meth:`combine`, those of the mean losses over all ranks.
         """
         if self._gradients is None or tasks == self.tasks:
-            return self._gradients
-        return self._gradients[[self.tasks.index(task) for task in tasks]]
+            return None if self._gradients is None else self._gradients.float()
+        return self._gradients[[self.tasks.index(task) for task in tasks]].float()
 
     def metrics(self) -> dict[str, float]:
         if self._conflicts is None:
@@ -228,8 +235,10 @@ class GradientBalancer(Balancer):
     def _allocate(self, shared: Sequence[nn.Parameter]) -> None:
         if self._gradients is None and shared:
             self.sizes = [parameter.numel() for parameter in shared]
-            device = shared[0].device
-            self._gradients = torch.zeros(len(self.tasks), sum(self.sizes), device=device)
+            device = torch.device("cpu") if self.kept == "cpu" else shared[0].device
+            dtype = torch.bfloat16 if self.kept == "bfloat16" else torch.float32
+            shape = len(self.tasks), sum(self.sizes)
+            self._gradients = torch.zeros(shape, device=device, dtype=dtype)
             self._uses = torch.zeros(len(shared), dtype=torch.int32)
 
     def _add(self, task: str, gradients: Sequence[Tensor | None]) -> None:
@@ -241,5 +250,5 @@ class GradientBalancer(Balancer):
             zip(row.split(self.sizes), gradients, strict=True)
         ):
             if gradient is not None:
-                values.add_(gradient.reshape(-1))
+                values.add_(gradient.reshape(-1).to(values))
                 self._uses[index] += 1

@@ -11,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from s3prl_mtl.balancing.base import Balancer
+from s3prl_mtl.balancing.base import KEPT, Balancer, GradientBalancer
 from s3prl_mtl.balancing.pcgrad import PCGrad
 from s3prl_mtl.balancing.sum import Sum
 from s3prl_mtl.balancing.weighted import Fixed, Uncertainty
@@ -27,6 +27,9 @@ BUILT_IN: dict[str, type[Balancer]] = {
 
 SUPPLIED = ("tasks", "seed", "device")
 """Arguments of constructors that the run supplies."""
+
+KEPT_OPTION = "gradients"
+"""Option of every balancer that combines gradients: `GradientBalancer.kept`."""
 
 
 def parse_balancer(value: str | Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -101,7 +104,13 @@ def balancer_settings(name: str) -> list[str] | None:
         UserError: there is no such balancer.
     """
     _, found = find_balancer(name)
-    return _options(found) if callable(found) else list(found.options)
+    options = _options(found) if callable(found) else list(found.options)
+    keeps = (
+        issubclass(found, GradientBalancer)
+        if inspect.isclass(found)
+        else getattr(found, "keeps_gradients", False)
+    )
+    return [*options, KEPT_OPTION] if keeps and options is not None else options
 
 
 def make_balancer(
@@ -121,6 +130,35 @@ def make_balancer(
     Raises:
         UserError: an unknown name or option, a value that the method refuses, or a missing package.
     """
+    kept = settings.get(KEPT_OPTION)
+    others = {key: value for key, value in settings.items() if key != KEPT_OPTION}
+    if kept is None:
+        return _make(others, tasks, seed, device)
+    if kept not in KEPT:
+        raise UserError(
+            f"Gradients cannot be kept as {kept!r}.",
+            where=f"balancer.{KEPT_OPTION}",
+            fix=f"Choose {', '.join(KEPT)}.",
+            code="invalid-value",
+        )
+    balancer = _make(others, tasks, seed, "cpu" if kept == "cpu" else device)
+    if not isinstance(balancer, GradientBalancer):
+        raise UserError(
+            f"{settings['name']} combines losses: it keeps no gradients.",
+            where=f"balancer.{KEPT_OPTION}",
+            fix="Leave out the option.",
+            code="unknown-key",
+        )
+    balancer.kept = str(kept)
+    return balancer
+
+
+def _make(
+    settings: Mapping[str, Any],
+    tasks: Sequence[str],
+    seed: int,
+    device: torch.device | str,
+) -> Balancer:
     name, found = find_balancer(str(settings["name"]))
     options = {key: value for key, value in settings.items() if key != "name"}
     if not callable(found):

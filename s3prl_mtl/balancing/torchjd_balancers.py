@@ -18,9 +18,6 @@ from s3prl_mtl.balancing.weighted import WeightedLosses, by_task
 from s3prl_mtl.data.sampling import derived_seed
 from s3prl_mtl.nn import to_device
 
-INDEPENDENT_OF_LOSSES = {"constant", "dwa", "imtll", "mean", "random", "sum", "uw"}
-"""Scalarizers with weights that the losses of the step do not change."""
-
 
 def torchjd_balancer(
     method: Method,
@@ -45,8 +42,7 @@ def torchjd_balancer(
         return _Aggregated(_Held(method, tasks, options, seed, torch.device(device)))
     # The losses of a step are on the CPU.
     held = _Held(method, tasks, options, seed, torch.device("cpu"))
-    independent = method.name in INDEPENDENT_OF_LOSSES
-    return _Scalarized(held) if independent else _ScalarizedGradients(held)
+    return _ScalarizedGradients(held) if method.keeps_gradients else _Scalarized(held)
 
 
 class _Held:

@@ -22,6 +22,9 @@ EPOCH_STEPS = "epoch_steps"
 
 DEFAULT_EPOCH_STEPS = 1000
 
+INDEPENDENT_OF_LOSSES = {"constant", "dwa", "imtll", "mean", "random", "sum", "uw"}
+"""Scalarizers with weights that the losses of the step do not change."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -42,6 +45,11 @@ class Method:
     @property
     def name(self) -> str:
         return self.kind.__name__.lower()
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether the gradients of the tasks are kept apart, also of those that weight losses."""
+        return self.level == "gradient" or self.name not in INDEPENDENT_OF_LOSSES
 
     @property
     def title(self) -> str:

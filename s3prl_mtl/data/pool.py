@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -51,10 +52,14 @@ class LoaderPool:
         self.num_workers = num_workers
         self.doing = doing
         self.number = 0
-        self.tasks_of: Callable[[int], Collection[str]] = lambda number: self._names
-        self._names = [stream.task for stream in streams]
+        names = [stream.task for stream in streams]
+        self.tasks_of: Callable[[int], Collection[str]] = lambda number: names
         self._sources: dict[str, BatchSource] | None = None
-        self._iterator: Iterator[Any] | None = None
+        self._reading: list[Iterator[Any]] = []
+        """The iterator of the loader, or nothing. Not an attribute: collected together with this
+        object in a reference cycle, its queues would be closed first, and each worker would end
+        after a timeout."""
+        weakref.finalize(self, _end, self._reading).atexit = False
         self._position: Any = None
         """Where the iterator continues."""
         self._deaths = WorkerDeaths("The training splits", "runner.num_workers (--num_workers)")
@@ -83,7 +88,7 @@ class LoaderPool:
 
     def close(self) -> None:
         """End the workers. The next draw starts them again."""
-        self._iterator = None
+        _end(self._reading)
 
     def _next_draw(self) -> _Draw:
         if self._sources is None:
@@ -95,10 +100,10 @@ class LoaderPool:
         while True:
             try:
                 with remove_sigchld_handler():
-                    if self._iterator is None:
+                    if not self._reading:
                         self._position = self._current()
-                        self._iterator = iter(self._loader(self._sources))
-                    sent = next(self._iterator)
+                        self._reading.append(iter(self._loader(self._sources)))
+                    sent = next(self._reading[0])
                 if isinstance(sent, UserError):
                     raise sent
             except Exception as error:
@@ -127,7 +132,7 @@ class LoaderPool:
         ahead = {s.task: s.ahead(sources[s.task]) for s in self.streams if s.task in sources}
         return DataLoader(
             _DrawDataset(sources),
-            sampler=self._draws(ahead, self.number),
+            sampler=_draws(ahead, self.tasks_of, self.number),
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=self.num_workers,
@@ -138,13 +143,6 @@ class LoaderPool:
             # By default DataLoader draws the seed of its workers from the global state.
             generator=torch.Generator(),
         )
-
-    def _draws(self, ahead: Mapping[str, Iterator[Round]], number: int) -> Iterator[list[Round]]:
-        """The rounds of every draw from this one on, without end."""
-        while True:
-            wanted = self.tasks_of(number)
-            yield [next(rounds) for task, rounds in ahead.items() if task in wanted]
-            number += 1
 
 
 class _DrawDataset(Dataset[Any]):
@@ -171,6 +169,29 @@ class _DrawDataset(Dataset[Any]):
     def _items(self, read: Round) -> list[Any]:
         source = self.sources[read.task]
         return [source.load(read.epoch, draws).batch for draws in read.draws]
+
+
+def _end(reading: list[Iterator[Any]]) -> None:
+    """End the workers of an iterator."""
+    for iterator in reading:
+        # Else they end with its last reference, perhaps in the traceback of an error. torch has no
+        # public way.
+        end = getattr(iterator, "_shutdown_workers", None)
+        if end is not None:
+            end()
+    reading.clear()
+
+
+def _draws(
+    ahead: Mapping[str, Iterator[Round]],
+    tasks_of: Callable[[int], Collection[str]],
+    number: int,
+) -> Iterator[list[Round]]:
+    """The rounds of every draw from this one on, without end."""
+    while True:
+        wanted = tasks_of(number)
+        yield [next(rounds) for task, rounds in ahead.items() if task in wanted]
+        number += 1
 
 
 def _unchanged(sent: Any) -> Any:

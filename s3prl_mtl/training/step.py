@@ -102,8 +102,9 @@ class TrainingStep:
         """
         self.run.set_training(True)
         if not self._has_sampling:
-            tasks_of, self._has_sampling = self._read_sampling(), True
-            self.loaders.tasks_of = lambda number: tasks_of(number // self.accumulate + 1)
+            tasks_of, per_step = self._read_sampling(), self.accumulate
+            self.loaders.tasks_of = lambda number: tasks_of(number // per_step + 1)
+            self._has_sampling = True
         self.loaders.number = self.run.step * self.accumulate
         draws = [self.loaders.draw() for _ in range(self.accumulate)]
         self._gramians = None

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from s3prl_mtl.balancing import Sum, make_balancer
-from s3prl_mtl.balancing.factory import parse_balancer
+from s3prl_mtl.balancing import GradientBalancer, Sum, make_balancer
+from s3prl_mtl.balancing.factory import balancer_settings, parse_balancer
 from s3prl_mtl.config import build_config
 from tests.mistakes import user_error
 
@@ -50,6 +50,17 @@ def test_a_text_is_a_name_and_options(text: str, section: dict[str, Any]):
 def test_an_unknown_name_is_an_error_with_the_nearest(name: str, nearest: str):
     with user_error("unknown-name", where=f"--balancer {name}", fix=nearest):
         parse_balancer(name, "--balancer")
+
+
+def test_every_balancer_of_gradients_may_keep_them_in_another_way():
+    for name in ("pcgrad", "gradvac", "famo"):
+        assert "gradients" in balancer_settings(name)
+        balancer = make_balancer({"name": name, "gradients": "cpu"}, ["a", "b"])
+        assert isinstance(balancer, GradientBalancer) and balancer.kept == "cpu"
+    with user_error("invalid-value", where=r"balancer\.gradients", fix="bfloat16"):
+        make_balancer({"name": "pcgrad", "gradients": "float16"}, ["a", "b"])
+    with user_error("unknown-key", where=r"balancer\.gradients"):
+        make_balancer({"name": "sum", "gradients": "cpu"}, ["a", "b"])
 
 
 def test_an_option_that_a_balancer_does_not_have_is_an_error():

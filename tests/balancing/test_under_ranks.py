@@ -85,6 +85,25 @@ def test_the_update_is_that_of_one_process_on_whole_batches(config: dict[str, An
             assert torch.equal(value, other[1][name]), "the ranks have drifted apart"
 
 
+def test_gradients_kept_in_bfloat16_or_on_the_cpu_make_nearly_the_same_update(
+    config: dict[str, Any], tmp_path: Path
+):
+    cases = [({"name": "pcgrad", "gradients": kept}, 1) for kept in ("float32", "cpu", "bfloat16")]
+    (alone,) = run_ranks(1, balanced_steps, config, tmp_path / "one", cases)
+    on_two = run_ranks(2, balanced_steps, config, tmp_path / "two", cases)
+    before, whole, _ = alone[0]
+    for outcomes in ([alone[1]], *([rank[0], rank[1]] for rank in on_two)):
+        for outcome in outcomes:
+            assert_same_update(alone[0], outcome)
+    for _, rounded, _ in (alone[2], *(rank[2] for rank in on_two)):
+        assert not all(torch.equal(rounded[name], whole[name]) for name in whole)
+        changes = [
+            torch.cat([(after[n] - before[n]).flatten() for n in before if n.startswith("encoder")])
+            for after in (whole, rounded)
+        ]
+        assert (changes[1] - changes[0]).norm() < 0.02 * changes[0].norm()
+
+
 BY_NAME = [
     {"name": "uncertainty"},
     {"name": "pcgrad"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -322,3 +323,15 @@ def test_the_default_number_of_workers_follows_from_the_cores_of_a_rank(
 ):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     assert default_workers(ranks) == workers
+
+
+def test_a_pool_that_is_forgotten_ends_its_workers():
+    before = children()
+    pool = LoaderPool(make_streams(), num_workers=1)
+    pool.draw()
+    workers = children() - before
+    assert workers
+    pool.cycle = pool  # type: ignore[attr-defined]
+    del pool
+    gc.collect()
+    assert not any(worker.is_alive() for worker in workers)
