@@ -57,7 +57,7 @@ def block_defaults(
     else:
         stated = task_defaults(task, packages.get(task))
     check_task_settings(task, stated, f"the defaults of task {task}")
-    absent = ("package",) if is_s3prl_task(task) else ("folder", "config")
+    absent = ("package", "fraction") if is_s3prl_task(task) else ("folder", "config")
     return {k: v for k, v in asdict(TaskConfig()).items() if k not in absent} | stated
 
 

@@ -68,6 +68,8 @@ def evaluate_with_a_fault(
     world: World, config: dict[str, Any], folder: Path, fault: str
 ) -> tuple[tuple[str, str | None, str, str | None], dict[str, float]]:
     """Type, code, text and place of the error of an evaluation, and the best scores after it."""
+    for task in config["downstream"]:  # Several batches on each rank.
+        config[task]["downstream_expert"]["datarc"]["eval_batch_size"] = 2
     runner = MultiTaskRunner(config, folder, world=world)
     encode = runner.encoder.hidden_states
     seen = []

@@ -388,7 +388,8 @@ def test_an_encoder_of_the_zoo_trains_and_resumes_bit_for_bit(
     changed = [
         n for n, held in before.items() if not torch.equal(whole.upstream[f"model.{n}"], held)
     ]
-    assert len(changed) > len(before) / 2
+    # LayerDrop may leave out layers in both steps.
+    assert len(changed) > len(before) / 4
     path.unlink()
     halfway = checkpoints.load(tmp_path / "whole" / "states-1.ckpt")
     MultiTaskRunner(config, tmp_path / "resumed", resume=halfway).train()
