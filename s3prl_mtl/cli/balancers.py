@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(_arguments: argparse.Namespace) -> None:
     """Print every balancer, with its options."""
     from s3prl_mtl.balancing.base import GradientBalancer
-    from s3prl_mtl.balancing.factory import BUILT_IN, balancer_settings
+    from s3prl_mtl.balancing.factory import BUILT_IN, KEPT_OPTION, balancer_settings
     from s3prl_mtl.balancing.torchjd_methods import torchjd_methods
     from s3prl_mtl.registry.plugins import OUR_PACKAGE, discover_balancers
 
@@ -44,6 +44,7 @@ def run(_arguments: argparse.Namespace) -> None:
     for name, method in torchjd_methods().items():
         if name not in BUILT_IN:
             options = [f"{o} (required)" if o in method.required else o for o in method.options]
+            options += [KEPT_OPTION] if method.keeps_gradients else []
             needs = method.missing_package()
             title = f"{method.title} ({needs})" if needs else method.title
             level = "losses" if method.level == "loss" else "gradients"

@@ -85,6 +85,7 @@ def test_the_update_is_that_of_one_process_on_whole_batches(config: dict[str, An
             assert torch.equal(value, other[1][name]), "the ranks have drifted apart"
 
 
+@pytest.mark.slow
 def test_gradients_kept_in_bfloat16_or_on_the_cpu_make_nearly_the_same_update(
     config: dict[str, Any], tmp_path: Path
 ):
