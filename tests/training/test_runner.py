@@ -169,6 +169,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
 
 
 def test_training_does_not_depend_on_the_number_of_loader_workers(make_config, tmp_path: Path):
+    earlier = set(multiprocessing.active_children())  # of other tests
     # Two draws a step; epochs of `er` end within the run.
     settings = {
         "runner__total_steps": 6,
@@ -185,7 +186,7 @@ def test_training_does_not_depend_on_the_number_of_loader_workers(make_config, t
     assert_same(alone, saved("helped", 2))
     half = checkpoints.load(tmp_path / "helped" / "states-3.ckpt")
     assert_same(alone, saved("resumed", 1, resume=half))
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= earlier
 
 
 def test_a_run_that_is_short_of_memory_resumes_bit_for_bit(
