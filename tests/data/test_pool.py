@@ -195,7 +195,7 @@ def test_all_tasks_share_the_workers_and_close_ends_them():
         pool.draw()
         assert len(children() - before) == 2
     pool.close()
-    assert children() == before
+    assert children() <= before
     expected = one_by_one(make_streams(), 6)[-1]
     assert (plain(pool.draw()), states(streams)) == expected
 
@@ -203,7 +203,7 @@ def test_all_tasks_share_the_workers_and_close_ends_them():
 def test_strangers_alone_start_no_worker():
     before = children()
     assert pooled(make_streams(x=Stranger()), 2, num_workers=2)
-    assert children() == before
+    assert children() <= before
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
