@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +25,6 @@ Effect = Callable[[Tensor], Tensor]
 """Changes a waveform (samples,), possibly its length."""
 
 
-@dataclass(frozen=True)
 class Perturbation:
     """Change waveforms at random: first their speed, then the room, then noise.
 
@@ -42,30 +40,23 @@ class Perturbation:
         UserError: a value is out of range, or a folder does not exist or has no audio.
     """
 
-    noise: Path | None = None
-    snr: tuple[float, float] = (5.0, 20.0)
-    reverb: Path | None = None
-    speeds: Sequence[float] = ()
-    probability: float = 1.0
-    _noises: list[Path] = field(init=False, repr=False, compare=False)
-    _rooms: list[Path] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        for key, is_right, fix in (
-            ("snr", self.snr[0] <= self.snr[1], "Give the lower bound first, such as [5, 20]."),
-            ("speed", all(0.5 <= s <= 2 for s in self.speeds), "Give factors from 0.5 to 2."),
-            ("probability", 0 <= self.probability <= 1, "Give a number from 0 to 1."),
-        ):
-            if not is_right:
-                value = {"snr": self.snr, "speed": self.speeds}.get(key, self.probability)
-                raise UserError(
-                    f"perturb.{key} is {value}.",
-                    where=f"perturb.{key}",
-                    fix=fix,
-                    code="invalid-value",
-                )
-        object.__setattr__(self, "_noises", _files(self.noise, "noise"))
-        object.__setattr__(self, "_rooms", _files(self.reverb, "reverb"))
+    def __init__(
+        self,
+        noise: Path | None = None,
+        snr: Sequence[float] = (5.0, 20.0),
+        reverb: Path | None = None,
+        speeds: Sequence[float] = (),
+        probability: float = 1.0,
+    ) -> None:
+        _check(len(snr) == 2 and snr[0] <= snr[1], "snr", snr, "Give two numbers, the lower first.")
+        in_range = all(0.5 <= speed <= 2 for speed in speeds)
+        _check(in_range, "speed", speeds, "Give factors from 0.5 to 2.")
+        _check(0 <= probability <= 1, "probability", probability, "Give a number from 0 to 1.")
+        self.snr = snr
+        self.speeds = speeds
+        self.probability = probability
+        self._noises = _files(noise, "noise")
+        self._rooms = _files(reverb, "reverb")
 
     def draw(self, generator: Generator) -> Effect:
         """A random effect.
@@ -98,6 +89,13 @@ class Perturbation:
             return torch.from_numpy(samples[0] / max(1.0, peak)).to(waveform.dtype)
 
         return effect
+
+
+def _check(is_right: bool, key: str, value: object, fix: str) -> None:
+    if not is_right:
+        raise UserError(
+            f"perturb.{key} is {value}.", where=f"perturb.{key}", fix=fix, code="invalid-value"
+        )
 
 
 def _chosen(values: Sequence[T], chance: float) -> T | None:

@@ -365,9 +365,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         Raises:
             UserError: as :meth:`prepare`.
         """
-        if type(self).get_dataloader is not TaskExpert.get_dataloader:
-            return None
-        return self._batch_source(split)
+        return None if self.has_own_loader else self._batch_source(split)
 
     def _batch_source(self, split: str) -> BatchSource:
         self.prepare(split)
@@ -414,13 +412,18 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         Raises:
             UserError: as :meth:`prepare`.
         """
-        if type(self).get_dataloader is not TaskExpert.get_dataloader:
+        if self.has_own_loader:
             return None
         self.prepare(split)
         digest = hashlib.blake2b(repr(self._batch_limits(split)).encode())
         for column in self._split_cuts[split].columns("path", "start", "duration"):
             digest.update(repr(column.to_pylist()).encode())
         return digest.hexdigest()
+
+    @property
+    def has_own_loader(self) -> bool:
+        """Whether the class overrides `get_dataloader`."""
+        return type(self).get_dataloader is not TaskExpert.get_dataloader
 
     @property
     def selecting_metric(self) -> Metric:

@@ -200,12 +200,12 @@ def _set_data_rules(expert: Any, name: str, config: RunConfig) -> None:
     """
     fraction, perturb = config.tasks[name].fraction, config.perturb
     rules = {f"{name}.fraction": fraction != 1.0}
-    rules |= {f"perturb.{key}": bool(getattr(perturb, key)) for key in ("noise", "reverb", "speed")}
+    effects = {f"perturb.{key}": getattr(perturb, key) for key in ("noise", "reverb", "speed")}
+    rules |= {key: bool(value) for key, value in effects.items()}
     wanted = [key for key, is_set in rules.items() if is_set]
     if not wanted:
         return
-    own_loader = type(expert).get_dataloader is not TaskExpert.get_dataloader
-    if not isinstance(expert, TaskExpert) or own_loader:
+    if not isinstance(expert, TaskExpert) or expert.has_own_loader:
         raise UserError(
             f"{name} reads its data itself.",
             where=", ".join(wanted),
@@ -220,12 +220,14 @@ def _set_data_rules(expert: Any, name: str, config: RunConfig) -> None:
             code="not-supported",
         )
     expert.fraction = fraction
+    if not any(effects.values()):
+        return
     expert.perturbs_training = perturb.splits == "train"
     expert.perturbation = Perturbation(
         noise=perturb.noise,
-        snr=(perturb.snr[0], perturb.snr[-1]),
+        snr=perturb.snr,
         reverb=perturb.reverb,
-        speeds=tuple(perturb.speed),
+        speeds=perturb.speed,
         probability=perturb.probability,
     )
 

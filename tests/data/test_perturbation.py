@@ -105,6 +105,8 @@ def test_the_probability_is_that_of_each_effect(noises: Path) -> None:
     ("settings", "where"),
     [
         ({"snr": (20.0, 5.0)}, r"perturb\.snr"),
+        ({"snr": []}, r"perturb\.snr"),
+        ({"snr": [5.0]}, r"perturb\.snr"),
         ({"speeds": [0.0]}, r"perturb\.speed"),
         ({"speeds": [1.0, 3.0]}, r"perturb\.speed"),
         ({"probability": 1.5}, r"perturb\.probability"),
