@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from common import SIZES, append, machine, seconds_of, table
+from common import SIZES, append, machine, seconds_of, show_machine, table
 from step import BATCHES, Batches, draw
 from torch import Tensor, nn
 
@@ -121,7 +121,7 @@ def main() -> None:
     device = torch.device(arguments.device)
     tasks = arguments.tasks.split(",")
     found = machine(device)
-    print(", ".join(f"{key} {value}" for key, value in found.items() if value))
+    show_machine(found)
     generator = random.Random(0)
     longest = int(16_000 * arguments.seconds)
     draws = [

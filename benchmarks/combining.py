@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import append, corpora, machine, table
+from common import append, corpora, machine, show_machine, table
 from short_runs import Found, add_arguments, short_runs
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     add_arguments(parser)
     arguments = parser.parse_args()
     found = machine(torch.device(arguments.device))
-    print(", ".join(f"{key} {value}" for key, value in found.items() if value))
+    show_machine(found)
     with tempfile.TemporaryDirectory() as name:
         arguments.data = corpora(arguments.data, Path(name))
         variants = {kind: ["--balancer", kind] for kind in arguments.balancers.split(",")}

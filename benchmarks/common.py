@@ -78,6 +78,11 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
+def show_machine(found: Mapping[str, Any]) -> None:
+    """Print what :func:`machine` found, on a line."""
+    print(", ".join(f"{key} {value}" for key, value in found.items() if value))
+
+
 def corpora(given: Path | None, folder: Path) -> Path:
     """The folder of corpora that was given, or a new mini corpus in a folder."""
     if given is not None:

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import SIZES, append, corpora, machine, run_config, synchronise, table
+from common import SIZES, append, corpora, machine, run_config, show_machine, synchronise, table
 
 from s3prl_mtl.training.evaluation import Evaluator
 from s3prl_mtl.training.runner import MultiTaskRunner
@@ -37,7 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     found = machine(torch.device(arguments.device))
-    print(", ".join(f"{key} {value}" for key, value in found.items() if value))
+    show_machine(found)
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

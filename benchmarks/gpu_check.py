@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import SIZES, machine, table
+from common import SIZES, machine, show_machine, table
 from torch import Tensor
 
 from s3prl_mtl import Featurizer
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     device = torch.device(parser.parse_args().device)
     torch.manual_seed(0)
-    print(", ".join(f"{key} {value}" for key, value in machine(device).items() if value))
+    show_machine(machine(device))
     runs: list[Callable[[], list[Check]]] = [
         *(lambda case=case: hidden_states(case, device) for case in CASES),  # type: ignore[misc]
         *(lambda case=case: gradients(case, device) for case in CASES),  # type: ignore[misc]

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from common import SIZES, append, corpora, machine, run_config, synchronise, table
+from common import SIZES, append, corpora, machine, run_config, show_machine, synchronise, table
 from step import BATCHES
 
 from s3prl_mtl.data import SAMPLE_RATE
@@ -140,7 +140,7 @@ def show(
 ) -> None:
     """Print and log the seconds of steps, of their encoder, and of waiting for data."""
     found = machine(torch.device(arguments.device))
-    print(", ".join(f"{key} {value}" for key, value in found.items() if value))
+    show_machine(found)
     ratio = statistics.median(a / b for a, b in zip(whole, alone, strict=True))
     share = statistics.median(a / b for a, b in zip(waiting, whole, strict=True))
     row = [str(processes), f"{audio:.0f}", f"{1e3 * statistics.median(whole):.0f}"]

@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import numpy as np
 import soundfile
 import torch
-from common import append, machine, table
+from common import append, machine, show_machine, table
 
 from s3prl_mtl.data import Corpus, Utterance, list_audio, read_lines
 from s3prl_mtl.tasks.classification import ClassificationExpert
@@ -166,7 +166,7 @@ def main() -> None:
         print(json.dumps(start(arguments.start, arguments.workers)))
         return
     found = machine(torch.device("cpu"))
-    print(", ".join(f"{key} {value}" for key, value in found.items() if value))
+    show_machine(found)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import FOLDER, SIZES, append, corpora, machine, table
+from common import FOLDER, SIZES, append, corpora, machine, show_machine, table
 from step import BATCHES, PRECISIONS, WARM_UP, measure, packed
 
 
@@ -70,7 +70,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     found = machine(torch.device(arguments.device))
-    print(", ".join(f"{key} {value}" for key, value in found.items() if value))
+    show_machine(found)
     tasks = arguments.tasks.split(",")
     rates: dict[str, dict[str, Any]] = {"processes": {}, "tasks": {}, "seconds": {}}
     with tempfile.TemporaryDirectory() as name:

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import SIZES, append, machine, matrix_product, seconds_of, table
+from common import SIZES, append, machine, matrix_product, seconds_of, show_machine, table
 from torch import Tensor, nn
 
 from s3prl_mtl import Featurizer
@@ -189,7 +189,7 @@ def main() -> None:
     tasks = arguments.tasks.split(",")
     work = operations_per_second_of_audio(config)
     found = machine(device)
-    print(", ".join(f"{key} {value}" for key, value in found.items() if value))
+    show_machine(found)
     dtypes = [PRECISIONS[name] for name in arguments.precision.split(",")]
     limits = {dtype: matrix_product(device, dtype) for dtype in {torch.float32, *dtypes}}
     rows = []

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 KEPT = ("float32", "bfloat16", "cpu")
+"""How the gradients of the tasks can be kept until they are combined."""
 
 Heads = Mapping[str, Sequence[nn.Parameter]]
 """Trained parameters of this rank's heads, by task."""
@@ -213,9 +214,10 @@ class GradientBalancer(Balancer):
 
         Between the sum over the ranks and :meth:`combine`, those of the mean losses over all ranks.
         """
-        if self._gradients is None or tasks == self.tasks:
-            return None if self._gradients is None else self._gradients.float()
-        return self._gradients[[self.tasks.index(task) for task in tasks]].float()
+        rows = self._gradients
+        if rows is not None and tasks != self.tasks:
+            rows = rows[[self.tasks.index(task) for task in tasks]]
+        return None if rows is None else rows.float()
 
     def metrics(self) -> dict[str, float]:
         if self._conflicts is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import Any
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
-from s3prl_mtl.config import Config, build_config, resolve
+from s3prl_mtl.config import DEFAULT_PATH, Config, build_config, resolve
 from s3prl_mtl.config.overrides import ARGUMENT_KEYS
 from s3prl_mtl.data.corpus_cache import forget_listings
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
+from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.registry.plugins import split_name
 from s3prl_mtl.registry.task_names import split_specs
 
@@ -43,7 +43,7 @@ def config_of(
     changes = _perturbation(arguments)
     if changes and arguments.mode == "evaluate":
         # All of the section: training may have had another one.
-        none = {"noise": None, "snr": [5.0, 20.0], "reverb": None, "speed": [], "probability": 1.0}
+        none = read_yaml(DEFAULT_PATH, "defaults")["perturb"]
         flags["perturb"] = {**none, **changes, "splits": "evaluation"}
     else:
         flags |= {f"perturb.{key}": value for key, value in changes.items()}
@@ -93,7 +93,7 @@ def _perturbation(arguments: argparse.Namespace) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if arguments.noise:
         folder, colon, ratios = arguments.noise.rpartition(":snr=")
-        settings["noise"] = os.path.expanduser(folder if colon else ratios)
+        settings["noise"] = folder if colon else ratios
         if colon:
             found = re.fullmatch(r"(-?[\d.]+)(?:-(-?[\d.]+))?", ratios)
             values = _floats([found[1], found[2] or found[1]]) if found else None
@@ -106,7 +106,7 @@ def _perturbation(arguments: argparse.Namespace) -> dict[str, Any]:
                 )
             settings["snr"] = values
     if arguments.reverb:
-        settings["reverb"] = os.path.expanduser(arguments.reverb)
+        settings["reverb"] = arguments.reverb
     if arguments.speed:
         settings["speed"] = _floats(arguments.speed.split(","))
         if settings["speed"] is None:

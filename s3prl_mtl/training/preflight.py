@@ -70,7 +70,8 @@ def corpus_problems(config: RunConfig, classes: Mapping[str, type]) -> dict[str,
                 fix="Name the folder that holds the corpora.",
                 code="file-missing",
             )
-            return {name: [absent][number:] for number, name in enumerate(problems)}
+            first = next(iter(problems))
+            return {name: [absent] if name == first else [] for name in problems}
     return problems
 
 
