@@ -81,7 +81,31 @@ def training_summary(config: RunConfig, parts: Mapping[str, list[str]], step: in
     frozen = config.runner.unfreeze_after or 0
     if step < frozen:
         lines.append(f"  The encoder is frozen up to step {frozen}.")
+    lines += [f"  {line}" for line in _data_rules(config)]
     return "\n".join(lines)
+
+
+def _data_rules(config: RunConfig) -> list[str]:
+    """What differs from training on all data of all tasks in every step, as it is."""
+    lines = []
+    if config.runner.sampling != "all":
+        lines.append(f"The tasks of a step: {config.runner.sampling}.")
+    shares = {name: task.fraction for name, task in config.tasks.items() if task.fraction != 1}
+    if shares:
+        listed = ", ".join(f"{share:.3g} of {name}" for name, share in shares.items())
+        lines.append(f"A share of the training utterances: {listed}.")
+    perturb = config.perturb
+    effects = [
+        f"noise of {perturb.noise} at {perturb.snr[0]:g} to {perturb.snr[-1]:g} dB"
+        if perturb.noise
+        else "",
+        f"reverberation of {perturb.reverb}" if perturb.reverb else "",
+        f"speed {', '.join(f'{speed:g}' for speed in perturb.speed)}" if perturb.speed else "",
+    ]
+    if any(effects):
+        where = "training" if perturb.splits == "train" else "evaluated"
+        lines.append(f"Changed waveforms of {where} batches: {'; '.join(filter(None, effects))}.")
+    return lines
 
 
 def _rate_of(part: str, config: RunConfig) -> str:

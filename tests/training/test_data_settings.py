@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,17 @@ def test_robustness_of_a_run_is_measured_beside_its_results(
     assert json.loads((other / "results.json").read_text()).keys() == json.loads(results).keys()
     config = build_config([str(run / "config.yaml")], {"data": str(tiny_corpus)})
     assert config["perturb"]["speed"] == [0.9, 1.1] and config["perturb"]["noise"] is None
+
+
+def test_the_log_says_how_the_data_differ(make: Any, noise: Path, tmp_path: Path, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    plain = {"runner__total_steps": 1, "runner__test_last": False}
+    MultiTaskRunner(make(**plain), tmp_path / "plain").train()
+    assert "share of the training" not in caplog.text and "waveforms" not in caplog.text
+    settings = {"runner__sampling": "every:3", "ks__fraction": 0.25, "perturb__noise": str(noise)}
+    MultiTaskRunner(make(**plain, **settings), tmp_path / "other").train()
+    for part in ("every:3", "0.25 of ks", f"{noise} at 5 to 20 dB"):
+        assert part in caplog.text
 
 
 @pytest.mark.parametrize(
