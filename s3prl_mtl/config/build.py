@@ -70,7 +70,8 @@ def parse_tasks(text: str, flag: str = "-d") -> list[str]:
     Raises:
         UserError: no name, an unknown name, or one of several packages.
     """
-    return list(choose_tasks(split_specs(text, flag), {}, {}))
+    where = None if flag == "-d" else f"{flag} {text}"
+    return list(choose_tasks(split_specs(text, flag), {}, {}, where))
 
 
 def build_config(

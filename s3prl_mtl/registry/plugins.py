@@ -203,15 +203,19 @@ def same_package(first: str, second: str) -> bool:
     return one == other
 
 
-def resolve_task(spec: str) -> tuple[str, str]:
+def resolve_task(spec: str, where: str | None = None) -> tuple[str, str]:
     """The plain name and the package of a task; an alias such as `asv` gives `sv`.
 
     An alias is an entry point with a class that states another name, which its package also has.
 
+    Args:
+        spec: of the task.
+        where: source of the spec, for errors; None for `-d`.
+
     Raises:
         UserError: as `load_task`.
     """
-    plugin = find_plugin(TASKS, spec)
+    plugin = find_plugin(TASKS, spec, where=where)
     stated = getattr(_expert_class(plugin), "name", None)
     owners = [other.package for other in tasks_named(stated)] if isinstance(stated, str) else []
     return (str(stated) if plugin.package in owners else plugin.name), plugin.package

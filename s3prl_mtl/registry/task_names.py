@@ -215,7 +215,10 @@ def installed_package(name: str, package: str | None) -> str:
 
 
 def choose_tasks(
-    specs: Sequence[str], packages: Packages, stated: Mapping[str, str]
+    specs: Sequence[str],
+    packages: Packages,
+    stated: Mapping[str, str],
+    where: str | None = None,
 ) -> dict[str, str | None]:
     """The names and packages that a run gives to the tasks of specs.
 
@@ -223,6 +226,7 @@ def choose_tasks(
         specs: as after `-d`.
         packages: of the tasks of the run to resume; empty for a new run.
         stated: packages from the config, see :func:`stated_packages`.
+        where: source of the specs, for errors; None for `-d`.
 
     Raises:
         UserError: no task or several fit a spec, or packages contradict each other.
@@ -238,7 +242,7 @@ def choose_tasks(
         if name is not None:
             package = _package_of(name, spec, packages, stated)
         else:
-            plain, package = resolve_task(spec)
+            plain, package = resolve_task(spec, where)
             unique = _is_unique(plain, package, packages, stated)
             name = plain if unique else f"{package}:{plain}"
         chosen.setdefault(name, package)

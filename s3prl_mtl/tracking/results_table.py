@@ -204,7 +204,12 @@ def _table(headings: Sequence[str], columns: Sequence[Sequence[str]]) -> Table:
     table = Table(padding=(0, 1, 0, 0), pad_edge=False)
     for number, heading in enumerate(headings):
         is_text = number < 3 or heading == "of"
-        table.add_column(heading, justify="left" if is_text else "right", overflow="fold")
+        table.add_column(
+            heading,
+            justify="left" if is_text else "right",
+            overflow="fold",
+            no_wrap=heading == "split",
+        )
     for row in zip(*columns, strict=True):
         table.add_row(*row)
     return table

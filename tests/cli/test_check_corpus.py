@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from downstream_plugins.ic.corpus import FluentSpeechCommands
+from s3prl_mtl.cli.check_corpus import check_corpus
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.data import Utterance
 from s3prl_mtl.training.preflight import report_mistakes
@@ -46,6 +48,12 @@ def test_sizes_are_listed_beside_the_published_ones(
     (train,) = (line for line in shown.splitlines() if "train" in line)
     cells = [cell.strip() for cell in train.split("│")[1:-1]]
     assert cells[1] == "38" and cells[4] == "12" and cells[5].startswith("51094")
+
+
+def test_mistyped_task_is_an_error_of_the_argument():
+    arguments = argparse.Namespace(name="kss")
+    with user_error("unknown-name", where="TASK kss"):
+        check_corpus(arguments)
 
 
 def test_dev_that_equals_train_is_refused(
