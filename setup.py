@@ -29,6 +29,7 @@ S3PRL = ["s3prl>=0.4.18", "torchaudio>=2.11"]
 TRANSFORMERS = ["transformers>=5"]
 ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
 BALANCERS = ["torchjd[full]>=0.18"]
+TRACKERS = ["mlflow-skinny>=3.5", "wandb>=0.22"]
 DOCS = ["mkdocs-material>=9.7", "mkdocstrings[python]>=1"]
 DEV = [
     "mypy",
@@ -87,8 +88,9 @@ setup(
         "transformers": TRANSFORMERS,
         "onnx": ONNX,
         "balancers": BALANCERS,
+        "trackers": TRACKERS,
         "docs": DOCS,
-        "dev": [*DEV, *DEMO, *DOCS, *S3PRL, *TRANSFORMERS, *ONNX],
+        "dev": [*DEV, *DEMO, *DOCS, *S3PRL, *TRANSFORMERS, *ONNX, *TRACKERS],
     },
     entry_points={
         "console_scripts": ["s3prl-mtl = s3prl_mtl.cli.main:main"],

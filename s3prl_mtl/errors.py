@@ -65,6 +65,7 @@ CODES = {
     "several": "Several mistakes, reported together.",
     "targets-too-long": "Targets of CTC that are longer than the frames of their audio.",
     "torch-file-refused": "A file of torch.save that would execute code, or is damaged.",
+    "tracker-failed": "A program that shows numbers of runs, or its service, refuses to work.",
     "undefined-metric": "A metric that its inputs leave undefined.",
     "unknown-key": "A setting, option or flag that does not exist.",
     "unknown-name": "A name of a task, split, upstream, head or format that does not exist.",

@@ -25,7 +25,7 @@ from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.registry.plugins import load_task
-from s3prl_mtl.tracking.tracker import Report
+from s3prl_mtl.tracking.recorder import Report
 from s3prl_mtl.training.build import build_expert
 from s3prl_mtl.training.evaluation import Evaluator
 from s3prl_mtl.training.preflight import choose_root, corpus_problems

@@ -18,7 +18,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.tasks.base import TaskExpert
 from s3prl_mtl.tasks.best_checkpoint import first_score
 from s3prl_mtl.tasks.metric import Metric, metrics_of
-from s3prl_mtl.tracking.tracker import Report
+from s3prl_mtl.tracking.recorder import Report
 from s3prl_mtl.training.reporting import report_split
 
 

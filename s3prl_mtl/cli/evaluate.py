@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 from s3prl_mtl.checkpoint import files as checkpoints
@@ -28,8 +28,9 @@ from s3prl_mtl.registry.plugins import TASKS, find_plugin
 from s3prl_mtl.registry.task_names import find_in_run, require_in_run, split_specs, task_packages
 from s3prl_mtl.s3prl_compat.task_spec import is_s3prl_task
 from s3prl_mtl.tracking.console import OUTPUT
+from s3prl_mtl.tracking.recorder import Recorder
 from s3prl_mtl.tracking.results_table import results_table
-from s3prl_mtl.tracking.tracker import Tracker
+from s3prl_mtl.tracking.trackers import TrackedRun, start_trackers
 from s3prl_mtl.training.reporting import unscored_error
 from s3prl_mtl.training.run_dir import working_in
 from s3prl_mtl.training.runner import evaluate_checkpoint
@@ -71,7 +72,8 @@ def evaluate(arguments: argparse.Namespace, world: World, deferred: DeferredLog)
         files = world.run_on_all_ranks(lambda: _best_checkpoints(past, arguments, targets))
     else:
         world.run_on_all_ranks(lambda: checkpoints.locate(past))
-    with working_in(folder, world, lock=False):
+    with working_in(folder, world, lock=False), ExitStack() as stack:
+        recorder = None
         for task, file in files.items():
             saved, path = load_checkpoint(file, world, set_aside=False)
             one = argparse.Namespace(**{**vars(arguments), "downstream": task})
@@ -80,10 +82,10 @@ def evaluate(arguments: argparse.Namespace, world: World, deferred: DeferredLog)
                 packages = task_packages(saved.config, [task])
                 own = [target for target in targets if find_in_run(target[0], packages)]
             blocks, own = _prepare(one, saved, own, world, deferred)
-            with Tracker(folder) if world.is_lead else nullcontext() as tracker:
-                splits, failed = evaluate_checkpoint(
-                    saved, path, blocks, folder, world, tracker, own
-                )
+            if recorder is None and world.is_lead:
+                trackers = start_trackers(blocks["runner"]["track"], TrackedRun(folder))
+                recorder = stack.enter_context(Recorder(folder, trackers=trackers))
+            splits, failed = evaluate_checkpoint(saved, path, blocks, folder, world, recorder, own)
             config, evaluated = {**config, **blocks}, evaluated + splits
             unscored |= failed
     if world.is_lead:

@@ -135,6 +135,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="compare the gradients of the tasks every K steps",
     )
+    how.add_argument(
+        "--track",
+        metavar="NAME,...",
+        help="show the numbers in tensorboard (the default), csv, wandb, mlflow; none",
+    )
     how.add_argument("--seed", type=int)
     how.add_argument("--device", help="auto, cpu, cuda, cuda:1")
     how.add_argument("--cache_dir", metavar="DIR", help="downloads and scanned corpora")

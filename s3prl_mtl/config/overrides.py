@@ -35,6 +35,7 @@ ARGUMENT_KEYS = {
     "sampling": "runner.sampling",
     "num_workers": "runner.num_workers",
     "log_conflicts": "runner.log_conflicts",
+    "track": "runner.track",
     "parallel": "distributed.parallel",
     "placement": "distributed.placement",
 }

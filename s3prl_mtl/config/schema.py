@@ -81,6 +81,7 @@ class RunnerConfig:
         num_workers: processes of each rank that read the training batches of all tasks; 0 reads in
             the rank itself, None chooses by the number of cores.
         log_conflicts: compare the gradients of the tasks every so many steps; 0 for never.
+        track: programs that show the numbers, as in `s3prl_mtl.tracking.trackers`.
         test_first: evaluate the test splits before the first step.
         test_last: evaluate the test splits after the last step.
         test_best: evaluate them with each task's best checkpoint, where there is one.
@@ -99,6 +100,7 @@ class RunnerConfig:
     sampling: str
     num_workers: int | None = _at_least(0)
     log_conflicts: int = _at_least(0)
+    track: str
     test_first: bool
     test_last: bool
     test_best: bool

@@ -36,6 +36,7 @@ class PluginKind:
 TASKS = PluginKind("s3prl_mtl.tasks", "task", "-d")
 UPSTREAMS = PluginKind("s3prl_mtl.upstreams", "upstream", "-u")
 BALANCERS = PluginKind("s3prl_mtl.balancers", "balancer", "--balancer")
+TRACKERS = PluginKind("s3prl_mtl.trackers", "tracker", "--track")
 
 
 class PackageLacksPlugin(UserError):
@@ -97,6 +98,11 @@ def discover_balancers() -> dict[str, Plugin]:
     return _discover(BALANCERS)
 
 
+def discover_trackers() -> dict[str, Plugin]:
+    """All installed trackers of other packages, without importing them."""
+    return _discover(TRACKERS)
+
+
 def load_task(name: str, package: str | None = None, *, folder: str | None = None) -> type:
     """The expert class of a task.
 
@@ -141,7 +147,7 @@ def find_plugin(
     """The plugin of a name, or of `package:name` if several packages have it.
 
     Args:
-        kind: tasks, upstreams or balancers.
+        kind: tasks, upstreams, balancers or trackers.
         name: of the plugin, with or without its package.
         package: accept only a plugin of this package; None accepts that of the name, or the only
             one.

@@ -1,1 +1,5 @@
-"""Where numbers go: metrics.jsonl, TensorBoard, results.json, the terminal."""
+"""Where numbers go: metrics.jsonl, results.json, trackers, the terminal."""
+
+from s3prl_mtl.tracking.trackers import TrackedRun, Tracker
+
+__all__ = ["TrackedRun", "Tracker"]

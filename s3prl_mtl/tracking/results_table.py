@@ -14,7 +14,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.tasks.metric import Metric, metrics_of
-from s3prl_mtl.tracking.tracker import FEATURIZER, GRADIENTS, read_metrics
+from s3prl_mtl.tracking.recorder import FEATURIZER, GRADIENTS, read_metrics
 
 Key = tuple[str, str, str]
 

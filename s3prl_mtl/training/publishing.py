@@ -16,7 +16,7 @@ from s3prl_mtl.checkpoint.contents import TaskCheckpoint
 from s3prl_mtl.tasks.ctc import ZEROED
 from s3prl_mtl.tracking.heat_maps import heat_maps
 from s3prl_mtl.tracking.progress import total_loss
-from s3prl_mtl.tracking.tracker import GRADIENTS, Report, Tracker
+from s3prl_mtl.tracking.recorder import GRADIENTS, Recorder, Report
 from s3prl_mtl.training.conflicts import Gramians
 from s3prl_mtl.training.rates import rates
 from s3prl_mtl.training.reporting import report_layer_weights, report_split
@@ -32,7 +32,7 @@ AVERAGED = 20
 class Publisher:
     """Write the metrics of a run, and the best checkpoints.
 
-    Every rank must call the methods; the first rank has the tracker.
+    Every rank must call the methods; the first rank has the recorder.
 
     Args:
         folder: the run directory.
@@ -45,11 +45,11 @@ class Publisher:
         self.state = state
         self._gramians: deque[Gramians] = deque(maxlen=AVERAGED)
 
-    def publish_training(self, tracker: Tracker | None, losses: Mapping[str, float]) -> None:
+    def publish_training(self, recorder: Recorder | None, losses: Mapping[str, float]) -> None:
         """Write the experts' training metrics since the last call, the losses and the counts.
 
         Args:
-            tracker: None on all ranks but the first.
+            recorder: None on all ranks but the first.
             losses: of each task in the last step.
         """
         step = self.run.step
@@ -65,36 +65,38 @@ class Publisher:
                     report_split(task, task.train_split, records, step, batch_ids, total)
                 )
         collected = self.run.world.gather(reports)
-        if tracker is None or collected is None:
+        if recorder is None or collected is None:
             return
         for report in sorted(chain(*collected), key=lambda r: self.run.names.index(r.task)):
-            tracker.write(report)
+            recorder.write(report)
         balancing = self.state.step.balancer.metrics()
         for metric, value in {**self.run.skips.counts(), **balancing}.items():
-            tracker.record("run", "train", metric, value, step)
+            recorder.record("run", "train", metric, value, step)
         combined = total_loss(losses)
-        tracker.record("run", "train", "loss", combined, step)
+        recorder.record("run", "train", "loss", combined, step)
         for part, rate in rates(self.state.step.optimizer).items():
-            tracker.record("run", "train", f"lr_{part}" if part else "lr", rate, step)
+            recorder.record("run", "train", f"lr_{part}" if part else "lr", rate, step)
+        recorder.flush()
         shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
         zeroed = {r.task: r.values[ZEROED] for r in chain(*collected) if ZEROED in r.values}
         listed = ", ".join(f"{count:.0f} of {task}" for task, count in zeroed.items())
         ended = f"  CTC loss set to 0: {listed}" if listed else ""
         logger.info("step %d  loss %.3f  (%s)%s", step, combined, shown, ended)
 
-    def publish_conflicts(self, tracker: Tracker | None, gramians: Gramians) -> None:
+    def publish_conflicts(self, recorder: Recorder | None, gramians: Gramians) -> None:
         """Write the comparison of the tasks' gradients, and draw the last ones as `conflicts.png`.
 
         Args:
-            tracker: None on all ranks but the first.
+            recorder: None on all ranks but the first.
             gramians: of this step.
         """
-        if tracker is None:
+        if recorder is None:
             return
         step = self.run.step
         for group in gramians.groups:
             for metric, value in gramians.scalars(group).items():
-                tracker.record(GRADIENTS, group, metric, value, step)
+                recorder.record(GRADIENTS, group, metric, value, step)
+        recorder.flush()
         if list(gramians.tasks) != list(self.run.names):
             return  # A task was dropped from the step.
         self._gramians.append(gramians)
@@ -108,7 +110,7 @@ class Publisher:
         )
         tasks = list(gramians.tasks)
         maps = {group: mean.tolist() for group, mean in means.items()}
-        tracker.draw("conflicts", heat_maps(maps, tasks, title, limit=1.0), step)
+        recorder.draw("conflicts", heat_maps(maps, tasks, title, limit=1.0), step)
         shares = "  ".join(
             f"{group} {gramians.scalars(group)['conflicting_pairs']:.2f}"
             for group in gramians.groups
@@ -117,7 +119,7 @@ class Publisher:
 
     def publish_evaluation(
         self,
-        tracker: Tracker | None,
+        recorder: Recorder | None,
         reports: Sequence[Report],
         keep_best: bool,
         sources: Mapping[str, str],
@@ -125,7 +127,7 @@ class Publisher:
         """Write the reports of an evaluation; an error of writing is raised on all ranks.
 
         Args:
-            tracker: None on all ranks but the first.
+            recorder: None on all ranks but the first.
             reports: those of the first rank are written.
             keep_best: write the best checkpoints requested by the experts.
             sources: the checkpoint file of each task, written beside its numbers.
@@ -135,7 +137,7 @@ class Publisher:
         """
 
         def write() -> None:
-            if tracker is None:
+            if recorder is None:
                 return
             # Checkpoints first: if the disk is full, no metrics have been written yet.
             for report in reports if keep_best else []:
@@ -145,20 +147,21 @@ class Publisher:
                     checkpoints.save(best, self.folder / report.task / file)
             # Best checkpoints have different layer weights; those of the run are its last.
             if not any(source.endswith(SUFFIX) for source in sources.values()):
-                self._write_layer_weights(tracker, next(iter(sources.values()), None))
+                self._write_layer_weights(recorder, next(iter(sources.values()), None))
             for report in reports:
                 report.checkpoint = sources.get(report.task)
-                tracker.write(report)
-                tracker.keep(report)
+                recorder.write(report)
+                recorder.keep(report)
+            recorder.flush()
 
         self.run.world.run_on_all_ranks(write)
 
-    def _write_layer_weights(self, tracker: Tracker, checkpoint: str | None) -> None:
+    def _write_layer_weights(self, recorder: Recorder, checkpoint: str | None) -> None:
         step, encoder = self.run.step, self.run.encoder
         layers = report_layer_weights(encoder.featurizer, encoder.upstream.num_hidden_states, step)
         layers.checkpoint = checkpoint
         if layers.scalars:
-            tracker.write(layers)
-            tracker.keep(layers)
+            recorder.write(layers)
+            recorder.keep(layers)
             shown = " ".join(f"{value:.3f}" for value in layers.values.values())
             logger.info("step %d  weights of the layers: %s", step, shown)

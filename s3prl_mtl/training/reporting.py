@@ -8,7 +8,7 @@ from typing import Any
 
 from s3prl_mtl.errors import SharedMistake, UserError
 from s3prl_mtl.tasks.metric import metrics_of
-from s3prl_mtl.tracking.tracker import FEATURIZER, Report
+from s3prl_mtl.tracking.recorder import FEATURIZER, Report
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer
 

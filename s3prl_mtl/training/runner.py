@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,8 @@ from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.optim.factory import make_optimizer, make_scheduler
 from s3prl_mtl.registry.task_names import require_in_run
 from s3prl_mtl.tracking.progress import StepProgress
-from s3prl_mtl.tracking.tracker import Results, Tracker
+from s3prl_mtl.tracking.recorder import Recorder, Results
+from s3prl_mtl.tracking.trackers import TrackedRun, find_trackers, start_trackers
 from s3prl_mtl.training.build import build_experts, build_upstream, check_layouts
 from s3prl_mtl.training.device import pick_device, use_tf32
 from s3prl_mtl.training.evaluation import Evaluator, Interrupted, share_buffers
@@ -98,6 +99,10 @@ class MultiTaskRunner:
             )
         seed_all(settings.seed)
 
+        # Before minutes are spent on the corpora.
+        world.run_on_all_ranks(
+            lambda: find_trackers(settings.runner.track if world.is_lead else "")
+        )
         world.run_on_all_ranks(lambda: check_layouts(settings, settings.downstream, resume))
         self.encoder = self._build_encoder()
         self.upstream, self.featurizer = self.encoder.upstream, self.encoder.featurizer
@@ -233,12 +238,20 @@ class MultiTaskRunner:
         reevaluate = self.splits("dev_splits") if self._evaluation_is_pending() else []
         with (
             signals.deferred() if signals is not None else nullcontext(),
-            Tracker(self.folder, self.step, reevaluate)
-            if world.is_lead
-            else nullcontext() as tracker,
+            world.run_on_all_ranks(lambda: self._recorder(reevaluate)) as recorder,
         ):
-            self._train(tracker)
-            return tracker.results if tracker is not None else {}
+            self._train(recorder)
+            return recorder.results if recorder is not None else {}
+
+    def _recorder(
+        self, reevaluate: Iterable[tuple[str, str]]
+    ) -> AbstractContextManager[Recorder | None]:
+        """Nothing on all ranks but the first."""
+        if not self.world.is_lead:
+            return nullcontext()
+        run = TrackedRun(self.folder, self.source_config, self.step)
+        trackers = start_trackers(self.config.runner.track, run)
+        return Recorder(self.folder, self.step, reevaluate, trackers)
 
     def _log_summary(self) -> None:
         """Log what is trained, at which rate, and from which weights, on the first rank."""
@@ -274,35 +287,35 @@ class MultiTaskRunner:
                     *(rate, HIGH_RATE),
                 )
 
-    def _train(self, tracker: Tracker | None) -> None:
+    def _train(self, recorder: Recorder | None) -> None:
         runner = self.config.runner
         total = runner.total_steps
         if runner.test_first and self.step == 0:
             with _nothing_to_save():
-                self.evaluate(self.splits("test_splits"), tracker)
+                self.evaluate(self.splits("test_splits"), recorder)
         if self._evaluation_is_pending():
             # The evaluation after this step did not complete before the run was resumed.
-            self._evaluate_dev(tracker)
+            self._evaluate_dev(recorder)
         with StepProgress(self.step, total, shown=self.world.is_lead) as progress:
             while self.step < total:
                 report = self.train_step()
                 progress.advance(self.step, report.losses, report.audio_seconds)
                 if self.step % runner.log_step == 0 or self.step == total:
-                    self.publisher.publish_training(tracker, report.losses)
+                    self.publisher.publish_training(recorder, report.losses)
                 if report.gramians is not None:
-                    self.publisher.publish_conflicts(tracker, report.gramians)
+                    self.publisher.publish_conflicts(recorder, report.gramians)
                 if report.stop:
                     self._save_and_stop()
                 save_is_due = self.step % runner.save_step == 0 or self.step == total
                 if self._evaluation_is_due():
                     if save_is_due:
                         self.save()  # an evaluation may take hours; saved again afterwards
-                    self._evaluate_dev(tracker)
+                    self._evaluate_dev(recorder)
                 if save_is_due:
                     self.save()
         self.training_step.loaders.close()
         if runner.test_last:
-            self._test(tracker)
+            self._test(recorder)
 
     def train_step(self) -> StepReport:
         """Take one step: an update from a batch of every share of every task, on all ranks."""
@@ -351,9 +364,9 @@ class MultiTaskRunner:
         """Whether the evaluation after the current step is due and has not been completed."""
         return self._evaluation_is_due() and self.evaluated_step < self.step
 
-    def _evaluate_dev(self, tracker: Tracker | None) -> None:
+    def _evaluate_dev(self, recorder: Recorder | None) -> None:
         try:
-            self.evaluate(self.splits("dev_splits"), tracker, keep_best=True)
+            self.evaluate(self.splits("dev_splits"), recorder, keep_best=True)
         except Interrupted:
             self._save_and_stop()
         except RankLost:
@@ -365,7 +378,7 @@ class MultiTaskRunner:
             raise
         self.evaluated_step = self.step
 
-    def _test(self, tracker: Tracker | None) -> None:
+    def _test(self, recorder: Recorder | None) -> None:
         """Evaluate the test splits of each task with its best checkpoint, or the last weights."""
         found = self.world.run_on_all_ranks(
             lambda: self._best_checkpoints() if self.world.is_lead else {}
@@ -376,13 +389,13 @@ class MultiTaskRunner:
         now = [place for place in self.splits("test_splits") if place[0] not in earlier]
         with _nothing_to_save():
             if now:
-                self.evaluate(now, tracker, sources=names)
+                self.evaluate(now, recorder, sources=names)
             for task, path in earlier.items():
                 saved = self.world.run_on_all_ranks(partial(checkpoints.load, path))
                 logger.info("Testing %s with %s of step %d.", task, names[task], saved.step)
                 config = {**self.source_config, "downstream": [task]}
                 _, unscored = evaluate_checkpoint(
-                    saved, path, config, self.folder, self.world, tracker, signals=self._signals
+                    saved, path, config, self.folder, self.world, recorder, signals=self._signals
                 )
                 self.unscored |= unscored
 
@@ -415,7 +428,7 @@ class MultiTaskRunner:
     def evaluate(
         self,
         splits: Iterable[tuple[str, str]],
-        tracker: Tracker | None,
+        recorder: Recorder | None,
         keep_best: bool = False,
         sources: Mapping[str, str] | None = None,
     ) -> None:
@@ -423,7 +436,7 @@ class MultiTaskRunner:
 
         Args:
             splits: pairs of task and split.
-            tracker: receives the metrics and writes `results.json`. None on all ranks but the
+            recorder: receives the metrics and writes `results.json`. None on all ranks but the
                 first.
             keep_best: write `<task>/<split>-best.ckpt` if the expert requests it.
             sources: for each task the checkpoint file that holds these weights, for the metrics;
@@ -440,7 +453,7 @@ class MultiTaskRunner:
         before = self.evaluator.expert_states()
         reports = self.evaluator.evaluate(wanted)
         try:
-            self.publisher.publish_evaluation(tracker, reports, keep_best, sources or {})
+            self.publisher.publish_evaluation(recorder, reports, keep_best, sources or {})
         except Exception:
             # Unpublished scores must be measured again.
             self.evaluator.restore(before)
@@ -498,7 +511,7 @@ def evaluate_checkpoint(
     config: Config,
     folder: Path,
     world: World,
-    tracker: Tracker | None,
+    recorder: Recorder | None,
     splits: Sequence[tuple[str, str]] = (),
     signals: StopSignals | None = None,
 ) -> tuple[list[tuple[str, str]], dict[tuple[str, str], UserError]]:
@@ -510,7 +523,7 @@ def evaluate_checkpoint(
         config: of the run, with the tasks to evaluate in `downstream`.
         folder: of the run.
         world: all ranks.
-        tracker: receives the metrics; None on all ranks but the first.
+        recorder: receives the metrics; None on all ranks but the first.
         splits: pairs of task and split; the test splits if empty.
         signals: those that stop the evaluation.
 
@@ -532,7 +545,7 @@ def evaluate_checkpoint(
     runner._signals = signals
     wanted = list(splits) or runner.splits("test_splits")
     sources = dict.fromkeys(config["downstream"], name_in_run(path, folder))
-    runner.evaluate(wanted, tracker, sources=sources)
+    runner.evaluate(wanted, recorder, sources=sources)
     return wanted, runner.unscored
 
 

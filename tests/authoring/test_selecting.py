@@ -14,7 +14,7 @@ from s3prl_mtl import ClassificationExpert, Metric, TaskExpert
 from s3prl_mtl.authoring import check_task
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.registry.plugins import load_task
-from s3prl_mtl.tracking.tracker import Report
+from s3prl_mtl.tracking.recorder import Report
 from tests.mistakes import user_error
 
 # Regression of the pitch of computed tones, scored by the squared error.

@@ -10,7 +10,7 @@ import torch
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.tracking.console import OUTPUT
-from s3prl_mtl.tracking.tracker import read_metrics
+from s3prl_mtl.tracking.recorder import read_metrics
 
 SETTINGS = ",,".join(
     ["device=cpu", "runner.log_step=1", "runner.save_step=1", "runner.max_keep=9", "scheduler=null"]

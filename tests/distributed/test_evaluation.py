@@ -11,7 +11,7 @@ import pytest
 
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import SharedMistake, UserError
-from s3prl_mtl.tracking.tracker import Tracker, read_results
+from s3prl_mtl.tracking.recorder import Recorder, read_results
 from s3prl_mtl.training.evaluation import Interrupted
 from s3prl_mtl.training.runner import MultiTaskRunner
 from tests.distributed.ranks import run_ranks
@@ -140,9 +140,9 @@ def evaluate_without_scores(
             raise UserError("No labels.", where="labels.txt", code="undefined-metric")
 
         expert.measure = undefined
-    with Tracker(folder) if world.is_lead else nullcontext() as tracker:
-        runner.evaluate(runner.splits("dev_splits"), tracker, keep_best=True)
-        runner.evaluate(runner.splits("test_splits"), tracker)
+    with Recorder(folder) if world.is_lead else nullcontext() as recorder:
+        runner.evaluate(runner.splits("dev_splits"), recorder, keep_best=True)
+        runner.evaluate(runner.splits("test_splits"), recorder)
     found = {
         f"{task} {name}": values["acc"]
         for task, splits in read_results(folder).items()

@@ -12,7 +12,7 @@ import torch
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.distributed.world import World
-from s3prl_mtl.tracking.tracker import read_metrics
+from s3prl_mtl.tracking.recorder import read_metrics
 from s3prl_mtl.training.runner import MultiTaskRunner
 from tests.comparison import assert_same
 from tests.distributed.ranks import run_ranks

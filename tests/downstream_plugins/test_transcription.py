@@ -19,7 +19,7 @@ from downstream_plugins.sf.corpus import parse_iob
 from s3prl_mtl import TranscriptionExpert
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.tasks.ctc import ZEROED
-from s3prl_mtl.tracking.tracker import Report
+from s3prl_mtl.tracking.recorder import Report
 from tests.comparison import assert_same
 from tests.downstream_plugins.fake_manifest import FakeManifest
 from tests.mistakes import user_error

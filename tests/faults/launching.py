@@ -14,7 +14,7 @@ from typing import Any
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.fileio.atomic import PARTIAL
-from s3prl_mtl.tracking.tracker import read_metrics
+from s3prl_mtl.tracking.recorder import read_metrics
 from tests.comparison import assert_same
 from tests.launcher import ROOT, TORCHRUN, Started, free_port, send, state
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from s3prl_mtl.checkpoint import files as checkpoints
-from s3prl_mtl.tracking.tracker import read_metrics
+from s3prl_mtl.tracking.recorder import read_metrics
 from tests.faults.launching import TRACE, Launcher, words_of
 
 Plugin = Callable[[str], dict[str, str]]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.tracking.tracker import read_metrics
+from s3prl_mtl.tracking.recorder import read_metrics
 from tests.faults.launching import Launcher, assert_ended_alike, words_of
 from tests.launcher import send
 

@@ -19,7 +19,7 @@ from s3prl_mtl.config import build_config
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.command import export
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
-from s3prl_mtl.tracking.tracker import read_results
+from s3prl_mtl.tracking.recorder import read_results
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams import load_upstream, write_fairseq_checkpoint
 from tests.comparison import assert_same

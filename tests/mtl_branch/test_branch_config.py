@@ -14,7 +14,7 @@ from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.mtl_branch.config import translate
-from s3prl_mtl.tracking.tracker import read_results
+from s3prl_mtl.tracking.recorder import read_results
 from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.runner import MultiTaskRunner
 from tests.mistakes import user_error

@@ -20,8 +20,8 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.command import export
 from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.registry.task_names import find_in_run, find_same_task
+from s3prl_mtl.tracking.recorder import read_results
 from s3prl_mtl.tracking.results_table import results_table
-from s3prl_mtl.tracking.tracker import read_results
 from s3prl_mtl.training.runner import MultiTaskRunner
 from tests.comparison import assert_same
 from tests.mistakes import user_error

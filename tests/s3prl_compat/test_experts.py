@@ -12,7 +12,7 @@ import torch
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.config import build_config
-from s3prl_mtl.tracking.tracker import read_metrics, read_results
+from s3prl_mtl.tracking.recorder import read_metrics, read_results
 from s3prl_mtl.training.runner import MultiTaskRunner
 from tests.comparison import assert_same
 from tests.s3prl_compat.corpora import BUILDERS, make

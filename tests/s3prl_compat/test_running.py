@@ -17,8 +17,8 @@ from s3prl_mtl.cli.main import main
 from s3prl_mtl.data.epoch_reader import EpochReader
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.tracking.recorder import read_results
 from s3prl_mtl.tracking.results_table import results_table
-from s3prl_mtl.tracking.tracker import read_results
 from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.runner import MultiTaskRunner
 from tests.distributed.ranks import run_ranks

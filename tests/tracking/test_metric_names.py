@@ -10,8 +10,8 @@ import pytest
 from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.registry.task_names import BUILT_IN_TASKS
 from s3prl_mtl.tasks.metric import Metric, metrics_of
+from s3prl_mtl.tracking.recorder import Recorder, Report
 from s3prl_mtl.tracking.results_table import results_table
-from s3prl_mtl.tracking.tracker import Report, Tracker
 
 SLOT_TITLES = {"slot type F1", "slot value CER", "slot value WER", "WER", "CER"}
 TITLES = {
@@ -33,8 +33,8 @@ def test_every_metric_is_in_percent_by_one_name(task: str, tmp_path: Path):
     metrics = metrics_of(load_task(task))
     values = {metric.name: 0.1234 for metric in metrics} | {"loss": 1.5}
     report = Report(task, "test", [(n, v, 1) for n, v in values.items()], metrics=metrics)
-    with Tracker(tmp_path) as tracker:
-        tracker.write(report)
+    with Recorder(tmp_path) as recorder:
+        recorder.write(report)
     _, *entries, loss = str(report).split("  ")
     table = results_table(tmp_path, everything=True)
     titles, numbers = (list(map(str, table.columns[number].cells)) for number in (2, 3))

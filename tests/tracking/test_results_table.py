@@ -12,16 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from s3prl_mtl.cli.main import main
+from s3prl_mtl.tracking.recorder import Recorder, Report, read_results, read_sources
 from s3prl_mtl.tracking.results_table import comparison_table, results_table
-from s3prl_mtl.tracking.tracker import Report, Tracker, read_results, read_sources
 
 
 def evaluate(folder: Path, task: str, value: float, step: int, checkpoint: str | None = None):
     folder.mkdir(exist_ok=True)
-    with Tracker(folder) as tracker:
+    with Recorder(folder) as recorder:
         report = Report(task, "test", [("acc", value, step)], checkpoint=checkpoint)
-        tracker.write(report)
-        tracker.keep(report)
+        recorder.write(report)
+        recorder.keep(report)
 
 
 def headings(table: Table) -> list[str]:

@@ -11,8 +11,8 @@ import pytest
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.config import Config
 from s3prl_mtl.distributed.world import World
+from s3prl_mtl.tracking.recorder import read_metrics, read_results, read_sources
 from s3prl_mtl.tracking.results_table import results_table
-from s3prl_mtl.tracking.tracker import read_metrics, read_results, read_sources
 from s3prl_mtl.training.evaluation import Evaluator
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.training.signals import Stopped

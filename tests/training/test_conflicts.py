@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from s3prl_mtl.data.randomness import random_state
 from s3prl_mtl.distributed.world import World
+from s3prl_mtl.tracking.recorder import read_metrics
 from s3prl_mtl.tracking.results_table import read_run
-from s3prl_mtl.tracking.tracker import read_metrics
 from s3prl_mtl.training import conflicts
 from s3prl_mtl.training.conflicts import Gramians
 from s3prl_mtl.training.forward import forward

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.tracking.tracker import Tracker, read_metrics
+from s3prl_mtl.tracking.recorder import Recorder, read_metrics
 from s3prl_mtl.training.runner import MultiTaskRunner
 from tests.distributed.test_updates import make_config
 
@@ -19,9 +19,9 @@ def test_utterances_whose_ctc_loss_was_set_to_zero_are_logged_with_the_loss(
     expert = runner.tasks["sf"].expert
     target = expert.target
     expert.target = lambda labels: target(labels).repeat(500)
-    with Tracker(tmp_path) as tracker, caplog.at_level(logging.INFO):
+    with Recorder(tmp_path) as recorder, caplog.at_level(logging.INFO):
         losses = [runner.train_step().losses for _ in range(2)][-1]
-        runner.publisher.publish_training(tracker, losses)
+        runner.publisher.publish_training(recorder, losses)
     count = 2 * expert.datarc["train_batch_size"]
     values = {e["metric"]: e["value"] for e in read_metrics(tmp_path) if e["task"] == "sf"}
     assert values["loss"] == 0 and values["zeroed_utterances"] == count

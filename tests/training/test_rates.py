@@ -13,7 +13,7 @@ from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.compatibility import check_resume
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.config import Config, build_config
-from s3prl_mtl.tracking.tracker import read_metrics
+from s3prl_mtl.tracking.recorder import read_metrics
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams import Hubert
 from s3prl_mtl.upstreams.hubert.tiny import TINY_WEIGHTS

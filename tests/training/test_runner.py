@@ -17,7 +17,7 @@ from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.checkpoint.restore import encoder_weights
 from s3prl_mtl.config import Config, build_config, parse_tasks
-from s3prl_mtl.tracking.tracker import Tracker, read_metrics, read_results
+from s3prl_mtl.tracking.recorder import Recorder, read_metrics, read_results
 from s3prl_mtl.training.forward import forward
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
@@ -246,8 +246,8 @@ def test_the_best_checkpoint_evaluates_its_task_without_its_corpus(
     assert results["ks"]["dev"]["acc"] <= best_score + 1e-6
 
     back = MultiTaskRunner({**config, "downstream": ["ks"]}, tmp_path / "back", resume=best)
-    with Tracker(tmp_path / "back") as tracker:
-        back.evaluate([("ks", "dev")], tracker)
+    with Recorder(tmp_path / "back") as recorder:
+        back.evaluate([("ks", "dev")], recorder)
     again = read_results(tmp_path / "back")["ks"]["dev"]["acc"]
     assert again == pytest.approx(best_score)
 

@@ -9,8 +9,8 @@ import pytest
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.config import build_config
+from s3prl_mtl.tracking.recorder import read_results
 from s3prl_mtl.tracking.results_table import results_table
-from s3prl_mtl.tracking.tracker import read_results
 from s3prl_mtl.training.runner import MultiTaskRunner
 from tests.mistakes import user_error
 

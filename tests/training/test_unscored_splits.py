@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.tracking.recorder import Recorder, read_metrics, read_results
 from s3prl_mtl.tracking.results_table import results_table
-from s3prl_mtl.tracking.tracker import Tracker, read_metrics, read_results
 from s3prl_mtl.training.runner import MultiTaskRunner
 from tests.distributed.test_updates import make_config
 from tests.mistakes import user_error
@@ -111,15 +111,15 @@ def test_a_later_evaluation_that_can_be_scored_takes_the_error_back(
 ):
     expert = runner.tasks["er"].expert
     measure = expert.measure
-    with Tracker(tmp_path) as tracker:
-        runner.evaluate([("er", "test")], tracker)
+    with Recorder(tmp_path) as recorder:
+        runner.evaluate([("er", "test")], recorder)
         assert read_results(tmp_path)["er"]["test"].keys() == {"acc", "loss"}
         break_scoring(runner, "er", "test", undefined)
-        runner.evaluate([("er", "test")], tracker)
+        runner.evaluate([("er", "test")], recorder)
         assert read_results(tmp_path)["er"]["test"] == {}, "that of another step"
         assert runner.unscored
         expert.measure = measure
-        runner.evaluate([("er", "test")], tracker)
+        runner.evaluate([("er", "test")], recorder)
     runner.require_scores()
     assert read_results(tmp_path)["er"]["test"].keys() == {"acc", "loss"}
 

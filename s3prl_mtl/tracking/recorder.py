@@ -1,22 +1,21 @@
-"""Write and read the numbers of a run: `metrics.jsonl`, TensorBoard, `results.json`."""
+"""Write and read the numbers of a run: `metrics.jsonl`, `results.json`, trackers."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from s3prl_mtl.checkpoint.contents import TaskCheckpoint
-from s3prl_mtl.errors import UserError
+from s3prl_mtl.errors import UserError, error_summary
 from s3prl_mtl.fileio.atomic import atomic_path, replace_text
 from s3prl_mtl.tasks.metric import Metric
+from s3prl_mtl.tracking.trackers import Tracker, summary
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -89,8 +88,10 @@ class Report:
         return next((metric.title for metric in self.metrics if metric.name == name), name)
 
 
-class Tracker:
-    """Write every number of a run to `metrics.jsonl`, TensorBoard and `results.json`.
+class Recorder:
+    """Write every number of a run to `metrics.jsonl`, `results.json` and trackers.
+
+    A tracker that fails is left out with a warning: its numbers are in the files.
 
     Args:
         folder: the run directory.
@@ -99,6 +100,7 @@ class Tracker:
             also while another process trains in the folder.
         reevaluate: pairs of task and split to evaluate again at that step, because their
             evaluation was interrupted: their records of that step are dropped too.
+        trackers: by name; closed with the recorder.
     """
 
     def __init__(
@@ -106,28 +108,28 @@ class Tracker:
         folder: Path,
         resumed_at: int | None = None,
         reevaluate: Iterable[tuple[str, str]] = (),
+        trackers: Mapping[str, Tracker] = MappingProxyType({}),
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # Slow to import, and not to read a run.
-
         self.folder = folder
+        self._trackers = dict(trackers)
+        self._pending: dict[str, float] = {}
+        self._step = 0
         path = folder / "metrics.jsonl"
-        purge_step = None
         if path.is_file() and resumed_at is None:
             _drop_incomplete_line(path)
         elif path.is_file() and resumed_at is not None:
-            purge_step = resumed_at + 1 if resumed_at else 0
+            after = resumed_at + 1 if resumed_at else 0
             again = {(resumed_at, task, split) for task, split in reevaluate}
             kept = [
                 entry
                 for entry in read_metrics(folder)
-                if entry["step"] < purge_step
+                if entry["step"] < after
                 and (entry["step"], entry["task"], entry["split"]) not in again
             ]
             _replace(path, "".join(json.dumps(entry) + "\n" for entry in kept))
         self._lines = path.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(folder), purge_step=purge_step)
 
-    def __enter__(self) -> Tracker:
+    def __enter__(self) -> Recorder:
         return self
 
     def __exit__(
@@ -136,17 +138,18 @@ class Tracker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(failed=error is not None)
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
+        """Close the files, and the trackers with the last results."""
         try:
             self._lines.close()
         except OSError as cause:  # buffered lines still cannot be written
             logger.warning("metrics.jsonl is incomplete: %s", cause)
-        try:
-            self._tensorboard.close()
-        except OSError as cause:
-            logger.warning("TensorBoard's events are incomplete: %s", cause)
+        self.flush()
+        results = summary(self.results)
+        self._tell(lambda tracker: tracker.summarize(results))
+        self._tell(lambda tracker: tracker.finish(failed))
 
     def record(
         self,
@@ -157,7 +160,7 @@ class Tracker:
         step: int,
         checkpoint: str | None = None,
     ) -> None:
-        """Write one number: a line of `metrics.jsonl`, a point of a TensorBoard curve.
+        """Write one number: a line of `metrics.jsonl`, a point of a curve.
 
         Raises:
             UserError: the disk is full.
@@ -176,12 +179,23 @@ class Tracker:
         try:
             self._lines.write(json.dumps(entry) + "\n")
             self._lines.flush()
-            self._tensorboard.add_scalar(f"{task}/{split}-{metric}", value, global_step=step)
         except OSError as cause:
             raise _unwritable(self.folder / "metrics.jsonl", cause) from cause
+        name = f"{task}/{split}-{metric}"
+        if step != self._step or name in self._pending:
+            self.flush()
+        self._step = step
+        self._pending[name] = value
+
+    def flush(self) -> None:
+        """Give the numbers recorded since the last call to the trackers."""
+        if self._pending:
+            step, values = self._step, self._pending
+            self._pending = {}
+            self._tell(lambda tracker: tracker.log(step, values))
 
     def draw(self, name: str, image: Image, step: int) -> None:
-        """Write a figure: `<name>.png` in the run directory, and an image of TensorBoard.
+        """Write a figure: `<name>.png` in the run directory, and an image of the trackers.
 
         Raises:
             UserError: the disk is full.
@@ -190,9 +204,21 @@ class Tracker:
         try:
             with atomic_path(path) as partial:
                 image.save(partial)
-            self._tensorboard.add_image(name, np.asarray(image), step, dataformats="HWC")
         except OSError as cause:
             raise _unwritable(path, cause) from cause
+        self._tell(lambda tracker: tracker.log_image(step, name, image))
+
+    def _tell(self, call: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            try:
+                call(tracker)
+            except Exception as cause:  # of whatever program
+                del self._trackers[name]
+                logger.warning(
+                    "The tracker %s fails and gets no more numbers; metrics.jsonl has all: %s",
+                    name,
+                    error_summary(cause),
+                )
 
     def write(self, report: Report) -> None:
         """Write all numbers of a split."""
