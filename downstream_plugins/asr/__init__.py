@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from downstream_plugins.asr.corpus import WORD_BOUNDARY, LibriSpeech, spell
+from downstream_plugins.asr.table import TextTable
 from s3prl_mtl import Metric, TranscriptionExpert
 from s3prl_mtl.metrics import token_error_rate
 
@@ -23,6 +24,7 @@ class SpeechRecognition(TranscriptionExpert):
 
     name = "asr"
     corpus_type = LibriSpeech
+    table_type = TextTable
     dev_split = "dev-clean"
     test_split = "test-clean"
     metrics: ClassVar[tuple[Metric, ...]] = (

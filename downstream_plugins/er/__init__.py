@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from downstream_plugins.er.corpus import IEMOCAP
 from s3prl_mtl import ClassificationExpert
+from s3prl_mtl.data import ClassTable
+
+
+class EmotionTable(ClassTable):
+    """Own data: the column `label` has the emotion."""
+
+    task = "er"
 
 
 class EmotionRecognition(ClassificationExpert):
@@ -11,3 +18,4 @@ class EmotionRecognition(ClassificationExpert):
 
     name = "er"
     corpus_type = IEMOCAP
+    table_type = EmotionTable

@@ -10,7 +10,19 @@ from torch import Tensor
 
 from downstream_plugins.ks.corpus import SpeechCommands
 from s3prl_mtl import ClassificationExpert
-from s3prl_mtl.data import SAMPLE_RATE, Manifest, inverse_class_weights, random_crop
+from s3prl_mtl.data import (
+    SAMPLE_RATE,
+    ClassTable,
+    Manifest,
+    inverse_class_weights,
+    random_crop,
+)
+
+
+class KeywordTable(ClassTable):
+    """Own data: the column `label` has the word."""
+
+    task = "ks"
 
 
 class KeywordSpotting(ClassificationExpert):
@@ -18,6 +30,7 @@ class KeywordSpotting(ClassificationExpert):
 
     name = "ks"
     corpus_type = SpeechCommands
+    table_type = KeywordTable
     gain_decibels = -3.0
 
     def waveform(self, cut: Any, split: str, generator: torch.Generator) -> Tensor:

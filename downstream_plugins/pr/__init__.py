@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from downstream_plugins.pr.corpus import LibriSpeechPhones
+from downstream_plugins.pr.table import PhoneTable
 from s3prl_mtl import Metric, TranscriptionExpert
 from s3prl_mtl.metrics import word_error_rate
 
@@ -16,6 +17,7 @@ class PhonemeRecognition(TranscriptionExpert):
 
     name = "pr"
     corpus_type = LibriSpeechPhones
+    table_type = PhoneTable
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("per", "lower", "PER", range=(0.0, math.inf)),)
     worst_score = float(2**31)
     decoding = "merged"  # default for settings of s3prl's branch, which lack the key

@@ -129,20 +129,29 @@ class LibriSpeechPhones(Corpus):
             for word in transcript.text.split():
                 if word not in pronunciations:
                     missing.setdefault(word, transcript.source)
-        if not missing:
-            return
-        listed = [f"{w} ({source})" for w, source in list(missing.items())[:_LISTED_WORDS]]
-        more = len(missing) - len(listed)
-        files = ", ".join(map(str, self.lexicon))
-        raise UserError(
-            f"pr: {len(missing)} words of the transcripts have no pronunciation: "
-            + "; ".join(listed)
-            + (f"; and {more} more." if more else "."),
-            where=f"the lexicon files {files}",
-            fix="Add a line `WORD  P1 P2 ...` for each, or another lexicon file (such as the "
-            "output of a grapheme-to-phoneme model) to pr's `datarc.lexicon`.",
-            code="corpus-incomplete",
-        )
+        if missing:
+            raise missing_words(missing, self.lexicon)
+
+
+def missing_words(missing: Mapping[str, str], lexicon: Sequence[Path]) -> UserError:
+    """The error of words without a pronunciation.
+
+    Args:
+        missing: where each word is first needed.
+        lexicon: the files without it.
+    """
+    listed = [f"{word} ({source})" for word, source in list(missing.items())[:_LISTED_WORDS]]
+    more = len(missing) - len(listed)
+    files = ", ".join(map(str, lexicon)) or "none are set"
+    return UserError(
+        f"pr: {len(missing)} words of the transcripts have no pronunciation: "
+        + "; ".join(listed)
+        + (f"; and {more} more." if more else "."),
+        where=f"the lexicon files {files}",
+        fix="Add a line `WORD  P1 P2 ...` for each, or another lexicon file (such as the "
+        "output of a grapheme-to-phoneme model) to pr's `datarc.lexicon`.",
+        code="corpus-incomplete",
+    )
 
 
 def pronounce(text: str, pronunciations: dict[str, list[str]]) -> list[str]:

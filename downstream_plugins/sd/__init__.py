@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from downstream_plugins.sd.corpus import Libri2Mix, frame_labels
+from downstream_plugins.sd.table import RecordingTable
 from s3prl_mtl import Metric, TaskExpert
 from s3prl_mtl.data import SAMPLE_RATE, Finding, Manifest
 from s3prl_mtl.errors import UserError
@@ -48,6 +49,7 @@ class SpeakerDiarization(TaskExpert):
     name = "sd"
     has_timed_labels = True
     corpus_type = Libri2Mix
+    table_type = RecordingTable
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("der", "lower", "DER", range=(0.0, math.inf)),
         Metric("acc", "higher", "frame accuracy"),

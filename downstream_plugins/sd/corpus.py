@@ -143,7 +143,8 @@ class Libri2Mix(Corpus):
                 path = moved.find(location) or path
             spoken = segments.get(recording, [])
             whole = split != "train"
-            for start, end in [(0, frames)] if whole else self.chunks(frames):
+            parts = chunks(frames, self.chunk_size, self.frame_shift)
+            for start, end in [(0, frames)] if whole else parts:
                 labels = {
                     "recording": recording,
                     "segments": [list(segment) for segment in spoken],
@@ -161,16 +162,6 @@ class Libri2Mix(Corpus):
                     )
                 )
         return found
-
-    def chunks(self, frames: int) -> Iterator[tuple[int, int]]:
-        """SUPERB's rule: (start, end) of consecutive chunks of a recording, in label frames.
-
-        The last chunk is the remainder, unless it is too short for the encoder.
-        """
-        for start in range(0, frames, self.chunk_size):
-            end = min(start + self.chunk_size, frames)
-            if (end - start) * self.frame_shift >= MINIMUM_SAMPLES:
-                yield start, end
 
     def label_space(self) -> dict[str, Any]:
         return {"speakers_per_recording": self.num_speakers}
@@ -324,6 +315,22 @@ class Libri2Mix(Corpus):
                 code="invalid-value",
             )
         return [(names.index(speaker), start, end) for speaker, start, end in spoken]
+
+
+def chunks(frames: int, size: int, frame_shift: int) -> Iterator[tuple[int, int]]:
+    """SUPERB's rule: (start, end) of consecutive chunks of a recording, in label frames.
+
+    The last chunk is the remainder, unless it is too short for the encoder.
+
+    Args:
+        frames: of the recording.
+        size: frames of a chunk.
+        frame_shift: samples in a frame.
+    """
+    for start in range(0, frames, size):
+        end = min(start + size, frames)
+        if (end - start) * frame_shift >= MINIMUM_SAMPLES:
+            yield start, end
 
 
 def frame_labels(

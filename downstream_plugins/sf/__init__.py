@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from downstream_plugins.sf.corpus import IOB_FILE, AudioSnips, slot_target
+from downstream_plugins.sf.table import SlotTable
 from s3prl_mtl import Metric, TranscriptionExpert
 from s3prl_mtl.data import Finding, Manifest
 from s3prl_mtl.metrics import (
@@ -38,6 +39,7 @@ class SlotFilling(TranscriptionExpert):
 
     name = "sf"
     corpus_type = AudioSnips
+    table_type = SlotTable
     dev_split = "valid"
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("slot_type_f1", "higher", "slot type F1"),

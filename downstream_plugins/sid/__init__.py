@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from downstream_plugins.sid.corpus import VoxCeleb1Identification
 from s3prl_mtl import ClassificationExpert
+from s3prl_mtl.data import ClassTable
+
+
+class SpeakerTable(ClassTable):
+    """Own data: the column `speaker` has the class."""
+
+    task = "sid"
+    required = ("speaker",)
+    column = "speaker"
 
 
 class SpeakerIdentification(ClassificationExpert):
@@ -11,3 +20,4 @@ class SpeakerIdentification(ClassificationExpert):
 
     name = "sid"
     corpus_type = VoxCeleb1Identification
+    table_type = SpeakerTable

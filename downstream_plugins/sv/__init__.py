@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from downstream_plugins.sv.corpus import Trial, VoxCeleb1Verification, preprocess
+from downstream_plugins.sv.table import VerificationTable
 from s3prl_mtl import Metric, TaskExpert
 from s3prl_mtl.data import MINIMUM_SAMPLES, Finding, Manifest, load_waveform, random_crop
 from s3prl_mtl.errors import UserError, nearest
@@ -38,7 +39,8 @@ class SpeakerVerification(TaskExpert):
 
     name = "sv"
     corpus_type = VoxCeleb1Verification
-    corpus: VoxCeleb1Verification
+    table_type = VerificationTable
+    corpus: VoxCeleb1Verification | VerificationTable
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("eer", "lower", "EER"),)
     worst_score = 100.0
 

@@ -53,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--data", metavar="DIR", help="folder of the corpora (or $SUPERB_DATA)")
     what.add_argument(
+        "--manifest",
+        metavar="TASK:SPLIT=FILE,...",
+        action="append",
+        help="own data: er:train=a.csv,dev=b.csv,test=c.csv; may be repeated",
+    )
+    what.add_argument(
         "-s",
         "--upstream_feature_selection",
         choices=["hidden_states", "layer_results", "last_hidden_state"],

@@ -40,6 +40,7 @@ def config_of(
     if arguments.pcgrad:
         flags["balancer"] = "pcgrad:per_parameter=true"
     flags |= _fractions(arguments.fraction)
+    flags |= _manifests(arguments.manifest)
     changes = _perturbation(arguments)
     if changes and arguments.mode == "evaluate":
         # All of the section: training may have had another one.
@@ -81,6 +82,28 @@ def _fractions(text: str | None) -> dict[str, float]:
                 fix="For example: asr=0.1,ks=0.5.",
                 code="invalid-value",
             )
+    return settings
+
+
+def _manifests(entries: Sequence[str] | None) -> dict[str, dict[str, str]]:
+    """The settings of `--manifest er:train=a.csv,dev=b.csv,test=c.csv`.
+
+    Raises:
+        UserError: an entry is not of this form.
+    """
+    settings = {}
+    for entry in entries or ():
+        head, *pairs = entry.split(",")
+        task, colon, first = head.partition("=")[0].rpartition(":")
+        tables = dict(pair.split("=", 1) for pair in [head[len(task) + 1 :], *pairs] if "=" in pair)
+        if not (task and colon and first) or len(tables) != len(pairs) + 1:
+            raise UserError(
+                f"{entry!r} is not of the form task:split=file,split=file.",
+                where="--manifest",
+                fix="For example: er:train=train.csv,dev=dev.csv,test=test.csv.",
+                code="invalid-value",
+            )
+        settings[f"{task}.downstream_expert.datarc.manifests"] = tables
     return settings
 
 

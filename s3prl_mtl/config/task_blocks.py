@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, fields
 from typing import Any
@@ -201,6 +202,35 @@ def check_task_values(task: str, block: Mapping[str, Any], origin: str) -> None:
     datarc = (block.get("downstream_expert") or {}).get("datarc") or {}
     for key, limits in DATARC_RANGES.items():
         check_value(f"{task}.downstream_expert.datarc.{key}", datarc.get(key), limits, origin)
+
+
+def uses_tables(block: Mapping[str, Any]) -> bool:
+    """Whether a task reads tables (`datarc.manifests`) in place of a corpus."""
+    datarc = (block.get("downstream_expert") or {}).get("datarc") or {}
+    return datarc.get("manifests") is not None
+
+
+def use_tables(block: Config, defaults: Mapping[str, Any]) -> None:
+    """Make the paths of tables absolute, and evaluate the splits that they have.
+
+    Splits that begin with `dev` or `val`, or with `test`, unless the block names others than its
+    defaults do.
+    """
+    if not uses_tables(block):
+        return
+    datarc = block["downstream_expert"]["datarc"]
+    tables = datarc["manifests"]
+    if not isinstance(tables, dict):
+        return  # The corpus refuses it.
+    datarc["manifests"] = {
+        split: os.path.abspath(os.path.expanduser(str(path))) for split, path in tables.items()
+    }
+    first, *others = tables
+    if block["train_split"] == defaults["train_split"]:
+        block["train_split"] = first
+    for key, beginnings in (("dev_splits", ("dev", "val")), ("test_splits", ("test",))):
+        if block[key] == defaults[key]:
+            block[key] = [split for split in others if str(split).startswith(beginnings)]
 
 
 def _same_type(value: Any, default: Any) -> bool:

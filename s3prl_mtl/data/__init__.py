@@ -31,6 +31,9 @@ from s3prl_mtl.data.manifest import Manifest
 from s3prl_mtl.data.manifest_cache import load_cuts
 from s3prl_mtl.data.sampling import inverse_class_weights
 from s3prl_mtl.data.silence import trim_silence
+from s3prl_mtl.data.table_corpus import ClassTable, TableCorpus, listed_values
+from s3prl_mtl.data.tables import Row, Table
+from s3prl_mtl.data.text_rule import TextRule
 from s3prl_mtl.data.utterance import Utterance
 from s3prl_mtl.fileio.cache import default_cache_dir
 
@@ -38,11 +41,16 @@ __all__ = [
     "MINIMUM_SAMPLES",
     "SAMPLE_RATE",
     "AudioIndex",
+    "ClassTable",
     "Corpus",
     "Finding",
     "Manifest",
     "MovedFiles",
     "Official",
+    "Row",
+    "Table",
+    "TableCorpus",
+    "TextRule",
     "UnreadableAudio",
     "Utterance",
     "absolute",
@@ -57,6 +65,7 @@ __all__ = [
     "list_files",
     "list_folders",
     "listed_once",
+    "listed_values",
     "load_cuts",
     "load_waveform",
     "make_loader",

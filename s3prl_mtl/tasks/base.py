@@ -25,6 +25,7 @@ from s3prl_mtl.data.corpus_cache import cached
 from s3prl_mtl.data.corpus_report import CorpusReport, report_corpus
 from s3prl_mtl.data.perturbation import Perturbation
 from s3prl_mtl.data.sampling import derived_seed
+from s3prl_mtl.data.table_corpus import TableCorpus
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.cache import default_cache_dir
 from s3prl_mtl.tasks.best_checkpoint import first_score, selecting_metric_of, update_best_score
@@ -74,6 +75,8 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
     name: ClassVar[str]
     """The task's name after `-d`."""
     corpus_type: ClassVar[type[Corpus]]
+    table_type: ClassVar[type[TableCorpus] | None] = None
+    """The corpus in place of `corpus_type` where `datarc.manifests` names tables."""
     train_split: str = "train"
     dev_split: str = "dev"
     """The split that selects the best checkpoint."""
@@ -438,21 +441,32 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
     def make_corpus(cls, datarc: Mapping[str, Any]) -> Corpus:
         """The corpus of the settings, without reading it.
 
-        The arguments of `corpus_type` are the settings of the same names; arguments without a
-        default must be set.
+        The arguments of `corpus_type`, or with tables of `table_type`, are the settings of the same
+        names; arguments without a default must be set.
 
         Raises:
             UserError: such a setting is missing, or the class has no `corpus_type`.
         """
-        if not isinstance(getattr(cls, "corpus_type", None), type):
+        kind: Any = getattr(cls, "corpus_type", None)
+        if datarc.get("manifests") is not None:
+            kind = cls.table_type
+            if kind is None:
+                raise UserError(
+                    f"The task {cls.name} takes no tables.",
+                    where=f"{cls.name}.downstream_expert.datarc.manifests",
+                    fix="Leave it out, or set the expert's `table_type`.",
+                    code="not-supported",
+                )
+        if not isinstance(kind, type):
             raise cls._no_corpus()
         arguments = {}
-        for key, parameter in inspect.signature(cls.corpus_type).parameters.items():
+        for key, parameter in inspect.signature(kind).parameters.items():
             if key in datarc and (datarc[key] is not None or parameter.default is None):
                 arguments[key] = datarc[key]
-            elif parameter.default is parameter.empty:
+            elif parameter.default is parameter.empty and parameter.kind != parameter.VAR_KEYWORD:
                 raise cls._not_set(key)
-        return cls.corpus_type(**arguments)
+        corpus: Corpus = kind(**arguments)
+        return corpus
 
     @classmethod
     def check_corpus_type(cls) -> None:

@@ -1,0 +1,361 @@
+"""Own data: tables in place of a corpus, for each of the nine tasks."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import soundfile
+
+from downstream_plugins.sd.table import RecordingTable
+from s3prl_mtl.cli.main import main
+from s3prl_mtl.config import build_config, resolve
+from s3prl_mtl.data import ClassTable, Corpus, TextRule, Utterance
+from s3prl_mtl.registry.plugins import load_task
+from s3prl_mtl.registry.task_names import BUILT_IN_TASKS
+from tests.mistakes import user_error
+
+
+def corpus_of(task: str, overrides: str = "", **flags: Any) -> Corpus:
+    config = resolve(build_config((), {"downstream": [task], **flags}, overrides))
+    expert: Any = load_task(task)
+    made: Corpus = expert.make_corpus(config.tasks[task].downstream_expert["datarc"])
+    return made
+
+
+def facts(utterance: Utterance) -> tuple[Any, ...]:
+    labels = {k: v for k, v in utterance.labels.items() if k not in ("speaker", "random_second")}
+    start = round(utterance.start_seconds, 6)
+    return utterance.id, utterance.path.resolve(), start, utterance.duration_seconds, labels
+
+
+@pytest.mark.parametrize("task", BUILT_IN_TASKS)
+def test_a_corpus_written_as_tables_reads_the_same(task: str, tiny_corpus: Path, tmp_path: Path):
+    assert main(["manifest", task, "--data", str(tiny_corpus), "-o", str(tmp_path)]) == 0
+    folders = corpus_of(task, data=str(tiny_corpus))
+    tables = {split: str(tmp_path / f"{split}.csv") for split in folders.splits}
+    trials = {split: str(tmp_path / f"trials-{split}.txt") for split in ("dev", "test")}
+    flags: dict[str, Any] = {f"{task}.downstream_expert.datarc.manifests": tables}
+    if task == "sv":
+        flags["sv.downstream_expert.datarc.trials"] = trials
+    own = corpus_of(task, **flags)
+    assert own.problems() == [] and own.splits == folders.splits
+    for split in own.splits:
+        assert own.findings(split) == []
+        expected = [facts(utterance) for utterance in folders.utterances(split)]
+        found = [facts(utterance) for utterance in own.utterances(split)]
+        if task == "sv":  # the speaker is the label
+            assert [u.labels for u in own.utterances(split)] == [
+                dict(u.labels) for u in folders.utterances(split)
+            ]
+        if task == "sd":  # speakers have numbers as names
+            assert [f[:3] for f in found] == [f[:3] for f in expected]
+            assert [f[4]["segments"] for f in found] == [f[4]["segments"] for f in expected]
+        elif task == "sf":
+            assert [(f[0], f[1], f[4]) for f in found] == [(f[0], f[1], f[4]) for f in expected]
+        else:
+            assert found == expected
+    spaces = own.label_space(), folders.label_space()
+    for key, values in spaces[1].items():
+        ours = spaces[0][key]
+        if task in ("pr", "sf"):  # what occurs in training
+            assert set(ours) <= set(values)
+        elif isinstance(values, list) and task != "asr":
+            assert sorted(ours) == sorted(values)
+        else:
+            assert ours == values
+    if task == "sv":
+        assert own.trials("test") == folders.trials("test")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("task", ["er", "ic", "sd"])
+def test_a_run_trains_and_evaluates_on_tables(task: str, tiny_corpus: Path, tmp_path: Path):
+    assert main(["manifest", task, "--data", str(tiny_corpus), "-o", str(tmp_path)]) == 0
+    dev = "valid" if task == "ic" else "dev"
+    tables = f"{task}:train={tmp_path}/train.csv,dev={tmp_path}/{dev}.csv,test={tmp_path}/test.csv"
+    words = ["-u", "hubert_tiny", "-d", task, "--manifest", tables, "--steps", "1"]
+    words += ["-p", str(tmp_path / "run"), "-o", f"device=cpu,,cache_dir={tmp_path / 'cache'}"]
+    assert main(["train", *words]) == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())[task].keys() >= {"test"}
+    assert main(["evaluate", "-e", str(tmp_path / "run"), "-t", f"{task}:dev"]) == 0
+
+
+# --------------------------------------------------------------------------- formats
+
+
+class Words(ClassTable):
+    task = "ks"
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> list[dict[str, Any]]:
+    """Three clips of two files, by name, start, duration, speaker and label."""
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", [0.1] * 32_000, 16_000)
+    return [
+        {
+            "id": "one",
+            "path": "a.wav",
+            "start": 0.0,
+            "duration": 1.0,
+            "speaker": "x",
+            "label": "go",
+        },
+        {
+            "id": "two",
+            "path": "a.wav",
+            "start": 1.0,
+            "duration": 0.5,
+            "speaker": "x",
+            "label": "no",
+        },
+        {
+            "id": "tea",
+            "path": "b.wav",
+            "start": 0.0,
+            "duration": 2.0,
+            "speaker": "ÿ",
+            "label": "go",
+        },
+    ]
+
+
+Clips = list[dict[str, Any]]
+
+
+def delimited(folder: Path, clips: Clips, name: str, delimiter: str, encoding: str) -> Path:
+    with (folder / name).open("w", newline="", encoding=encoding) as file:
+        writer = csv.DictWriter(file, list(clips[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(clips)
+    return folder / name
+
+
+def json_lines(folder: Path, clips: Clips) -> Path:
+    path = folder / "t.jsonl"
+    path.write_text("".join(json.dumps(clip) + "\n" for clip in clips), encoding="utf-8")
+    return path
+
+
+def zipped_cuts(folder: Path, clips: Clips) -> Path:
+    """The cuts of a lhotse CutSet."""
+    path = folder / "cuts.jsonl.gz"
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        for clip in clips:
+            source = {"type": "file", "channels": [0], "source": clip["path"]}
+            supervision = {
+                "id": clip["id"],
+                "recording_id": "r",
+                "start": 0.0,
+                "duration": clip["duration"],
+                "speaker": clip["speaker"],
+                "custom": {"label": clip["label"]},
+            }
+            cut = {
+                "id": clip["id"],
+                "start": clip["start"],
+                "duration": clip["duration"],
+                "channel": 0,
+                "supervisions": [supervision],
+                "recording": {"id": "r", "sources": [source], "sampling_rate": 16_000},
+                "type": "MonoCut",
+            }
+            file.write(json.dumps(cut) + "\n")
+    return path
+
+
+def kaldi(folder: Path, clips: Clips) -> Path:
+    kaldi = folder / "kaldi"
+    kaldi.mkdir()
+    tables = {
+        "wav.scp": [f"rec-{n} ../{n}.wav" for n in ("a", "b")],
+        "segments": [
+            f"{c['id']} rec-{c['path'][0]} {c['start']} {c['start'] + c['duration']}" for c in clips
+        ],
+        "utt2spk": [f"{c['id']} {c['speaker']}" for c in clips],
+        "utt2label": [f"{c['id']} {c['label']}" for c in clips],
+    }
+    for name, lines in tables.items():
+        (kaldi / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return kaldi
+
+
+def parquet(folder: Path, clips: Clips) -> Path:
+    """A data set of the Hugging Face hub: classes are numbers, `audio` has paths."""
+    names = ["go", "no"]
+    info = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    rows = [
+        {
+            **{key: value for key, value in clip.items() if key != "path"},
+            "audio": {"bytes": None, "path": clip["path"]},
+            "label": names.index(clip["label"]),
+        }
+        for clip in clips
+    ]
+    table = pa.Table.from_pylist(rows)
+    table = table.replace_schema_metadata({b"huggingface": json.dumps(info).encode()})
+    pyarrow.parquet.write_table(table, folder / "t.parquet")
+    return folder / "t.parquet"
+
+
+def saved(folder: Path, clips: Clips) -> Path:
+    """A split as `datasets` saves it to disk."""
+    split = folder / "saved"
+    split.mkdir()
+    table = pa.Table.from_pylist([{**clip, "path": f"../{clip['path']}"} for clip in clips])
+    sink = pa.OSFile(str(split / "data.arrow"), "wb")
+    with sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    (split / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    return split
+
+
+FORMATS: Mapping[str, Callable[[Path, Clips], Path]] = {
+    "csv": lambda folder, clips: delimited(folder, clips, "t.csv", ",", "utf-8"),
+    "csv of a spreadsheet": lambda f, clips: delimited(f, clips, "t.csv", ",", "utf-8-sig"),
+    "tsv": lambda folder, clips: delimited(folder, clips, "t.tsv", "\t", "utf-8"),
+    "jsonl": json_lines,
+    "lhotse": zipped_cuts,
+    "kaldi": kaldi,
+    "parquet": parquet,
+    "datasets": saved,
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_gives_the_same_utterances(kind: str, clips: Clips, tmp_path: Path):
+    corpus = Words({"train": FORMATS[kind](tmp_path, clips)})
+    found = corpus.utterances("train")
+    assert [
+        (u.id, u.path.resolve(), u.start_seconds, u.duration_seconds, dict(u.labels)) for u in found
+    ] == [
+        (
+            c["id"],
+            tmp_path / c["path"],
+            c["start"],
+            c["duration"],
+            {"class": c["label"], "speaker": c["speaker"]},
+        )
+        for c in clips
+    ]
+    assert corpus.label_space() == {"classes": ["go", "no"]}
+    assert corpus.findings("train") == []
+
+
+def test_bytes_of_audio_are_written_once(
+    clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("S3PRL_MTL_CACHE", str(tmp_path / "cache"))
+    content = (tmp_path / "a.wav").read_bytes()
+    rows = [{"audio": {"bytes": content, "path": f"{n}.wav"}, "label": "go", "id": n} for n in "pq"]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    first, second = Words({"train": tmp_path / "t.parquet"}).utterances("train")
+    assert first.path == second.path and first.path.read_bytes() == content
+
+
+# ---------------------------------------------------------------------------- mistakes
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "where"),
+    [
+        ("path,lable\na.wav,go\n", "corpus-malformed", r"t\.csv$"),
+        ("path,label\na.wav,go\nb.wav,\n", "corpus-malformed", "line 3$"),
+        ("label\ngo\n", "corpus-malformed", r"t\.csv$"),
+        ("path,label\na.wav,go,2\n", "file-malformed", "line 2$"),
+        ("path,label,label\na.wav,go,no\n", "file-malformed", "line 1$"),
+        ("path,label\n", "corpus-empty", r"t\.csv$"),
+        ("id,path,label\nx,a.wav,go\nx,b.wav,no\n", "corpus-duplicates", "line 2; .*line 3$"),
+        ("path,label,start\na.wav,go,soon\n", "corpus-malformed", "line 2$"),
+        ("path,label,duration\na.wav,go,-1\n", "corpus-malformed", "line 2$"),
+        ('path,label\n"a.wav,go\n', "file-malformed", r"t\.csv$"),
+    ],
+)
+def test_a_mistake_in_a_table_is_named_with_its_line(
+    text: str, code: str, where: str, tmp_path: Path
+):
+    corpus = Words({"train": write(tmp_path / "t.csv", text)})
+    with user_error(code, where=where):
+        corpus.utterances("train")
+
+
+def test_columns_without_use_are_reported_with_the_nearest(tmp_path: Path):
+    table = write(tmp_path / "t.csv", "path,label,speeker\na.wav,go,x\n")
+    (finding,) = Words({"train": table}).findings("train")
+    assert finding.code == "unknown-key" and not finding.certain
+    assert "'speeker'" in finding.what and "'speaker'" in str(finding.fix)
+
+
+def test_a_table_of_another_format_is_refused(tmp_path: Path):
+    with user_error("file-malformed", where="t.xlsx"):
+        Words({"train": write(tmp_path / "t.xlsx", "x")}).utterances("train")
+
+
+def test_a_missing_table_is_a_problem_of_the_corpus(tmp_path: Path):
+    (problem,) = Words({"train": tmp_path / "no.csv"}).problems()
+    assert "no.csv" in problem
+
+
+def test_a_malformed_flag_is_refused(tmp_path: Path):
+    words = ["train", "-d", "er", "-p", str(tmp_path), "--manifest", "er=train.csv"]
+    assert main(words) == 2
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "expected"),
+    [
+        ({}, "Don’t  stop, it’s 9 o'clock — señor!", "DON'T STOP IT'S 9 O'CLOCK SEÑOR"),
+        ({"case": "lower", "accents": "strip"}, "Señor ÅBO", "senor abo"),
+        ({"digits": "strip"}, "room 101b", "ROOM B"),
+        ({"case": "keep", "punctuation": "keep"}, "Hi, 'you'!", "Hi, 'you'!"),
+        ({}, "e\u0301tude", "ÉTUDE"),
+    ],
+)
+def test_text_is_normalised_by_the_rule(rule: dict[str, str], text: str, expected: str):
+    assert TextRule.from_settings(rule, "text")(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "code"), [({"casing": "upper"}, "unknown-key"), ({"case": "title"}, "invalid-value")]
+)
+def test_an_unknown_rule_is_refused(rule: dict[str, str], code: str):
+    with user_error(code, where="text"):
+        TextRule.from_settings(rule, "text")
+
+
+def test_segments_may_be_json_objects_or_an_rttm_file(tmp_path: Path):
+    rttm = (
+        "SPEAKER rec 1 0.50 1.50 <NA> <NA> bob <NA> <NA>\nSPEAKER rec 1 0.00 1.00 <NA> <NA> ann\n"
+    )
+    write(tmp_path / "r.rttm", rttm)
+    objects = (
+        '[{"speaker": "ann", "start": 0, "end": 1}, {"speaker": "bob", "start": 0.5, "end": 2}]'
+    )
+    rows = [
+        {"id": "rec", "path": "a.wav", "duration": 2.0, "rttm": "r.rttm"},
+        {"id": "other", "path": "a.wav", "duration": 2.0, "segments": objects},
+    ]
+    table = json_lines(tmp_path, rows)
+    first, second = RecordingTable({"train": table, "test": table}).utterances("test")
+    assert sorted(first.labels["segments"]) == sorted(second.labels["segments"])
+    assert sorted(second.labels["segments"]) == [[0, 0.0, 1.0], [1, 0.5, 2.0]]
+
+
+def test_a_recording_with_more_speakers_than_the_head_has_is_refused(tmp_path: Path):
+    rows = [{"path": "a.wav", "duration": 2, "segments": [[s, 0, 1] for s in "abc"]}]
+    table = json_lines(tmp_path, rows)
+    with user_error("invalid-value", where="line 1$"):
+        RecordingTable({"train": table}).utterances("train")
+    assert RecordingTable({"train": table}, num_speakers=3).utterances("train")
