@@ -55,6 +55,8 @@ setup(
         "s3prl_mtl": [
             "config/*.yaml",
             "settings/**/*.yaml",
+            "study/*.css",
+            "study/*.json",
             "py.typed",
             "upstreams/hubert/weights/*",
             "authoring/templates/*",
@@ -70,6 +72,7 @@ setup(
         "filelock",
         "fsspec",
         "lhotse>=1.33",
+        "matplotlib>=3.9",
         "omegaconf>=2.3",
         "pillow>=10.1",
         "pyannote.metrics>=4",

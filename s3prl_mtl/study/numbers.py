@@ -18,7 +18,7 @@ def shown_value(column: Column, value: float) -> str:
 
 
 def shown_cell(column: Column, cell: Cell) -> str:
-    """The mean, with the standard deviation where there are several seeds; empty without a value."""
+    """The mean, with the standard deviation of several seeds; empty without a value."""
     if cell.mean is None:
         return ""
     text = shown_value(column, cell.mean)

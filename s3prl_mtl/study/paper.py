@@ -27,6 +27,11 @@ def paper_headings() -> dict[str, str]:
     return {column["task"]: column["heading"] for column in read_paper()["columns"]}
 
 
+def paper_titles() -> dict[tuple[str, str], str]:
+    """The titles of the metrics in the paper's table, by task and name of the metric."""
+    return {(c["task"], c["metric"]): c["title"] for c in read_paper()["columns"]}
+
+
 def paper_results() -> Results:
     """The table of the paper; HuBERT Base, one seed."""
     paper = read_paper()

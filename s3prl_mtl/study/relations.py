@@ -78,7 +78,9 @@ def _effect(results: Results, row: Row, column: Column) -> Effect | None:
     scale = abs(before.mean) if scale is None else scale
     if scale == 0:
         return None
-    worse = after.mean - before.mean if column.metric.better == "lower" else before.mean - after.mean
+    worse = (
+        after.mean - before.mean if column.metric.better == "lower" else before.mean - after.mean
+    )
     spread = None
     if before.deviation is not None and after.deviation is not None:
         spread = math.hypot(before.deviation, after.deviation) / scale

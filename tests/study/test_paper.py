@@ -54,7 +54,9 @@ def test_a_task_helps_where_the_metric_is_worse_without_it() -> None:
 
 
 def test_an_effect_is_the_relative_change_of_the_error() -> None:
-    found = {(effect.helper, effect.column.task): effect.value for effect in effects(paper_results())}
+    found = {
+        (effect.helper, effect.column.task): effect.value for effect in effects(paper_results())
+    }
     assert found["sid", "sv"] == pytest.approx((9.00 - 6.76) / 6.76)
     # 90.86 to 85.06 %: the error grows from 9.14 to 14.94 %.
     assert found["sv", "sid"] == pytest.approx((14.94 - 9.14) / 9.14)
