@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from downstream_plugins.er.corpus import IEMOCAP
 from s3prl_mtl import ClassificationExpert
 
@@ -11,3 +14,9 @@ class EmotionRecognition(ClassificationExpert):
 
     name = "er"
     corpus_type = IEMOCAP
+
+    @classmethod
+    def conditions(cls, settings: Mapping[str, Any]) -> str:
+        fold = (settings.get("datarc") or {}).get("test_fold", "fold1")
+        session = str(fold).replace("fold", "Session")
+        return f"tested on the two speakers of {session} ({fold} of 5), trained on the others"

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     from s3prl_mtl.study.paper import paper_results
     from s3prl_mtl.study.reports import paper_report, study_report
     from s3prl_mtl.study.study_results import read_study
-    from s3prl_mtl.study.tables import missing_lines, terminal_table
+    from s3prl_mtl.study.tables import missing_lines, missing_runs, terminal_table
 
     study = None if arguments.paper else read_study(folder)
     results = paper_results() if study is None else study.results
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     path = report.write(arguments.out or folder or Path("paper"))
     OUTPUT.print(terminal_table(results))
     if results.missing:
-        OUTPUT.print(f"{len(results.missing)} runs without results:")
+        OUTPUT.print(f"{missing_runs(results)}:")
         for line in missing_lines(results):
             OUTPUT.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
     if arguments.primary:

@@ -155,7 +155,7 @@ def relation_graph(
                 linewidth=0.6 + 2.6 * strength,
                 linestyle="-" if relation.clear else (0, (4, 3)),
                 color=COLOURS[colour],
-                alpha=0.25 + 0.75 * strength,
+                alpha=(0.25 + 0.75 * strength) * (1 if relation.clear else 0.6),
             )
             axes.add_patch(arrow)
         for task, (x, y) in places.items():

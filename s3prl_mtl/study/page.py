@@ -126,6 +126,6 @@ def side_by_side(parts: Iterable[str]) -> str:
     return f'<div class="grid">{"".join(parts)}</div>'
 
 
-def definitions(entries: Mapping[str, str]) -> str:
+def definitions(entries: Mapping[str, str], label: str) -> str:
     """Names with values, in two columns."""
-    return table(["setting", "value"], [[k, v] for k, v in entries.items()], "settings")
+    return table(["name", "value"], [[name, value] for name, value in entries.items()], label)

@@ -16,6 +16,8 @@ from s3prl_mtl.study.results import NAMES, SCENARIOS, Column, Results, Row
 LEFT_OUT = '<span class="left-out">X</span>'
 EFFECT_LIMIT = 0.3
 """The relative change with the strongest colour."""
+WIDEST = 0.5
+"""Relative changes from here on have the widest arrow."""
 
 
 def result_sections(report: ReportFiles, results: Results) -> list[Section]:
@@ -56,7 +58,7 @@ def _results_body(results: Results) -> str:
     notice = ""
     if results.missing:
         notice = page.notice(
-            f"{len(results.missing)} runs are without results; they are left out of the cells.",
+            f"{tables.missing_runs(results)}; cells that need them are empty, or have fewer seeds.",
             page.details("Which", page.bullets(tables.missing_lines(results))),
         )
     scenarios = dict.fromkeys(row.scenario for row in results.rows)
@@ -83,6 +85,7 @@ def _cell(results: Results, row: Row, column: Column) -> str:
 def _relations_body(report: ReportFiles, results: Results, found: Sequence[Effect]) -> str:
     agreed = relations(found)
     strongest = max((abs(relation.value) for relation in agreed), default=0.0)
+    strongest = min(strongest, WIDEST)
     tasks = {task: results.heading(task) for task in results.tasks}
     several = len(results.seeds) > 1
     dashed = " Dashed: within the spread between seeds." if several else ""

@@ -140,20 +140,27 @@ def settings_section(records: Mapping[str, RunRecord]) -> list[Section]:
     """What all runs share, and for each run what is its own."""
     if not records:
         return []
-    parts = []
-    for title, all_settings in (
-        ("settings", [dict(flat(record.config)) for record in records.values()]),
-        ("versions", [dict(record.versions) for record in records.values()]),
-    ):
-        shared, own = common_settings(all_settings)
-        if shared:
-            of = "" if len(records) == 1 else " of all runs"
-            parts.append(page.details(f"{title.capitalize()}{of}", page.definitions(shared)))
-        for label, settings in zip(records, own, strict=True):
-            if settings:
-                text = page.definitions(settings)
-                parts.append(page.details(f"{title.capitalize()} of {label}", text))
-    if not any(record.versions for record in records.values()):
-        parts.append(page.paragraphs(["The versions of the packages were not recorded."]))
-    body = f'<div class="settings">{"".join(parts)}</div>'
-    return [Section("settings", "Settings and versions", body)]
+    settings = [dict(flat(record.config)) for record in records.values()]
+    versions = [dict(record.versions) for record in records.values()]
+    body = _shared_and_own("settings", list(records), settings)
+    body += _shared_and_own("versions", list(records), versions)
+    if not any(versions):
+        body += page.paragraphs(["The versions of the packages were not recorded."])
+    return [Section("settings", "Settings and versions", f'<div class="settings">{body}</div>')]
+
+
+def _shared_and_own(what: str, labels: Sequence[str], entries: Sequence[Mapping[str, str]]) -> str:
+    shared, own = common_settings(entries)
+    single = len(labels) == 1
+    text = ""
+    if shared:
+        title = what.capitalize() if single else f"{what.capitalize()} that all runs share"
+        text += page.details(title, page.definitions(shared, what))
+    parts = [
+        page.details(label, page.definitions(entry, f"{what} of {label}"))
+        for label, entry in zip(labels, own, strict=True)
+        if entry
+    ]
+    if parts:
+        text += page.details(f"{what.capitalize()} of each run", "".join(parts))
+    return text

@@ -38,6 +38,11 @@ def legend(results: Results) -> list[str]:
     return lines
 
 
+def missing_runs(results: Results) -> str:
+    count = len(results.missing)
+    return f"{count} run{'s' if count > 1 else ''} without results"
+
+
 def missing_lines(results: Results) -> list[str]:
     """A line for each run without results."""
     return [f"{name}: {reason}" for name, reason in results.missing.items()]
@@ -87,7 +92,7 @@ def markdown(results: Results) -> str:
         *(f"- {line}" for line in legend(results)),
     ]
     if results.missing:
-        lines += ["", f"{len(results.missing)} runs without results:", ""]
+        lines += ["", f"{missing_runs(results)}:", ""]
         lines += [f"- {line}" for line in missing_lines(results)]
     return "\n".join(lines) + "\n"
 
