@@ -40,6 +40,7 @@ STYLE = {
     "svg.fonttype": "none",  # text stays text: it can be selected and read aloud
     "svg.hashsalt": "s3prl-mtl",  # the same file each time
     "text.color": COLOURS["ink"],
+    "axes.facecolor": "none",
     "axes.edgecolor": COLOURS["faint"],
     "axes.labelcolor": COLOURS["muted"],
     "xtick.color": COLOURS["muted"],
@@ -101,7 +102,7 @@ def _drawn(name: str, draw: Callable[[Figure], None], width: float, height: floa
         figure = Figure(figsize=(width * UNIT, height * UNIT), facecolor=COLOURS["paper"])
         draw(figure)
         svg, png = io.StringIO(), io.BytesIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None}, transparent=True)
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
         figure.savefig(png, format="png", dpi=144, metadata={"Software": None})
     return Drawing(name, svg.getvalue(), png.getvalue())
 

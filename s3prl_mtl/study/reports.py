@@ -153,7 +153,7 @@ def _run_results(report: ReportFiles, record: RunRecord) -> Section:
     body += page.table(header, rows, "results") if rows else ""
     conditions = {task: record.conditions(task) for task in record.tasks}
     body += page.bullets(f"{task}: {text}." for task, text in conditions.items() if text)
-    return Section("results", "Results", f'<div class="results">{body}</div>')
+    return Section("results", "Results", f'<div class="results run">{body}</div>')
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

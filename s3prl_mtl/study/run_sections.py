@@ -13,6 +13,9 @@ from s3prl_mtl.study.report_files import ReportFiles
 from s3prl_mtl.study.run_record import RunRecord, common_settings, flat
 from s3prl_mtl.tasks.metric import Metric
 
+SMALL_COSINE = 0.2
+"""Cosines of the gradients below it never have the strongest colour: most are noise."""
+
 
 @dataclass(frozen=True)
 class CurvesOf:
@@ -117,13 +120,14 @@ def conflicts_section(
         for name, row in zip(names, matrix, strict=True)
     ]
     largest = max((abs(v) for row in matrix for v in row if v is not None), default=0.0)
+    limit = max(largest, SMALL_COSINE)
     shares = [
         [one, "" if share is None else shown_weight(share)]
         for one in groups
         for share in [record.gradient_metric(one, "conflicting_pairs")]
     ]
     body = report.draw(
-        heat_map("conflicts", matrix, names, names, shown_weight, largest),
+        heat_map("conflicts", matrix, names, names, shown_weight, limit),
         "Heat map of the cosine between the gradients of each pair of tasks; the table below has "
         "its numbers.",
         f"Cosine of the gradients of each pair of tasks in {label}, mean of the last measurements. "
