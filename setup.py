@@ -32,6 +32,7 @@ BALANCERS = ["torchjd[full]>=0.18"]
 DOCS = ["mkdocs-material>=9.7", "mkdocstrings[python]>=1"]
 DEV = [
     "mypy",
+    "playwright",
     "pre-commit",
     "pytest",
     "pytest-xdist",

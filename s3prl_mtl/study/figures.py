@@ -28,9 +28,9 @@ COLOURS = {
     "helps": "#00629b",
     "hurts": "#b54708",
     "ink": "#1c1e21",
-    "muted": "#62666d",
+    "muted": "#5c6066",
     "faint": "#c9ccd1",
-    "paper": "#fffffe",
+    "paper": "#ffffff",
 }
 """By the name of the CSS variable. Blue and orange differ in every form of colour blindness."""
 
@@ -49,7 +49,7 @@ STYLE = {
 }
 UNIT = 1 / 72
 """Inches of a pixel of the SVG."""
-STRONGEST = 0.6
+STRONGEST = 0.5
 """Opacity of the strongest colour of a heat map, so that text on it can be read."""
 
 

@@ -74,6 +74,8 @@ def _effect(results: Results, row: Row, column: Column) -> Effect | None:
     before, after = results.cell(Row("b1"), column), results.cell(row, column)
     if before.mean is None or after.mean is None or row.left_out is None:
         return None
+    if not column.has_direction:
+        return None
     scale = column.error(before.mean)
     scale = abs(before.mean) if scale is None else scale
     if scale == 0:

@@ -41,6 +41,11 @@ class Column:
     def title(self) -> str:
         return f"{self.heading} {self.metric.title}"
 
+    @property
+    def has_direction(self) -> bool:
+        """Whether it is known which values are better: not for metrics that no expert declares."""
+        return self.metric.better in ("lower", "higher")
+
     def error(self, value: float) -> float | None:
         """The distance from the best possible value: an accuracy of 0.9 has the error 0.1.
 
@@ -111,7 +116,7 @@ class Results:
     def mark(self, row: Row, column: Column) -> str | None:
         """`better` or `worse` than (b-1), by the means; None if equal or not comparable."""
         value, all_tasks = self.cell(row, column).mean, self.cell(Row("b1"), column).mean
-        if value is None or all_tasks is None or value == all_tasks:
+        if value is None or all_tasks is None or value == all_tasks or not column.has_direction:
             return None
         return "better" if column.metric.improves(value, all_tasks) else "worse"
 

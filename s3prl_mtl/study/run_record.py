@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.tasks.metric import Metric
 from s3prl_mtl.tracking.results_table import Result, read_run
 from s3prl_mtl.tracking.tracker import FEATURIZER, GRADIENTS, read_metrics, read_results
+
+logger = logging.getLogger(__name__)
 
 AVERAGED = 20
 """The last comparisons of gradients, whose mean is shown: one of them is noisy."""
@@ -144,7 +148,11 @@ class RunRecord:
     def conditions(self, task: str) -> str:
         """What the results of a task depend on, as its expert states it; "" if it does not."""
         block = self.block(task)
-        expert = load_task(task, block.get("package"), folder=block.get("folder"))
+        try:
+            expert = load_task(task, block.get("package"), folder=block.get("folder"))
+        except UserError as problem:  # the package may have been uninstalled since the run
+            logger.warning("%s", problem)
+            return ""
         state = getattr(expert, "conditions", None)
         return str(state(block.get("downstream_expert") or {})) if callable(state) else ""
 

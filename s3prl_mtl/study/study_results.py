@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from s3prl_mtl.errors import UserError, error_summary
+from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import load_task, same_package, split_name
 from s3prl_mtl.study.paper import PACKAGE, paper_headings, paper_titles, published_values
 from s3prl_mtl.study.results import SCENARIOS, Cell, Column, Results, Row
@@ -160,7 +160,7 @@ class StudyFolder:
                 try:
                     metrics = metrics_of(load_task(task))
                 except UserError as problem:  # the package may have been uninstalled
-                    logger.warning("%s", error_summary(problem))
+                    logger.warning("%s", problem)
                     continue
                 shown = [metric for metric in metrics if metric.headline] or metrics[:1]
                 if metrics and metrics[0] not in shown:
@@ -175,11 +175,7 @@ class StudyFolder:
         for run in self.finished:
             for task in run.record.tasks:
                 if task not in found:
-                    try:
-                        found[task] = run.record.conditions(task)
-                    except UserError as problem:
-                        logger.warning("%s", error_summary(problem))
-                        found[task] = ""
+                    found[task] = run.record.conditions(task)
         return {task: found[task] for task in self.tasks if found.get(task)}
 
 
@@ -216,6 +212,8 @@ def _problem_of(content: object) -> str | None:
     for key in ("tasks", "seeds", "runs"):
         if not isinstance(content.get(key), Sequence) or isinstance(content[key], str):
             return f"study.json has no list `{key}`."
+        if not content[key]:
+            return f"The list `{key}` of study.json is empty."
     for number, run in enumerate(content["runs"]):
         if not isinstance(run, dict) or not {"name", "scenario", "seed"} <= run.keys():
             return f"Run {number} of study.json lacks name, scenario or seed."

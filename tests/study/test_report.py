@@ -115,10 +115,37 @@ def test_the_conditions_of_the_results_come_from_the_tasks(study: Path) -> None:
     assert "fold1" in conditions["er"] and "ks" not in conditions
 
 
+def test_scenario_d_has_a_row_for_each_alpha(study: Path) -> None:
+    content = json.loads((study / "study.json").read_text())
+    for alpha, accuracy in ((0.75, 0.7), (0.25, 0.8)):
+        name = f"d/seed0/ks-alpha{alpha}"
+        run = {"name": name, "scenario": "d", "tasks": ["ks"], "left_out": "ks", "seed": 0}
+        content["runs"].append({**run, "alpha": alpha, "needs": []})
+        write_run(study / name, {"ks": accuracy})
+    (study / "study.json").write_text(json.dumps(content))
+    results = read_study(study).results
+    assert results.rows[-2:] == [Row("d", alpha=0.25), Row("d", alpha=0.75)]
+    (ks,) = [column for column in results.columns if column.task == "ks"]
+    assert [results.cell(row, ks).mean for row in results.rows[-2:]] == [0.8, 0.7]
+
+
+def test_a_metric_without_a_declared_direction_has_no_mark_and_no_effect(study: Path) -> None:
+    for config in study.rglob("config.yaml"):
+        config.write_text(config.read_text().replace("package: s3prl-mtl", "package: not-there"))
+    results = read_study(study).results
+    assert all(column.metric.better == "" for column in results.columns)
+    assert results.cell(Row("b1"), results.columns[0]).mean == pytest.approx(0.90)
+    assert effects(results) == []
+    assert not any(results.mark(row, column) for row in results.rows for column in results.columns)
+    # Numbers of another package's task of the same name are not the paper's.
+    assert all(cell.published is None for cell in results.cells.values())
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [
         (lambda content: content.pop("runs"), "file-malformed"),
+        (lambda content: content.update(seeds=[]), "file-malformed"),
         (lambda content: content["runs"][0].update(scenario="z"), "file-malformed"),
         (lambda content: content["runs"][0].pop("seed"), "file-malformed"),
     ],
