@@ -234,6 +234,16 @@ def test_the_page_of_a_study_has_every_section(pages) -> None:
     ]
 
 
+def test_an_unfinished_run_has_a_report_that_says_so(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a & <b>", {"ks": 0.9}, steps=10)
+    assert main(["report", str(run)]) == 0
+    text = (run / "report.html").read_text()
+    assert "Stopped at step 10 of 20" in text and "a &amp; &lt;b&gt;" in text and "<b>" not in text
+    assert "training-curves" in [
+        section["id"] for section in Page(run / "report.html").all("section")
+    ]
+
+
 def test_figures_are_the_same_each_time(tmp_path: Path) -> None:
     written = []
     for name in ("first", "second"):
