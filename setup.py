@@ -33,6 +33,7 @@ TRACKERS = ["mlflow-skinny>=3.5", "wandb>=0.22"]
 DOCS = ["mkdocs-material>=9.7", "mkdocstrings[python]>=1"]
 DEV = [
     "mypy",
+    "playwright",
     "pre-commit",
     "pytest",
     "pytest-xdist",
@@ -56,6 +57,8 @@ setup(
         "s3prl_mtl": [
             "config/*.yaml",
             "settings/**/*.yaml",
+            "study/*.css",
+            "study/*.json",
             "py.typed",
             "upstreams/hubert/weights/*",
             "authoring/templates/*",
@@ -71,6 +74,7 @@ setup(
         "filelock",
         "fsspec",
         "lhotse>=1.33",
+        "matplotlib>=3.9",
         "omegaconf>=2.3",
         "pillow>=10.1",
         "pyannote.metrics>=4",

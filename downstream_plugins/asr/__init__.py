@@ -36,6 +36,12 @@ class SpeechRecognition(TranscriptionExpert):
     loss_section = "datarc"
     end_symbol = "</s>"
 
+    @classmethod
+    def conditions(cls, settings: Mapping[str, Any]) -> str:
+        scoring = (settings.get("modelrc") or {}).get("scoring", "branch")
+        rates = ", rates over the length of the hypothesis" if scoring == "branch" else ""
+        return f"greedy decoding without a language model{rates}"
+
     def make_vocabulary(self) -> list[str]:
         return self.label_list("symbols")
 

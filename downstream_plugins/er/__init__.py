@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from downstream_plugins.er.corpus import IEMOCAP
 from s3prl_mtl import ClassificationExpert
 from s3prl_mtl.data import ClassTable
@@ -19,3 +22,12 @@ class EmotionRecognition(ClassificationExpert):
     name = "er"
     corpus_type = IEMOCAP
     table_type = EmotionTable
+
+    @classmethod
+    def conditions(cls, settings: Mapping[str, Any]) -> str:
+        datarc = settings.get("datarc") or {}
+        if datarc.get("manifests"):
+            return "own data"
+        fold = datarc.get("test_fold", "fold1")
+        session = str(fold).replace("fold", "Session")
+        return f"tested on the two speakers of {session} ({fold} of 5), trained on the others"

@@ -56,6 +56,10 @@ class SpeakerDiarization(TaskExpert):
     )
     selected_by = "acc"
 
+    @classmethod
+    def conditions(cls, settings: Mapping[str, Any]) -> str:
+        return "no collar, overlapped speech scored; threshold and median filter chosen on dev"
+
     def build_head(self) -> None:
         speakers = self.labels.get("speakers_per_recording")
         if isinstance(speakers, bool) or not isinstance(speakers, int) or speakers < 1:

@@ -149,6 +149,8 @@ COMMANDS = {
     "demo": "Train on nine tasks of a small synthetic corpus, in ten minutes.",
     "predict": "Print the predictions of a run for audio files, as JSON lines.",
     "results": "Show the results of a run, or compare those of several runs.",
+    "folds": "Train a task once for each fold (er: five), and print the mean.",
+    "report": "Write tables, figures and a page of a study or a run.",
     "affinity": "Measure how a step on one task changes other losses.",
     "merge": "Interpolate the encoder of a run with the pre-trained one.",
     "export": "Write the encoder of a run for another program.",

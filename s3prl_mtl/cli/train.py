@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import shutil
@@ -20,9 +21,11 @@ from s3prl_mtl.cli.run_inputs import (
     load_checkpoint,
     named_folder,
 )
+from s3prl_mtl.cli.versions import versions
 from s3prl_mtl.config import Config
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.atomic import replace_text
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.tracking.console import OUTPUT
 from s3prl_mtl.tracking.results_table import results_table
@@ -33,6 +36,8 @@ from s3prl_mtl.training.signals import StopSignals
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
+VERSIONS = "versions.json"
+"""File in the run folder with the versions of the packages at its last start."""
 LAUNCH = ".launch"
 """File in the run folder that identifies the torchrun that started the run."""
 
@@ -76,6 +81,7 @@ def train(
         deferred.flush()
         if world.is_lead:
             (folder / LAUNCH).write_text(_launch(), encoding="utf-8")
+            replace_text(folder / VERSIONS, json.dumps(versions(), indent=2) + "\n")
         runner = MultiTaskRunner(config, folder, resume=saved, world=world)
         if path is not None:
             logger.info("Resuming %s at step %d.", path, runner.step)

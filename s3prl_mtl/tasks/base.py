@@ -423,6 +423,18 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
             digest.update(repr(column.to_pylist()).encode())
         return digest.hexdigest()
 
+    @classmethod
+    def conditions(cls, settings: Mapping[str, Any]) -> str:
+        """What published results of the task differ in, for reports: the split, the scoring.
+
+        Args:
+            settings: the block `downstream_expert` of a config.
+
+        Returns:
+            A phrase such as `tested on Session1`; empty if there is nothing to add.
+        """
+        return ""
+
     @property
     def has_own_loader(self) -> bool:
         """Whether the class overrides `get_dataloader`."""

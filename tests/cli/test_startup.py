@@ -10,7 +10,7 @@ import pytest
 from s3prl_mtl.cli.main import COMMANDS, MODES, command_parser, main
 from s3prl_mtl.export import FORMATS
 
-HEAVY = ("torch", "lhotse", "transformers", "scipy", "tensorboard", "numpy")
+HEAVY = ("torch", "lhotse", "transformers", "scipy", "tensorboard", "numpy", "matplotlib")
 EXPORT = ["export", "run", "--format", "onxn", "-o", "out"]
 PROBE = f"""
 import sys

@@ -14,6 +14,9 @@ COMMANDS = {
     "python run_downstream.py": "s3prl's program cannot be imported; its flags are compared with "
     "its source",
     "python -m pytest tests/faults": "runs tests",
+    "s3prl-mtl report OUT": "needs a study; tests/study makes one",
+    "s3prl-mtl report RUN": "needs a run; tests/study makes one",
+    "s3prl-mtl folds": "trains five times; tests/cli/test_folds.py",
     "python benchmarks/": "measures for minutes; the flags exist, tests/benchmarks runs the script",
 }
 """Beginning of a command: reason."""

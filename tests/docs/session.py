@@ -23,7 +23,7 @@ from tests.docs import not_run
 from tests.docs.pages import ROOT, Block, Command
 from tests.docs.training_command import DOWNLOADED, SMALL_HUBERT, TRAINING, runnable
 
-QUICK = ("balancers", "export", "predict", "results", "tasks", "upstreams")
+QUICK = ("balancers", "export", "predict", "report", "results", "tasks", "upstreams")
 """Commands of s3prl_mtl that need no corpus and take seconds."""
 SLOW_CALL = "check_task("
 """Call that takes half a minute in a Python block."""

@@ -1,0 +1,1 @@
+"""The paper's experiments: scenarios, their results, and relations between tasks."""

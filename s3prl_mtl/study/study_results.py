@@ -1,0 +1,222 @@
+"""Read the folder of a study: its plan, and the results of its finished runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.registry.plugins import load_task, same_package, split_name
+from s3prl_mtl.study.paper import PACKAGE, paper_headings, paper_titles, published_values
+from s3prl_mtl.study.results import SCENARIOS, Cell, Column, Results, Row
+from s3prl_mtl.study.run_record import RunRecord
+from s3prl_mtl.tasks.metric import Metric, metrics_of
+
+logger = logging.getLogger(__name__)
+
+FILE = "study.json"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a study.
+
+    Attributes:
+        name: its folder in that of the study.
+        row: of the table that its results belong to.
+        seed: of the run.
+        record: what it logged so far.
+    """
+
+    name: str
+    row: Row
+    seed: int
+    record: RunRecord
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """A study that may not be finished.
+
+    Args:
+        folder: with `study.json`.
+        content: of `study.json`.
+    """
+
+    folder: Path
+    content: Mapping[str, Any]
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(self.content["tasks"])
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(self.content["seeds"])
+
+    @cached_property
+    def runs(self) -> list[PlannedRun]:
+        runs = []
+        for run in self.content["runs"]:
+            scenario = run["scenario"]
+            left_out = run.get("left_out") if scenario == "b2" else None
+            alpha = run.get("alpha") if scenario == "d" else None
+            record = RunRecord(self.folder / run["name"])
+            runs.append(
+                PlannedRun(run["name"], Row(scenario, left_out, alpha), run["seed"], record)
+            )
+        return runs
+
+    @cached_property
+    def finished(self) -> list[PlannedRun]:
+        return [run for run in self.runs if run.record.problem is None]
+
+    @cached_property
+    def results(self) -> Results:
+        """The table; cells of unfinished runs are empty."""
+        headings = self._headings()
+        published = self._published()
+        values: dict[tuple[Row, Column], dict[int, float]] = {}
+        columns: dict[Column, None] = {}
+        missing = {run.name: run.record.problem or "" for run in self.runs}
+        for run in self.finished:
+            del missing[run.name]
+            for result in run.record.results:
+                heading = headings.get(result.task, result.task)
+                metric = self._titled(result.task, result.metric)
+                column = Column(result.task, metric, heading, result.split)
+                columns.setdefault(column)
+                if result.last.value is not None:
+                    values.setdefault((run.row, column), {})[run.seed] = result.last.value
+                else:
+                    missing[run.name] = f"{column.title} is undefined"
+        found = [*columns, *self._columns_without_result({c.task for c in columns}, headings)]
+        found.sort(key=self._place)
+        rows = self._rows()
+        cells = {}
+        for row in rows:
+            for column in found:
+                seeds = values.get((row, column), {})
+                paper = published.get((row, column.task, column.metric.name))
+                if seeds or paper is not None:
+                    cells[row, column] = Cell(seeds, paper)
+        conditions = self._conditions()
+        return Results(found, rows, cells, self.seeds, headings, conditions, missing)
+
+    def _place(self, column: Column) -> int:
+        return self.tasks.index(column.task) if column.task in self.tasks else len(self.tasks)
+
+    def _rows(self) -> list[Row]:
+        order = list(SCENARIOS)
+
+        def place(row: Row) -> tuple[int, int, float]:
+            task = self.tasks.index(row.left_out) if row.left_out in self.tasks else 0
+            return order.index(row.scenario), task, row.alpha or 0.0
+
+        return sorted({run.row for run in self.runs}, key=place)
+
+    def _is_ours(self, task: str) -> bool:
+        """Whether a task is one of the paper's, and not another package's of the same name."""
+        for run in self.runs:
+            package = run.record.block(task).get("package")
+            if package is not None:
+                return same_package(package, PACKAGE) and task in paper_headings()
+        return task in paper_headings()
+
+    def _headings(self) -> dict[str, str]:
+        ours = paper_headings()
+        return {
+            task: ours[task] if self._is_ours(task) else split_name(task)[1] for task in self.tasks
+        }
+
+    def _titled(self, task: str, metric: Metric) -> Metric:
+        """A metric with the shorter title that it has in the paper, if it is there."""
+        titles = paper_titles() if self._is_ours(task) else {}
+        return replace(metric, title=titles.get((task, metric.name), metric.title))
+
+    def _published(self) -> dict[tuple[Row, str, str], float]:
+        """The paper's numbers for the scenarios that are the same here.
+
+        (a) has no other tasks; the other scenarios need the nine tasks of the paper, no others.
+        """
+        ours = {task for task in self.tasks if self._is_ours(task)}
+        same = ours == set(self.tasks) == set(paper_headings())
+        return {
+            key: value
+            for key, value in published_values().items()
+            if key[1] in ours and (same or key[0].scenario == "a")
+        }
+
+    def _columns_without_result(self, known: set[str], headings: Mapping[str, str]) -> list[Column]:
+        """Empty columns for the tasks that no finished run has."""
+        columns = []
+        for task in self.tasks:
+            if task not in known:
+                try:
+                    metrics = metrics_of(load_task(task))
+                except UserError as problem:  # the package may have been uninstalled
+                    logger.warning("%s", problem)
+                    continue
+                shown = [metric for metric in metrics if metric.headline] or metrics[:1]
+                if metrics and metrics[0] not in shown:
+                    shown = [metrics[0], *shown]
+                columns += [
+                    Column(task, self._titled(task, metric), headings[task]) for metric in shown
+                ]
+        return columns
+
+    def _conditions(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for run in self.finished:
+            for task in run.record.tasks:
+                if task not in found:
+                    found[task] = run.record.conditions(task)
+        return {task: found[task] for task in self.tasks if found.get(task)}
+
+
+def read_study(folder: Path) -> StudyFolder:
+    """Read `study.json`.
+
+    Raises:
+        UserError: the file is missing or does not have its format.
+    """
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is neither the folder of a study nor that of a run.",
+            where=str(folder),
+            fix="Give a folder with study.json or with metrics.jsonl.",
+            code="file-missing",
+        ) from None
+    except ValueError as cause:
+        raise UserError(
+            f"study.json is not JSON: {cause}.", where=str(path), code="file-malformed"
+        ) from cause
+    problem = _problem_of(content)
+    if problem is not None:
+        raise UserError(problem, where=str(path), code="file-malformed")
+    return StudyFolder(folder, content)
+
+
+def _problem_of(content: object) -> str | None:
+    """What is wrong with the content of `study.json`."""
+    if not isinstance(content, dict):
+        return "study.json is not a JSON object."
+    for key in ("tasks", "seeds", "runs"):
+        if not isinstance(content.get(key), Sequence) or isinstance(content[key], str):
+            return f"study.json has no list `{key}`."
+        if not content[key]:
+            return f"The list `{key}` of study.json is empty."
+    for number, run in enumerate(content["runs"]):
+        if not isinstance(run, dict) or not {"name", "scenario", "seed"} <= run.keys():
+            return f"Run {number} of study.json lacks name, scenario or seed."
+        if run["scenario"] not in SCENARIOS:
+            return f"Run {run['name']} is of an unknown scenario, {run['scenario']!r}."
+    return None

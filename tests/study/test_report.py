@@ -1,0 +1,255 @@
+"""The report of a study and of a run: the table, missing runs, spread, and the page itself."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from s3prl_mtl.cli.main import main
+from s3prl_mtl.study.relations import effects, relations
+from s3prl_mtl.study.results import Row
+from s3prl_mtl.study.study_results import read_study
+from tests.mistakes import user_error
+from tests.study.studies import write_run, write_study
+
+TASKS = ["ks", "er"]
+SEEDS = [0, 1, 2]
+NOISE = [-0.01, 0.0, 0.01]
+
+
+def values(**means: float) -> dict[tuple[str, str | None, str, int], float]:
+    """Values with a deviation of 0.01 for `a_ks`, `b2_er_ks` (er is left out) and so on."""
+    found: dict[tuple[str, str | None, str, int], float] = {}
+    for name, mean in means.items():
+        scenario, *left_out, task = name.split("_")
+        for seed, noise in zip(SEEDS, NOISE, strict=True):
+            found[scenario, left_out[0] if left_out else None, task, seed] = mean + noise
+    return found
+
+
+VALUES = values(
+    a_ks=0.80,
+    a_er=0.50,
+    b1_ks=0.90,
+    b1_er=0.60,
+    b2_er_ks=0.70,
+    b2_ks_er=0.605,
+    c_ks_ks=0.6,
+    c_er_er=0.4,
+)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    return write_study(tmp_path / "study", TASKS, SEEDS, VALUES)
+
+
+def cells(folder: Path) -> dict[tuple[str, str, str], dict[str, str]]:
+    with (folder / "table.csv").open(newline="") as lines:
+        return {(r["scenario"], r["left_out"], r["task"]): r for r in csv.DictReader(lines)}
+
+
+def test_a_cell_is_the_mean_over_the_seeds_with_its_standard_deviation(study: Path) -> None:
+    assert main(["report", str(study)]) == 0
+    cell = cells(study)["(b-2)", "er", "ks"]
+    assert float(cell["mean"]) == pytest.approx(0.70)
+    assert float(cell["standard_deviation"]) == pytest.approx(statistics.stdev(NOISE))
+    assert cell["seeds"] == "3" and cell["mark"] == "worse"
+    assert cells(study)["(b-2)", "ks", "er"]["mark"] == "better"
+
+
+def test_the_papers_number_stands_beside_the_frozen_encoders(study: Path) -> None:
+    assert main(["report", str(study)]) == 0
+    found = cells(study)
+    assert float(found["(a)", "", "ks"]["paper"]) == pytest.approx(0.963)
+    # With two tasks, (b-1) is not the paper's.
+    assert found["(b-1)", "", "ks"]["paper"] == ""
+
+
+def test_only_effects_above_the_spread_are_clear(study: Path) -> None:
+    found = {effect.helper: effect for effect in effects(read_study(study).results)}
+    assert found["er"].value == pytest.approx((0.30 - 0.10) / 0.10) and found["er"].clear
+    # A change of 0.005 with a standard deviation of 0.01 in both scenarios.
+    assert found["ks"].value == pytest.approx(-0.005 / 0.40) and not found["ks"].clear
+    assert found["ks"].spread == pytest.approx(2**0.5 * statistics.stdev(NOISE) / 0.40)
+    assert [one.clear for one in relations(list(found.values()))] == [True, False]
+
+
+def test_missing_and_unfinished_runs_are_named_and_leave_their_cells_empty(tmp_path: Path) -> None:
+    removed = [k for k in VALUES if k[0] == "c" or (k[:2] == ("b2", "er") and k[3] > 0)]
+    kept = {key: value for key, value in VALUES.items() if key not in removed}
+    folder = write_study(tmp_path / "study", TASKS, SEEDS, kept)
+    write_run(folder / "c/seed0/ks", {"ks": 0.5}, steps=10)
+    results = read_study(folder).results
+    assert results.missing["c/seed0/ks"] == "stopped at step 10 of 20"
+    assert {name for name in results.missing if name.startswith("b2")} == {
+        "b2/seed1/without-er",
+        "b2/seed2/without-er",
+    }
+    (ks,) = [column for column in results.columns if column.task == "ks"]
+    assert results.cell(Row("c"), ks).mean is None
+    assert len(results.cell(Row("b2", "er"), ks).values) == 1
+    # Without a second seed the spread is unknown, so that no effect is clear.
+    assert [effect.helper for effect in effects(results)] == ["ks", "er"]
+    assert not any(effect.clear for effect in effects(results))
+    assert main(["report", str(folder)]) == 0
+    for name in ("table.md", "report.html"):
+        assert all(missing in (folder / name).read_text() for missing in results.missing)
+
+
+def test_a_task_without_any_run_keeps_its_column(tmp_path: Path) -> None:
+    kept = {key: value for key, value in VALUES.items() if key[0] == "a" and key[2] == "ks"}
+    results = read_study(write_study(tmp_path / "study", TASKS, SEEDS, kept)).results
+    assert results.tasks == TASKS
+    assert main(["report", str(tmp_path / "study")]) == 0
+
+
+def test_the_conditions_of_the_results_come_from_the_tasks(study: Path) -> None:
+    conditions = read_study(study).results.conditions
+    assert "fold1" in conditions["er"] and "ks" not in conditions
+
+
+def test_scenario_d_has_a_row_for_each_alpha(study: Path) -> None:
+    content = json.loads((study / "study.json").read_text())
+    for alpha, accuracy in ((0.75, 0.7), (0.25, 0.8)):
+        name = f"d/seed0/ks-alpha{alpha}"
+        run = {"name": name, "scenario": "d", "tasks": ["ks"], "left_out": "ks", "seed": 0}
+        content["runs"].append({**run, "alpha": alpha, "needs": []})
+        write_run(study / name, {"ks": accuracy})
+    (study / "study.json").write_text(json.dumps(content))
+    results = read_study(study).results
+    assert results.rows[-2:] == [Row("d", alpha=0.25), Row("d", alpha=0.75)]
+    (ks,) = [column for column in results.columns if column.task == "ks"]
+    assert [results.cell(row, ks).mean for row in results.rows[-2:]] == [0.8, 0.7]
+
+
+def test_a_metric_without_a_declared_direction_has_no_mark_and_no_effect(study: Path) -> None:
+    for config in study.rglob("config.yaml"):
+        config.write_text(config.read_text().replace("package: s3prl-mtl", "package: not-there"))
+    results = read_study(study).results
+    assert all(column.metric.better == "" for column in results.columns)
+    assert results.cell(Row("b1"), results.columns[0]).mean == pytest.approx(0.90)
+    assert effects(results) == []
+    assert not any(results.mark(row, column) for row in results.rows for column in results.columns)
+    # Numbers of another package's task of the same name are not the paper's.
+    assert all(cell.published is None for cell in results.cells.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda content: content.pop("runs"), "file-malformed"),
+        (lambda content: content.update(seeds=[]), "file-malformed"),
+        (lambda content: content["runs"][0].update(scenario="z"), "file-malformed"),
+        (lambda content: content["runs"][0].pop("seed"), "file-malformed"),
+    ],
+)
+def test_a_study_file_of_another_form_is_named(study: Path, change, code: str) -> None:
+    content = json.loads((study / "study.json").read_text())
+    change(content)
+    (study / "study.json").write_text(json.dumps(content))
+    with user_error(code, where=r"study\.json"):
+        read_study(study)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["OUT", "--paper"], ["OUT"], ["--paper", "--primary", "nope"]]
+)
+def test_mistakes_of_the_command_line(words: list[str], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *words]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+class Page(HTMLParser):
+    """Collects the elements of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def all(self, tag: str) -> Iterator[dict[str, str | None]]:
+        return (attributes for name, attributes in self.elements if name == tag)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("reports")
+    study = write_study(folder / "study", TASKS, SEEDS, VALUES)
+    run = study / "b1" / "seed0"
+    assert main(["report", "--paper", "-o", str(folder / "paper")]) == 0
+    assert main(["report", str(study)]) == 0
+    assert main(["report", str(run)]) == 0
+    return {"paper": folder / "paper", "study": study, "run": run}
+
+
+def test_a_page_is_self_contained_and_every_figure_has_a_text_alternative(pages) -> None:
+    for name, folder in pages.items():
+        page = Page(folder / "report.html")
+        assert not {"script", "iframe", "img", "object"} & {tag for tag, _ in page.elements}, name
+        for tag, attributes in page.elements:
+            for key in ("src", "href", "xlink:href"):
+                link = attributes.get(key) or "#"
+                assert link.startswith(("#", "data:,")), (name, tag, link)
+        assert "url(http" not in (folder / "report.html").read_text()
+        identifiers = [a["id"] for _, a in page.elements if "id" in a]
+        assert len(identifiers) == len(set(identifiers)), name
+        figures = list(page.all("figure"))
+        drawings = [a for a in page.all("svg") if a.get("role") == "img"]
+        assert len(figures) == len(drawings) == len(list((folder / "figures").glob("*.svg")))
+        assert all(drawing.get("aria-label") for drawing in drawings)
+        assert sum(tag == "details" for tag, _ in page.elements) >= len(figures)
+
+
+def test_the_page_of_a_study_has_every_section(pages) -> None:
+    sections = {
+        name: [s["id"] for s in Page(f / "report.html").all("section")] for name, f in pages.items()
+    }
+    assert sections["paper"] == ["results", "relations"]
+    assert sections["study"] == [
+        "results",
+        "relations",
+        "training-curves",
+        "layers",
+        "conflicts",
+        "settings",
+    ]
+    assert sections["run"] == [
+        "results",
+        "training-curves",
+        "losses",
+        "layers",
+        "conflicts",
+        "settings",
+    ]
+
+
+def test_an_unfinished_run_has_a_report_that_says_so(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a & <b>", {"ks": 0.9}, steps=10)
+    assert main(["report", str(run)]) == 0
+    text = (run / "report.html").read_text()
+    assert "Stopped at step 10 of 20" in text and "a &amp; &lt;b&gt;" in text and "<b>" not in text
+    assert "training-curves" in [
+        section["id"] for section in Page(run / "report.html").all("section")
+    ]
+
+
+def test_figures_are_the_same_each_time(tmp_path: Path) -> None:
+    written = []
+    for name in ("first", "second"):
+        assert main(["report", "--paper", "-o", str(tmp_path / name)]) == 0
+        written.append({p.name: p.read_bytes() for p in (tmp_path / name / "figures").iterdir()})
+    assert written[0] == written[1]
+    assert set(written[0]) == {
+        f"{n}.{e}" for n in ("helps", "hurts", "effects") for e in ("svg", "png")
+    }
