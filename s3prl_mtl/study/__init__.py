@@ -1,0 +1,1 @@
+"""The paper's experiments: scenarios, their runs, and what follows from the results."""
