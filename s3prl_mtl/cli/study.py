@@ -268,11 +268,7 @@ def _flags(arguments: argparse.Namespace, names: tuple[str, ...]) -> tuple[str, 
 
 def _absolute_if_file(name: str) -> str:
     """A file as an absolute path: the study may go on from another folder."""
-    return (
-        os.path.abspath(name)
-        if os.path.isfile(name) or os.sep in name and name.endswith(".yaml")
-        else name
-    )
+    return os.path.abspath(name) if os.path.isfile(name) else name
 
 
 def _words(text: str) -> list[str]:

@@ -75,6 +75,7 @@ class Execution:
         jobs: how many runs at once.
         devices: numbers of the GPUs, of which each run sees one; empty if there are none.
         signals: an entered context. After a signal the runs are saved, and `Stopped` is raised.
+        program: the words of the command line before those of a command.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Execution:
         jobs: int,
         devices: Sequence[str],
         signals: StopSignals,
+        program: Sequence[str] = (sys.executable, "-m", "s3prl_mtl"),
     ) -> None:
         self.runs = runs
         self.out = out
@@ -92,6 +94,7 @@ class Execution:
         self.jobs = jobs
         self.devices = devices
         self.signals = signals
+        self.program = program
         self._started: list[_Started] = []
         self._attempted: set[str] = set()
 
@@ -153,7 +156,7 @@ class Execution:
             taken = {started.device for started in self._started}
             # With more jobs than GPUs, the first ones have two runs.
             free = [device for device in self.devices if device not in taken]
-            device = (free or [*self.devices, None])[0]
+            device = next(iter(free or self.devices), None)
             started = _Started(run, list(self.commands(run)), held, device)
             logger.info("%s starts%s.", run.name, f" on GPU {device}" if device else "")
             self._started.append(started)
@@ -179,7 +182,7 @@ class Execution:
                 output.write(f"$ {command}\n".encode())
                 output.flush()
                 started.process = subprocess.Popen(
-                    [sys.executable, "-m", "s3prl_mtl", *command.words],
+                    [*self.program, *command.words],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -233,7 +236,7 @@ class Execution:
 
 
 def _lock_patiently(folder: Path) -> int | None:
-    """Lock the folder of a run; a process that asks for its state may hold the lock for a moment."""
+    """Lock the folder of a run; a process that asks for its state may hold it for a moment."""
     deadline = time.monotonic() + PROBE_SECONDS
     while (held := lock(folder, LOCK)) is None and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -12,7 +12,7 @@ Pretraining and Multi-task Finetuning" (2021), and (d), transfer from interpolat
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -48,7 +48,7 @@ class Scenario:
         return self.trains == "each"
 
 
-SCENARIOS: Mapping[str, Scenario] = {
+SCENARIOS = {
     "a": Scenario("each head on the frozen encoder", "each"),
     "b1": Scenario("all tasks, encoder trained", "all", heads="a"),
     "b2": Scenario("all tasks without one, encoder trained", "without one", heads="a"),
@@ -122,13 +122,14 @@ class Plan:
     leave_out: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        for flag, values in (
+        given: tuple[tuple[str, tuple[object, ...]], ...] = (
             ("-d", self.tasks),
             ("--seeds", self.seeds),
             ("--alphas", self.alphas),
-        ):
+        )
+        for flag, values in given:
             for value in values:
-                if values.count(value) > 1:  # type: ignore[arg-type]
+                if values.count(value) > 1:
                     raise UserError(
                         f"{value} is given twice.", where=flag, code="conflicting-options"
                     )
@@ -172,9 +173,9 @@ class Plan:
     def needed_scenarios(self) -> tuple[str, ...]:
         """The scenarios with those that they start from, in order."""
         needed = set(self.scenarios)
-        for name in reversed(SCENARIOS):
+        for name, scenario in reversed(SCENARIOS.items()):
             if name in needed:
-                needed |= {SCENARIOS[name].heads, SCENARIOS[name].encoder} - {None}
+                needed |= set(filter(None, (scenario.heads, scenario.encoder)))
         return tuple(name for name in SCENARIOS if name in needed)
 
     @cached_property
@@ -226,13 +227,14 @@ class Plan:
                         else (),
                     )
             return
-        for task in self.left_out if scenario.trains == "without one" else (None,):
-            tasks = tuple(other for other in self.tasks if other != task)
+        left_out: Sequence[str | None] = (None,) if scenario.trains == "all" else self.left_out
+        for one_out in left_out:
+            tasks = tuple(other for other in self.tasks if other != one_out)
             yield StudyRun(
-                name=base if task is None else self._without(name, seed, task),
+                name=base if one_out is None else self._without(name, seed, one_out),
                 scenario=name,
                 tasks=tasks,
-                left_out=task,
+                left_out=one_out,
                 seed=seed,
                 needs=tuple(f"{scenario.heads}/seed{seed}/{self._folder(one)}" for one in tasks),
             )
