@@ -102,6 +102,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--print", action="store_true", help="print the commands of the runs that are not done"
     )
+    action.add_argument(
+        "--lr-sweep",
+        action="store_true",
+        help="find the learning rates of frozen runs on dev, up to --steps, and write "
+        "OUT/learning_rates.yaml",
+    )
+    parser.add_argument("--rates", metavar="R,...", help="of --lr-sweep (default 1e-5 to 1e-1)")
     action.add_argument("--run", metavar="RUN", help="execute only this run, such as a/seed0/ks")
 
 
@@ -120,6 +127,15 @@ def run(arguments: argparse.Namespace) -> None:
     out = Path(os.path.abspath(arguments.out))
     _check_positive("--jobs", arguments.jobs)
     _check_positive("--steps", arguments.steps)
+    if arguments.lr_sweep:
+        _sweep(arguments, out)
+        return
+    if arguments.rates:
+        raise UserError(
+            "The flag has no effect without --lr-sweep.",
+            where="--rates",
+            code="conflicting-options",
+        )
     saved = read_settings(out)
     settings = _settings(arguments, saved)
     runs = settings.plan.runs
@@ -131,6 +147,53 @@ def run(arguments: argparse.Namespace) -> None:
         print(script([run for run in runs if states[run.name].status != "done"], settings, out))
         return
     _execute(arguments, settings, out)
+
+
+def _sweep(arguments: argparse.Namespace, out: Path) -> None:
+    from dataclasses import replace
+
+    from s3prl_mtl.study.execution import Execution, lock_study, visible_gpus
+    from s3prl_mtl.study.learning_rates import DEFAULT_RATES, FILE, sweep
+    from s3prl_mtl.study.settings import SWEEP_FILE, read_settings, refuse_changes, write_settings
+
+    saved = read_settings(out, SWEEP_FILE)
+    if arguments.scenario not in (None, "a"):
+        raise UserError(
+            "Learning rates are found for scenario a.",
+            where="--scenario",
+            fix="Leave out the flag.",
+            code="conflicting-options",
+        )
+    arguments.scenario = "a"
+    settings = _settings(arguments, saved)
+    if settings.steps is None:
+        raise UserError(
+            "The longest runs of a comparison of learning rates need a number of steps.",
+            where="--steps",
+            code="missing-option",
+        )
+    if arguments.rates:
+        settings = replace(settings, rates=tuple(_numbers("--rates", arguments.rates)))
+    settings = replace(settings, rates=settings.rates or DEFAULT_RATES)
+    if saved is not None:
+        refuse_changes(saved, settings)
+    gpus = [] if arguments.device == "cpu" else visible_gpus()
+    jobs = arguments.jobs or max(1, len(gpus))
+    with StopSignals() as signals:
+        held = lock_study(out)
+        try:
+            write_settings(settings, out, SWEEP_FILE)
+            sweep(
+                settings,
+                out,
+                lambda runs, commands: Execution(
+                    runs, out, commands, jobs, gpus, signals
+                ).execute(),
+            )
+        finally:
+            os.close(held)
+    OUTPUT.print((out / FILE).read_text(encoding="utf-8"), end="", markup=False, highlight=False)
+    OUTPUT.print(f"Wrote {out / FILE}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _execute(arguments: argparse.Namespace, settings: StudySettings, out: Path) -> None:

@@ -32,13 +32,16 @@ class Command:
         return f"test -e {shlex.quote(str(self.creates))} || {line}" if self.creates else line
 
 
-def commands_of(run: StudyRun, settings: StudySettings, out: Path) -> list[Command]:
+def commands_of(
+    run: StudyRun, settings: StudySettings, out: Path, rate: float | None = None
+) -> list[Command]:
     """The commands of a run, to be executed one after the other.
 
     Args:
         run: of the plan.
         settings: of the study.
         out: absolute path of the folder of the study: the runs record paths to others.
+        rate: learning rate of a run that only compares rates, on dev.
     """
     scenario = SCENARIOS[run.scenario]
     folder = out / run.name
@@ -67,12 +70,16 @@ def commands_of(run: StudyRun, settings: StudySettings, out: Path) -> list[Comma
             encoder = merged
         words += ["--init_upstream_ckpt", str(encoder)]
     overrides = [settings.override] if settings.override else []
-    if scenario.frozen and run.tasks[0] in settings.learning_rates:
+    if rate is not None:
+        # Results on test are not to be seen before the rate is chosen.
+        overrides += [f"optimizer.lr={rate:g}", "runner.test_last=false", "runner.test_first=false"]
+    elif scenario.frozen and run.tasks[0] in settings.learning_rates:
         overrides.append(f"optimizer.lr={settings.learning_rates[run.tasks[0]]:g}")
     if overrides:
         words += ["-o", ",,".join(overrides)]
-    if settings.steps is not None:
-        words += ["--steps", str(settings.steps)]
+    steps = run.steps or settings.steps
+    if steps is not None:
+        words += ["--steps", str(steps)]
     words += [*settings.options, *settings.machine]
     words += ["--seed", str(run.seed), "-p", str(folder), "-a"]
     return [*before, Command(tuple(words))]

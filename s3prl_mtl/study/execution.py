@@ -211,7 +211,9 @@ class Execution:
         folder = self.out / started.run.name
         record = read_record(folder)
         failure = None
-        if self.signals.requested is None and read_finished(folder) is None:
+        finished = read_finished(folder)
+        is_done = finished is not None and finished.step >= (started.run.steps or 0)
+        if self.signals.requested is None and not is_done:
             failure = failure_of(folder, code)
         if record is not None:
             write_record(record.ended(time.time(), failure), folder)

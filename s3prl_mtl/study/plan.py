@@ -84,6 +84,7 @@ class StudyRun:
         alpha: weight of the tuned encoder in a merged one.
         seed: of every random choice.
         needs: names of the runs whose weights it starts from.
+        steps: to which it has to be trained; None for those of its config.
     """
 
     name: str
@@ -93,6 +94,7 @@ class StudyRun:
     alpha: float | None = None
     seed: int
     needs: tuple[str, ...] = ()
+    steps: int | None = None
 
     @property
     def frozen(self) -> bool:
@@ -216,7 +218,7 @@ class Plan:
                 for alpha in self.alphas if scenario.merged else (None,):
                     suffix = "" if alpha is None else f"-alpha{alpha:g}"
                     yield StudyRun(
-                        name=f"{base}/{self._folder(task)}{suffix}",
+                        name=f"{base}/{self.folder(task)}{suffix}",
                         scenario=name,
                         tasks=(task,),
                         left_out=task if scenario.only_left_out else None,
@@ -236,13 +238,13 @@ class Plan:
                 tasks=tasks,
                 left_out=one_out,
                 seed=seed,
-                needs=tuple(f"{scenario.heads}/seed{seed}/{self._folder(one)}" for one in tasks),
+                needs=tuple(f"{scenario.heads}/seed{seed}/{self.folder(one)}" for one in tasks),
             )
 
     def _without(self, scenario: str, seed: int, task: str) -> str:
-        return f"{scenario}/seed{seed}/without-{self._folder(task)}"
+        return f"{scenario}/seed{seed}/without-{self.folder(task)}"
 
-    def _folder(self, task: str) -> str:
+    def folder(self, task: str) -> str:
         """The name of a folder for a task: the plain name if no other task has it."""
         plain = [split_name(other)[1] for other in self.tasks]
         own = split_name(task)[1]

@@ -85,6 +85,8 @@ def survey(runs: Sequence[StudyRun], out: Path) -> dict[str, RunState]:
             record.started_from.get(need) != number for need, number in ids.items()
         )
         finished = read_finished(folder)
+        if finished is not None and finished.step < (run.steps or 0):
+            finished = None
         steps = states_files(folder)
         step = int(steps[-1].stem.removeprefix("states-")) if steps else 0
         if is_locked(folder):

@@ -15,6 +15,7 @@ from s3prl_mtl.settings import find_settings, packaged_settings
 from s3prl_mtl.study.plan import Plan
 
 FILE = "study.json"
+SWEEP_FILE = "sweep.json"
 FORMAT = 1
 
 SUPERB = "superb/{task}"
@@ -38,6 +39,7 @@ class StudySettings:
         learning_rates: of runs with a frozen encoder, by task.
         options: further words of every run.
         joint_options: further words of runs that train the encoder.
+        rates: learning rates to compare.
         machine: words that do not change results: folders, device, workers.
         digests: of the files of `config` and others, by name.
     """
@@ -53,6 +55,7 @@ class StudySettings:
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     joint_options: tuple[str, ...] = ()
+    rates: tuple[float, ...] = ()
     machine: tuple[str, ...] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
 
@@ -97,13 +100,17 @@ class StudySettings:
         }
 
 
-def read_settings(out: Path) -> StudySettings | None:
+def read_settings(out: Path, file: str = FILE) -> StudySettings | None:
     """The settings of the study in a folder; None if it has none.
+
+    Args:
+        out: the folder.
+        file: `FILE`, or `SWEEP_FILE` for a comparison of learning rates.
 
     Raises:
         UserError: `study.json` is damaged or of another version.
     """
-    path = out / FILE
+    path = out / file
     if not path.is_file():
         return None
     try:
@@ -121,10 +128,10 @@ def read_settings(out: Path) -> StudySettings | None:
         ) from cause
 
 
-def write_settings(settings: StudySettings, out: Path) -> None:
-    """Write `study.json`."""
+def write_settings(settings: StudySettings, out: Path, file: str = FILE) -> None:
+    """Write `study.json`, or `file`."""
     out.mkdir(parents=True, exist_ok=True)
-    replace_text(out / FILE, json.dumps(settings.to_plain(), indent=1) + "\n")
+    replace_text(out / file, json.dumps(settings.to_plain(), indent=1) + "\n")
 
 
 def _tuples(value: Any) -> Any:
@@ -150,6 +157,7 @@ FLAGS = {
     "learning_rates": "--learning-rates",
     "options": "-s, -g, --precision",
     "joint_options": "--balancer, --log_conflicts",
+    "rates": "--rates",
     "digests": "-c",
 }
 """The flag of each setting, for errors."""

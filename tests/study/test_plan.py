@@ -67,7 +67,7 @@ def test_a_single_task_left_out_gives_a_pair_of_runs() -> None:
 
 
 def test_tasks_of_the_same_plain_name_have_folders_of_their_own() -> None:
-    names = [run.name for run in Plan(specs=("ks", "other:ks", "s3prl:sd=my/sd")).runs]
+    names = [run.name for run in Plan(specs=("ks", "other:ks", "s3prl:sd")).runs]
     assert names[:3] == ["a/seed0/ks", "a/seed0/other-ks", "a/seed0/s3prl-sd"]
 
 
