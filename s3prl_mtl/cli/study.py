@@ -103,6 +103,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--print", action="store_true", help="print the commands of the runs that are not done"
     )
     action.add_argument(
+        "--slurm",
+        action="store_true",
+        help="write job arrays with dependencies to OUT/slurm, for the runs that are not done",
+    )
+    action.add_argument(
         "--lr-sweep",
         action="store_true",
         help="find the learning rates of frozen runs on dev, up to --steps, and write "
@@ -145,6 +150,14 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.print:
         states = survey(runs, out)
         print(script([run for run in runs if states[run.name].status != "done"], settings, out))
+        return
+    if arguments.slurm:
+        from s3prl_mtl.study.settings import write_settings
+        from s3prl_mtl.study.slurm import write_slurm
+
+        write_settings(settings, out)
+        path = write_slurm(runs, survey(runs, out), out, arguments.jobs)
+        OUTPUT.print(f"Submit with: bash {path}", soft_wrap=True, markup=False, highlight=False)
         return
     _execute(arguments, settings, out)
 
