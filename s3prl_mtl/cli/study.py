@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from s3prl_mtl.tracking.console import OUTPUT
 from s3prl_mtl.training.signals import StopSignals
 
 if TYPE_CHECKING:
+    from s3prl_mtl.study.plan import StudyRun
+    from s3prl_mtl.study.record import RunState
     from s3prl_mtl.study.settings import StudySettings
 
 logger = logging.getLogger(__name__)
@@ -143,23 +146,29 @@ def run(arguments: argparse.Namespace) -> None:
         )
     saved = read_settings(out)
     settings = _settings(arguments, saved)
-    runs = settings.plan.runs
     if arguments.status:
         _show(settings, out, arguments.jobs or 1)
         return
+    if arguments.run is not None:
+        chosen = [settings.plan.run(arguments.run)]
+    else:
+        # Of a study with more scenarios, only those that the flag names are executed.
+        scenarios = arguments.scenario and _words(arguments.scenario)
+        chosen = settings.plan.runs_of(scenarios or settings.plan.scenarios)
     if arguments.print:
-        states = survey(runs, out)
-        print(script([run for run in runs if states[run.name].status != "done"], settings, out))
+        states = survey(settings.plan.runs, out)
+        print(script([run for run in chosen if states[run.name].status != "done"], settings, out))
         return
     if arguments.slurm:
         from s3prl_mtl.study.settings import write_settings
         from s3prl_mtl.study.slurm import write_slurm
 
         write_settings(settings, out)
-        path = write_slurm(runs, survey(runs, out), out, arguments.jobs)
+        states = survey(settings.plan.runs, out)
+        path = write_slurm(chosen, states, out, arguments.jobs)
         OUTPUT.print(f"Submit with: bash {path}", soft_wrap=True, markup=False, highlight=False)
         return
-    _execute(arguments, settings, out)
+    _execute(arguments, settings, out, chosen)
 
 
 def _sweep(arguments: argparse.Namespace, out: Path) -> None:
@@ -209,44 +218,47 @@ def _sweep(arguments: argparse.Namespace, out: Path) -> None:
     OUTPUT.print(f"Wrote {out / FILE}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _execute(arguments: argparse.Namespace, settings: StudySettings, out: Path) -> None:
+def _execute(
+    arguments: argparse.Namespace, settings: StudySettings, out: Path, chosen: Sequence[StudyRun]
+) -> None:
     from s3prl_mtl.study.commands import commands_of
     from s3prl_mtl.study.execution import Execution, lock_study, visible_gpus
     from s3prl_mtl.study.record import survey
     from s3prl_mtl.study.settings import write_settings
 
     runs = settings.plan.runs
-    only = None if arguments.run is None else [settings.plan.run(arguments.run)]
     gpus = [] if arguments.device == "cpu" else visible_gpus()
-    jobs = 1 if only else arguments.jobs or max(1, len(gpus))
+    # One run of a study: the jobs of a cluster execute many of them beside each other.
+    alone = arguments.run is not None
+    jobs = 1 if alone else arguments.jobs or max(1, len(gpus))
     with StopSignals() as signals:
-        held = lock_study(out) if only is None else None
+        held = None if alone else lock_study(out)
         try:
-            if only is None:
-                write_settings(settings, out)
+            if alone:
+                _check_needs(chosen[0], survey(runs, out))
             else:
-                _check_needs(only[0].name, only[0].needs, survey(runs, out))
+                write_settings(settings, out)
             execution = Execution(
                 runs, out, lambda run: commands_of(run, settings, out), jobs, gpus, signals
             )
-            states = execution.execute(only)
+            states = execution.execute(chosen)
         finally:
             if held is not None:
                 os.close(held)
-    failed = [run.name for run in (only or runs) if states[run.name].status != "done"]
-    if only is None:
+    if not alone:
         _show(settings, out, jobs)
-    if failed:
-        logger.error("%d runs are not done; the same command starts them again.", len(failed))
+    missing = [run.name for run in chosen if states[run.name].status != "done"]
+    if missing:
+        logger.error("%d runs are not done. The same command starts them again.", len(missing))
         raise SystemExit(RUN_FAILED)
 
 
-def _check_needs(name: str, needs: Any, states: Any) -> None:
-    missing = [need for need in needs if states[need].status != "done"]
+def _check_needs(run: StudyRun, states: Mapping[str, RunState]) -> None:
+    missing = [need for need in run.needs if states[need].status != "done"]
     if missing:
         raise UserError(
-            f"{name} starts from runs that are not done: {', '.join(missing)}.",
-            where=f"--run {name}",
+            f"{run.name} starts from runs that are not done: {', '.join(missing)}.",
+            where=f"--run {run.name}",
             fix="Execute these first.",
             code="checkpoint-missing",
         )
@@ -289,7 +301,8 @@ def _settings(arguments: argparse.Namespace, saved: StudySettings | None) -> Stu
     if arguments.downstream:
         plan["specs"] = tuple(choose_tasks(split_specs(arguments.downstream), {}, {}))
     if arguments.scenario:
-        plan["scenarios"] = tuple(_words(arguments.scenario))
+        added = saved.plan.scenarios if saved is not None else ()
+        plan["scenarios"] = tuple(dict.fromkeys([*added, *_words(arguments.scenario)]))
     if arguments.seeds:
         plan["seeds"] = _seeds(arguments.seeds)
     if arguments.alphas:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -189,6 +189,15 @@ class Plan:
             for scenario in self.needed_scenarios
             for run in self._runs_of(scenario, seed)
         )
+
+    def runs_of(self, scenarios: Sequence[str]) -> list[StudyRun]:
+        """The runs of scenarios, and those that they start from.
+
+        Raises:
+            UserError: an unknown scenario.
+        """
+        needed = replace(self, scenarios=tuple(scenarios)).needed_scenarios
+        return [run for run in self.runs if run.scenario in needed]
 
     def run(self, name: str) -> StudyRun:
         """A run by its name.

@@ -166,7 +166,7 @@ FLAGS = {
 def refuse_changes(old: StudySettings, new: StudySettings) -> None:
     """Refuse settings that the runs of a study were not started with.
 
-    A study may grow: scenarios, seeds, alphas and tasks to leave out may be added.
+    A study may grow: scenarios, seeds, alphas and tasks to leave out may be added, not removed.
 
     Raises:
         UserError: names the flag with its old and its new value.
