@@ -146,8 +146,8 @@ MODES = {
 
 COMMANDS = {
     **MODES,
-    "study": "Run the paper's experiments: plan, execute, resume, show the state.",
-    "select": "Compare rules that choose one checkpoint of a run for all its tasks.",
+    "study": "Run the paper's experiments, or show how far they are.",
+    "select": "Compare rules that choose one checkpoint for all tasks.",
     "demo": "Train on nine tasks of a small synthetic corpus, in ten minutes.",
     "predict": "Print the predictions of a run for audio files, as JSON lines.",
     "results": "Show the results of a run, or compare those of several runs.",

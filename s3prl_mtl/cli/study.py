@@ -147,7 +147,7 @@ def run(arguments: argparse.Namespace) -> None:
     saved = read_settings(out)
     settings = _settings(arguments, saved)
     if arguments.status:
-        _show(settings, out, arguments.jobs or 1)
+        _show(settings, out, arguments.jobs)
         return
     if arguments.run is not None:
         chosen = [settings.plan.run(arguments.run)]
@@ -264,14 +264,15 @@ def _check_needs(run: StudyRun, states: Mapping[str, RunState]) -> None:
         )
 
 
-def _show(settings: StudySettings, out: Path, jobs: int) -> None:
+def _show(settings: StudySettings, out: Path, jobs: int | None) -> None:
     from s3prl_mtl.study.record import survey
     from s3prl_mtl.study.status import status_table, summary, time_left
 
     runs = settings.plan.runs
     states = survey(runs, out)
     OUTPUT.print(status_table(runs, states, out))
-    left = time_left(runs, states, out, jobs, settings.steps)
+    running = sum(state.status == "running" for state in states.values())
+    left = time_left(runs, states, out, jobs or max(1, running), settings.steps)
     OUTPUT.print(summary(states, left), highlight=False)
 
 

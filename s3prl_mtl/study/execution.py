@@ -116,9 +116,10 @@ class Execution:
                     if self.signals.requested is not None:
                         self._stop()
                         raise Stopped("The study stopped; its runs are saved.")
-                    self._start(wanted, states)
-                    # A run of another process may be done at any time; survey again.
-                    others = any(states[run.name].status == "running" for run in wanted)
+                    # Of a study that was killed, or of the jobs of a cluster.
+                    others = sum(states[run.name].status == "running" for run in wanted)
+                    others -= len(self._started)
+                    self._start(wanted, states, self.jobs - others)
                     if not self._started and not others:
                         return survey(self.runs, self.out)
                     until = time.monotonic() + (FOREIGN_SECONDS if others else math.inf)
@@ -133,10 +134,12 @@ class Execution:
                     started.process.wait()
                 os.close(started.lock)
 
-    def _start(self, wanted: Sequence[StudyRun], states: Mapping[str, RunState]) -> None:
-        """Start as many runs as there are places for."""
+    def _start(
+        self, wanted: Sequence[StudyRun], states: Mapping[str, RunState], places: int
+    ) -> None:
+        """Start runs until so many are running."""
         for run in wanted:
-            if len(self._started) >= self.jobs:
+            if len(self._started) >= places:
                 return
             ready = states[run.name].status in ("waiting", "failed")
             ready = ready and all(states[need].status == "done" for need in run.needs)
@@ -153,10 +156,8 @@ class Execution:
                 continue
             self._attempted.add(run.name)
             begin(run, self.out, states)
-            taken = {started.device for started in self._started}
-            # With more jobs than GPUs, the first ones have two runs.
-            free = [device for device in self.devices if device not in taken]
-            device = next(iter(free or self.devices), None)
+            taken = [other.device for other in self._started]
+            device = min(self.devices, key=taken.count, default=None)
             started = _Started(run, list(self.commands(run)), held, device)
             logger.info("%s starts%s.", run.name, f" on GPU {device}" if device else "")
             self._started.append(started)

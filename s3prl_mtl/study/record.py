@@ -130,6 +130,10 @@ def begin(run: StudyRun, out: Path, states: Mapping[str, RunState]) -> None:
     elif record.since is not None:
         # The process that started it was killed: its last sign of life is the newest file.
         record = record.ended(_last_change(folder))
+    if not states_files(folder):
+        # Nothing to resume. `train -a` would read the settings of the file under those of the
+        # command, which says all of them.
+        (folder / "config.yaml").unlink(missing_ok=True)
     write_record(replace(record, since=time.time(), failure=None), folder)
 
 

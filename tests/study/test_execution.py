@@ -127,6 +127,19 @@ def test_runs_at_once_see_different_gpus(fake_study) -> None:
     assert sorted(study.devices()) == ["3", "5"]
 
 
+def test_more_runs_than_gpus_are_shared_out(fake_study) -> None:
+    tasks = ("ks", "er", "ic", "sid")
+    study = fake_study(Plan(specs=tasks, scenarios=("a",)))
+    names = [run.name for run in study.runs]
+    study.order(**{name.replace("/", "__"): "wait" for name in names})
+    stopper = threading.Thread(target=lambda: _interrupt(study, names))
+    stopper.start()
+    with pytest.raises(Stopped):
+        study.execute(jobs=4, devices=("0", "1"))
+    stopper.join()
+    assert sorted(study.devices()) == ["0", "0", "1", "1"]
+
+
 def _interrupt(study, names: list[str]) -> None:
     until(lambda: all((study.out / name / "waits").exists() for name in names))
     os.kill(os.getpid(), signal.SIGINT)
