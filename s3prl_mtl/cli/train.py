@@ -26,7 +26,12 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.tracking.console import OUTPUT
 from s3prl_mtl.tracking.results_table import results_table
-from s3prl_mtl.training.run_dir import mark_finished, unmark_finished, working_in
+from s3prl_mtl.training.run_dir import (
+    mark_finished,
+    read_finished,
+    unmark_finished,
+    working_in,
+)
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.training.signals import StopSignals
 
@@ -76,7 +81,6 @@ def train(
         deferred.flush()
         if world.is_lead:
             (folder / LAUNCH).write_text(_launch(), encoding="utf-8")
-            unmark_finished(folder)
         runner = MultiTaskRunner(config, folder, resume=saved, world=world)
         if path is not None:
             logger.info("Resuming %s at step %d.", path, runner.step)
@@ -85,8 +89,14 @@ def train(
                 logger.warning("All %d steps are done.", total_steps)
             if world.is_lead and path.parent.resolve() != folder.resolve():
                 _copy_best_checkpoints(path.parent, folder)
+        # A finished run that is only evaluated again keeps its mark.
+        finished = read_finished(folder)
+        if finished is not None and finished.step != runner.step and world.is_lead:
+            unmark_finished(folder)
+        before = runner.step
         runner.train(signals)
-        if world.is_lead and not runner.unscored:
+        again = finished is not None and finished.step == before == runner.step
+        if world.is_lead and not runner.unscored and not again:
             mark_finished(folder, runner.step)
     if world.is_lead:
         OUTPUT.print(results_table(folder))

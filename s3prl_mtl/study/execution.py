@@ -22,6 +22,7 @@ from s3prl_mtl.study.record import (
     LOCK,
     OUTPUT,
     RunState,
+    adopt,
     begin,
     lock,
     read_record,
@@ -109,6 +110,7 @@ class Execution:
             KeyboardInterrupt: Ctrl-C came twice; the processes are killed.
         """
         wanted = self.runs if only is None else only
+        adopt(self.runs, self.out)
         try:
             with self.signals.deferred():
                 while True:

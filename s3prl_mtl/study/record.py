@@ -116,7 +116,7 @@ def write_record(record: Record, folder: Path) -> None:
 
 
 def begin(run: StudyRun, out: Path, states: Mapping[str, RunState]) -> None:
-    """Record the start of a run; set its folder aside if it is outdated. Call with its lock held.
+    """Record the start of a run. Call with its lock held.
 
     Args:
         run: all of its needs are done.
@@ -135,6 +135,16 @@ def begin(run: StudyRun, out: Path, states: Mapping[str, RunState]) -> None:
         # command, which says all of them.
         (folder / "config.yaml").unlink(missing_ok=True)
     write_record(replace(record, since=time.time(), failure=None), folder)
+
+
+def adopt(runs: Sequence[StudyRun], out: Path) -> None:
+    """Record for runs that were finished by hand what they started from: what is there now."""
+    states = survey(runs, out)
+    for run in runs:
+        state = states[run.name]
+        if state.status == "done" and state.record is None:
+            ids = {need: str(states[need].id) for need in run.needs}
+            write_record(Record(ids), out / run.name)
 
 
 def set_aside(run: StudyRun, out: Path) -> Path:

@@ -65,6 +65,19 @@ def test_a_run_that_was_finished_by_hand_is_not_repeated(fake_study) -> None:
     assert "b1/seed0" in study.trained()
 
 
+def test_a_run_that_was_finished_by_hand_is_repeated_after_its_needs(fake_study) -> None:
+    study = fake_study()
+    heads = [run for run in study.runs if run.scenario == "a"]
+    study.execute(only=heads)
+    (command,) = commands_of(study.settings.plan.run("b1/seed0"), study.settings, study.out)
+    (study.out / "b1/seed0").mkdir(parents=True)
+    subprocess.run([*study.program, *command.words], check=True)
+    study.execute(only=heads)
+    shutil.rmtree(study.out / "a/seed0/ks")
+    study.execute()
+    assert "b1/seed0" in study.trained()
+
+
 @pytest.mark.parametrize(
     ("deleted", "again"),
     [
