@@ -54,7 +54,7 @@ def commands_of(
     before = []
     if scenario.heads:
         # The folder of all heads: runs of other tasks in it are left out.
-        words += ["-i", str(out / scenario.heads / f"seed{run.seed}")]
+        words += ["-i", str(out / scenario.heads / f"seed{run.seed}"), "--init_heads_only"]
     if scenario.frozen:
         words.append("--freeze_upstream")
     else:
