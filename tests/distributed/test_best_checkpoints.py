@@ -32,7 +32,7 @@ def test_best_checkpoints_are_evaluated_by_two_ranks_as_by_one(
         with Started([*launch, *evaluation, str(folder)], output, variables) as evaluated:
             assert evaluated.wait() == 0, evaluated.text()
         # One table, of both tasks.
-        assert evaluated.text().count("accuracy") == 2
+        assert evaluated.text().count("accuracy ↑") == 2
     one, two = read_results(tmp_path / "one"), read_results(tmp_path / "two")
     assert {task: list(splits) for task, splits in one.items()} == {"ks": ["test"], "er": ["dev"]}
     for task, splits in one.items():
