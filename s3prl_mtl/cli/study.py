@@ -286,7 +286,7 @@ def _settings(arguments: argparse.Namespace, saved: StudySettings | None) -> Stu
 
     from s3prl_mtl.registry.task_names import choose_tasks, split_specs
     from s3prl_mtl.study.learning_rates import read_learning_rates
-    from s3prl_mtl.study.plan import Plan
+    from s3prl_mtl.study.plan import Plan, names_of
     from s3prl_mtl.study.settings import StudySettings, refuse_changes
 
     if saved is None:
@@ -311,9 +311,8 @@ def _settings(arguments: argparse.Namespace, saved: StudySettings | None) -> Stu
     elif "d" in plan.get("scenarios", ()) and (saved is None or not saved.plan.alphas):
         plan["alphas"] = DEFAULT_ALPHAS
     if arguments.leave_out:
-        plan["leave_out"] = tuple(
-            choose_tasks(split_specs(arguments.leave_out, "--leave_out"), {}, {})
-        )
+        left_out = choose_tasks(split_specs(arguments.leave_out, "--leave_out"), {}, {})
+        plan["leave_out"] = names_of(left_out)
     given: dict[str, Any] = {
         "plan": replace(saved.plan, **plan) if saved is not None else Plan(**plan)
     }

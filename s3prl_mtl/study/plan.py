@@ -12,7 +12,7 @@ Pretraining and Multi-task Finetuning" (2021), and (d), transfer from interpolat
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -164,7 +164,7 @@ class Plan:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The names of the tasks in the runs."""
-        return tuple(task_name(spec) if is_s3prl_task(spec) else spec for spec in self.specs)
+        return names_of(self.specs)
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -258,6 +258,11 @@ class Plan:
         plain = [split_name(other)[1] for other in self.tasks]
         own = split_name(task)[1]
         return re.sub(r"[^\w.-]+", "-", own if plain.count(own) == 1 else task)
+
+
+def names_of(specs: Iterable[str]) -> tuple[str, ...]:
+    """The names of tasks in a run: of experts of s3prl, without their places."""
+    return tuple(task_name(spec) if is_s3prl_task(spec) else spec for spec in specs)
 
 
 def depth(runs: Sequence[StudyRun]) -> dict[str, int]:
