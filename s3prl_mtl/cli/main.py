@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _expand_home(arguments)
         arguments.action(arguments)
     except Stopped as stop:
-        logger.warning("%s Resume with -a.", stop)
+        logger.warning("%s %s", stop, stop.remedy)
         # After Ctrl-C, `train && evaluate` in a shell must not go on.
         return INTERRUPTED if stop.signal == "SIGINT" else 0
     except UserError as mistake:

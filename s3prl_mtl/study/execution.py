@@ -44,6 +44,12 @@ PROBE_SECONDS = 2.0
 Commands = Callable[[StudyRun], Sequence[Command]]
 
 
+class StudyStopped(Stopped):
+    """A signal stopped the study: its runs were saved."""
+
+    remedy = "The same command goes on."
+
+
 @dataclass
 class _Started:
     """A run with a process.
@@ -75,7 +81,7 @@ class Execution:
         commands: the commands of a run.
         jobs: how many runs at once.
         devices: numbers of the GPUs, of which each run sees one; empty if there are none.
-        signals: an entered context. After a signal the runs are saved, and `Stopped` is raised.
+        signals: an entered context. On a signal the runs are saved and `StudyStopped` is raised.
         program: the words of the command line before those of a command.
     """
 
@@ -106,7 +112,7 @@ class Execution:
             the states at the end.
 
         Raises:
-            Stopped: a signal came.
+            StudyStopped: a signal came.
             KeyboardInterrupt: Ctrl-C came twice; the processes are killed.
         """
         wanted = self.runs if only is None else only
@@ -117,7 +123,7 @@ class Execution:
                     states = survey(self.runs, self.out)
                     if self.signals.requested is not None:
                         self._stop()
-                        raise Stopped("The study stopped; its runs are saved.")
+                        raise StudyStopped("The study stopped; its runs are saved.")
                     # Of a study that was killed, or of the jobs of a cluster.
                     others = sum(states[run.name].status == "running" for run in wanted)
                     others -= len(self._started)
