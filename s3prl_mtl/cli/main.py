@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _expand_home(arguments)
         arguments.action(arguments)
     except Stopped as stop:
-        logger.warning("%s Resume with -a.", stop)
+        logger.warning("%s %s", stop, stop.remedy)
         # After Ctrl-C, `train && evaluate` in a shell must not go on.
         return INTERRUPTED if stop.signal == "SIGINT" else 0
     except UserError as mistake:
@@ -146,6 +146,8 @@ MODES = {
 
 COMMANDS = {
     **MODES,
+    "study": "Run the paper's experiments, or show how far they are.",
+    "select": "Compare rules that choose one checkpoint for all tasks.",
     "demo": "Train on nine tasks of a small synthetic corpus, in ten minutes.",
     "predict": "Print the predictions of a run for audio files, as JSON lines.",
     "results": "Show the results of a run, or compare those of several runs.",

@@ -23,6 +23,7 @@ _TRAINING_FLAGS = {
     "--checkpoint_activations": "checkpoint_activations",
     "--dry-run": "dry_run",
     "--freeze_upstream": "freeze_upstream",
+    "--init_heads_only": "init_heads_only",
     "--log_conflicts": "log_conflicts",
     "--max_pass_seconds": "max_pass_seconds",
     "--num_workers": "num_workers",
@@ -184,6 +185,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         action="append",
         help="weights to start from: a run, a checkpoint, or a folder of them; may be repeated",
+    )
+    where.add_argument(
+        "--init_heads_only",
+        action="store_true",
+        help="take only the heads from -i: not the encoder, nor the layer weights",
     )
     where.add_argument("--init_upstream_ckpt", metavar="PATH", help="encoder weights to start from")
     where.add_argument(

@@ -29,7 +29,12 @@ from s3prl_mtl.fileio.atomic import replace_text
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.tracking.console import OUTPUT
 from s3prl_mtl.tracking.results_table import results_table
-from s3prl_mtl.training.run_dir import working_in
+from s3prl_mtl.training.run_dir import (
+    mark_finished,
+    read_finished,
+    unmark_finished,
+    working_in,
+)
 from s3prl_mtl.training.runner import MultiTaskRunner
 from s3prl_mtl.training.signals import StopSignals
 
@@ -90,7 +95,15 @@ def train(
                 logger.warning("All %d steps are done.", total_steps)
             if world.is_lead and path.parent.resolve() != folder.resolve():
                 _copy_best_checkpoints(path.parent, folder)
+        # A finished run that is only evaluated again keeps its mark.
+        finished = read_finished(folder)
+        if finished is not None and finished.step != runner.step and world.is_lead:
+            unmark_finished(folder)
+        before = runner.step
         runner.train(signals)
+        again = finished is not None and finished.step == before == runner.step
+        if world.is_lead and not runner.unscored and not again:
+            mark_finished(folder, runner.step)
     if world.is_lead:
         OUTPUT.print(results_table(folder))
         OUTPUT.print(f"The run is in {folder}", soft_wrap=True)

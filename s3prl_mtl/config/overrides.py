@@ -27,6 +27,7 @@ ARGUMENT_KEYS = {
     "precision": "precision",
     "balancer": "balancer",
     "init_ckpt": "init_ckpt",
+    "init_heads_only": "init_heads_only",
     "init_upstream_ckpt": "init_upstream_ckpt",
     "steps": "runner.total_steps",
     "unfreeze_after": "runner.unfreeze_after",

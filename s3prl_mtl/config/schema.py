@@ -156,6 +156,7 @@ class Settings:
         precision: of the encoder; ``tf32`` rounds the inputs of a GPU's matrix products, also
             those of the heads.
         init_ckpt: files or folders with weights to start from.
+        init_heads_only: take the heads of these only, not the encoder and the layer weights.
         init_upstream_ckpt: weights of the encoder to start from.
         distributed: how ranks share the work.
         runner: the training loop.
@@ -175,6 +176,8 @@ class Settings:
     device: str
     precision: str = _one_of("fp32", "tf32", "bf16")
     init_ckpt: list[Path] | None
+    # Absent from checkpoints of earlier versions.
+    init_heads_only: bool = False
     init_upstream_ckpt: Path | None
     distributed: DistributedConfig
     runner: RunnerConfig

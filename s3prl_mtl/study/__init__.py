@@ -1,1 +1,1 @@
-"""The paper's experiments: scenarios, their results, and relations between tasks."""
+"""The paper's experiments: scenarios, their runs, their results, and relations between tasks."""

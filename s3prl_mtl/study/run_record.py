@@ -16,8 +16,8 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.tasks.metric import Metric
-from s3prl_mtl.tracking.results_table import Result, read_run
 from s3prl_mtl.tracking.recorder import FEATURIZER, GRADIENTS, read_metrics, read_results
+from s3prl_mtl.tracking.results_table import Result, read_run
 
 logger = logging.getLogger(__name__)
 

@@ -35,7 +35,8 @@ def load_initial_weights(
 
     `-i` names files and folders (see :func:`weight_files`); heads are matched by task and package.
     The encoder and the featurizer are loaded if all runs of `-i` that have a task of this run have
-    the same; otherwise they are left as they are, with a warning.
+    the same; otherwise they are left as they are, with a warning. With `init_heads_only` they are
+    left as they are in any case.
 
     Args:
         config: of the run.
@@ -55,6 +56,8 @@ def load_initial_weights(
     for path in config.init_ckpt or ():
         for file in _read(path, _file_stem(config.upstream.name), packages):
             for part, weights in _parts(file).items():
+                if config.init_heads_only and part in (ENCODER, FEATURIZER):
+                    continue
                 found.setdefault(part, []).append(_Found(file.source, weights, file.of_s3prl))
             # Compared here, so that one encoder is in memory.
             for part in (ENCODER, FEATURIZER):

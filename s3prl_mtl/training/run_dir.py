@@ -1,19 +1,26 @@
-"""Lock the directory of a run, check that all machines share it, and log into it."""
+"""Lock the directory of a run, check that all machines share it, log into it, mark its end."""
 
 from __future__ import annotations
 
+import json
 import logging
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
 from s3prl_mtl.distributed.world import RankLost, World
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.fileio.atomic import replace_text
 from s3prl_mtl.tracking.console import log_to_file
 
 logger = logging.getLogger(__name__)
+
+FINISHED = "finished.json"
+"""File in the folder of a run that was trained to its last step and then evaluated."""
 
 
 @contextmanager
@@ -73,3 +80,35 @@ def _check_shared(folder: Path) -> None:
             fix="Choose a folder on a file system that all machines share.",
             code="folder-not-shared",
         )
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of a run.
+
+    Attributes:
+        step: the last one.
+        id: different each time that a run is finished: other runs record what they started from.
+    """
+
+    step: int
+    id: str
+
+
+def mark_finished(folder: Path, step: int) -> None:
+    """Mark the run in a folder as finished."""
+    content = {"step": step, "id": uuid.uuid4().hex}
+    replace_text(folder / FINISHED, json.dumps(content) + "\n")
+
+
+def unmark_finished(folder: Path) -> None:
+    """Mark the run in a folder as not finished."""
+    (folder / FINISHED).unlink(missing_ok=True)
+
+
+def read_finished(folder: Path) -> Finished | None:
+    """The end of the run in a folder; None if it is not finished."""
+    try:
+        return Finished(**json.loads((folder / FINISHED).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None

@@ -23,6 +23,7 @@ class Stopped(KeyboardInterrupt):
 
     signal: str | None = None
     """Name of the signal that this process received; None if another rank received it."""
+    remedy = "Resume with -a."
 
 
 class StopSignals:

@@ -22,6 +22,7 @@ from filelock import FileLock
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.training.run_dir import read_finished
 from s3prl_mtl.training.step import TrainingStep
 
 ROOT = Path(__file__).parents[2]
@@ -287,6 +288,19 @@ def test_a_run_described_by_a_file_alone_resumes(run_mtl, tmp_path: Path):
     assert "at step 1" in resumed.stderr
 
 
+def test_the_mark_of_a_finished_run_is_new_when_it_was_trained_on(run_mtl, tmp_path: Path):
+    words = ["-u", "hubert_tiny", "-d", "er", "-c", str(SMALL_HEADS), "-p", "run", "-a"]
+    words += ["-o", "runner.test_first=false", "--steps"]
+    marks = []
+    # Repeated with the same steps, the run is only evaluated again.
+    for steps in ("1", "1", "2"):
+        assert run_mtl(*words, steps).returncode == 0
+        marks.append(read_finished(tmp_path / "run"))
+    assert marks[0] is not None and marks[0] == marks[1]
+    assert marks[2] is not None and marks[2].id != marks[0].id
+    assert [mark.step for mark in marks if mark] == [1, 1, 2]
+
+
 def test_ctrl_c_saves_the_run_after_the_current_step(run_mtl, tmp_path: Path, monkeypatch):
     take = TrainingStep.take
 
@@ -298,6 +312,7 @@ def test_ctrl_c_saves_the_run_after_the_current_step(run_mtl, tmp_path: Path, mo
     words = ["-u", "hubert_tiny", "-c", str(SMALL_HEADS), "-d", "er", "--steps", "9", "-p", "run"]
     ended = run_mtl(*words, "-o", "runner.test_first=false")
     assert ended.returncode == 130, ended.stderr
+    assert read_finished(tmp_path / "run") is None
     assert [path.name for path in checkpoints.states_files(tmp_path / "run")] == ["states-1.ckpt"]
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 COMMANDS = {
     "bash run_scripts/demo.sh": "takes ten minutes; syntax check",
     "bash run_scripts/test.sh": "runs these tests; syntax check",
+    "bash run_scripts/reproduce_paper.sh": "trains for weeks; syntax check, and "
+    "tests/cli/test_study.py trains few steps",
+    "s3prl-mtl study": "trains for weeks; parsed, and tests/cli/test_study.py trains few steps",
+    "s3prl-mtl select": "needs a study; parsed, and run in tests/study/test_selection.py",
     "sbatch run_scripts/slurm.sh": "needs SLURM; tests/run_scripts/test_slurm.py runs the script",
     'pip install "s3prl-mtl[': "downloads packages; the extra exists",
     "pip install s3prl-mtl": "downloads packages",

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from s3prl_mtl.tracking.recorder import Report, Recorder
+from s3prl_mtl.tracking.recorder import Recorder, Report
 
 METRICS = {"ks": "acc", "er": "acc", "asr": "wer", "sd": "der"}
 STEPS = 20

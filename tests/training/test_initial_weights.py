@@ -157,3 +157,16 @@ def test_one_path_and_several_are_kept_in_the_config(make, tmp_path: Path):
     # Configs of earlier versions have a single path.
     earlier = build_config(base={**config, "init_ckpt": "c"}, overrides="runner.max_keep=3")
     assert earlier["init_ckpt"] == [str(Path("c").absolute())]
+
+
+def test_heads_only_leaves_encoder_and_layer_weights_alone(
+    make, donors: Path, tmp_path: Path
+) -> None:
+    # The encoder of the run of sid is another one; hidden states are selected otherwise here.
+    plain = MultiTaskRunner(make("sid"), tmp_path / "plain")
+    flags = {"init_heads_only": True, "upstream.feature_selection": "layer_results"}
+    runner = MultiTaskRunner(make("sid", donors / "sid-run", **flags), tmp_path / "heads")
+    assert biases(runner) == {"sid": 0.75}
+    before, after = plain.upstream.state_dict(), runner.upstream.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert len(runner.featurizer.weights) == len(plain.featurizer.weights) - 1

@@ -1,0 +1,231 @@
+"""`s3prl-mtl study`: its flags, and what it remembers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from s3prl_mtl.cli import study as command
+from s3prl_mtl.cli.main import main
+from s3prl_mtl.study.settings import read_settings
+from s3prl_mtl.tracking.recorder import read_results
+from tests.launcher import ROOT, Started, environment, until
+
+START = ["-u", "hubert_tiny", "-d", "ks,er", "--steps", "2", "--device", "cpu"]
+
+
+@pytest.fixture
+def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study that was started; nothing is executed."""
+    monkeypatch.setattr(command, "_execute", _only_write)
+    assert main(["study", str(tmp_path), *START]) == 0
+    return tmp_path
+
+
+def _only_write(arguments, settings, out, chosen) -> None:
+    from s3prl_mtl.study.settings import write_settings
+
+    write_settings(settings, out)
+
+
+def test_the_file_of_a_study_has_what_reports_read(planned: Path) -> None:
+    content = json.loads((planned / "study.json").read_text())
+    assert content["format"] == 1 and content["upstream"] == "hubert_tiny"
+    assert content["tasks"] == ["ks", "er"] and content["steps"] == 2
+    assert content["seeds"] == [0] and content["alphas"] == []
+    run = content["runs"][-1]
+    assert run["scenario"] == "c" and run["tasks"] == [run["left_out"]] and run["alpha"] is None
+    assert set(run["needs"]) <= {other["name"] for other in content["runs"]}
+
+
+def test_the_settings_are_read_back(planned: Path) -> None:
+    before = read_settings(planned)
+    assert main(["study", str(planned)]) == 0
+    assert read_settings(planned) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["-u", "hubert"], "-u"),
+        (["-d", "ks,ic"], "-d"),
+        (["--steps", "3"], "--steps"),
+        (["-o", "optimizer.lr=1"], "-o"),
+        (["-c", "demo"], "-c"),
+        (["--balancer", "pcgrad"], "--balancer"),
+        (["-s", "layer_results"], "-s"),
+        (["--seeds", "4,5"], "--seeds"),
+        (["--leave_out", "ks"], "--leave_out"),
+    ],
+)
+def test_changed_settings_are_refused_by_name(planned: Path, words, flag: str, capsys) -> None:
+    before = read_settings(planned)
+    assert main(["study", str(planned), *words, "--verbose"]) == 2
+    shown = capsys.readouterr().err
+    assert "[resume-conflict]" in shown and f"Where: {flag}" in shown
+    assert read_settings(planned) == before
+
+
+def test_a_changed_config_file_is_refused(planned: Path, tmp_path: Path, capsys) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("runner: {log_step: 1}\n")
+    out = tmp_path / "other"
+    assert main(["study", str(out), *START, "-c", str(own)]) == 0
+    assert main(["study", str(out)]) == 0
+    own.write_text("runner: {log_step: 2}\n")
+    assert main(["study", str(out), "--verbose"]) == 2
+    assert "[resume-conflict]" in capsys.readouterr().err
+
+
+def test_a_study_may_grow(planned: Path) -> None:
+    words = ["--scenario", "d", "--alphas", "0.5", "--seeds", "2"]
+    assert main(["study", str(planned), *words]) == 0
+    settings = read_settings(planned)
+    assert settings is not None
+    assert settings.plan.scenarios == ("a", "b1", "b2", "c", "d")
+    assert settings.plan.seeds == (0, 1) and len(settings.plan.runs) == 18
+
+
+def test_paths_and_devices_may_change(planned: Path) -> None:
+    assert main(["study", str(planned), "--data", "elsewhere", "--device", "cuda"]) == 0
+    settings = read_settings(planned)
+    assert settings is not None and str(Path("elsewhere").absolute()) in settings.machine
+
+
+def test_print_and_status_write_nothing(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert main(["study", str(out), *START, "--print"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len([line for line in printed if line.startswith("s3prl-mtl train ")]) == 7
+    assert main(["study", str(out), *START, "--status"]) == 0
+    assert not out.exists()
+
+
+def test_print_of_a_scenario_has_those_that_it_starts_from(planned: Path, capsys) -> None:
+    assert main(["study", str(planned), "--print", "--scenario", "b1"]) == 0
+    names = [line[2:] for line in capsys.readouterr().out.splitlines() if line[0] == "#"]
+    assert names == ["a/seed0/ks", "a/seed0/er", "b1/seed0"]
+
+
+def test_settings_of_superb_are_those_of_frozen_runs(planned: Path, capsys) -> None:
+    assert main(["study", str(planned), "--print"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line in lines:
+        if line.startswith("s3prl-mtl"):
+            assert ("-c superb/" in line) == ("--freeze_upstream" in line)
+
+
+def test_learning_rates_are_those_of_frozen_runs(tmp_path: Path, capsys) -> None:
+    rates = tmp_path / "rates.yaml"
+    rates.write_text("ks: 1.0e-2\n")
+    words = [*START, "-o", "runner.log_step=1", "--learning-rates", str(rates), "--print"]
+    assert main(["study", str(tmp_path / "out"), *words]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        frozen_ks = "-d ks " in line and "--freeze_upstream" in line
+        assert ("runner.log_step=1,,optimizer.lr=0.01" in line) == frozen_ks
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ([], "missing-option"),
+        (["-u", "hubert_tiny"], "missing-option"),
+        ([*START, "--scenario", "b9"], "unknown-name"),
+        ([*START, "--seeds", "0"], "invalid-value"),
+        ([*START, "--seeds", "many"], "invalid-value"),
+        ([*START, "--alphas", "half"], "invalid-value"),
+        ([*START, "--jobs", "0"], "invalid-value"),
+        ([*START, "--rates", "1e-3"], "conflicting-options"),
+        ([*START, "--run", "a/seed9/ks"], "unknown-name"),
+        ([*START, "-c", "no-such-file.yaml"], "file-missing"),
+        (["-u", "hubert_tiny", "-d", "ks,er", "--lr-sweep"], "missing-option"),
+        ([*START, "--lr-sweep", "--scenario", "c"], "conflicting-options"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(
+    tmp_path: Path, words: list[str], code: str, capsys
+) -> None:
+    out = tmp_path / "out"
+    assert main(["study", str(out), *words, "--verbose"]) == 2
+    assert f"[{code}]" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_damaged_file_is_reported(tmp_path: Path, capsys) -> None:
+    (tmp_path / "study.json").write_text("{}")
+    assert main(["study", str(tmp_path), "--verbose"]) == 2
+    assert "[file-malformed]" in capsys.readouterr().err
+
+
+def test_the_table_of_nine_tasks_fits_into_80_columns(tmp_path: Path) -> None:
+    words = ["study", str(tmp_path), "-u", "hubert", "-d", "all", "--status"]
+    done = subprocess.run(
+        [sys.executable, "-m", "s3prl_mtl", *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**environment(tmp_path, tmp_path), "COLUMNS": "80"},
+    )
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "28 runs: 28 waiting." in lines[-1]
+
+
+SMALL = [
+    *("-u", "hubert_tiny", "-c", "demo", "--frozen_config", "none", "--device", "cpu"),
+    *("-o", "runner.test_first=false,,runner.save_step=1"),
+]
+
+
+def results(out: Path) -> dict[str, object]:
+    """The results of every run that is done."""
+    return {
+        str(path.parent.relative_to(out)): read_results(path.parent)
+        for path in sorted(out.rglob("finished.json"))
+    }
+
+
+@pytest.mark.slow
+def test_a_study_that_was_killed_ends_with_the_same_results(
+    tmp_path: Path, tiny_corpus: Path, manifest_cache: Path
+) -> None:
+    variables = environment(tiny_corpus, manifest_cache)
+    words = [*SMALL, "-d", "ks,er", "--scenario", "b1", "--steps", "3", "--jobs", "2"]
+    start = [sys.executable, "-m", "s3prl_mtl", "study"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    with Started([*start, str(whole), *words], tmp_path / "whole.txt", variables) as study:
+        assert study.wait(900) == 0, study.text()
+    assert len(results(whole)) == 3
+    # In a run with a frozen encoder, and in the joint one.
+    for name in ("a/seed0/er", "b1/seed0"):
+        with Started([*start, str(killed), *words], tmp_path / "killed.txt", variables) as study:
+            until(
+                lambda n=name: (killed / n / "states-1.ckpt").exists(),  # type: ignore[misc]
+                study.text,
+                seconds=300,
+            )
+    with Started([*start, str(killed), *words], tmp_path / "last.txt", variables) as study:
+        assert study.wait(900) == 0, study.text()
+    assert results(killed) == results(whole)
+
+
+@pytest.mark.slow
+def test_the_scripts_of_the_paper_train_every_scenario(
+    tmp_path: Path, tiny_corpus: Path, manifest_cache: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ["bash", str(ROOT / "run_scripts/reproduce_paper.sh"), str(out), str(tiny_corpus)]
+    words += ["-d", "ks,ic,er", *SMALL, "--steps", "1", "--jobs", "2", "--leave_out", "ic"]
+    variables = environment(tiny_corpus, manifest_cache)
+    variables["PATH"] = f"{Path(sys.executable).parent}:{variables['PATH']}"
+    with Started(words, tmp_path / "output.txt", variables) as scripts:
+        assert scripts.wait(900) == 0, scripts.text()
+    settings = read_settings(out)
+    assert settings is not None
+    assert set(results(out)) == {run.name for run in settings.plan.runs}
+    for run in settings.plan.runs:
+        assert set(run.tasks) <= set(results(out)[run.name])  # type: ignore[call-overload]
