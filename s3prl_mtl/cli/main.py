@@ -153,6 +153,7 @@ COMMANDS = {
     "merge": "Interpolate the encoder of a run with the pre-trained one.",
     "export": "Write the encoder of a run for another program.",
     "make-corpus": "Synthesise a small corpus in the folder layouts of nine tasks.",
+    "cluster": "Label frames of audio with clusters, for HuBERT's pre-training.",
     "shard": "Copy corpora, their audio into tar archives (lhotse Shar).",
     "check-corpus": "Check the corpus of a task, and compare it with its publication.",
     "tasks": "List the installed tasks.",
