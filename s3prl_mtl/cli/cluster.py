@@ -74,8 +74,8 @@ def run(arguments: argparse.Namespace) -> None:
         CENTERS,
         Fit,
         check_centers,
-        find_centers,
         check_outputs,
+        find_centers,
         settings_of,
         write_labels,
     )
