@@ -48,9 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
     must be usable. With `--out` the lines are a file, which is there when it is complete.
 
     Raises:
-        UserError: the run or a task does not exist, no task makes predictions, or the file of
-            `--rttm` or `--against` cannot be used, or `--out` exists; at the end, if any file has an
-            error.
+        UserError: the run or a task does not exist, no task makes predictions, the file of `--rttm`
+            or `--against` cannot be used, or `--out` exists; at the end, if any file has an error.
     """
     from s3prl_mtl.fileio.atomic import atomic_path
     from s3prl_mtl.inference.loading import load_run
