@@ -62,6 +62,27 @@ def fine_tuned(case: str, name: str = "hubert_ctc") -> dict[str, Any]:
     return content
 
 
+def assert_features_of(expected: str, encoder: Any) -> None:
+    truth = torch.load(FIXTURES / f"{expected}.expected.pt", weights_only=True)
+    with torch.no_grad():
+        found = encoder(truth["wavs"]).split()
+    for one, wanted in zip(found, truth["hidden_states"], strict=True):
+        torch.testing.assert_close(one, wanted, atol=1e-4, rtol=0)
+
+
+def test_the_encoder_of_a_model_that_fairseq_built(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        encoder = load_upstream("hubert", FIXTURES / "fine_tuned.pt")
+    assert_features_of("fine_tuned", encoder)
+    assert "w2v_encoder.proj.weight" in caplog.text
+    # Fine-tuning froze the convolutions.
+    assert "feature_grad_mult" in caplog.text
+    module: Any = encoder
+    assert module.config.feature_grad_mult == 0.0
+    trained: Any = load_upstream("hubert", FIXTURES / "fine_tuned.pt", feature_grad_mult=1.0)
+    assert trained.config.feature_grad_mult == 1.0
+
+
 @pytest.mark.parametrize("name", ["hubert_ctc", "hubert_seq2seq"])
 @pytest.mark.parametrize("case", PRETRAINED.values(), ids=PRETRAINED)
 def test_the_encoder_inside_has_the_features_that_fairseq_gave(
@@ -72,11 +93,7 @@ def test_the_encoder_inside_has_the_features_that_fairseq_gave(
         encoder = load_upstream("hubert", tmp_path / "tuned.pt")
     assert "w2v_encoder.proj.weight" in caplog.text
     assert "label_embs_concat" in caplog.text
-    truth = torch.load(FIXTURES / f"{case}.expected.pt", weights_only=True)
-    with torch.no_grad():
-        found = encoder(truth["wavs"]).split()
-    for one, wanted in zip(found, truth["hidden_states"], strict=True):
-        torch.testing.assert_close(one, wanted, atol=1e-4, rtol=0)
+    assert_features_of(case, encoder)
 
 
 def test_it_is_written_as_a_checkpoint_of_its_own(tmp_path: Path) -> None:
@@ -126,7 +143,6 @@ def test_incomplete_files_are_refused(
 
 def test_numbers_of_numpy_are_read_as_numbers(tmp_path: Path) -> None:
     """Training loops of other groups save scores that numpy computed."""
-    original = torch.load(FIXTURES / "written.expected.pt", weights_only=True)
     encoder = load_upstream("hubert", FIXTURES / "written.pt")
     write_fairseq_checkpoint(tmp_path / "a.pt", encoder)  # type: ignore[arg-type]
     header = read_fairseq_checkpoint(tmp_path / "a.pt").header
@@ -140,10 +156,7 @@ def test_numbers_of_numpy_are_read_as_numbers(tmp_path: Path) -> None:
     assert read["extra_state"] == {"f8": 1.5, "f4": 0.5, "i8": -7, "b": True}
     assert all(type(value).__module__ == "builtins" for value in read["extra_state"].values())
     again = load_upstream("hubert", tmp_path / "b.pt")
-    with torch.no_grad():
-        found = again(original["wavs"]).split()
-    for one, wanted in zip(found, original["hidden_states"], strict=True):
-        torch.testing.assert_close(one, wanted, atol=1e-4, rtol=0)
+    assert_features_of("written", again)
 
 
 def test_arrays_of_objects_are_still_refused(tmp_path: Path) -> None:

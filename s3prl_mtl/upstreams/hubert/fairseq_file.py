@@ -389,6 +389,8 @@ def _pretrained_part(
         _name(model),
         _listed(outside),
     )
+    if inner_model.get("feature_grad_mult") == 0:
+        logger.info("Its fine-tuning froze the convolutions (feature_grad_mult 0), which is kept.")
     # The waveforms of fine-tuning are the last ones that the encoder was trained with.
     normalize = task.get("normalize", inner_task.get("normalize", False))
     return {**inner_model, "target_glu": False}, {**inner_task, "normalize": normalize}, encoder
