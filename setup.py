@@ -77,6 +77,7 @@ setup(
         "pyarrow>=18",
         "pyyaml",
         "rich>=14.1",
+        "scikit-learn>=1.6",
         "soundfile",
         "tensorboard",
         "torchjd>=0.18",
