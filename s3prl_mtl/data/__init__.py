@@ -31,6 +31,7 @@ from s3prl_mtl.data.manifest import Manifest
 from s3prl_mtl.data.manifest_cache import load_cuts
 from s3prl_mtl.data.sampling import inverse_class_weights
 from s3prl_mtl.data.silence import trim_silence
+from s3prl_mtl.data.unit_labels import read_dictionary, read_unit_labels
 from s3prl_mtl.data.utterance import Utterance
 from s3prl_mtl.fileio.cache import default_cache_dir
 
@@ -63,7 +64,9 @@ __all__ = [
     "note_read",
     "random_crop",
     "read_audio",
+    "read_dictionary",
     "read_lines",
+    "read_unit_labels",
     "resample",
     "trim_silence",
     "walk_files",

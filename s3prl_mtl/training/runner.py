@@ -182,7 +182,9 @@ class MultiTaskRunner:
         config, world = self.config, self.world
         own = placement.tasks_of(world.rank)
         experts = world.run_on_all_ranks(
-            lambda: build_experts(config, own, self.featurizer, self.folder, self._resumed)
+            lambda: build_experts(
+                config, own, self.upstream, self.featurizer, self.folder, self._resumed
+            )
         )
         # All ranks have to create every group.
         groups = {name: world.group(placement.ranks_of(name)) for name in config.downstream}
