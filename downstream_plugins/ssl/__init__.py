@@ -27,7 +27,7 @@ TOLERANCE_SECONDS = 0.1
 """Between the length of a file and its list, as between labels and audio."""
 
 DEFAULTS: dict[str, Any] = {
-    "mask_prob": 0.8,
+    "mask_prob": 0.65,
     "mask_length": 10,
     "mask_selection": "static",
     "mask_other": 0.0,
@@ -47,9 +47,9 @@ DEFAULTS: dict[str, Any] = {
     "skip_nomask": False,
     "pred_masked_weight": 1.0,
     "pred_nomask_weight": 0.0,
-    "loss_weights": [10.0],
+    "loss_weights": [],
 }
-"""Of HuBERT Base's pre-training."""
+"""fairseq's, for settings that neither the task nor the checkpoint has."""
 
 
 class MaskedPrediction(TaskExpert):
@@ -63,7 +63,7 @@ class MaskedPrediction(TaskExpert):
     Args:
         arguments: of :class:`TaskExpert`.
         upstream: the encoder, for its settings of pre-training and the start of the head; None:
-            HuBERT Base's settings and random weights.
+            fairseq's defaults and random weights.
         keywords: of :class:`TaskExpert`.
     """
 
@@ -79,6 +79,9 @@ class MaskedPrediction(TaskExpert):
 
     def __init__(self, *arguments: Any, upstream: Upstream | None = None, **keywords: Any) -> None:
         self._pretraining = {} if upstream is None else dict(upstream.pretraining_settings)
+        # Without a penalty in fairseq, where null is a value.
+        if self._pretraining.get("loss_weights", ()) is None:
+            self._pretraining["loss_weights"] = []
         super().__init__(*arguments, **keywords)
         if upstream is not None:
             self._start_from(upstream)
@@ -145,7 +148,7 @@ class MaskedPrediction(TaskExpert):
             ) from error
 
     def _value(self, block: str, name: str) -> Any:
-        """A setting: the task's own, else the checkpoint's, else HuBERT Base's."""
+        """A setting: the task's own, else the checkpoint's, else fairseq's default."""
         own = (self.settings.get(block) or {}).get(name)
         value = next(v for v in (own, self._pretraining.get(name), DEFAULTS[name]) if v is not None)
         wanted = type(DEFAULTS[name])
@@ -234,8 +237,10 @@ class MaskedPrediction(TaskExpert):
         ):
             classes = self.corpus.read(split, name, offset)
             # The label at the beginning of each frame, as fairseq takes it.
-            frames = math.ceil(len(classes) / self.labels_per_frame)
-            chosen = [classes[int(frame * self.labels_per_frame)] for frame in range(frames)]
+            # A rate such as 16000 / 96 has rounding errors.
+            frames = range(math.ceil(len(classes) / self.labels_per_frame - 1e-6))
+            places = [math.floor(frame * self.labels_per_frame + 1e-6) for frame in frames]
+            chosen = [classes[place] for place in places]
             try:
                 rows.append([numbers[name] for name in chosen])
             except KeyError as error:
@@ -245,8 +250,8 @@ class MaskedPrediction(TaskExpert):
                     fix=f"Give the labels that belong to {self.corpus.dictionary(name)}.",
                     code="label-unknown",
                 ) from None
-        frames = min(map(len, rows))
-        return torch.tensor([row[:frames] for row in rows])
+        count = min(map(len, rows))
+        return torch.tensor([row[:count] for row in rows])
 
     # ------------------------------------------------------------------------- training
 
