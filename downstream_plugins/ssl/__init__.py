@@ -179,14 +179,16 @@ class MaskedPrediction(TaskExpert):
             if name not in own or own[name].shape != parameter.shape
         ]
         if different:
-            logger.info(
-                "ssl: the head for %d classes starts from random weights; those of the encoder do "
-                "not fit (%s).",
-                *(classes, "; ".join(different)),
-            )
+            if own:
+                logger.info(
+                    "ssl: the head for %d classes starts from random weights; those of the encoder "
+                    "do not fit (%s).",
+                    *(classes, "; ".join(different)),
+                )
             return
         for name, parameter in self.named_parameters():
             parameter.copy_(own[name])
+        self.starts_from = "the encoder's pre-training"
         logger.info(
             "ssl: the head for %d classes starts from final_proj and label_embs_concat of the "
             "encoder.",

@@ -247,11 +247,14 @@ class MultiTaskRunner:
         config = self.config
         own = Source(config.upstream.name, file=config.upstream.ckpt or "")
         resumed = Source("resumed run", self.step) if self._resumed is not None else None
-        random = Source("random weights")
+        fresh = {
+            name: Source(getattr(task.expert, "starts_from", "random weights"))
+            for name, task in self.tasks.items()
+        }
         heads: dict[str, list[str]] = {}
         for part in self.world.all_gather(
             {
-                name: part_cells(task.expert, resumed or self._sources.get(name, random))
+                name: part_cells(task.expert, resumed or self._sources.get(name, fresh[name]))
                 for name, task in self.tasks.items()
             }
         ):
