@@ -264,6 +264,7 @@ def make_header(config: HubertConfig) -> dict[str, Any]:
         final_dim=config.label_embeddings[1],
         untie_final_proj=False,
         conv_feature_layers=str(list(config.conv_feature_layers)),
+        mask_prob=0.8,
     )
     if not config.conv_pos_batch_norm:
         # fairseq 0.12.2 does not know it.
@@ -277,8 +278,10 @@ def make_header(config: HubertConfig) -> dict[str, Any]:
         "sample_rate": 16_000,
         "normalize": config.normalize,
     }
+    # The settings of masked prediction are those of HuBERT Base; fairseq's defaults are others.
+    criterion = {"_name": "hubert", "loss_weights": [10.0]}
     return {
-        "cfg": {"model": model, "task": task, "criterion": {"_name": "hubert"}},
+        "cfg": {"model": model, "task": task, "criterion": criterion},
         **_entries_of_fairseq([symbols]),
     }
 
@@ -296,7 +299,7 @@ def _entries_of_fairseq(symbols: Sequence[list[str]]) -> dict[str, Any]:
                 "num_updates": 0,
             }
         ],
-        "task_state": {"dictionaries": [_dictionary(listed) for listed in symbols]},
+        "task_state": {"dictionaries": [make_dictionary(listed) for listed in symbols]},
         "extra_state": {
             "metrics": None,
             "previous_training_time": 0.0,
@@ -305,7 +308,8 @@ def _entries_of_fairseq(symbols: Sequence[list[str]]) -> dict[str, Any]:
     }
 
 
-def _dictionary(symbols: list[str]) -> dict[str, Any]:
+def make_dictionary(symbols: list[str]) -> dict[str, Any]:
+    """The plain values of fairseq's dictionary of these symbols, the special ones first."""
     return {
         CLASS_KEY: "Dictionary",
         "bos_word": "<s>",
