@@ -15,7 +15,11 @@ SUPERB_TASKS = {
     "sv": "SpeakerVerification",
     "sd": "SpeakerDiarization",
 }
-TASKS = [f"{name} = downstream_plugins.{name}:{expert}" for name, expert in SUPERB_TASKS.items()]
+OTHER_TASKS = {"ssl": "MaskedPrediction"}
+TASKS = [
+    f"{name} = downstream_plugins.{name}:{expert}"
+    for name, expert in {**SUPERB_TASKS, **OTHER_TASKS}.items()
+]
 
 UPSTREAMS = [
     "hubert = s3prl_mtl.upstreams.builtin:hubert",
@@ -81,6 +85,7 @@ setup(
         "pyarrow>=18",
         "pyyaml",
         "rich>=14.1",
+        "scikit-learn>=1.6",
         "soundfile",
         "tensorboard",
         "torchjd>=0.18",

@@ -15,12 +15,21 @@ if TYPE_CHECKING:
     from s3prl_mtl.tasks.ctc import TranscriptionExpert
     from s3prl_mtl.tasks.metric import Metric
     from s3prl_mtl.training.runner import MultiTaskRunner
-    from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream, load_upstream
+    from s3prl_mtl.upstreams import (
+        Featurizer,
+        HiddenStates,
+        Mask,
+        MaskedUtterance,
+        Upstream,
+        load_upstream,
+    )
 
 __all__ = [
     "ClassificationExpert",
     "Featurizer",
     "HiddenStates",
+    "Mask",
+    "MaskedUtterance",
     "Metric",
     "MultiTaskRunner",
     "TaskExpert",
@@ -43,6 +52,8 @@ _HOMES = {
     "ClassificationExpert": "tasks.classification",
     "Featurizer": "upstreams",
     "HiddenStates": "upstreams",
+    "Mask": "upstreams",
+    "MaskedUtterance": "upstreams",
     "Metric": "tasks.metric",
     "MultiTaskRunner": "training.runner",
     "TaskExpert": "tasks.base",

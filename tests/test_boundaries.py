@@ -61,7 +61,7 @@ LAYERS = (
     ("cli",),
     ("study",),
     ("authoring",),
-    ("export", "inference"),
+    ("clustering", "export", "inference"),
     ("training",),
     ("tracking",),
     ("checkpoint",),

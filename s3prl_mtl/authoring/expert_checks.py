@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_mtl.authoring.contract import NotApplicable, Violated, clause, failure_summary
-from s3prl_mtl.authoring.harness import NeedsData, TaskHarness
+from s3prl_mtl.authoring.harness import NeedsData, TaskHarness, states_of
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.inference.predictions import check_answers, task_label
 from s3prl_mtl.training.microbatch import halves
@@ -149,8 +149,9 @@ def has_gradients(harness: TaskHarness) -> str:
         raise NotApplicable("it is not trained.")
     expert.train()
     batch = harness.first_batch(expert, split, training=True)
-    features = harness.features(expert, batch.wavs)
-    loss = harness.loss(expert, split, batch, features=features)
+    inputs = harness.inputs(expert, split, batch)
+    features = [states_of(entry) for entry in inputs]
+    loss = harness.loss(expert, split, batch, inputs=inputs)
     finite_loss(loss, split)
     if not loss.requires_grad:
         raise Violated("the loss does not depend on features or parameters.")
@@ -251,7 +252,7 @@ def predicts(harness: TaskHarness) -> str:
     wavs = harness.first_batch(expert, split, training).wavs
     with torch.no_grad():
         try:
-            returned = predict(harness.features(expert, wavs), [len(wav) for wav in wavs])
+            returned = predict(harness.prediction_inputs(expert, wavs), [len(wav) for wav in wavs])
         except UserError as refusal:
             raise NotApplicable(f"`predict` refuses: {refusal.what}") from refusal
     try:

@@ -31,8 +31,8 @@ from s3prl_mtl.training.evaluation import Evaluator
 from s3prl_mtl.training.preflight import choose_root, corpus_problems
 from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.task import Records, Task
-from s3prl_mtl.upstreams import Featurizer, HiddenStates, Upstream
-from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
+from s3prl_mtl.upstreams import Featurizer, HiddenStates, Mask, MaskedUtterance, Upstream
+from s3prl_mtl.upstreams.shared_encoder import SharedEncoder, layers, wants_hidden_states
 
 TRAINING_BATCHES = 16
 """Maximum number of batches read of a training epoch, by default."""
@@ -52,12 +52,20 @@ class FakeUpstream(Upstream):
     hidden_size = WIDTH
     num_hidden_states = LAYERS
     downsample_rate = FRAME_SAMPLES
+    can_mask = True
 
-    def forward(self, wavs: list[Tensor]) -> HiddenStates:
-        """Waveforms (samples_i,) -> packed states (LAYERS, sum of frames_i, WIDTH)."""
+    def num_frames(self, samples: int) -> int:
+        return frame_count(samples)
+
+    def forward(
+        self, wavs: list[Tensor], masks: Sequence[Mask | None] | None = None
+    ) -> HiddenStates:
+        """Waveforms (samples_i,) -> packed states (LAYERS, sum of frames_i, WIDTH), whatever is
+        masked."""
         states = [_noise(wav) for wav in wavs]
         packed = torch.cat(states, dim=1).requires_grad_(torch.is_grad_enabled())
-        return HiddenStates(packed, [state.shape[1] for state in states])
+        squares = None if masks is None else packed[0].square().mean(-1)
+        return HiddenStates(packed, [state.shape[1] for state in states], squares=squares)
 
 
 def frame_count(samples: int) -> int:
@@ -77,6 +85,11 @@ def fake_encoder() -> SharedEncoder:
     upstream = FakeUpstream()
     featurizer = Featurizer(upstream, "last_hidden_state")
     return SharedEncoder(upstream, featurizer, torch.device("cpu"), freeze=False, bf16=False)
+
+
+def states_of(entry: Tensor | MaskedUtterance) -> Tensor:
+    """The tensor of an entry of an expert's input."""
+    return entry.states if isinstance(entry, MaskedUtterance) else entry
 
 
 class NeedsData(Exception):
@@ -209,6 +222,7 @@ class TaskHarness:
                     upstream_dim=WIDTH,
                     upstream_rate=FRAME_SAMPLES,
                     labels=labels,
+                    upstream=self.encoder.upstream,
                 )
         except Exception as error:
             if self.has_data or labels is not None:
@@ -287,18 +301,24 @@ class TaskHarness:
 
     # ------------------------------------------------------------------------- forward
 
-    def features(self, expert: Any, wavs: Sequence[Any]) -> list[Tensor]:
-        """What the expert's `forward` gets for waveforms.
+    def inputs(self, expert: Any, split: str, batch: Batch) -> list[Any]:
+        """What the expert's `forward` gets for the waveforms of a batch.
 
         Returns:
-            Features (frames_i, WIDTH), or hidden states (LAYERS, frames_i, WIDTH) if the expert
-            wants them. Each retains its gradient where gradients are enabled.
+            Features (frames_i, WIDTH); hidden states (LAYERS, frames_i, WIDTH) if the expert wants
+            them; or masked utterances if it draws masks. Each tensor retains its gradient where
+            gradients are enabled.
         """
-        features = self.encoder.inputs(expert, wavs)
-        for feature in features:
-            if feature.requires_grad:
-                feature.retain_grad()
-        return features
+        inputs = self.encoder.inputs(expert, split, batch.wavs, batch.others)
+        for tensor in map(states_of, inputs):
+            if tensor.requires_grad:
+                tensor.retain_grad()
+        return inputs
+
+    def prediction_inputs(self, expert: Any, wavs: Sequence[Any]) -> list[Tensor]:
+        """What the expert's `predict` gets for waveforms: nothing is masked."""
+        hidden = self.encoder.hidden_states(wavs)
+        return layers(hidden) if wants_hidden_states(expert) else self.encoder.weighted(hidden)
 
     def loss(
         self,
@@ -306,15 +326,15 @@ class TaskHarness:
         split: str,
         batch: Batch,
         records: Records | None = None,
-        features: list[Tensor] | None = None,
+        inputs: list[Any] | None = None,
     ) -> Any:
         """What the expert's `forward` returns for a batch."""
         task = self.task(expert)
-        features = self.features(expert, batch.wavs) if features is None else features
+        inputs = self.inputs(expert, split, batch) if inputs is None else inputs
         evaluated = split != task.train_split
         number = {"batch_id": batch.number} if task.takes_batch_id and evaluated else {}
         records = defaultdict(list) if records is None else records
-        return expert(split, features, *batch.others, records=records, **number)
+        return expert(split, inputs, *batch.others, records=records, **number)
 
     def evaluate(self, expert: Any, world: World) -> list[Report]:
         """Evaluate all dev and test splits with the runner's evaluator, each rank its share.

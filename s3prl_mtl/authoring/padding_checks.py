@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from s3prl_mtl.authoring.contract import Doubtful, NotApplicable, Violated, clause
 from s3prl_mtl.authoring.expert_checks import finite_loss
-from s3prl_mtl.authoring.harness import TaskHarness, frame_count
+from s3prl_mtl.authoring.harness import TaskHarness, frame_count, states_of
 from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.training.microbatch import halves
+from s3prl_mtl.upstreams import MaskedUtterance
 
 SAME_LENGTH = "the utterances of every evaluated split have the same length."
 
@@ -37,19 +38,19 @@ class Pair:
         split: of both.
         single: a batch of each utterance alone.
         both: one batch of the two.
-        features: DRAWS times the features of the two.
+        features: DRAWS times the inputs of the two, with random features.
         shortened: one was cut, because all are of the same length. Its labels may not fit.
     """
 
     split: str
     single: Sequence[Batch]
     both: Batch
-    features: list[list[Tensor]]
+    features: list[list[Any]]
     shortened: bool
 
     @property
     def frames(self) -> str:
-        short, long = (feature.shape[-2] for feature in self.features[0])
+        short, long = (states_of(entry).shape[-2] for entry in self.features[0])
         return f"{short} and {long} frames"
 
 
@@ -141,9 +142,9 @@ def _fit_losses(harness: TaskHarness) -> tuple[list[float], float]:
     expert.eval()
     pair = _pair(harness)
 
-    def measure(batch: Batch, features: list[Tensor]) -> float:
+    def measure(batch: Batch, features: list[Any]) -> float:
         with torch.no_grad(), RandomStream(harness.seed).active():
-            loss = harness.loss(expert, pair.split, batch, features=features)
+            loss = harness.loss(expert, pair.split, batch, inputs=features)
         return finite_loss(loss, pair.split)
 
     try:
@@ -178,9 +179,9 @@ def _pair(harness: TaskHarness) -> Pair:
 
     def pair(split: str, *utterances: Batch, shortened: bool) -> Pair:
         with torch.no_grad():
-            like = [harness.features(expert, batch.wavs)[0] for batch in utterances]
+            like = [harness.inputs(expert, split, batch)[0] for batch in utterances]
         draws = torch.Generator().manual_seed(0)
-        features = [[torch.randn(x.shape, generator=draws) for x in like] for _ in range(DRAWS)]
+        features = [[_random_like(entry, draws) for entry in like] for _ in range(DRAWS)]
         return Pair(split, utterances, _joined(*utterances), features, shortened)
 
     whole: tuple[str, Batch] | None = None
@@ -199,6 +200,12 @@ def _pair(harness: TaskHarness) -> Pair:
     part = long.wavs[0][: len(long.wavs[0]) * 2 // 3]
     short = Batch(long.task, long.number, [part], long.others)
     return pair(split, short, long, shortened=True)
+
+
+def _random_like(entry: Any, draws: torch.Generator) -> Any:
+    """An entry of an expert's input with random states."""
+    random = torch.randn(states_of(entry).shape, generator=draws)
+    return replace(entry, states=random) if isinstance(entry, MaskedUtterance) else random
 
 
 def _frames(batch: Batch) -> int:

@@ -158,6 +158,7 @@ COMMANDS = {
     "export": "Write the encoder of a run for another program.",
     "make-corpus": "Synthesise a small corpus in the folder layouts of nine tasks.",
     "manifest": "Write the corpus of a task as tables, like those of own data.",
+    "cluster": "Label frames of audio with clusters, for HuBERT's pre-training.",
     "shard": "Copy corpora, their audio into tar archives (lhotse Shar).",
     "check-corpus": "Check the corpus of a task, and compare it with its publication.",
     "tasks": "List the installed tasks.",

@@ -28,8 +28,11 @@ MAXIMUM_BATCH = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="the folder of a run, or one of its .ckpt files")
-    parser.add_argument("audio", type=Path, nargs="+", help="audio files")
+    parser.add_argument("audio", type=Path, nargs="+", help="audio files, or folders of them")
     parser.add_argument("--task", metavar="TASKS", help="asr,ks,... (default: all of the run)")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="write here, with absolute paths"
+    )
     parser.add_argument("--rttm", type=Path, metavar="FILE", help="write speaker segments (sd)")
     parser.add_argument(
         "--against", type=Path, metavar="FILE", help="score every file against this speaker (sv)"
@@ -42,19 +45,34 @@ def run(arguments: argparse.Namespace) -> None:
 
     The line of a file that cannot be read, is too short, or is refused by the encoder or a head has
     `error` instead; the remaining files are still predicted. The file of `--against`
-    must be usable.
+    must be usable. With `--out` the lines are a file, which is there when it is complete.
 
     Raises:
-        UserError: the run or a task does not exist, no task makes predictions, or the file of
-            `--rttm` or `--against` cannot be used; at the end, if any file has an error.
+        UserError: the run or a task does not exist, no task makes predictions, the file of `--rttm`
+            or `--against` cannot be used, or `--out` exists; at the end, if any file has an error.
     """
+    from s3prl_mtl.fileio.atomic import atomic_path
     from s3prl_mtl.inference.loading import load_run
     from s3prl_mtl.inference.rttm import recording_names, rttm_file, write_rttm
 
     tasks = split_specs(arguments.task, flag="--task") if arguments.task else None
-    names = recording_names(arguments.audio) if arguments.rttm else {}
-    # Open the file before loading the run, to fail early if it is not writable.
-    with rttm_file(arguments.rttm) if arguments.rttm else nullcontext() as rttm:
+    audio = _files(arguments.audio)
+    if arguments.out is not None:
+        if os.path.lexists(arguments.out):
+            raise UserError(
+                f"{arguments.out} exists and is not overwritten.",
+                where=f"--out {arguments.out}",
+                fix="Choose another name, or remove it first.",
+                code="file-exists",
+            )
+        audio = [Path(os.path.abspath(file)) for file in audio]
+    names = recording_names(audio) if arguments.rttm else {}
+    # Open the files before loading the run, to fail early if they are not writable.
+    with (
+        rttm_file(arguments.rttm) if arguments.rttm else nullcontext() as rttm,
+        atomic_path(arguments.out) if arguments.out else nullcontext() as partial,
+        partial.open("w", encoding="utf-8") if partial else nullcontext() as out,
+    ):
         trained = load_run(arguments.run, tasks, arguments.device, where="predict")
         wanted = trained.predictable(None if tasks is None else trained.tasks)
         if not wanted:
@@ -74,10 +92,14 @@ def run(arguments: argparse.Namespace) -> None:
                 )
         diarization = trained.find("sd")
         failed: list[str] = []
-        for line in predictions(trained, arguments.audio, wanted, arguments.against):
+        for line in predictions(trained, audio, wanted, arguments.against):
             if "error" in line:
                 failed.append(line["file"])
-            _write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+            text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+            if out is None:
+                _write(text)
+            else:
+                out.write(text)
             # A file given twice is written once.
             if rttm is not None and diarization in line and line["file"] in names:
                 recording = names[line["file"]]
@@ -85,11 +107,21 @@ def run(arguments: argparse.Namespace) -> None:
                 names = {file: name for file, name in names.items() if name != recording}
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(arguments.audio)} files have no prediction: see `error` in "
-            "their lines.",
+            f"{len(failed)} of {len(audio)} files have no prediction: see `error` in their lines.",
             where=", ".join(failed[:3]) + (", ..." if len(failed) > 3 else ""),
             code="audio-unreadable",
         )
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    """The files, and all audio files below the folders; a folder without any stays as it is."""
+    from s3prl_mtl.data import list_audio
+
+    files: list[Path] = []
+    for path in paths:
+        found = [path / name for name in list_audio(path)] if path.is_dir() else []
+        files += found or [path]
+    return files
 
 
 def _write(text: str) -> None:

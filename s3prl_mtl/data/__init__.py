@@ -34,6 +34,7 @@ from s3prl_mtl.data.silence import trim_silence
 from s3prl_mtl.data.table_corpus import ClassTable, TableCorpus, listed_values
 from s3prl_mtl.data.tables import Row, Table
 from s3prl_mtl.data.text_rule import TextRule
+from s3prl_mtl.data.unit_labels import read_dictionary, read_unit_labels
 from s3prl_mtl.data.utterance import Utterance
 from s3prl_mtl.fileio.cache import default_cache_dir
 
@@ -72,7 +73,9 @@ __all__ = [
     "note_read",
     "random_crop",
     "read_audio",
+    "read_dictionary",
     "read_lines",
+    "read_unit_labels",
     "resample",
     "trim_silence",
     "walk_files",

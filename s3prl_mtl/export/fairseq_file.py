@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.export.pretraining_head import with_pretraining_head
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.upstreams import Hubert, write_fairseq_checkpoint
 
 
 def write(run: SavedRun, out: Path) -> None:
-    """Write the encoder as a fairseq checkpoint.
+    """Write the encoder as a fairseq checkpoint, with the head of the run's `ssl` if it has one.
 
     Args:
         run: its encoder is HuBERT.
@@ -19,7 +20,7 @@ def write(run: SavedRun, out: Path) -> None:
     Raises:
         UserError: the encoder has no parameters of pre-training.
     """
-    model = run.hubert()
+    model = with_pretraining_head(run.hubert(), run)
     require_pretraining_parts(model, str(run.path))
     write_fairseq_checkpoint(out, model)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.fairseq_file import require_pretraining_parts
+from s3prl_mtl.export.pretraining_head import with_pretraining_head
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.fileio.safe_torch import CLASS_KEY
 from s3prl_mtl.upstreams import Hubert
@@ -41,7 +42,7 @@ def write(run: SavedRun, out: Path) -> None:
     out.mkdir()
     weights: dict[str, Any] = {}
     if run.kind == "hubert":
-        model = run.hubert()
+        model = with_pretraining_head(run.hubert(), run)
         require_pretraining_parts(model, str(run.path))
         save(converted(model), out / "upstream.pt")
     else:

@@ -14,30 +14,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.saved_run import SavedRun
-from s3prl_mtl.upstreams import Hubert, HubertConfig
+from s3prl_mtl.upstreams.hubert.transformers_format import their_parameters, their_settings
 from s3prl_mtl.upstreams.zoo.huggingface import TransformersUpstream, import_transformers
-
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_accurate": "gelu_pytorch_tanh",
-    "gelu_fast": "gelu_pytorch_tanh",
-    "relu": "relu",
-    "tanh": "tanh",
-    "linear": "linear",
-    "swish": "silu",
-}
-_OF_A_LAYER = {
-    "self_attn_layer_norm": "layer_norm",
-    "final_layer_norm": "final_layer_norm",
-    "fc1": "feed_forward.intermediate_dense",
-    "fc2": "feed_forward.output_dense",
-    **{f"self_attn.{name}_proj": f"attention.{name}_proj" for name in ("q", "k", "v", "out")},
-}
 
 
 def write(run: SavedRun, out: Path) -> None:
@@ -59,7 +39,7 @@ def write(run: SavedRun, out: Path) -> None:
 
     model = run.hubert()
     theirs = HubertModel(TheirConfig(**their_settings(model.config)))
-    theirs.load_state_dict(their_parameters(model))
+    theirs.load_state_dict(their_parameters(model.config, model.state_dict()))
     theirs.eval().save_pretrained(out)
     Wav2Vec2FeatureExtractor(
         sampling_rate=16_000,
@@ -86,73 +66,3 @@ def _write_theirs(run: SavedRun, out: Path) -> None:
     model.save_pretrained(out)
     settings = json.dumps(upstream.preprocessing, indent=2, sort_keys=True)
     (out / "preprocessor_config.json").write_text(settings + "\n", encoding="utf-8")
-
-
-def their_settings(config: HubertConfig) -> dict[str, Any]:
-    """The arguments of transformers' `HubertConfig`."""
-    widths, kernels, strides = zip(*config.conv_feature_layers, strict=True)
-    return {
-        "feat_extract_norm": "layer" if config.extractor_mode == "layer_norm" else "group",
-        "feat_extract_activation": "gelu",
-        "conv_dim": list(widths),
-        "conv_kernel": list(kernels),
-        "conv_stride": list(strides),
-        "conv_bias": config.conv_bias,
-        "feat_proj_layer_norm": True,
-        "feat_proj_dropout": config.dropout_input,
-        "num_conv_pos_embeddings": config.conv_pos,
-        "num_conv_pos_embedding_groups": config.conv_pos_groups,
-        "do_stable_layer_norm": config.layer_norm_first,
-        "num_hidden_layers": config.encoder_layers,
-        "hidden_size": config.encoder_embed_dim,
-        "intermediate_size": config.encoder_ffn_embed_dim,
-        "num_attention_heads": config.encoder_attention_heads,
-        "hidden_act": ACTIVATIONS[config.activation_fn],
-        "hidden_dropout": config.dropout,
-        "attention_dropout": config.attention_dropout,
-        "activation_dropout": config.activation_dropout,
-        "layerdrop": config.encoder_layerdrop,
-        "layer_norm_eps": 1e-5,
-        # The mask embedding exists if this is positive; frames are masked only if both are set.
-        "mask_time_prob": 0.05,
-        "apply_spec_augment": False,
-    }
-
-
-def their_parameters(model: Hubert) -> dict[str, Tensor]:
-    """The encoder's parameters under the names of transformers' `HubertModel`."""
-    ours = {name: value.detach() for name, value in model.state_dict().items()}
-    names = {
-        "mask_emb": "masked_spec_embed",
-        "layer_norm": "feature_projection.layer_norm",
-        "post_extract_proj": "feature_projection.projection",
-        "encoder.layer_norm": "encoder.layer_norm",
-        "encoder.pos_conv.0.bias": "encoder.pos_conv_embed.conv.bias",
-        "encoder.pos_conv.0.weight_g": (
-            "encoder.pos_conv_embed.conv.parametrizations.weight.original0"
-        ),
-        "encoder.pos_conv.0.weight_v": (
-            "encoder.pos_conv_embed.conv.parametrizations.weight.original1"
-        ),
-    }
-    norm = "2.1" if model.config.extractor_mode == "layer_norm" else "2"
-    for index in range(len(model.config.conv_feature_layers)):
-        layer = f"feature_extractor.conv_layers.{index}"
-        names |= {f"{layer}.0": f"{layer}.conv", f"{layer}.{norm}": f"{layer}.layer_norm"}
-    for index in range(model.config.encoder_layers):
-        layer = f"encoder.layers.{index}"
-        names |= {f"{layer}.{name}": f"{layer}.{their}" for name, their in _OF_A_LAYER.items()}
-
-    found: dict[str, Tensor] = {}
-    for name, value in ours.items():
-        module, _, parameter = name.rpartition(".")
-        if name in names:
-            found[names[name]] = value
-        elif module in names:
-            found[f"{names[module]}.{parameter}"] = value
-    if model.post_extract_proj is None:
-        # fairseq has no projection between equal widths; transformers always has.
-        width = model.config.encoder_embed_dim
-        found["feature_projection.projection.weight"] = torch.eye(width)
-        found["feature_projection.projection.bias"] = torch.zeros(width)
-    return found

@@ -51,6 +51,25 @@ class OmegaConfNode(StandIn):
     """A container or value of OmegaConf; the contents are in ``_content`` or ``_val``."""
 
 
+class NumpyType(StandIn):
+    """``numpy.dtype`` of a number."""
+
+    def __setstate__(self, state: object) -> None:
+        """Ignore byte order and fields: the code of :data:`_NUMBERS` says all that is used."""
+
+
+def _number(kind: object, content: object) -> object:
+    """``numpy.core.multiarray.scalar``: the number, or None for any other content."""
+    arguments = getattr(kind, "_arguments", None) or [None]
+    layout = _NUMBERS.get(arguments[0])
+    if layout is None or not isinstance(content, bytes) or len(content) != struct.calcsize(layout):
+        return None
+    return struct.unpack(layout, content)[0]
+
+
+_NUMBERS = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i", "b1": "?"}
+
+
 class OmegaConfMetadata(StandIn):
     """Type information of OmegaConf; not used."""
 
@@ -68,6 +87,9 @@ _STAND_INS: list[Any] = [
     (Dictionary, "fairseq.data.dictionary.Dictionary"),
     (Namespace, "argparse.Namespace"),
     *((OmegaConfNode, f"omegaconf.{name}") for name in _OMEGACONF_NODES),
+    (NumpyType, "numpy.dtype"),
+    # Best scores in files that third parties trained.
+    *((_number, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")),
     (OmegaConfMetadata, "omegaconf.base.Metadata"),
     (OmegaConfMetadata, "omegaconf.base.ContainerMetadata"),
     # Types in OmegaConf's metadata; calling them is harmless.
@@ -269,7 +291,7 @@ def to_plain(value: Any) -> Any:
         attributes = vars(value)
         content = attributes["_content"] if "_content" in attributes else attributes.get("_val")
         return to_plain(content)
-    if isinstance(value, OmegaConfMetadata | type):
+    if isinstance(value, OmegaConfMetadata | NumpyType | type):
         return None
     if isinstance(value, Dictionary | Namespace):
         attributes = {name: to_plain(held) for name, held in vars(value).items()}

@@ -71,7 +71,9 @@ def load_run(
     featurizer = Featurizer(upstream, selection).to(place)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            experts = build_experts(config, list(packages), featurizer, Path(folder), saved)
+            experts = build_experts(
+                config, list(packages), upstream, featurizer, Path(folder), saved
+            )
         except UserError as error:
             raise _without_labels(error, saved, run) from error
     for name, expert in experts.items():

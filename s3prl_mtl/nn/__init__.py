@@ -1,4 +1,4 @@
-"""Heads of the nine SUPERB tasks, their losses, and SpecAugment.
+"""Heads of the nine SUPERB tasks, their losses, SpecAugment, and span masks.
 
 Heads take a padded batch (B, T, D) and lengths (B,), both from `pad_features`.
 """
@@ -11,6 +11,7 @@ from s3prl_mtl.nn.head_settings import head_from_settings
 from s3prl_mtl.nn.padding import frame_mask, pad_features
 from s3prl_mtl.nn.permutation_invariant import permutation_invariant_bce
 from s3prl_mtl.nn.recurrent import RNNs
+from s3prl_mtl.nn.span_masks import SpanMasking
 from s3prl_mtl.nn.spec_augment import SpecAugment
 from s3prl_mtl.nn.transfer import start_to_cpu, to_cpu, to_device
 from s3prl_mtl.nn.utterance_level import MeanPooling, UtteranceLevel
@@ -22,6 +23,7 @@ __all__ = [
     "FrameLevel",
     "MeanPooling",
     "RNNs",
+    "SpanMasking",
     "SpecAugment",
     "UtteranceLevel",
     "XVector",

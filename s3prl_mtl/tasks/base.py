@@ -125,6 +125,8 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         self.labels: dict[str, Any] = dict(labels if labels is not None else self.read_labels())
         self.decision: dict[str, float] = {}
         """Values that the head chose on its dev split, such as a threshold; checkpointed."""
+        self.starts_from = "random weights"
+        """Source of the head's weights in a new run, for the log."""
         self.fraction = 1.0
         """Of the training utterances to train on; the runner sets it, as the next two."""
         self.perturbation: Perturbation | None = None

@@ -227,16 +227,21 @@ class TranscriptionExpert(TaskExpert):
     ) -> list[dict[str, Any]]:
         """The transcript of each utterance, decoded from its own frames.
 
+        `confidence` is the geometric mean, over all frames, of the probability of the most likely
+        symbol: the probability of the decoded path, normalised by its length. It is defined for
+        empty transcripts, too, and between 0 and 1.
+
         Args:
             features: B tensors (T_i, D).
             lengths_samples: B lengths of the waveforms; not used.
         """
         logits, logit_lengths = self._logits(features)
-        frame_tokens = logits.argmax(dim=-1).cpu()
+        best, frame_tokens = (part.cpu() for part in logits.log_softmax(dim=-1).max(dim=-1))
         answers = []
-        for tokens, length in zip(frame_tokens, logit_lengths.tolist(), strict=True):
+        for path, tokens, length in zip(best, frame_tokens, logit_lengths.tolist(), strict=True):
             symbols = [self.vocabulary[t] for t in collapse_ctc(tokens[:length], BLANK)]
-            answers.append(self.answer([s for s in symbols if s != self.end_symbol]))
+            answer = self.answer([s for s in symbols if s != self.end_symbol])
+            answers.append({**answer, "confidence": path[:length].mean().exp().item()})
         return answers
 
     def _logits(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,7 @@ from s3prl_mtl.training.preflight import (
 )
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams import Featurizer, Upstream, load_upstream, rebuild_upstream
+from s3prl_mtl.upstreams.shared_encoder import check_can_mask
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def check_layouts(
 def build_experts(
     config: RunConfig,
     names: Sequence[str],
+    upstream: Upstream,
     featurizer: Featurizer,
     folder: Path,
     saved: RunCheckpoint | None = None,
@@ -97,6 +99,7 @@ def build_experts(
     Args:
         config: of the run.
         names: the tasks.
+        upstream: the encoder.
         featurizer: source of the heads' features.
         folder: of the run.
         saved: a checkpoint of the run.
@@ -121,7 +124,9 @@ def build_experts(
                     upstream_dim=featurizer.output_dim,
                     upstream_rate=featurizer.downsample_rate,
                     labels=labels.get(name),
+                    upstream=upstream,
                 )
+                check_can_mask(name, experts[name], upstream)
                 check_plain(name, experts[name])
                 _set_data_rules(experts[name], name, config)
             except UserError as mistake:
@@ -166,6 +171,7 @@ def build_expert(
     upstream_dim: int,
     upstream_rate: int,
     labels: Any = None,
+    upstream: Upstream | None = None,
 ) -> Any:
     """Build the expert of a task.
 
@@ -177,9 +183,12 @@ def build_expert(
         upstream_dim: width of the features.
         upstream_rate: samples per frame.
         labels: the label space, in place of the corpus.
+        upstream: the encoder, for classes whose constructor has a parameter of this name; None if
+            only the corpus of the expert is used.
     """
     # s3prl's experts write into their folder without creating it.
     (folder / name).mkdir(parents=True, exist_ok=True)
+    takes_upstream = "upstream" in inspect.signature(expert_class).parameters
     return expert_class(
         upstream_dim=upstream_dim,
         upstream_rate=upstream_rate,
@@ -188,6 +197,7 @@ def build_expert(
         cache_dir=config.cache_dir and str(config.cache_dir),
         seed=config.seed,
         **({} if labels is None else {"labels": labels}),
+        **({"upstream": upstream} if takes_upstream else {}),
     )
 
 

@@ -24,6 +24,7 @@ from s3prl_mtl.training.reporting import Report, report_split, unscored_report
 from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.task import Records, Task
 from s3prl_mtl.upstreams import HiddenStates
+from s3prl_mtl.upstreams.shared_encoder import Masks, draws_masks
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ class Evaluator:
             task.expert.train(False)
             reader = EpochReader(name, task.expert, split, seed=self.run.seed, training=False)
             for batch in islice(reader, 1):
-                features = self.run.encoder.inputs(task.expert, batch.wavs)
+                features = self.run.encoder.inputs(task.expert, split, batch.wavs, batch.others)
                 loss = task.expert(split, features, *batch.others, records=defaultdict(list))
                 if isinstance(loss, torch.Tensor | float) and not math.isfinite(loss):
                     raise UserError(
@@ -173,7 +174,7 @@ class Evaluator:
                 continue
             task = self.run.tasks[name]
             audio = None
-            if isinstance(task.expert, TaskExpert):
+            if isinstance(task.expert, TaskExpert) and not draws_masks(task.expert):
                 audio = task.expert.audio_digest(split)
             key = audio or place, tuple(self.run.placement.ranks_of(name))
             later = range(latest.get(name, -1) + 1, len(groups))
@@ -222,14 +223,19 @@ class Evaluator:
             if not wanted:
                 break
             wavs: Sequence[Any] = ()
+            masks: Masks = ()
             hidden: HiddenStates | None = None
             for entry, batch, parts in wanted:
                 if self.run.stop_asked():
                     return None
                 if not same_waveforms(wavs, batch.wavs):
                     hidden = None  # Not beside the next ones.
-                    wavs, hidden = batch.wavs, self.run.encoder.hidden_states(batch.wavs)
-                parts[batch.number] = self._records(entry, batch, hidden)
+                    # Tasks that draw masks are alone in their group.
+                    masks = self.run.encoder.masks(
+                        entry.task.expert, entry.split, batch.wavs, batch.others
+                    )
+                    wavs, hidden = batch.wavs, self.run.encoder.hidden_states(batch.wavs, masks)
+                parts[batch.number] = self._records(entry, batch, hidden, masks)
                 # Batches are taken in turn: the others have as many.
                 progress.advance(batch.number + 1)
         return [
@@ -237,10 +243,10 @@ class Evaluator:
             for parts, reader in zip(records, readers, strict=True)
         ]
 
-    def _records(self, entry: EvaluatedSplit, batch: Batch, hidden: Any) -> Records:
+    def _records(self, entry: EvaluatedSplit, batch: Batch, hidden: Any, masks: Masks) -> Records:
         """The records of a batch, on the CPU: those of a split may not fit into a GPU's memory."""
         task = entry.task
-        inputs = self.run.encoder.inputs_from(task.expert, hidden)
+        inputs = self.run.encoder.inputs_from(task.expert, hidden, masks)
         # Experts of s3prl may take the number of the batch in an evaluation.
         number = {"batch_id": batch.number} if task.takes_batch_id else {}
         records: Records = defaultdict(list)

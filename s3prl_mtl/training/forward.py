@@ -9,7 +9,7 @@ from torch import Tensor
 from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.nn import SpecAugment
 from s3prl_mtl.training.task import Records, Task
-from s3prl_mtl.upstreams.shared_encoder import SharedEncoder, layers, wants_hidden_states
+from s3prl_mtl.upstreams.shared_encoder import SharedEncoder, input_kind
 
 
 def forward(
@@ -20,6 +20,8 @@ def forward(
     records: Mapping[str, Records],
 ) -> list[Tensor]:
     """Encode all batches in one pass, then run each head on its own utterances.
+
+    Frames are masked in the utterances of tasks that draw masks, and in no others.
 
     Args:
         batches: of any of the tasks.
@@ -34,22 +36,23 @@ def forward(
     if not batches:
         return []
     wavs = [wav for batch in batches for wav in batch.wavs]
-    states: list[Tensor] = []
-    if any(wants_hidden_states(tasks[batch.task].expert) for batch in batches):
-        hidden = encoder.hidden_states(wavs)
-        states, features = layers(hidden), encoder.weighted(hidden)
-    else:
-        features = encoder.features(wavs)
-    if specaug is not None:
-        features = specaug(features)
+    experts = [tasks[batch.task].expert for batch in batches]
+    masks = [
+        mask
+        for batch, expert in zip(batches, experts, strict=True)
+        for mask in encoder.masks(expert, tasks[batch.task].train_split, batch.wavs, batch.others)
+    ]
+    hidden = encoder.hidden_states(wavs, masks)
+    # Each kind of input is computed only if a task takes it.
+    kinds = [input_kind(expert) for expert in experts]
+    inputs = {kind: encoder.inputs_of_kind(kind, hidden, masks) for kind in dict.fromkeys(kinds)}
+    if specaug is not None and "features" in inputs:
+        inputs["features"] = specaug(inputs["features"])
     losses = []
     first = 0
-    for batch in batches:
-        task = tasks[batch.task]
-        inputs = states if wants_hidden_states(task.expert) else features
-        own = inputs[first : first + batch.utterances]
+    for batch, expert, kind in zip(batches, experts, kinds, strict=True):
+        own = inputs[kind][first : first + batch.utterances]
         first += batch.utterances
-        losses.append(
-            task.expert(task.train_split, own, *batch.others, records=records[batch.task])
-        )
+        split = tasks[batch.task].train_split
+        losses.append(expert(split, own, *batch.others, records=records[batch.task]))
     return losses

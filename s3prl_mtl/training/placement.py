@@ -118,7 +118,11 @@ def _measure_costs(
     own = config.downstream[world.rank :: world.size]
     logger.info("Measuring the cost of a batch of each task.")
     experts = world.run_on_all_ranks(
-        lambda: build_experts(config, own, encoder.featurizer, folder, saved) if own else {}
+        lambda: (
+            build_experts(config, own, encoder.upstream, encoder.featurizer, folder, saved)
+            if own
+            else {}
+        )
     )
     costs = {}
     for name, expert in experts.items():

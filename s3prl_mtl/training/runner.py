@@ -187,7 +187,9 @@ class MultiTaskRunner:
         config, world = self.config, self.world
         own = placement.tasks_of(world.rank)
         experts = world.run_on_all_ranks(
-            lambda: build_experts(config, own, self.featurizer, self.folder, self._resumed)
+            lambda: build_experts(
+                config, own, self.upstream, self.featurizer, self.folder, self._resumed
+            )
         )
         # All ranks have to create every group.
         groups = {name: world.group(placement.ranks_of(name)) for name in config.downstream}
@@ -258,11 +260,14 @@ class MultiTaskRunner:
         config = self.config
         own = Source(config.upstream.name, file=config.upstream.ckpt or "")
         resumed = Source("resumed run", self.step) if self._resumed is not None else None
-        random = Source("random weights")
+        fresh = {
+            name: Source(getattr(task.expert, "starts_from", "random weights"))
+            for name, task in self.tasks.items()
+        }
         heads: dict[str, list[str]] = {}
         for part in self.world.all_gather(
             {
-                name: part_cells(task.expert, resumed or self._sources.get(name, random))
+                name: part_cells(task.expert, resumed or self._sources.get(name, fresh[name]))
                 for name, task in self.tasks.items()
             }
         ):

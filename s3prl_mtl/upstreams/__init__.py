@@ -9,7 +9,7 @@ from typing import Any
 
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.registry.plugins import discover_upstreams, find_upstream
-from s3prl_mtl.upstreams.base import HiddenStates, Upstream
+from s3prl_mtl.upstreams.base import HiddenStates, Mask, MaskedUtterance, Upstream
 from s3prl_mtl.upstreams.featurizer import Featurizer
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
 from s3prl_mtl.upstreams.hubert.encoder import Hubert, hubert_from_state
@@ -30,6 +30,8 @@ __all__ = [
     "HiddenStates",
     "Hubert",
     "HubertConfig",
+    "Mask",
+    "MaskedUtterance",
     "Upstream",
     "hubert_from_state",
     "load_upstream",

@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from s3prl_mtl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What an encoder hides of an utterance, before its first Transformer layer.
+
+    Args:
+        frames: bool (T,), on the CPU; these frames become the encoder's mask embedding.
+        channels: bool (D,), on the CPU; these channels become 0 in all frames. None: no channel.
+    """
+
+    frames: Tensor
+    channels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class MaskedUtterance:
+    """The encoding of an utterance of which a task has masked a part.
+
+    Args:
+        states: the last hidden state, float32 (T, D).
+        mask: as the task drew it.
+        penalty: the mean square of the convolutional features, a scalar.
+    """
+
+    states: Tensor
+    mask: Mask
+    penalty: Tensor
 
 
 class HiddenStates:
@@ -20,6 +49,8 @@ class HiddenStates:
             input of the first layer. Rows behind the last utterance are ignored.
         lengths: frames of each utterance, in the order of the rows.
         order: the waveform of each utterance of the rows; None for the order of the waveforms.
+        squares: mean square of the convolutional features of each row, ``(rows,)``; None unless the
+            encoder was given masks.
 
     Attributes:
         layers: the hidden states as they were given, utterances in the order of the rows.
@@ -30,10 +61,12 @@ class HiddenStates:
         states: Tensor | Sequence[Tensor],
         lengths: Sequence[int],
         order: Sequence[int] | None = None,
+        squares: Tensor | None = None,
     ) -> None:
         self.layers = list(states)
         self._row_lengths = list(lengths)
         self._order = list(order) if order is not None else list(range(len(lengths)))
+        self._squares = squares
 
     @property
     def lengths(self) -> list[int]:
@@ -52,6 +85,16 @@ class HiddenStates:
     def layer(self, index: int) -> list[Tensor]:
         """Hidden state ``index`` (negative: from the end) of each utterance, ``(T_i, D)``."""
         return self.by_utterance(self.layers[index])
+
+    def penalties(self) -> list[Tensor]:
+        """The mean square of the convolutional features of each utterance, scalars.
+
+        Raises:
+            ValueError: the encoder was not given masks, and did not compute them.
+        """
+        if self._squares is None:
+            raise ValueError("The penalty is computed only for batches with masks.")
+        return [squares.mean() for squares in self.by_utterance(self._squares)]
 
     def by_utterance(self, rows: Tensor) -> list[Tensor]:
         """Rows as in `layers` -> a view of each utterance, in the order of the waveforms."""
@@ -80,6 +123,17 @@ class Upstream(nn.Module, ABC):
     hidden_size: int
     num_hidden_states: int
     downsample_rate: int
+    can_mask: ClassVar[bool] = False
+    """Whether `forward` takes masks; such a class defines `num_frames`, too."""
+
+    @property
+    def pretraining_settings(self) -> Mapping[str, Any]:
+        """Settings of the pre-training, under fairseq's names; empty if they are not known."""
+        return {}
+
+    def num_frames(self, samples: int) -> int:
+        """Frames of an utterance of so many samples."""
+        raise NotImplementedError(f"{type(self).__name__} cannot mask frames.")
 
     @property
     def checkpoint_info(self) -> dict[str, Any] | None:
@@ -121,6 +175,9 @@ class Upstream(nn.Module, ABC):
         """Encode waveforms, each ``(samples_i,)`` in [-1, 1] at 16 kHz.
 
         The representation of an utterance does not depend on the others of its batch.
+
+        A class with `can_mask` has a second argument, ``masks: Sequence[Mask | None] | None``, with
+        an entry for each waveform. Given masks, it also computes `HiddenStates.penalties`.
 
         Raises:
             UserError: an utterance is too short for one frame; the place holds its index.

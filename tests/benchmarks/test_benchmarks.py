@@ -89,3 +89,13 @@ def test_the_benchmark_of_an_evaluation_compares_both_ways(
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert [record["batch_seconds"] for record in records] == [1, 4]
     assert all(record["together"][0] > 0 and record["alone"][0] > 0 for record in records)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_pretraining_measures_both_tasks(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    words = ["--size", "tiny", "--tasks", "ks,ic", "--seconds", "4", "--repeats", "1"]
+    run("pretraining.py", *words, "--log", str(log))
+    (record,) = [json.loads(line) for line in log.read_text().splitlines()]
+    assert set(record["seconds"]) == {"without", "supervised", "ssl"}
+    assert all(seconds > 0 for measured in record["seconds"].values() for seconds in measured)

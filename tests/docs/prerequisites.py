@@ -28,6 +28,7 @@ def add_recordings(folder: Path, corpus: Path) -> None:
     speech = next((corpus / "LibriSpeech" / "test-clean").rglob("*.flac"))
     for name in ("speech.wav", "one.wav", "two.wav", "some.wav"):
         shutil.copy(speech, folder / name)
+    shutil.copytree(speech.parent, folder / "recordings")
 
 
 def add_tasks_of_s3prl(folder: Path, corpus: Path) -> None:

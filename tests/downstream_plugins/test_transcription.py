@@ -384,3 +384,17 @@ def test_utterances_whose_loss_is_set_to_zero_are_counted_in_training(build: Any
     records = defaultdict(list)
     expert("train", features, targets, records=records)
     assert "zeroed" not in records
+
+
+@pytest.mark.parametrize("task", ["asr", "pr", "sf"])
+def test_the_confidence_is_that_of_the_path_by_its_length(task: str, build: Any) -> None:
+    expert = build(task)
+    features = [torch.randn(frames, 32, generator=torch.manual_seed(frames)) for frames in (9, 40)]
+    with torch.no_grad():
+        answers = expert.predict(features, [0, 0])
+        for feature, answer in zip(features, answers, strict=True):
+            logits, (length,) = expert._logits([feature])
+            path = F.softmax(logits[0, :length], dim=-1).amax(dim=-1).double()
+            expected = float(path.prod()) ** (1 / int(length))
+            assert answer["confidence"] == pytest.approx(expected, rel=1e-4)
+            assert 0 < answer["confidence"] <= 1

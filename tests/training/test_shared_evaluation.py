@@ -19,9 +19,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     passes: list[int] = []
     encode = SharedEncoder.hidden_states
 
-    def counted(encoder: SharedEncoder, wavs: Sequence[Any]) -> Any:
+    def counted(encoder: SharedEncoder, wavs: Sequence[Any], masks: Sequence[Any] = ()) -> Any:
         passes.append(len(wavs))
-        return encode(encoder, wavs)
+        return encode(encoder, wavs, masks)
 
     monkeypatch.setattr(SharedEncoder, "hidden_states", counted)
     return passes

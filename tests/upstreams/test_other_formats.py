@@ -34,7 +34,7 @@ def safetensors(path: Path) -> Path:
 
 def transformers_folder(folder: Path) -> Path:
     folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "hubert"}')
+    (folder / "config.json").write_text('{"model_type": "wavlm"}')
     safetensors(folder / "model.safetensors")
     torch.save(WEIGHTS, folder / "pytorch_model.bin")
     return folder
@@ -42,12 +42,14 @@ def transformers_folder(folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["hubert", "hubert_tiny", "hubert_large_ll60k"])
 @pytest.mark.parametrize("file", ["", "model.safetensors", "pytorch_model.bin"])
-def test_a_model_of_transformers_is_refused_with_the_flag_that_loads_it(
+def test_another_model_of_transformers_is_refused_with_the_flag_that_loads_it(
     file: str, name: str, tmp_path: Path
 ):
     folder = transformers_folder(tmp_path / "model")
-    with user_error("checkpoint-format", where=r"^-k ", fix=rf"-u hf:{folder}\b"):
+    with user_error("checkpoint-format", where="model_type", fix=rf"-u hf:{folder}\b"):
         load_upstream(name, folder / file)
+    with user_error("checkpoint-format", where=r"^-k ", fix=str(folder)):
+        read_fairseq_checkpoint(folder / file)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def test_weights_alone_are_recognised_by_their_content(
     write: Callable[[Path], object], name: str, tmp_path: Path
 ):
     write(tmp_path / name)
-    with user_error("checkpoint-format", where=name, fix=r"-u hf:FOLDER\b"):
+    with user_error("checkpoint-format", where=name, fix="-k FOLDER"):
         load_upstream("hubert", tmp_path / name)
 
 

@@ -41,6 +41,7 @@ class HubertConfig:
     layer_norm_first: bool = False
     conv_pos: int = 128
     conv_pos_groups: int = 16
+    conv_pos_batch_norm: bool = False
     dropout: float = 0.1
     attention_dropout: float = 0.1
     activation_dropout: float = 0.0
@@ -237,7 +238,6 @@ def _refuse_variants(model: Mapping[str, Any], where: str) -> None:
     refused = {
         "layer_type": ("transformer", "only transformer layers are supported"),
         "pos_conv_depth": (1, "only one positional convolution is supported"),
-        "conv_pos_batch_norm": (False, "batch norm before it is not supported"),
     }
     for name, (wanted, reason) in refused.items():
         value = model.get(name, wanted)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.upstreams.base import HiddenStates, Upstream, check_waveforms
+from s3prl_mtl.upstreams.base import HiddenStates, Mask, Upstream, check_waveforms
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
 from s3prl_mtl.upstreams.hubert.convolutions import ConvolutionalFrontEnd, ScaleGradient
 from s3prl_mtl.upstreams.hubert.dropout import dropout
 from s3prl_mtl.upstreams.hubert.layers import layer_norm, linear
+from s3prl_mtl.upstreams.hubert.masking import apply_masks
 from s3prl_mtl.upstreams.hubert.segments import Segments
 from s3prl_mtl.upstreams.hubert.transformer import TransformerEncoder
 from s3prl_mtl.upstreams.strict_loading import load_strictly
@@ -47,6 +48,8 @@ class Hubert(Upstream):
         hidden = upstream([waveform_a, waveform_b])
         hidden.states.shape     # (layers + 1, frames of a + frames of b, width)
     """
+
+    can_mask: ClassVar[bool] = True
 
     def __init__(
         self, config: HubertConfig, fairseq_header: Mapping[str, Any] | None = None
@@ -82,6 +85,19 @@ class Hubert(Upstream):
             "fairseq_header": self.fairseq_header,
         }
 
+    @property
+    def pretraining_settings(self) -> Mapping[str, Any]:
+        """fairseq's settings of task, criterion and model in one mapping."""
+        header = self.fairseq_header or {}
+        if not header.get("cfg"):
+            return header.get("args") or {}
+        parts = (header["cfg"].get(name) or {} for name in ("task", "criterion", "model"))
+        return {key: value for part in parts for key, value in part.items()}
+
+    def num_frames(self, samples: int) -> int:
+        """See :class:`Upstream`; 0 if the utterance is too short."""
+        return self.config.num_frames(samples)
+
     def parameter_layers(self) -> dict[str, int]:
         """See :class:`Upstream`. Parameters after the layers have the number of the last one."""
         inputs = ["layer_norm.", "post_extract_proj.", "encoder.pos_conv."]
@@ -102,7 +118,9 @@ class Hubert(Upstream):
         self.feature_extractor.recompute = True
         self.encoder.recompute = True
 
-    def forward(self, wavs: list[Tensor]) -> HiddenStates:
+    def forward(
+        self, wavs: list[Tensor], masks: Sequence[Mask | None] | None = None
+    ) -> HiddenStates:
         """Waveforms ``(samples_i,)`` -> ``(layers + 1, sum T_i, D)``; see :class:`Upstream`."""
         check_waveforms(wavs)
         self._refuse_short(wavs)
@@ -118,13 +136,19 @@ class Hubert(Upstream):
         dtype = torch.get_autocast_dtype(kind) if autocast else weight.dtype
         # Each operation chooses its precision itself.
         with torch.autocast(kind, enabled=False):
-            features = layer_norm(self._convolve(signals, dtype), self.layer_norm)
+            convolved = self._convolve(signals, dtype)
+            features = layer_norm(convolved, self.layer_norm)
             if self.post_extract_proj is not None:
                 features = linear(features, self.post_extract_proj)
             features = dropout(features, self.config.dropout_input, self.training)
             unused = len(features) - sum(lengths)
+            squares = None
+            if masks is not None:
+                squares = convolved.float().square().mean(1)
+                in_order = [masks[index] for index in order]
+                features = apply_masks(features, self.mask_emb, in_order, lengths)
             states = self.encoder(features, Segments(lengths, weight.device, unused))
-        return HiddenStates(states, lengths, order)
+        return HiddenStates(states, lengths, order, squares)
 
     def _convolve(self, signals: list[Tensor], dtype: torch.dtype) -> Tensor:
         factor = self.config.feature_grad_mult

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -23,12 +24,21 @@ from s3prl_mtl.fileio.safe_torch import (
 )
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
 from s3prl_mtl.upstreams.hubert.encoder import Hubert, build_hubert
+from s3prl_mtl.upstreams.hubert.transformers_format import folder_of, read_transformers_folder
+
+logger = logging.getLogger(__name__)
 
 KIND = "fairseq HuBERT checkpoint"
 SPECIAL_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>"]
 CONVERTED = {"model_cfg", "task_cfg", "model_weight"}
 """Keys of the files that s3prl converts from fairseq's."""
-HUGGING_FACE = "hf:"
+FINE_TUNED = {"hubert_ctc": "w2v_encoder.w2v_model.", "hubert_seq2seq": "encoder.w2v_model."}
+"""Fine-tuned models: the prefix of the encoder's parameters."""
+OF_PRETRAINING = ("final_proj.", "label_embs_concat", "target_glu.")
+WITH_SETTINGS = (
+    "Give the folder of transformers that has these weights as model.safetensors or "
+    "pytorch_model.bin, with config.json and preprocessor_config.json: -k FOLDER."
+)
 # The optimizer's state is two thirds of a published file and is not needed.
 NOT_IN_HEADER = ("model", "last_optimizer_state")
 
@@ -40,12 +50,13 @@ class FairseqCheckpoint:
     Args:
         config: the architecture.
         state_dict: the parameters under fairseq's names; memory-mapped, so copy them.
-        header: everything else except the optimizer's state, as plain values.
+        header: everything else except the optimizer's state, as plain values; None for a
+            fine-tuned model, whose other entries are not those of a HuBERT.
     """
 
     config: HubertConfig
     state_dict: dict[str, Tensor]
-    header: dict[str, Any]
+    header: dict[str, Any] | None
 
 
 def read_fairseq_checkpoint(path: str | os.PathLike[str]) -> FairseqCheckpoint:
@@ -83,8 +94,24 @@ def read_fairseq_checkpoint(path: str | os.PathLike[str]) -> FairseqCheckpoint:
                 fix="Download the checkpoint again.",
                 code="checkpoint-format",
             )
-    header = {key: to_plain(value) for key, value in loaded.items() if key not in NOT_IN_HEADER}
-    model_settings, task_settings = _settings(header, where)
+    entries = {key: to_plain(value) for key, value in loaded.items() if key not in NOT_IN_HEADER}
+    header: dict[str, Any] | None = entries
+    model_settings, task_settings = _settings(entries, where)
+    if _name(model_settings) in FINE_TUNED:
+        header = None
+        model_settings, task_settings, state_dict = _pretrained_part(
+            model_settings, task_settings, state_dict, where
+        )
+    name = _name(model_settings)
+    if name != "hubert":
+        key = "args.arch" if "arch" in model_settings else "cfg.model._name"
+        raise UserError(
+            f"This is a fairseq checkpoint of {name!r}; only HuBERT ('hubert') and HuBERT "
+            "fine-tuned by fairseq are supported.",
+            where=f"{key}={name!r} in {where}",
+            fix="Give a HuBERT checkpoint, such as hubert_base_ls960.pt.",
+            code="checkpoint-format",
+        )
     final_proj = state_dict.get("final_proj.weight")
     embeddings = state_dict.get("label_embs_concat")
     config = HubertConfig.from_fairseq(
@@ -99,16 +126,14 @@ def read_fairseq_checkpoint(path: str | os.PathLike[str]) -> FairseqCheckpoint:
 
 def _refuse_transformers(path: Path) -> None:
     """Refuse a folder or file of transformers, whose weights have other names."""
-    safetensors = path.suffix == ".safetensors" or _begins_as_safetensors(path)
-    if path.is_dir() and (path / "config.json").is_file():
-        what, fix = "a folder of transformers", f"-u {HUGGING_FACE}{path}"
-    elif safetensors and (path.parent / "config.json").is_file():
-        what, fix = "of transformers", f"-u {HUGGING_FACE}{path.parent}"
-    elif safetensors:
-        what, fix = "in the format safetensors", f"-u {HUGGING_FACE}FOLDER, with its config.json"
+    folder = folder_of(path)
+    if folder is not None:
+        what, fix = "of transformers", f"Load it with `load_upstream('hubert', {str(folder)!r})`."
+    elif path.suffix == ".safetensors" or _begins_as_safetensors(path):
+        what, fix = "weights without settings", WITH_SETTINGS
     else:
         return
-    raise _other_format(path, what, f"Leave out -k and give the folder: {fix}.")
+    raise _other_format(path, what, fix)
 
 
 def _begins_as_safetensors(path: Path) -> bool:
@@ -125,12 +150,7 @@ def _refuse_other_format(content: Mapping[Any, Any], path: Path) -> None:
     names = [str(name) for name in content]
     if content and all(isinstance(value, Tensor) for value in content.values()):
         if any(".attention.k_proj." in name for name in names):
-            folder = path.parent if (path.parent / "config.json").is_file() else "FOLDER"
-            raise _other_format(
-                path,
-                "of transformers: weights without settings",
-                f"Leave out -k and give the folder with config.json: -u {HUGGING_FACE}{folder}.",
-            )
+            raise _other_format(path, "weights without settings", WITH_SETTINGS)
         return
     if "Format" in content or {"Featurizer", "Args"} <= set(names) or "Downstream" in content:
         raise _other_format(
@@ -179,18 +199,24 @@ def load_hubert(
     layerdrop: float = 0.0,
     feature_grad_mult: float | None = None,
 ) -> Hubert:
-    """The encoder of a fairseq HuBERT checkpoint.
+    """The encoder of a HuBERT checkpoint.
 
     Args:
-        path: the ``.pt`` file.
+        path: fairseq's ``.pt`` file, or a folder of transformers.
         layerdrop: probability of skipping a layer in training; overrides the checkpoint's.
         feature_grad_mult: scale of the gradient into the convolutions, 0 freezes them; None
             keeps the checkpoint's.
 
     Raises:
-        UserError: see :func:`read_fairseq_checkpoint`; or the parameters do not fit the settings.
+        UserError: see :func:`read_fairseq_checkpoint` and :func:`read_transformers_folder`; or the
+            parameters do not fit the settings.
     """
-    checkpoint = read_fairseq_checkpoint(path)
+    path = Path(os.path.expanduser(path))
+    folder = folder_of(path)
+    if folder is not None:
+        checkpoint = FairseqCheckpoint(*read_transformers_folder(folder), None)
+    else:
+        checkpoint = read_fairseq_checkpoint(path)
     config = replace(checkpoint.config, encoder_layerdrop=layerdrop)
     if feature_grad_mult is not None:
         config = replace(config, feature_grad_mult=feature_grad_mult)
@@ -238,7 +264,11 @@ def make_header(config: HubertConfig) -> dict[str, Any]:
         final_dim=config.label_embeddings[1],
         untie_final_proj=False,
         conv_feature_layers=str(list(config.conv_feature_layers)),
+        mask_prob=0.8,
     )
+    if not config.conv_pos_batch_norm:
+        # fairseq 0.12.2 does not know it.
+        del model["conv_pos_batch_norm"]
     task = {
         "_name": "hubert_pretraining",
         "data": "",
@@ -248,8 +278,10 @@ def make_header(config: HubertConfig) -> dict[str, Any]:
         "sample_rate": 16_000,
         "normalize": config.normalize,
     }
+    # The settings of masked prediction are those of HuBERT Base; fairseq's defaults are others.
+    criterion = {"_name": "hubert", "loss_weights": [10.0]}
     return {
-        "cfg": {"model": model, "task": task, "criterion": {"_name": "hubert"}},
+        "cfg": {"model": model, "task": task, "criterion": criterion},
         **_entries_of_fairseq([symbols]),
     }
 
@@ -267,7 +299,7 @@ def _entries_of_fairseq(symbols: Sequence[list[str]]) -> dict[str, Any]:
                 "num_updates": 0,
             }
         ],
-        "task_state": {"dictionaries": [_dictionary(listed) for listed in symbols]},
+        "task_state": {"dictionaries": [make_dictionary(listed) for listed in symbols]},
         "extra_state": {
             "metrics": None,
             "previous_training_time": 0.0,
@@ -276,7 +308,8 @@ def _entries_of_fairseq(symbols: Sequence[list[str]]) -> dict[str, Any]:
     }
 
 
-def _dictionary(symbols: list[str]) -> dict[str, Any]:
+def make_dictionary(symbols: list[str]) -> dict[str, Any]:
+    """The plain values of fairseq's dictionary of these symbols, the special ones first."""
     return {
         CLASS_KEY: "Dictionary",
         "bos_word": "<s>",
@@ -308,19 +341,68 @@ def _settings(header: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any],
                 fix="Give a checkpoint written by fairseq.",
                 code="checkpoint-format",
             )
-        name, key = model.get("_name"), "cfg.model._name"
     else:
         model = task = header["args"]
-        name, key = model.get("arch"), "args.arch"
-    if name != "hubert":
-        raise UserError(
-            f"This is a fairseq checkpoint of {name!r}; only pre-trained HuBERT ('hubert') is "
-            "supported.",
-            where=f"{key}={name!r} in {where}",
-            fix="Give a HuBERT checkpoint, such as hubert_base_ls960.pt.",
-            code="checkpoint-format",
-        )
     return model, task
+
+
+def _name(model: Mapping[str, Any]) -> Any:
+    """The name of the architecture."""
+    return model.get("_name") or model.get("arch")
+
+
+def _pretrained_part(
+    model: Mapping[str, Any],
+    task: Mapping[str, Any],
+    state_dict: Mapping[str, Tensor],
+    where: str,
+) -> tuple[Mapping[str, Any], Mapping[str, Any], dict[str, Tensor]]:
+    """The encoder inside a fine-tuned model, with the settings of its pre-training (`w2v_args`).
+
+    fairseq removes the projection and the dictionaries of pre-training; the label embeddings,
+    which mean nothing without them, are left out, too.
+
+    Returns:
+        settings of model and task, parameters.
+
+    Raises:
+        UserError: the settings of the pre-training are missing.
+    """
+    settings = model.get("w2v_args")
+    if not isinstance(settings, Mapping):
+        raise UserError(
+            "The fine-tuned checkpoint lacks the settings of its pre-training.",
+            where=f"w2v_args of {where}",
+            fix="Give the checkpoint that was fine-tuned.",
+            code="checkpoint-incomplete",
+        )
+    inner_model, inner_task = _settings(
+        {"cfg" if "model" in settings else "args": settings}, f"w2v_args of {where}"
+    )
+    prefix = FINE_TUNED[_name(model)]
+    pretraining = tuple(f"{prefix}{name}" for name in OF_PRETRAINING)
+    encoder = {
+        name.removeprefix(prefix): value
+        for name, value in state_dict.items()
+        if name.startswith(prefix) and not name.startswith(pretraining)
+    }
+    outside = [name for name in state_dict if name.removeprefix(prefix) not in encoder]
+    logger.info(
+        "%s is fine-tuned (%s): its encoder is used. Left out: %s.",
+        where,
+        _name(model),
+        _listed(outside),
+    )
+    if inner_model.get("feature_grad_mult") == 0:
+        logger.info("Its fine-tuning froze the convolutions (feature_grad_mult 0), which is kept.")
+    # The waveforms of fine-tuning are the last ones that the encoder was trained with.
+    normalize = task.get("normalize", inner_task.get("normalize", False))
+    return {**inner_model, "target_glu": False}, {**inner_task, "normalize": normalize}, encoder
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Some names, and the number of the others."""
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def _matrix_shape(tensor: Tensor, where: str) -> tuple[int, int]:

@@ -27,18 +27,23 @@ LENGTHS_PER_OCTAVE = 16
 class PositionalConvolution(nn.Module):
     """Grouped convolution over time with weight norm over dimension 2 (the kernel's positions).
 
-    One trailing frame is dropped for even kernels, so that T frames stay T frames.
+    One trailing frame is dropped for even kernels, so that T frames stay T frames. With
+    ``conv_pos_batch_norm`` the weight has no norm (see :class:`FixedBatchNorm`).
     """
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
         self.kernel, self.groups = config.conv_pos, config.conv_pos_groups
+        self.has_weight_norm = not config.conv_pos_batch_norm
         width = config.encoder_embed_dim
         self.bias = nn.Parameter(torch.zeros(width))
         std = math.sqrt(4.0 / (self.kernel * width))
         weight = torch.empty(width, width // self.groups, self.kernel).normal_(std=std)
-        self.weight_g = nn.Parameter(_norm_per_position(weight))
-        self.weight_v = nn.Parameter(weight)
+        if self.has_weight_norm:
+            self.weight_g = nn.Parameter(_norm_per_position(weight))
+            self.weight_v = nn.Parameter(weight)
+        else:
+            self.weight = nn.Parameter(weight)
 
     def forward(self, x: Tensor, segments: Segments) -> Tensor:
         """Packed frames ``(sum T, D)`` -> ``(sum T, D)``; sums and norms are in float32."""
@@ -66,7 +71,24 @@ class PositionalConvolution(nn.Module):
 
     def normalised_weight(self) -> Tensor:
         """``(D, D / groups, kernel)``."""
+        if not self.has_weight_norm:
+            return self.weight
         return self.weight_v * (self.weight_g / _norm_per_position(self.weight_v))
+
+
+class FixedBatchNorm(nn.BatchNorm1d):
+    """Batch norm of frames before the convolution, in place of its weight norm.
+
+    It normalises by the statistics of pre-training, also in training: those of a batch would make
+    the features of an utterance depend on the other utterances.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Packed frames ``(sum T, D)`` -> ``(sum T, D)``, computed in float32."""
+        mean, variance = self.running_mean, self.running_var
+        assert mean is not None and variance is not None
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return ((x.to(scale.dtype) - mean) * scale + self.bias).to(x.dtype)
 
 
 def convolve_signal(signal: Tensor, weight: Tensor, groups: int) -> Tensor:

@@ -13,7 +13,7 @@ from s3prl_mtl.upstreams.hubert.attention import SelfAttention
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
 from s3prl_mtl.upstreams.hubert.dropout import dropout
 from s3prl_mtl.upstreams.hubert.layers import Pair, in_precision, layer_norm, make_linear
-from s3prl_mtl.upstreams.hubert.positional import PositionalConvolution
+from s3prl_mtl.upstreams.hubert.positional import FixedBatchNorm, PositionalConvolution
 from s3prl_mtl.upstreams.hubert.segments import Segments
 
 
@@ -30,6 +30,8 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.pos_conv = nn.Sequential(PositionalConvolution(config), nn.GELU())
+        if config.conv_pos_batch_norm:
+            self.pos_conv.insert(0, FixedBatchNorm(config.encoder_embed_dim))
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.encoder_layers))
         self.layer_norm = nn.LayerNorm(config.encoder_embed_dim)
 
@@ -41,7 +43,9 @@ class TransformerEncoder(nn.Module):
         on its input, so that the number of states is constant.
         """
         config = self.config
-        x = x + self.pos_conv[1](self.pos_conv[0](x, segments))
+        *norm, convolution, gelu = self.pos_conv
+        positions = norm[0](x) if norm else x
+        x = x + gelu(convolution(positions, segments))
         if not config.layer_norm_first:
             x = layer_norm(x, self.layer_norm)
         x = dropout(x, config.dropout, self.training)

@@ -16,7 +16,7 @@ from s3prl_mtl.data import SAMPLE_RATE
 from s3prl_mtl.errors import UserError, error_summary, require_packages
 from s3prl_mtl.s3prl_compat.torchaudio_fallback import ensure_torchaudio
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream, check_waveforms
-from s3prl_mtl.upstreams.hubert.fairseq_file import HUGGING_FACE
+from s3prl_mtl.upstreams.hubert.transformers_format import HUGGING_FACE
 from s3prl_mtl.upstreams.strict_loading import check_finite
 from s3prl_mtl.upstreams.zoo.state_names import strip_state_prefixes
 from s3prl_mtl.upstreams.zoo.unpadded import encode_by_length, probe

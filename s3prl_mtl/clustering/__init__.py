@@ -1,0 +1,1 @@
+"""Labels of frames from k-means over MFCC or hidden states: HuBERT's targets."""
