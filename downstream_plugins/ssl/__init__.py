@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -17,8 +16,6 @@ from s3prl_mtl import Mask, MaskedUtterance, Metric, TaskExpert, Upstream
 from s3prl_mtl.data import SAMPLE_RATE, Finding, Manifest
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.nn import SpanMasking, to_device
-
-logger = logging.getLogger(__name__)
 
 SPECIAL_SYMBOLS = 4
 """Entries of fairseq's dictionaries before the classes, each with an embedding."""
@@ -111,8 +108,8 @@ class MaskedPrediction(TaskExpert):
         self.masked_weight = self._value("lossrc", "pred_masked_weight")
         self.nomask_weight = self._value("lossrc", "pred_nomask_weight")
         weights = self._value("lossrc", "loss_weights")
-        if len(weights) > 1:
-            raise self._invalid("lossrc", "loss_weights", "Give one weight, that of the penalty.")
+        if len(weights) > 1 or not all(isinstance(weight, int | float) for weight in weights):
+            raise self._invalid("lossrc", "loss_weights", "Give one number, as in [10.0], or [].")
         self.penalty_weight = weights[0] if weights else 0.0
         weights_of = {"skip_masked": self.masked_weight, "skip_nomask": self.nomask_weight}
         for name, weight in weights_of.items():
@@ -154,7 +151,7 @@ class MaskedPrediction(TaskExpert):
         wanted = type(DEFAULTS[name])
         if wanted is float and type(value) is int:
             value = float(value)
-        if type(value) is not wanted and not (wanted is list and isinstance(value, Sequence)):
+        if type(value) is not wanted:
             raise self._invalid(block, name, f"{value!r} is not of type {wanted.__name__}.")
         return value
 
@@ -168,32 +165,21 @@ class MaskedPrediction(TaskExpert):
 
     @torch.no_grad()
     def _start_from(self, upstream: Upstream) -> None:
-        """Start the head from the parameters of the encoder's own pre-training, if they fit."""
-        classes = sum(self.sizes) - SPECIAL_SYMBOLS * len(self.sizes)
-        names = {name for name, _ in self.named_parameters()}
-        own = {name: value for name, value in upstream.state_dict().items() if name in names}
+        """Start the head from the parameters of the encoder's own pre-training, if all fit."""
+        parameters = dict(self.named_parameters())
+        own = {name: value for name, value in upstream.state_dict().items() if name in parameters}
         different = [
-            f"{name} {list(own[name].shape) if name in own else 'missing'}, here "
+            f"{name} of {list(own[name].shape) if name in own else 'none'}, not "
             f"{list(parameter.shape)}"
-            for name, parameter in self.named_parameters()
+            for name, parameter in parameters.items()
             if name not in own or own[name].shape != parameter.shape
         ]
-        if different:
-            if own:
-                logger.info(
-                    "ssl: the head for %d classes starts from random weights; those of the encoder "
-                    "do not fit (%s).",
-                    *(classes, "; ".join(different)),
-                )
-            return
-        for name, parameter in self.named_parameters():
-            parameter.copy_(own[name])
-        self.starts_from = "the encoder's pre-training"
-        logger.info(
-            "ssl: the head for %d classes starts from final_proj and label_embs_concat of the "
-            "encoder.",
-            classes,
-        )
+        if not different:
+            for name, parameter in parameters.items():
+                parameter.copy_(own[name])
+            self.starts_from = "the encoder's pre-training"
+        elif own:
+            self.starts_from = f"random weights: the encoder has {different[0]}"
 
     # ----------------------------------------------------------------------------- data
 

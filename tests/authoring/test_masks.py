@@ -31,7 +31,7 @@ class Noise:
 
 
 class DownstreamExpert(nn.Module):
-    def __init__(self, upstream_dim, upstream_rate, downstream_expert, expdir, upstream=None, **kwargs):
+    def __init__(self, upstream_dim, expdir, upstream=None, **kwargs):
         super().__init__()
         self.linear = nn.Linear(upstream_dim, 1)
         SEEN["settings"] = dict(upstream.pretraining_settings)
