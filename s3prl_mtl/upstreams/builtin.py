@@ -19,10 +19,10 @@ def hubert(
     layerdrop: float = 0.0,
     feature_grad_mult: float | None = None,
 ) -> Hubert:
-    """HuBERT Base (LibriSpeech 960 h), or any fairseq HuBERT checkpoint.
+    """HuBERT Base (LibriSpeech 960 h), or a HuBERT of fairseq or transformers.
 
     Args:
-        ckpt: a local fairseq file; None downloads the official one.
+        ckpt: a local fairseq file or folder of transformers; None downloads the official one.
         cache_dir: where downloads are kept (``$S3PRL_MTL_CACHE``, else ``~/.cache/s3prl_mtl``).
         layerdrop: probability of skipping a layer in training.
         feature_grad_mult: scale of the gradient into the convolutions; None keeps the checkpoint's.
