@@ -58,6 +58,6 @@ class IntentClassification(ClassificationExpert):
     questions: ClassVar[Mapping[str, str]] = {slot: slot for slot in SLOTS}
 
     def build_head(self) -> None:
-        if not set(SLOTS) <= set(self.labels):  # slots of own data
+        if self.labels and not set(SLOTS) <= set(self.labels):  # slots of own data
             self.questions = {slot: slot for slot in self.labels}  # type: ignore[misc]
         super().build_head()

@@ -85,7 +85,7 @@ def test_hidden_states_in_training_evaluation_and_inference(
     waveforms = [noise.Noise()[i][0] for i in range(4)]
     with torch.no_grad():
         wanted = before(waveforms).split()
-    runner.evaluate([("noise", "test")], tracker=None)
+    runner.evaluate([("noise", "test")], recorder=None)
     for number, states in enumerate(wanted):
         torch.testing.assert_close(noise.SEEN["test", number], states, rtol=1e-4, atol=1e-5)
     results = runner.train()

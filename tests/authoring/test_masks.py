@@ -75,7 +75,7 @@ def test_masks_in_training_evaluation_and_inference(
     runner = MultiTaskRunner(settings, tmp_path / "run")
     assert noise.SEEN["settings"]["_name"] == "hubert"
     runner.upstream.eval()
-    runner.evaluate([("noise", "test")], tracker=None)
+    runner.evaluate([("noise", "test")], recorder=None)
     for number in range(4):
         seen = noise.SEEN["test", number]
         assert seen.mask.frames.sum() == 3 + number
@@ -116,4 +116,4 @@ def test_masks_that_do_not_fit(
     runner = MultiTaskRunner(settings, tmp_path / "run")
     noise.EXTRA_FRAMES = 1
     with user_error("expert-invalid", where="masks"):
-        runner.evaluate([("noise", "test")], tracker=None)
+        runner.evaluate([("noise", "test")], recorder=None)

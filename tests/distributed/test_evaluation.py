@@ -74,7 +74,7 @@ def evaluate_with_a_fault(
     encode = runner.encoder.hidden_states
     seen = []
 
-    def hidden_states(wavs: list[Any]) -> Any:
+    def hidden_states(wavs: list[Any], masks: Any = ()) -> Any:
         seen.append(len(wavs))
         if world.rank == 1 and len(seen) == 2:
             if fault == "stop":
@@ -83,7 +83,7 @@ def evaluate_with_a_fault(
                 raise UserError("The file is not audio.", where="x.wav", code="audio-unreadable")
             else:
                 raise ZeroDivisionError("a bug")
-        return encode(wavs)
+        return encode(wavs, masks)
 
     runner.encoder.hidden_states = hidden_states
     error: BaseException

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.training.microbatch import MicroBatch
 from s3prl_mtl.training.runner import MultiTaskRunner
+from s3prl_mtl.upstreams import HiddenStates
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_updates import (
     assert_same_update,
@@ -155,18 +156,18 @@ def short_memory(where: str, world: World, runner: MultiTaskRunner) -> None:
     """The encoder of the last rank cannot take more than LIMIT samples, or one utterance."""
     if world.rank != world.size - 1:
         return
-    features = runner.encoder.features
+    encode = runner.encoder.hidden_states
 
-    def limited(wavs: list[Any]) -> list[torch.Tensor]:
+    def limited(wavs: list[Any], masks: Sequence[Any] = ()) -> HiddenStates:
         too_much = len(wavs) > 1 and sum(len(wav) for wav in wavs) > LIMIT
         if too_much and where == "forward":
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        made = features(wavs)
+        made = encode(wavs, masks)
         if too_much:
-            made[0].register_hook(refuse)
+            made.layers[-1].register_hook(refuse)
         return made
 
-    runner.encoder.features = limited
+    runner.encoder.hidden_states = limited
 
 
 def short_memory_forward(world: World, runner: MultiTaskRunner) -> None:
@@ -198,13 +199,11 @@ def test_steps_that_do_not_fit_are_divided_and_stay_the_same(
 
 
 def no_memory(world: World, runner: MultiTaskRunner) -> None:
-    def refuse_any(wavs: list[Any]) -> list[torch.Tensor]:
-        if not wavs:
-            return []
+    def refuse_any(wavs: list[Any], masks: Sequence[Any] = ()) -> HiddenStates:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     if world.rank == 0:
-        runner.encoder.features = refuse_any
+        runner.encoder.hidden_states = refuse_any
 
 
 def error_without_memory(world: World, config: dict[str, Any], folder: Path) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import shutil
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from s3prl_mtl.config import Config, build_config, parse_tasks
 from s3prl_mtl.tracking.recorder import Recorder, read_metrics, read_results
 from s3prl_mtl.training.forward import forward
 from s3prl_mtl.training.runner import MultiTaskRunner
+from s3prl_mtl.upstreams import HiddenStates
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 from tests.comparison import assert_same
 from tests.mistakes import user_error
@@ -193,14 +195,14 @@ def test_a_run_that_is_short_of_memory_resumes_bit_for_bit(
     make_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     # Dropout draws other numbers in two micro-batches than in one.
-    forward = SharedEncoder.features
+    encode = SharedEncoder.hidden_states
 
-    def limited(encoder: SharedEncoder, wavs: list) -> list[torch.Tensor]:
+    def limited(encoder: SharedEncoder, wavs: list, masks: Sequence = ()) -> HiddenStates:
         if torch.is_grad_enabled() and len(wavs) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return forward(encoder, wavs)
+        return encode(encoder, wavs, masks)
 
-    monkeypatch.setattr(SharedEncoder, "features", limited)
+    monkeypatch.setattr(SharedEncoder, "hidden_states", limited)
     config = make_config("ks,er", runner__total_steps=4, runner__save_step=2)
     MultiTaskRunner(config, tmp_path / "whole").train()
     saved = checkpoints.load(tmp_path / "whole" / "states-2.ckpt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.machinery
 import importlib.util
 import subprocess
@@ -90,6 +91,12 @@ def test_tiny_has_huberts_frame_rate_and_fits_the_package() -> None:
     assert upstream.config.receptive_field == 400
     assert upstream.downsample_rate == 320
     assert TINY_WEIGHTS.stat().st_size < 1.5e6
+
+
+def test_tiny_is_the_file_that_was_pre_trained() -> None:
+    """`run_scripts/pretrain_tiny.sh` printed this checksum; its log is beside it."""
+    digest = hashlib.sha256(TINY_WEIGHTS.read_bytes()).hexdigest()
+    assert digest == "055f5d57852fe738c106bf043879957f4d1086f825368fbc1ba28cbfca5a8e6d"
 
 
 def test_tiny_is_reproducible(tmp_path: Path) -> None:

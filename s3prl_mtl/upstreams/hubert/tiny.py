@@ -1,10 +1,11 @@
 """``hubert_tiny``: a HuBERT of 0.35 M parameters, small enough to train on two CPU cores.
 
-The layout is that of Base (GroupNorm, post-norm). The weights are random except in the front end,
-which is initialised as a filter bank: a random first convolution of ten taps extracts little of the
-spectrum, even after a few minutes of training.
+The layout is that of Base (GroupNorm, post-norm). `run_scripts/pretrain_tiny.sh` pre-trains it on
+synthetic speech; the package has the result. Its initial weights are random except in the front
+end, which is initialised as a filter bank: a random first convolution of ten taps extracts little
+of the spectrum, even after a few minutes of training.
 
-    python -m s3prl_mtl.upstreams.hubert.tiny [OUT]
+    python -m s3prl_mtl.upstreams.hubert.tiny OUT      # the initial weights
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from s3prl_mtl.upstreams.hubert.encoder import Hubert
 from s3prl_mtl.upstreams.hubert.fairseq_file import write_fairseq_checkpoint
 
 TINY_WEIGHTS = Path(__file__).parent / "weights" / "hubert_tiny.pt"
+"""The pre-trained weights."""
 BANDS = 40
 PHASES = 4
 WINDOW = 240  # 15 ms
@@ -103,7 +105,7 @@ def _init_encoder(model: Hubert) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the initial weights of hubert_tiny.")
-    parser.add_argument("out", nargs="?", type=Path, default=TINY_WEIGHTS)
+    parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_fairseq_checkpoint(arguments.out, make_tiny())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from downstream_plugins.sd.corpus import Libri2Mix, frame_labels
+from downstream_plugins.sd.corpus import Libri2Mix, chunks, frame_labels
 from s3prl_mtl.data import load_cuts, load_waveform
 from tests.mistakes import user_error
 
@@ -60,7 +60,7 @@ def test_train_is_chunks_including_a_shorter_last_one(mix):
 
 
 @pytest.mark.parametrize(
-    ("frames", "chunks"),
+    ("frames", "parts"),
     [
         (2000, [(0, 2000)]),
         (4321, [(0, 2000), (2000, 4000), (4000, 4321)]),
@@ -69,16 +69,16 @@ def test_train_is_chunks_including_a_shorter_last_one(mix):
         (1234, [(0, 1234)]),
     ],
 )
-def test_chunks_are_2000_frames(tmp_path, frames, chunks):
-    assert list(Libri2Mix(data_dir=tmp_path).chunks(frames)) == chunks
+def test_chunks_are_2000_frames(frames, parts):
+    assert list(chunks(frames, 2000, 160)) == parts
 
 
 def test_chunks_cover_the_recording(mix, tmp_path):
     cuts = list(load_cuts(Libri2Mix(data_dir=mix, chunk_size=100), "train", tmp_path / "c"))
     whole = load_waveform(next(iter(load_cuts(Libri2Mix(data_dir=mix), "dev", tmp_path / "c"))))
-    chunks = [load_waveform(cut) for cut in cuts if cut.custom["labels"]["recording"] == "rec1"]
+    parts = [load_waveform(cut) for cut in cuts if cut.custom["labels"]["recording"] == "rec1"]
     assert whole.shape == (321 * 160,)
-    assert torch.equal(torch.cat(chunks), whole)
+    assert torch.equal(torch.cat(parts), whole)
 
 
 def brute_force_labels(segments, start_frame, frames):
