@@ -31,6 +31,9 @@ TYPED = {entry.name for entry in fields(TaskConfig)} - {"downstream_expert"}
 SCHEMA = OmegaConf.structured(TaskConfig)
 """Made once, since OmegaConf takes milliseconds for it."""
 
+FILES = ("manifests", "classes", "lexicon", "trials", "pseudo_labels")
+"""Settings in `downstream_expert.datarc` that are files of the user."""
+
 DATARC_RANGES: dict[str, dict[str, float]] = {
     "num_workers": {"at_least": 0},
     "train_batch_size": {"at_least": 1},
@@ -210,27 +213,65 @@ def uses_tables(block: Mapping[str, Any]) -> bool:
     return datarc.get("manifests") is not None
 
 
-def use_tables(block: Config, defaults: Mapping[str, Any]) -> None:
-    """Make the paths of tables absolute, and evaluate the splits that they have.
+def use_tables(task: str, block: Config, defaults: Mapping[str, Any]) -> None:
+    """Complete the block of a task with tables, and make the paths of its files absolute.
 
-    Splits that begin with `dev` or `val`, or with `test`, unless the block names others than its
+    Puts the table that trains first, drops the default paths of the corpus, and evaluates the
+    splits that begin with `dev` or `val`, or with `test`, unless the block names others than its
     defaults do.
+
+    Raises:
+        UserError: there is no table to validate on.
     """
-    if not uses_tables(block):
+    has_tables = uses_tables(block)
+    datarc = (block.get("downstream_expert") or {}).get("datarc") or {}
+    if has_tables or task in BUILT_IN_TASKS:
+        datarc |= {key: _absolute_paths(datarc[key]) for key in FILES if key in datarc}
+    if not has_tables:
         return
-    datarc = block["downstream_expert"]["datarc"]
+    own = (defaults.get("downstream_expert") or {}).get("datarc") or {}
+    for key, value in datarc.items():
+        if value == own.get(key) and mentions_data(value):
+            datarc[key] = None
     tables = datarc["manifests"]
-    if not isinstance(tables, dict):
+    if not isinstance(tables, dict) or not tables:
         return  # The corpus refuses it.
-    datarc["manifests"] = {
-        split: os.path.abspath(os.path.expanduser(str(path))) for split, path in tables.items()
-    }
-    first, *others = tables
-    if block["train_split"] == defaults["train_split"]:
-        block["train_split"] = first
+    if block["train_split"] not in tables and block["train_split"] == defaults["train_split"]:
+        block["train_split"] = next(iter(tables))
+    first = block["train_split"]
+    others = {split: path for split, path in tables.items() if split != first}
+    datarc["manifests"] = {first: tables[first], **others} if first in tables else tables
     for key, beginnings in (("dev_splits", ("dev", "val")), ("test_splits", ("test",))):
         if block[key] == defaults[key]:
             block[key] = [split for split in others if str(split).startswith(beginnings)]
+    if not block["dev_splits"]:
+        raise UserError(
+            f"{task} has no table to validate on, only {', '.join(map(repr, tables))}.",
+            where=f"{task}.downstream_expert.datarc.manifests",
+            fix="Add one whose name begins with `dev` or `val`, or name it in "
+            f"`{task}.dev_splits`.",
+            code="missing-option",
+        )
+
+
+def _absolute_paths(value: Any) -> Any:
+    """A path, or the paths of a list or mapping, with `~` expanded; other values as they are."""
+    if isinstance(value, dict):
+        return {key: _absolute_paths(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_absolute_paths(entry) for entry in value]
+    if not isinstance(value, str) or not value or "${" in value:
+        return value
+    return os.path.abspath(os.path.expanduser(value))
+
+
+def mentions_data(value: Any) -> bool:
+    """Whether a setting refers to the data folder."""
+    if isinstance(value, dict):
+        return any(mentions_data(entry) for entry in value.values())
+    if isinstance(value, list):
+        return any(mentions_data(entry) for entry in value)
+    return isinstance(value, str) and "${data}" in value
 
 
 def _same_type(value: Any, default: Any) -> bool:
