@@ -40,7 +40,7 @@ def config_of(
     if arguments.pcgrad:
         flags["balancer"] = "pcgrad:per_parameter=true"
     flags |= _fractions(arguments.fraction)
-    flags |= _manifests(arguments.manifest)
+    flags |= manifest_settings(arguments.manifest)
     changes = _perturbation(arguments)
     if changes and arguments.mode == "evaluate":
         # All of the section: training may have had another one.
@@ -85,7 +85,7 @@ def _fractions(text: str | None) -> dict[str, float]:
     return settings
 
 
-def _manifests(entries: Sequence[str] | None) -> dict[str, dict[str, str]]:
+def manifest_settings(entries: Sequence[str] | None) -> dict[str, dict[str, str]]:
     """The settings of `--manifest er:train=a.csv,dev=b.csv,test=c.csv`, which may be repeated.
 
     Raises:

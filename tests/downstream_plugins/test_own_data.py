@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 from collections.abc import Callable, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,14 @@ def test_a_corpus_written_as_tables_reads_the_same(task: str, tiny_corpus: Path,
             assert [(f[0], f[1], f[4]) for f in found] == [(f[0], f[1], f[4]) for f in expected]
         else:
             assert found == expected
+    for first, second in combinations(own.splits, 2):  # no check is stricter, or the run ends
+        labels = [utterance.labels for utterance in folders.utterances(second)]
+        assert all(
+            own.may_share(first, second, one) or not folders.may_share(first, second, one)
+            for one in labels
+        )
+        if folders.shared_speakers(first, second) != "error":
+            assert own.shared_speakers(first, second) != "error"
     spaces = own.label_space(), folders.label_space()
     for key, values in spaces[1].items():
         ours = spaces[0][key]
