@@ -86,7 +86,12 @@ def read_table(path: Path) -> Table:
     path = absolute(path)
     files = files_of(path)
     if not files:
-        raise UserError("The table does not exist.", where=str(path), code="file-missing")
+        raise UserError(
+            "The table does not exist.",
+            where=str(path),
+            fix="Name it with `--manifest TASK:SPLIT=FILE`, also where it has moved.",
+            code="file-missing",
+        )
     rows = [
         Row({key: value for key, value in row.values.items() if not _is_missing(value)}, row.source)
         for file in files
