@@ -255,12 +255,15 @@ def use_tables(task: str, block: Config, defaults: Mapping[str, Any]) -> None:
 
 
 def _absolute_paths(value: Any) -> Any:
-    """A path, or the paths of a list or mapping, with `~` expanded; other values as they are."""
+    """A path, or the paths of a list or mapping, with `~` expanded; other values as they are.
+
+    `hf:...` is the name of a data set.
+    """
     if isinstance(value, dict):
         return {key: _absolute_paths(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [_absolute_paths(entry) for entry in value]
-    if not isinstance(value, str) or not value or "${" in value:
+    if not isinstance(value, str) or not value or "${" in value or value.startswith("hf:"):
         return value
     return os.path.abspath(os.path.expanduser(value))
 

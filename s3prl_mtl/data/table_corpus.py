@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from s3prl_mtl.data.corpus import Corpus, Finding
 from s3prl_mtl.data.folders import Stamp, absolute, read_lines, record_reads, repeat_reads
-from s3prl_mtl.data.table_formats import Row, files_of, seconds
+from s3prl_mtl.data.table_formats import Row, files_of, seconds, table_path
 from s3prl_mtl.data.tables import COMMON, Table, audio_path, read_table
 from s3prl_mtl.data.utterance import Utterance
 from s3prl_mtl.errors import UserError, nearest
@@ -266,4 +266,4 @@ def files_by_split(value: object, where: str) -> dict[str, Path]:
                 where=f"{where}.{split}",
                 code="wrong-type",
             )
-    return {str(split): absolute(path) for split, path in value.items()}
+    return {str(split): table_path(path) for split, path in value.items()}

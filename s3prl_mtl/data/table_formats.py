@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import math
+import os
 import re
 import sys
 import tarfile
@@ -14,18 +15,25 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from s3prl_mtl.data.folders import list_files, note_read, read_lines
-from s3prl_mtl.errors import UserError
+from s3prl_mtl.data.folders import absolute, list_files, note_read, read_lines
+from s3prl_mtl.errors import UserError, error_summary, require_packages
 from s3prl_mtl.fileio.atomic import atomic_path
 from s3prl_mtl.fileio.cache import default_cache_dir
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".parquet")
+
+HUB = "hf:"
+"""Begins the name of a split of a Hugging Face data set that `datasets` fetches."""
+
+_HUB_SPLIT = re.compile(HUB + r"(?P<name>.+?)(?:@(?P<config>[^:]+))?:(?P<split>[^:\[]+(?:\[.*\])?)")
+"""`hf:google/fleurs@de_de:train[:10%]`."""
 
 _DAMAGED = (OSError, EOFError, zlib.error)
 """Errors of reading files, packed ones among them."""
@@ -84,8 +92,18 @@ def texts_of(row: Row, column: str) -> list[str]:
     return row.text(column).split()
 
 
+def table_path(path: str | os.PathLike[str]) -> Path:
+    """The absolute path of a table; a data set `hf:...` as it is."""
+    return Path(path) if os.fspath(path).startswith(HUB) else absolute(path)
+
+
 def files_of(path: Path) -> list[Path]:
-    """The file or folder of a table; the files of a pattern such as `data/train-*.parquet`."""
+    """The file or folder of a table, or the files of a pattern such as `data/train-*.parquet`.
+
+    A data set `hf:...` counts as a file.
+    """
+    if str(path).startswith(HUB):
+        return [path]
     if "*" not in path.name or path.exists():
         note_read(path)
         return [path] if path.exists() else []
@@ -99,6 +117,8 @@ def rows_of_file(path: Path) -> Iterator[Row]:
     Raises:
         UserError: it is of an unknown format, or malformed.
     """
+    if str(path).startswith(HUB):
+        return _hub_rows(path)
     if path.is_dir():
         names = set(list_files(path))
         if "wav.scp" in names:
@@ -398,6 +418,40 @@ def _saved_rows(folder: Path) -> Iterator[Row]:
                     for start in range(0, batch.num_rows, 64)
                 )
                 yield from _arrow_rows(parts, reader.schema, path)
+
+
+def _hub_rows(path: Path) -> Iterator[Row]:
+    """The examples of a split that the package `datasets` fetches or has fetched.
+
+    Data sets of Parquet and such files; code of a data set is not executed.
+    """
+    named = _HUB_SPLIT.fullmatch(str(path))
+    if named is None:
+        raise UserError(
+            f"{str(path)!r} does not name a split of a data set.",
+            where=str(path),
+            fix="Write hf:USER/NAME:SPLIT, or hf:USER/NAME@CONFIG:SPLIT.",
+            code="invalid-value",
+        )
+    require_packages(["datasets"], str(path), "hf")
+    datasets = import_module("datasets")
+    try:
+        split = datasets.load_dataset(named["name"], named["config"], split=named["split"])
+    except Exception as error:  # of several libraries
+        raise UserError(
+            f"The data set cannot be loaded: {error_summary(error)}.",
+            where=str(path),
+            fix="Check its name, configuration and split, and the network. Data sets with a script "
+            "of their own are not supported: take their conversion to Parquet.",
+            code="download-failed",
+        ) from error
+    batches = (
+        batch
+        for table in split.with_format("arrow").iter(batch_size=64)
+        for batch in table.to_batches()
+    )
+    with _arrow_readable(path):
+        yield from _arrow_rows(batches, split.features.arrow_schema, path)
 
 
 @contextmanager

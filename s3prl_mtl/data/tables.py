@@ -8,6 +8,7 @@
 | a folder with `wav.scp` | Kaldi's `text`, `utt2spk`, `segments`, and `utt2<column>` |
 | a folder with `cuts.*.jsonl.gz`, `recording.*.tar` | the cuts of lhotse Shar |
 | a folder of `datasets.save_to_disk` | the examples of a split |
+| `hf:USER/NAME@CONFIG:SPLIT` | the examples of a split that `datasets` fetches |
 | a pattern such as `data/train-*.parquet` | the rows of these files |
 
 `path` is relative to the table. Hugging Face's `audio` column holds the bytes of a file or its
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_mtl.data.folders import absolute
-from s3prl_mtl.data.table_formats import Row, files_of, malformed, rows_of_file
+from s3prl_mtl.data.table_formats import Row, files_of, malformed, rows_of_file, table_path
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.fileio.atomic import atomic_path
 
@@ -83,7 +84,7 @@ def read_table(path: Path) -> Table:
     Raises:
         UserError: the file or folder is missing, of an unknown format, malformed or empty.
     """
-    path = absolute(path)
+    path = table_path(path)
     files = files_of(path)
     if not files:
         raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +335,74 @@ def test_a_saved_data_set_that_cannot_be_read_as_it_is(make: Made, state: Any, c
     folder = make("saved/state.json", json.dumps(state)).parent
     with user_error(code, where="saved$"):
         read_table(folder)
+
+
+def test_a_data_set_is_fetched_by_the_package_datasets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("S3PRL_MTL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "fetched")
+    features = feature(NAMES)
+    features["info"]["features"]["audio"] = {"_type": "Audio"}
+    rows = [{"audio": {"bytes": b"1", "path": "one.wav"}, "label": 1}]
+    parquet(tmp_path / "set" / "data" / "train-00000-of-00001.parquet", rows, features)
+    corpus = Words({"train": f"hf:{tmp_path / 'set'}:train", "dev": "hf:no/such:train"})
+    assert corpus.problems() == []
+    (utterance,) = corpus.utterances("train")
+    assert utterance.id == "one" and utterance.path.read_bytes() == b"1"
+    assert utterance.labels == {"class": "y"}
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with user_error("download-failed", where="hf:no/such:train"):
+        corpus.utterances("dev")
+
+
+class FakeDataSets:
+    """Stands for the package `datasets`: records what is loaded, and has one example."""
+
+    def __init__(self) -> None:
+        self.loaded: list[tuple[str, str | None, str]] = []
+        self.table = pa.table({"path": ["/a.wav"], "label": ["go"]})
+        self.features = self
+        self.arrow_schema = self.table.schema
+
+    def load_dataset(self, name: str, config: str | None, split: str) -> FakeDataSets:
+        self.loaded.append((name, config, split))
+        return self
+
+    def with_format(self, kind: str) -> FakeDataSets:
+        return self
+
+    def iter(self, batch_size: int) -> Iterator[pa.Table]:
+        yield self.table
+
+
+@pytest.mark.parametrize(
+    ("named", "loaded"),
+    [
+        ("hf:me/words:train", ("me/words", None, "train")),
+        ("hf:me/words@de_de:train[:10%]", ("me/words", "de_de", "train[:10%]")),
+    ],
+)
+def test_the_name_of_a_data_set_has_a_configuration_and_a_split(
+    named: str, loaded: tuple[str, str | None, str], monkeypatch: pytest.MonkeyPatch
+):
+    fake = FakeDataSets()
+    monkeypatch.setattr("s3prl_mtl.data.table_formats.import_module", lambda name: fake)
+    monkeypatch.setattr("s3prl_mtl.data.table_formats.require_packages", lambda *arguments: None)
+    assert values(read_table(Path(named)), "label") == ["go"]
+    assert fake.loaded == [loaded]
+
+
+def test_a_data_set_without_a_split_is_refused():
+    with user_error("invalid-value", where="hf:me/words"):
+        read_table(Path("hf:me/words"))
+
+
+def test_a_data_set_needs_the_package(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with user_error("missing-package", where="hf:me/words:train", fix="hf"):
+        read_table(Path("hf:me/words:train"))
 
 
 # ----------------------------------------------------------------------------- corpora

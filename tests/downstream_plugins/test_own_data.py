@@ -112,9 +112,10 @@ def test_the_table_named_train_trains_wherever_it_stands():
 
 
 def test_a_named_training_split_trains_and_the_first_table_otherwise():
-    tables = manifests("er", valid="v.csv", mine="m.csv")
+    tables = manifests("er", valid="v.csv", mine="hf:me/words:train")
     block, datarc = datarc_of("er", "er.train_split=mine", **tables)
-    assert block.train_split == "mine" and next(iter(datarc["manifests"])) == "mine"
+    assert block.train_split == "mine"
+    assert next(iter(datarc["manifests"].items())) == ("mine", "hf:me/words:train")
     assert (block.dev_splits, block.test_splits) == (["valid"], [])
     block, _ = datarc_of("er", **manifests("er", mine="m.csv", valid="v.csv"))
     assert block.train_split == "mine"
