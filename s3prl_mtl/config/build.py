@@ -36,8 +36,8 @@ from s3prl_mtl.config.task_blocks import (
     check_block,
     check_task_settings,
     check_task_values,
+    complete_datarc,
     mentions_data,
-    use_tables,
 )
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.fileio.deferred_log import DeferredLog
@@ -162,7 +162,7 @@ def build_config(
     if "groups" in merged["optimizer"]:
         merged["optimizer"]["groups"] = named_parts(merged, {**held, **packages})
     for task in chosen:
-        use_tables(task, merged[task], blocks_of[task])
+        complete_datarc(task, merged[task], blocks_of[task])
     refuse_frozen_and_unfrozen(merged)
     check_sampling(merged)
     references = OmegaConf.create(merged)

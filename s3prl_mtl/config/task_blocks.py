@@ -31,8 +31,9 @@ TYPED = {entry.name for entry in fields(TaskConfig)} - {"downstream_expert"}
 SCHEMA = OmegaConf.structured(TaskConfig)
 """Made once, since OmegaConf takes milliseconds for it."""
 
-FILES = ("manifests", "classes", "lexicon", "trials", "pseudo_labels")
-"""Settings in `downstream_expert.datarc` that are files of the user."""
+FILES = ("manifests", "classes", "lexicon", "trials", "pseudo_labels", "dev_trials")
+"""Settings in `downstream_expert.datarc` that are files, beside those that are below `${data}` by
+default."""
 
 DATARC_RANGES: dict[str, dict[str, float]] = {
     "num_workers": {"at_least": 0},
@@ -213,23 +214,25 @@ def uses_tables(block: Mapping[str, Any]) -> bool:
     return datarc.get("manifests") is not None
 
 
-def use_tables(task: str, block: Config, defaults: Mapping[str, Any]) -> None:
-    """Complete the block of a task with tables, and make the paths of its files absolute.
+def complete_datarc(task: str, block: Config, defaults: Mapping[str, Any]) -> None:
+    """Make the paths of a task's corpus absolute; complete the block of a task with tables.
 
-    Puts the table that trains first, drops the default paths of the corpus, and evaluates the
-    splits that begin with `dev` or `val`, or with `test`, unless the block names others than its
-    defaults do.
+    With tables, the one that trains is first, the default paths of the corpus are dropped, and the
+    splits that begin with `dev` or `val`, or with `test`, are evaluated unless the block names
+    others than its defaults do.
 
     Raises:
         UserError: there is no table to validate on.
     """
     has_tables = uses_tables(block)
     datarc = (block.get("downstream_expert") or {}).get("datarc") or {}
-    if has_tables or task in BUILT_IN_TASKS:
-        datarc |= {key: _absolute_paths(datarc[key]) for key in FILES if key in datarc}
+    own = (defaults.get("downstream_expert") or {}).get("datarc") or {}
+    for key, value in datarc.items():
+        is_file = key in FILES and (has_tables or task in BUILT_IN_TASKS)
+        if is_file or mentions_data(own.get(key)):
+            datarc[key] = _absolute_paths(value)
     if not has_tables:
         return
-    own = (defaults.get("downstream_expert") or {}).get("datarc") or {}
     for key, value in datarc.items():
         if value == own.get(key) and mentions_data(value):
             datarc[key] = None

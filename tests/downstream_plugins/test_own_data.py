@@ -142,6 +142,8 @@ def test_files_of_a_run_are_absolute():
     assert datarc["manifests"]["dev"] == str(Path.home() / "d.csv")
     _, datarc = datarc_of("asr", "asr.downstream_expert.datarc.pseudo_labels=p.jsonl", data="d")
     assert datarc["pseudo_labels"] == str(Path("p.jsonl").absolute())
+    _, datarc = datarc_of("ssl", "ssl.downstream_expert.datarc.path=labels")
+    assert datarc["path"] == str(Path("labels").absolute())
 
 
 def test_sv_without_trials_says_which_are_missing(tmp_path: Path):
