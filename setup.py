@@ -98,6 +98,7 @@ setup(
         "onnx": ONNX,
         "balancers": BALANCERS,
         "trackers": TRACKERS,
+        "hf": ["datasets>=4.0"],  # those before execute scripts of data sets
         "docs": DOCS,
         "dev": [*DEV, *DEMO, *DOCS, *S3PRL, *TRANSFORMERS, *ONNX, *TRACKERS],
     },

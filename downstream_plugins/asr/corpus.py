@@ -63,7 +63,7 @@ class LibriSpeech(Corpus):
         self.pseudo_confidence = pseudo_confidence
         added = {}
         if self.pseudo_labels is not None:
-            _check_confidence(pseudo_confidence)
+            check_confidence(pseudo_confidence)
             added = {"pseudo_labels": self.pseudo_labels, "pseudo_confidence": pseudo_confidence}
         super().__init__({"libri_root": self.root, **self.sets, **added})
 
@@ -129,7 +129,7 @@ class LibriSpeech(Corpus):
         return "warning" if "train" in (first, second) else "allowed"
 
 
-def _check_confidence(value: object) -> None:
+def check_confidence(value: object) -> None:
     """Raise `UserError` unless the value is a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise UserError(

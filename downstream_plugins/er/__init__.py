@@ -27,7 +27,7 @@ class EmotionRecognition(ClassificationExpert):
     def conditions(cls, settings: Mapping[str, Any]) -> str:
         datarc = settings.get("datarc") or {}
         if datarc.get("manifests"):
-            return "own data"
+            return ""
         fold = datarc.get("test_fold", "fold1")
         session = str(fold).replace("fold", "Session")
         return f"tested on the two speakers of {session} ({fold} of 5), trained on the others"

@@ -30,7 +30,7 @@ class IntentTable(TableCorpus):
         super().__init__(manifests, slots=list(slots))
 
     def labels_of(self, row: Row) -> dict[str, Any]:
-        return {slot: str(row.values[slot]) for slot in self.required}
+        return {slot: row.text(slot) for slot in self.required}
 
     @classmethod
     def columns_of(cls, labels: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,6 +58,6 @@ class IntentClassification(ClassificationExpert):
     questions: ClassVar[Mapping[str, str]] = {slot: slot for slot in SLOTS}
 
     def build_head(self) -> None:
-        if self.labels and not set(SLOTS) <= set(self.labels):  # slots of own data
+        if self.labels and set(SLOTS) != set(self.labels):  # slots of own data
             self.questions = {slot: slot for slot in self.labels}  # type: ignore[misc]
         super().build_head()

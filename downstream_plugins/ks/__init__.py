@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from downstream_plugins.ks.corpus import SpeechCommands
+from downstream_plugins.ks.corpus import SILENCE, SpeechCommands
 from s3prl_mtl import ClassificationExpert
 from s3prl_mtl.data import (
     SAMPLE_RATE,
     ClassTable,
     Manifest,
+    Row,
     inverse_class_weights,
     random_crop,
 )
 
 
 class KeywordTable(ClassTable):
-    """Own data: the column `label` has the word."""
+    """Own data: the column `label` has the word.
+
+    Of each file labelled `_silence_` a random second is read each time, as of SUPERB's noise; such
+    a file may be in several splits.
+    """
 
     task = "ks"
+
+    def labels_of(self, row: Row) -> dict[str, Any]:
+        labels = super().labels_of(row)
+        return {**labels, "random_second": True} if labels["class"] == SILENCE else labels
+
+    def may_share(self, first: str, second: str, labels: Mapping[str, Any]) -> bool:
+        return bool(labels.get("random_second"))
 
 
 class KeywordSpotting(ClassificationExpert):

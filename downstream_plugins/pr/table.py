@@ -13,7 +13,8 @@ from downstream_plugins.pr.corpus import (
     pronounce,
     read_lexicon,
 )
-from s3prl_mtl.data import Row, Table, TableCorpus, TextRule, absolute, listed_once
+from s3prl_mtl.data import Row, Table, TableCorpus, TextRule, absolute, listed_once, texts_of
+from s3prl_mtl.errors import UserError
 
 
 class PhoneTable(TableCorpus):
@@ -51,8 +52,7 @@ class PhoneTable(TableCorpus):
 
     def labels_of(self, row: Row) -> dict[str, Any]:
         if "phones" in row.values:
-            phones = row.values["phones"]
-            return {"phones": phones.split() if isinstance(phones, str) else list(phones)}
+            return {"phones": self._phones(row)}
         return {"phones": pronounce(self._text(row), self.pronunciations)}
 
     @listed_once
@@ -60,16 +60,11 @@ class PhoneTable(TableCorpus):
         """The lexicon."""
         return read_lexicon(self.lexicon)
 
-    def table(self, split: str) -> Table:
-        """The checked table of a split.
-
-        Raises:
-            UserError: as :meth:`TableCorpus.table`; also words without a pronunciation.
-        """
-        table = super().table(split)
+    def check_rows(self, table: Table) -> None:
+        """Check that each row has phones, or words with a pronunciation."""
         if "phones" in table.columns:
             table.require(["phones"])
-            return table
+            return
         table.require(["text"])
         missing: dict[str, str] = {}
         for row in table.rows:
@@ -78,10 +73,21 @@ class PhoneTable(TableCorpus):
                     missing.setdefault(word, row.source)
         if missing:
             raise missing_words(missing, self.lexicon)
-        return table
+
+    def _phones(self, row: Row) -> list[str]:
+        phones = texts_of(row, "phones")
+        special = [phone for phone in phones if phone in SPECIAL_TOKENS]
+        if special or not phones:
+            raise UserError(
+                f"{special[0]!r} is not a phone." if special else "The row has no phones.",
+                where=row.source,
+                fix="Write the phones that are heard, or leave the row out.",
+                code="corpus-malformed",
+            )
+        return phones
 
     def _text(self, row: Row) -> str:
-        return self.rule(str(row.values["text"]))
+        return self.rule(row.text("text"))
 
     @classmethod
     def columns_of(cls, labels: Mapping[str, Any]) -> dict[str, Any]:

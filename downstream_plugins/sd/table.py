@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from downstream_plugins.sd.corpus import Segment, chunks
-from s3prl_mtl.data import SAMPLE_RATE, Corpus, Row, TableCorpus, Utterance, absolute, read_lines
-from s3prl_mtl.errors import UserError
+from s3prl_mtl.data import (
+    SAMPLE_RATE,
+    Corpus,
+    Row,
+    TableCorpus,
+    Utterance,
+    absolute,
+    note_read,
+    read_lines,
+    seconds,
+)
+from s3prl_mtl.errors import UserError, nearest
 
 Spoken = list[tuple[str, float, float]]
 """Speaker, start and end in seconds."""
+
+OVER_SECONDS = 0.5
+"""Of a segment that ends after its recording: times in files are rounded."""
 
 
 class RecordingTable(TableCorpus):
@@ -43,6 +56,7 @@ class RecordingTable(TableCorpus):
         self.num_speakers = num_speakers
         self.chunk_size = chunk_size
         self.frame_shift = frame_shift
+        self._rttm_files: dict[Path, dict[str, Spoken]] = {}
         super().__init__(
             manifests, num_speakers=num_speakers, chunk_size=chunk_size, frame_shift=frame_shift
         )
@@ -70,14 +84,14 @@ class RecordingTable(TableCorpus):
             parts = chunks(frames, self.chunk_size, self.frame_shift)
             for start, end in [(0, frames)] if is_whole else parts:
                 labels = {"recording": whole.id, "start_frame": start, "frames": end - start}
-                seconds = self.frame_shift / SAMPLE_RATE
+                frame_seconds = self.frame_shift / SAMPLE_RATE
                 found.append(
                     Utterance(
                         whole.id if is_whole else f"{whole.id}-{start:06d}",
                         whole.path,
                         {**whole.labels, **labels},
-                        start_seconds=whole.start_seconds + start * seconds,
-                        duration_seconds=(end - start) * seconds,
+                        start_seconds=whole.start_seconds + start * frame_seconds,
+                        duration_seconds=(end - start) * frame_seconds,
                         source=whole.source,
                     )
                 )
@@ -122,24 +136,42 @@ class RecordingTable(TableCorpus):
                     code="corpus-malformed",
                 ) from error
         elif "rttm" in row.values:
-            table = Path(row.source.rpartition(", ")[0])
-            recording = str(row.values.get("id", Path(str(row.values.get("path"))).stem))
-            spoken = list(_rttm(absolute(table.parent / str(row.values["rttm"])), recording))
+            spoken = self._from_rttm(row)
         else:
             raise UserError(
                 "The row has neither `segments` nor `rttm`.",
                 where=row.source,
                 code="corpus-malformed",
             )
+        length = seconds(row.values["duration"], row.source)
         for speaker, start, end in spoken:
-            if not 0 <= start < end:
+            if not 0 <= start < end <= length + OVER_SECONDS:
                 raise UserError(
-                    f"The segment of {speaker} from {start:g} to {end:g} s does not end after it "
-                    "starts.",
+                    f"The segment of {speaker} from {start:g} to {end:g} s is not within the "
+                    f"recording of {length:g} s.",
                     where=row.source,
-                    code="corpus-malformed",
+                    fix="Times are seconds from the start of the recording.",
+                    code="corpus-inconsistent",
                 )
         return spoken
+
+    def _from_rttm(self, row: Row) -> Spoken:
+        """The segments of a recording; of all lines if the file has only one recording."""
+        table = Path(row.source.rpartition(", ")[0])
+        path = absolute(table.parent / row.text("rttm"))
+        note_read(path)
+        if path not in self._rttm_files:
+            self._rttm_files[path] = _read_rttm(path)
+        found = self._rttm_files[path]
+        named = row.text("id") if "id" in row.values else Path(row.text("path")).stem
+        if named not in found and len(found) != 1:
+            raise UserError(
+                f"The file has no segment of the recording {named!r}.",
+                where=f"{path}, for {row.source}",
+                fix=f"Name it as in the column `id`. {nearest(named, list(found))}",
+                code="corpus-inconsistent",
+            )
+        return found[named] if named in found else next(iter(found.values()))
 
 
 def _segment(entry: Mapping[str, Any] | Sequence[Any]) -> tuple[str, float, float]:
@@ -149,12 +181,13 @@ def _segment(entry: Mapping[str, Any] | Sequence[Any]) -> tuple[str, float, floa
     return str(speaker), float(start), float(end)
 
 
-def _rttm(path: Path, recording: str) -> Iterator[tuple[str, float, float]]:
-    """The segments of a recording; of all lines if the file has only one recording."""
-    lines = [(number, line.split()) for number, line in read_lines(path)]
-    spoken = [(number, fields) for number, fields in lines if fields[0] == "SPEAKER"]
-    is_only = len({fields[1] for _, fields in spoken if len(fields) > 1}) == 1
-    for number, fields in spoken:
+def _read_rttm(path: Path) -> dict[str, Spoken]:
+    """The segments of each recording of a file."""
+    spoken: dict[str, Spoken] = {}
+    for number, line in read_lines(path):
+        fields = line.split()
+        if fields[0] != "SPEAKER":
+            continue
         try:
             name, start, length, speaker = fields[1], float(fields[3]), float(fields[4]), fields[7]
         except (IndexError, ValueError) as error:
@@ -163,5 +196,5 @@ def _rttm(path: Path, recording: str) -> Iterator[tuple[str, float, float]]:
                 where=f"{path}, line {number}",
                 code="corpus-malformed",
             ) from error
-        if is_only or name == recording:
-            yield speaker, start, start + length
+        spoken.setdefault(name, []).append((speaker, start, start + length))
+    return spoken

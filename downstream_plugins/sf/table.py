@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from downstream_plugins.sf.corpus import OUTSIDE, VOCABULARY
-from s3prl_mtl.data import Row, TableCorpus
+from s3prl_mtl.data import Row, TableCorpus, texts_of
 from s3prl_mtl.errors import UserError
 
 
@@ -20,9 +20,8 @@ class SlotTable(TableCorpus):
     required = ("text", "slots")
 
     def labels_of(self, row: Row) -> dict[str, Any]:
-        slots = row.values["slots"]
-        tags = slots.split() if isinstance(slots, str) else [str(slot) for slot in slots]
-        words = str(row.values["text"]).split()
+        tags = texts_of(row, "slots")
+        words = row.text("text").split()
         if len(tags) != len(words):
             raise UserError(
                 f"The text has {len(words)} words, `slots` {len(tags)}.",

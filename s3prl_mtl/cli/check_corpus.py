@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from s3prl_mtl.cli.parser import add_data_roots, add_rescan
+from s3prl_mtl.cli.parser import add_data_roots, add_manifest, add_rescan
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.tracking.console import OUTPUT
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_roots(parser)
     parser.add_argument("-c", "--config", metavar="YAML", action="append", default=[])
     parser.add_argument("-o", "--override", metavar="KEY=VALUE,,...", help="settings of the task")
+    add_manifest(parser)
     parser.add_argument("--cache_dir", metavar="DIR", help="folder of scanned manifests")
     add_rescan(parser)
 
@@ -65,6 +66,7 @@ def check_corpus(arguments: argparse.Namespace) -> CorpusReport:
     Raises:
         UserError: the corpus is missing or cannot be read, or the task has none to check.
     """
+    from s3prl_mtl.cli.run_inputs import manifest_settings
     from s3prl_mtl.config import build_config, parse_tasks, resolve
     from s3prl_mtl.data.corpus_cache import forget_listings
     from s3prl_mtl.tasks.base import TaskExpert
@@ -84,6 +86,7 @@ def check_corpus(arguments: argparse.Namespace) -> CorpusReport:
     def use(root: str | Path | None) -> tuple[tuple[RunConfig, type], list[UserError]]:
         flags = {"downstream": names, "data": root, "cache_dir": arguments.cache_dir}
         given = {key: value for key, value in flags.items() if value is not None}
+        given |= manifest_settings(arguments.manifest)
         config = resolve(build_config(arguments.config, given, arguments.override))
         ((name, block),) = config.tasks.items()
         expert_class = load_task(name, block.package, folder=block.folder)

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write a CSV file for each split, and print the flag that trains on them.
+    """Write a CSV file for each split, and print the flags that train on them.
 
     Raises:
         UserError: the corpus is missing, or the task takes no tables.
@@ -52,14 +52,20 @@ def run(arguments: argparse.Namespace) -> None:
     corpus = expert.make_corpus(datarc)  # type: ignore[attr-defined]
     arguments.out.mkdir(parents=True, exist_ok=True)
     written = []
+    settings = {}
     for split in corpus.splits:
         path = arguments.out / f"{split}.csv"
         rows = table_type.rows_of(corpus, split)
         for row in rows:
             row["path"] = os.path.relpath(row["path"], arguments.out)
         write_table(path, rows)
-        for file, text in table_type.side_files(corpus, split).items():
-            replace_text(arguments.out / file, text)
+        for setting, text in table_type.side_files(corpus, split).items():
+            file = arguments.out / f"{setting}-{split}.txt"
+            replace_text(file, text)
+            settings[f"{name}.downstream_expert.datarc.{setting}.{split}"] = file
         written.append(f"{split}={path}")
         OUTPUT.print(f"{path}: {len(rows)} rows", markup=False, soft_wrap=True)
-    OUTPUT.print(f"--manifest {name}:{','.join(written)}", markup=False, soft_wrap=True)
+    flags = f"--manifest {name}:{','.join(written)}"
+    if settings:
+        flags += f" -o {',,'.join(f'{key}={file}' for key, file in settings.items())}"
+    OUTPUT.print(flags, markup=False, soft_wrap=True)

@@ -56,6 +56,16 @@ def add_data_roots(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_manifest(parser: argparse._ActionsContainer) -> None:
+    """`--manifest`, read by :func:`s3prl_mtl.cli.run_inputs.manifest_settings`."""
+    parser.add_argument(
+        "--manifest",
+        metavar="TASK:SPLIT=FILE,...",
+        action="append",
+        help="own data: er:train=a.csv,dev=b.csv,test=c.csv; may be repeated",
+    )
+
+
 def add_rescan(parser: argparse._ActionsContainer) -> None:
     """Add `--rescan` of a command that reads corpora."""
     parser.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from s3prl_mtl.cli.parser import add_rescan
+from s3prl_mtl.cli.parser import add_manifest, add_rescan
 from s3prl_mtl.distributed import DEFAULT_TIMEOUT_SECONDS
 from s3prl_mtl.errors import RankLost, UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
@@ -53,12 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-d", "--downstream", metavar="TASKS", help="asr,pr,...; all = SUPERB's nine; all,-ks"
     )
     what.add_argument("--data", metavar="DIR", help="folder of the corpora (or $SUPERB_DATA)")
-    what.add_argument(
-        "--manifest",
-        metavar="TASK:SPLIT=FILE,...",
-        action="append",
-        help="own data: er:train=a.csv,dev=b.csv,test=c.csv; may be repeated",
-    )
+    add_manifest(what)
     what.add_argument(
         "-s",
         "--upstream_feature_selection",

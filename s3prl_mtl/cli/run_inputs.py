@@ -40,7 +40,7 @@ def config_of(
     if arguments.pcgrad:
         flags["balancer"] = "pcgrad:per_parameter=true"
     flags |= _fractions(arguments.fraction)
-    flags |= _manifests(arguments.manifest)
+    flags |= manifest_settings(arguments.manifest)
     changes = _perturbation(arguments)
     if changes and arguments.mode == "evaluate":
         # All of the section: training may have had another one.
@@ -85,25 +85,28 @@ def _fractions(text: str | None) -> dict[str, float]:
     return settings
 
 
-def _manifests(entries: Sequence[str] | None) -> dict[str, dict[str, str]]:
-    """The settings of `--manifest er:train=a.csv,dev=b.csv,test=c.csv`.
+def manifest_settings(entries: Sequence[str] | None) -> dict[str, dict[str, str]]:
+    """The settings of `--manifest er:train=a.csv,dev=b.csv,test=c.csv`, which may be repeated.
 
     Raises:
         UserError: an entry is not of this form.
     """
-    settings = {}
+    settings: dict[str, dict[str, str]] = {}
     for entry in entries or ():
         head, *pairs = entry.split(",")
         task, colon, first = head.partition("=")[0].rpartition(":")
         tables = dict(pair.split("=", 1) for pair in [head[len(task) + 1 :], *pairs] if "=" in pair)
-        if not (task and colon and first) or len(tables) != len(pairs) + 1:
+        found = settings.setdefault(f"{task}.downstream_expert.datarc.manifests", {})
+        twice = found.keys() & tables.keys()
+        if not (task and colon and first) or twice or len(tables) != len(pairs) + 1:
             raise UserError(
-                f"{entry!r} is not of the form task:split=file,split=file.",
+                f"{entry!r} is not of the form task:split=file,split=file, with a table for each "
+                "split.",
                 where="--manifest",
                 fix="For example: er:train=train.csv,dev=dev.csv,test=test.csv.",
                 code="invalid-value",
             )
-        settings[f"{task}.downstream_expert.datarc.manifests"] = tables
+        found |= tables
     return settings
 
 

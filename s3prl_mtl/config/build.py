@@ -36,8 +36,8 @@ from s3prl_mtl.config.task_blocks import (
     check_block,
     check_task_settings,
     check_task_values,
-    use_tables,
-    uses_tables,
+    complete_datarc,
+    mentions_data,
 )
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.fileio.deferred_log import DeferredLog
@@ -162,7 +162,7 @@ def build_config(
     if "groups" in merged["optimizer"]:
         merged["optimizer"]["groups"] = named_parts(merged, {**held, **packages})
     for task in chosen:
-        use_tables(merged[task], blocks_of[task])
+        complete_datarc(task, merged[task], blocks_of[task])
     refuse_frozen_and_unfrozen(merged)
     check_sampling(merged)
     references = OmegaConf.create(merged)
@@ -351,12 +351,7 @@ def _data_folder(layers: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _require_data_folder(config: Config, tasks: Sequence[str]) -> None:
-    for task in tasks:
-        if uses_tables(config[task]):
-            datarc = config[task]["downstream_expert"]["datarc"]
-            # Paths of the corpus in place of which there are tables.
-            datarc |= dict.fromkeys(key for key in datarc if _mentions_data(datarc[key]))
-    needing = [task for task in tasks if _mentions_data(config[task])]
+    needing = [task for task in tasks if mentions_data(config[task])]
     if needing:
         raise UserError(
             f"No data folder is set, and the corpora of {', '.join(needing)} need one.",
@@ -365,11 +360,3 @@ def _require_data_folder(config: Config, tasks: Sequence[str]) -> None:
             where="--data",
             code="corpus-unset",
         )
-
-
-def _mentions_data(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(_mentions_data(entry) for entry in value.values())
-    if isinstance(value, list):
-        return any(_mentions_data(entry) for entry in value)
-    return isinstance(value, str) and "${data}" in value

@@ -31,6 +31,10 @@ TYPED = {entry.name for entry in fields(TaskConfig)} - {"downstream_expert"}
 SCHEMA = OmegaConf.structured(TaskConfig)
 """Made once, since OmegaConf takes milliseconds for it."""
 
+FILES = ("manifests", "classes", "lexicon", "trials", "pseudo_labels", "dev_trials")
+"""Settings in `downstream_expert.datarc` that are files, beside those that are below `${data}` by
+default."""
+
 DATARC_RANGES: dict[str, dict[str, float]] = {
     "num_workers": {"at_least": 0},
     "train_batch_size": {"at_least": 1},
@@ -210,27 +214,70 @@ def uses_tables(block: Mapping[str, Any]) -> bool:
     return datarc.get("manifests") is not None
 
 
-def use_tables(block: Config, defaults: Mapping[str, Any]) -> None:
-    """Make the paths of tables absolute, and evaluate the splits that they have.
+def complete_datarc(task: str, block: Config, defaults: Mapping[str, Any]) -> None:
+    """Make the paths of a task's corpus absolute; complete the block of a task with tables.
 
-    Splits that begin with `dev` or `val`, or with `test`, unless the block names others than its
-    defaults do.
+    With tables, the one that trains is first, the default paths of the corpus are dropped, and the
+    splits that begin with `dev` or `val`, or with `test`, are evaluated unless the block names
+    others than its defaults do.
+
+    Raises:
+        UserError: there is no table to validate on.
     """
-    if not uses_tables(block):
+    has_tables = uses_tables(block)
+    datarc = (block.get("downstream_expert") or {}).get("datarc") or {}
+    own = (defaults.get("downstream_expert") or {}).get("datarc") or {}
+    for key, value in datarc.items():
+        is_file = key in FILES and (has_tables or task in BUILT_IN_TASKS)
+        if is_file or mentions_data(own.get(key)):
+            datarc[key] = _absolute_paths(value)
+    if not has_tables:
         return
-    datarc = block["downstream_expert"]["datarc"]
+    for key, value in datarc.items():
+        if value == own.get(key) and mentions_data(value):
+            datarc[key] = None
     tables = datarc["manifests"]
-    if not isinstance(tables, dict):
+    if not isinstance(tables, dict) or not tables:
         return  # The corpus refuses it.
-    datarc["manifests"] = {
-        split: os.path.abspath(os.path.expanduser(str(path))) for split, path in tables.items()
-    }
-    first, *others = tables
-    if block["train_split"] == defaults["train_split"]:
-        block["train_split"] = first
+    if block["train_split"] not in tables and block["train_split"] == defaults["train_split"]:
+        block["train_split"] = next(iter(tables))
+    first = block["train_split"]
+    others = {split: path for split, path in tables.items() if split != first}
+    datarc["manifests"] = {first: tables[first], **others} if first in tables else tables
     for key, beginnings in (("dev_splits", ("dev", "val")), ("test_splits", ("test",))):
         if block[key] == defaults[key]:
             block[key] = [split for split in others if str(split).startswith(beginnings)]
+    if not block["dev_splits"]:
+        raise UserError(
+            f"{task} has no table to validate on, only {', '.join(map(repr, tables))}.",
+            where=f"{task}.downstream_expert.datarc.manifests",
+            fix="Add one whose name begins with `dev` or `val`, or name it in "
+            f"`{task}.dev_splits`.",
+            code="missing-option",
+        )
+
+
+def _absolute_paths(value: Any) -> Any:
+    """A path, or the paths of a list or mapping, with `~` expanded; other values as they are.
+
+    `hf:...` is the name of a data set.
+    """
+    if isinstance(value, dict):
+        return {key: _absolute_paths(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_absolute_paths(entry) for entry in value]
+    if not isinstance(value, str) or not value or "${" in value or value.startswith("hf:"):
+        return value
+    return os.path.abspath(os.path.expanduser(value))
+
+
+def mentions_data(value: Any) -> bool:
+    """Whether a setting refers to the data folder."""
+    if isinstance(value, dict):
+        return any(mentions_data(entry) for entry in value.values())
+    if isinstance(value, list):
+        return any(mentions_data(entry) for entry in value)
+    return isinstance(value, str) and "${data}" in value
 
 
 def _same_type(value: Any, default: Any) -> bool:

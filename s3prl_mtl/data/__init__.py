@@ -31,8 +31,9 @@ from s3prl_mtl.data.manifest import Manifest
 from s3prl_mtl.data.manifest_cache import load_cuts
 from s3prl_mtl.data.sampling import inverse_class_weights
 from s3prl_mtl.data.silence import trim_silence
-from s3prl_mtl.data.table_corpus import ClassTable, TableCorpus, listed_values
-from s3prl_mtl.data.tables import Row, Table
+from s3prl_mtl.data.table_corpus import ClassTable, TableCorpus, files_by_split, listed_values
+from s3prl_mtl.data.table_formats import Row, seconds, texts_of
+from s3prl_mtl.data.tables import Table
 from s3prl_mtl.data.text_rule import TextRule
 from s3prl_mtl.data.unit_labels import read_dictionary, read_unit_labels
 from s3prl_mtl.data.utterance import Utterance
@@ -58,6 +59,7 @@ __all__ = [
     "apply_gain",
     "audio_stem",
     "default_cache_dir",
+    "files_by_split",
     "inverse_class_weights",
     "is_audio",
     "is_file",
@@ -77,6 +79,8 @@ __all__ = [
     "read_lines",
     "read_unit_labels",
     "resample",
+    "seconds",
+    "texts_of",
     "trim_silence",
     "walk_files",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
@@ -66,6 +66,13 @@ def note_read(path: str | os.PathLike[str]) -> None:
         reads[os.fspath(path)] = stamp(path)
 
 
+def repeat_reads(reads: Mapping[str, Stamp]) -> None:
+    """Note what :func:`record_reads` recorded before, where its result is used again."""
+    recorded = _reads.get()
+    if recorded is not None:
+        recorded.update(reads)
+
+
 class listed_once(Generic[T]):
     """A property of a corpus that lists its folders: computed once for an object.
 
@@ -85,9 +92,7 @@ class listed_once(Generic[T]):
             with record_reads() as reads:
                 vars(instance)[self._key] = self._method(instance), reads
         value, reads = vars(instance)[self._key]
-        recorded = _reads.get()
-        if recorded is not None:
-            recorded.update(reads)
+        repeat_reads(reads)
         return cast(T, value)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from s3prl_mtl.data.corpus import Corpus, Finding
-from s3prl_mtl.data.folders import absolute, read_lines
-from s3prl_mtl.data.tables import COMMON, Row, Table, audio_path, read_table, seconds
+from s3prl_mtl.data.folders import Stamp, absolute, read_lines, record_reads, repeat_reads
+from s3prl_mtl.data.table_formats import Row, files_of, seconds, table_path
+from s3prl_mtl.data.tables import COMMON, Table, audio_path, read_table
 from s3prl_mtl.data.utterance import Utterance
 from s3prl_mtl.errors import UserError, nearest
 
@@ -33,15 +34,10 @@ class TableCorpus(Corpus):
     """Columns that the task uses where they are."""
 
     def __init__(self, manifests: Mapping[str, str | os.PathLike[str]], **settings: Any) -> None:
-        if not isinstance(manifests, Mapping) or not manifests:
-            raise UserError(
-                f"{self.task}: manifests must name a table for each split.",
-                where=f"{self.task}.downstream_expert.datarc.manifests",
-                fix="For example {train: train.csv, dev: dev.csv, test: test.csv}.",
-                code="wrong-type",
-            )
-        self.manifests = {str(split): absolute(path) for split, path in manifests.items()}
-        self._tables: dict[str, Table] = {}
+        self.manifests = files_by_split(
+            manifests, f"{self.task}.downstream_expert.datarc.manifests"
+        )
+        self._tables: dict[str, tuple[Table, dict[str, Stamp]]] = {}
         super().__init__({"manifests": self.manifests, **settings})
 
     @property
@@ -53,7 +49,7 @@ class TableCorpus(Corpus):
             f"{self.task}: the table {path} of split {split!r} does not exist; set "
             f"`datarc.manifests.{split}`."
             for split, path in self.manifests.items()
-            if not path.exists()
+            if not files_of(path)
         ]
 
     @abstractmethod
@@ -79,7 +75,7 @@ class TableCorpus(Corpus):
 
     @classmethod
     def side_files(cls, corpus: Corpus, split: str) -> dict[str, str]:
-        """The text of other files that the split needs, by name."""
+        """The text of other files that the split needs, by the setting that names them."""
         return {}
 
     def table(self, split: str) -> Table:
@@ -89,22 +85,40 @@ class TableCorpus(Corpus):
             UserError: as :func:`read_table`; a column or value is missing, a name is there twice.
         """
         self.check_split(split)
-        table = read_table(self.manifests[split])
-        if not {"path", "audio"} & set(table.columns):
-            table.require(["path"])
-        table.require(self.required)
+        if split not in self._tables:
+            with record_reads() as reads:
+                table = read_table(self.manifests[split])
+                if not {"path", "audio"} & set(table.columns):
+                    table.require(["path"])
+                table.require(self.required)
+                self.check_rows(table)
+            self._tables[split] = table, reads
+        table, reads = self._tables[split]
+        repeat_reads(reads)
         return table
+
+    def check_rows(self, table: Table) -> None:
+        """Check a table further than its `required` columns, once.
+
+        Raises:
+            UserError: a column or value is missing or wrong.
+        """
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the tables: loader workers get the expert with its corpus, and read none."""
+        return {**vars(self), "_tables": {}}
 
     def utterances(self, split: str) -> list[Utterance]:
         table = self.table(split)
+        folder = table.folder
         found: list[Utterance] = []
         sources: dict[str, str] = {}
         for row in table.rows:
             start = seconds(row.values.get("start", 0.0), row.source)
             duration = row.values.get("duration")
-            path = audio_path(row, table.path)
+            path = audio_path(row, folder)
             whole = f"{path.stem}" if not start else f"{path.stem}-{start:g}"
-            name = str(row.values.get("id", whole))
+            name = row.text("id") if "id" in row.values else whole
             if name in sources:
                 raise UserError(
                     f"{self.task}: two rows have the name {name!r}.",
@@ -127,7 +141,7 @@ class TableCorpus(Corpus):
 
     def _with_speaker(self, labels: dict[str, Any], row: Row) -> dict[str, Any]:
         if "speaker" in row.values:
-            labels.setdefault("speaker", str(row.values["speaker"]))
+            labels.setdefault("speaker", row.text("speaker"))
         return labels
 
     def findings(self, split: str) -> list[Finding]:
@@ -153,7 +167,7 @@ class TableCorpus(Corpus):
     def training_values(self, column: str) -> list[str]:
         """The different values of a column in the first split, sorted."""
         rows = self.table(self.splits[0]).rows
-        return sorted({str(row.values[column]) for row in rows})
+        return sorted({row.text(column) for row in rows})
 
 
 def common_columns(utterance: Utterance, corpus: Corpus) -> dict[str, Any]:
@@ -187,8 +201,15 @@ class ClassTable(TableCorpus):
         self.class_file = None if classes is None else absolute(classes)
         super().__init__(manifests, classes=self.class_file)
 
+    def problems(self) -> list[str]:
+        expected = "a file with a class a line"
+        of_classes = (
+            self.missing_file(self.class_file, expected, "classes") if self.class_file else []
+        )
+        return [*super().problems(), *of_classes]
+
     def labels_of(self, row: Row) -> dict[str, Any]:
-        return {"class": str(row.values[self.column])}
+        return {"class": row.text(self.column)}
 
     @classmethod
     def columns_of(cls, labels: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,17 +223,47 @@ def listed_values(path: Path | None) -> list[str]:
     """The lines of a file of classes; empty without a file.
 
     Raises:
-        UserError: the file cannot be read, or a class is there twice.
+        UserError: the file cannot be read or has no lines, or a class is there twice.
     """
     if path is None:
         return []
-    lines = [(number, line.strip()) for number, line in read_lines(path)]
-    names = [name for _, name in lines]
-    for number, name in lines:
-        if names.count(name) > 1:
+    lines: dict[str, int] = {}
+    for number, line in read_lines(path):
+        name = line.strip()
+        if name in lines:
             raise UserError(
                 f"The class {name!r} is there twice.",
-                where=f"{path}, line {number}",
+                where=f"{path}, lines {lines[name]} and {number}",
                 code="corpus-malformed",
             )
-    return names
+        lines[name] = number
+    if not lines:
+        raise UserError("The file of classes is empty.", where=str(path), code="corpus-empty")
+    return list(lines)
+
+
+def files_by_split(value: object, where: str) -> dict[str, Path]:
+    """The absolute paths of a setting such as `manifests`.
+
+    Args:
+        value: {split: path}.
+        where: the key of the setting, for errors.
+
+    Raises:
+        UserError: it is not of that form.
+    """
+    if not isinstance(value, Mapping) or not value:
+        raise UserError(
+            f"{where} must name a file for each split, not {value!r}.",
+            where=where,
+            fix="For example {train: train.csv, dev: dev.csv, test: test.csv}.",
+            code="wrong-type",
+        )
+    for split, path in value.items():
+        if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+            raise UserError(
+                f"{where}.{split} must be the path of one file or folder, not {path!r}.",
+                where=f"{where}.{split}",
+                code="wrong-type",
+            )
+    return {str(split): table_path(path) for split, path in value.items()}

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 from s3prl_mtl.errors import UserError, nearest
 
 APOSTROPHES = str.maketrans({"\u2019": "'", "\u02bc": "'", "\u00b4": "'", "`": "'"})
+
+ACCENTS = dict.fromkeys([*range(0x0300, 0x0370), *range(0x1AB0, 0x1B00), *range(0x1DC0, 0x1E00)])
+"""Unicode's blocks of combining diacritical marks. Those of other scripts than Latin, Greek and
+Cyrillic are not among them: there they are vowels, or make another letter."""
+
+JOINERS = "\u200c\u200d"
+"""Invisible, but part of the spelling of Persian and of Indian languages."""
 
 CHOICES = {
     "case": ("upper", "lower", "keep"),
@@ -25,8 +33,9 @@ class TextRule:
     Args:
         case: `upper`, `lower` or `keep`.
         punctuation: `strip` replaces punctuation and symbols by a blank, but an apostrophe within a
-            word; `keep`.
-        accents: `strip` removes the marks of letters; `keep` composes them (NFC).
+            word, and removes invisible characters such as soft hyphens; `keep`.
+        accents: `strip` removes the marks of Latin, Greek and Cyrillic letters; `keep` composes
+            them (NFC).
         digits: `strip` or `keep`. Numbers are not spelled out: do so in the table.
     """
 
@@ -42,6 +51,13 @@ class TextRule:
         Raises:
             UserError: an unknown key or choice.
         """
+        if not isinstance(settings, Mapping):
+            raise UserError(
+                f"{where} must be a mapping, not {settings!r}.",
+                where=where,
+                fix="For example {case: lower}.",
+                code="wrong-type",
+            )
         for key, value in settings.items():
             if key not in CHOICES:
                 raise UserError(
@@ -64,24 +80,35 @@ class TextRule:
         text = unicodedata.normalize("NFC", text).translate(APOSTROPHES)
         if self.accents == "strip":
             letters = unicodedata.normalize("NFD", text)
-            text = "".join(c for c in letters if unicodedata.category(c) != "Mn")
+            text = unicodedata.normalize("NFC", letters.translate(ACCENTS))
         if self.case != "keep":
             text = text.upper() if self.case == "upper" else text.lower()
         if self.digits == "strip":
-            text = "".join(" " if c.isdigit() else c for c in text)
+            text = text.translate(DIGITS)
         if self.punctuation == "strip":
-            text = "".join(
-                " " if unicodedata.category(c)[0] in "PS" and not _is_within(text, i) else c
-                for i, c in enumerate(text)
-            )
+            text = LONE_APOSTROPHE.sub(" ", text.translate(PUNCTUATION))
         return " ".join(text.split())
 
 
-def _is_within(text: str, place: int) -> bool:
-    """Whether there is an apostrophe between two letters."""
-    return (
-        text[place] == "'"
-        and 0 < place < len(text) - 1
-        and text[place - 1].isalpha()
-        and text[place + 1].isalpha()
-    )
+class _Translation(dict[int, int | str | None]):
+    """A table of `str.translate` that asks a function about each character once."""
+
+    def __init__(self, rule: Callable[[str], int | str | None]) -> None:
+        self._rule = rule
+
+    def __missing__(self, code: int) -> int | str | None:
+        return self.setdefault(code, self._rule(chr(code)))
+
+
+def _without_punctuation(character: str) -> str | None:
+    """A blank for punctuation and symbols, None for invisible characters."""
+    category = unicodedata.category(character)
+    if category == "Cf" and character not in JOINERS:
+        return None
+    return " " if category[0] in "PS" and character != "'" else character
+
+
+PUNCTUATION = _Translation(_without_punctuation)
+DIGITS = _Translation(lambda character: " " if character.isdigit() else character)
+LONE_APOSTROPHE = re.compile(r"(?<![^\W\d_])'|'(?![^\W\d_])")
+"""An apostrophe that is not between two letters."""

@@ -82,3 +82,17 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def drop_incomplete_line(path: Path) -> None:
+    """Truncate an incomplete last line that a crash left.
+
+    In place, since a training process may have the file open.
+
+    Raises:
+        OSError: the file cannot be changed.
+    """
+    with path.open("r+b") as file:
+        content = file.read()
+        if content and not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)

@@ -12,6 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from s3prl_mtl.config.task_blocks import uses_tables
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.registry.plugins import load_task
@@ -154,7 +155,9 @@ class RunRecord:
             logger.warning("%s", problem)
             return ""
         state = getattr(expert, "conditions", None)
-        return str(state(block.get("downstream_expert") or {})) if callable(state) else ""
+        stated = str(state(block.get("downstream_expert") or {})) if callable(state) else ""
+        data = "own data" if uses_tables(block) else ""
+        return ", ".join(filter(None, (data, stated)))
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

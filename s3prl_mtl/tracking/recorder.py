@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from s3prl_mtl.checkpoint.contents import TaskCheckpoint
 from s3prl_mtl.errors import UserError, error_summary
-from s3prl_mtl.fileio.atomic import atomic_path, replace_text
+from s3prl_mtl.fileio.atomic import atomic_path, drop_incomplete_line, replace_text
 from s3prl_mtl.tasks.metric import Metric
 from s3prl_mtl.tracking.trackers import Tracker, summary
 
@@ -116,7 +116,7 @@ class Recorder:
         self._step = 0
         path = folder / "metrics.jsonl"
         if path.is_file() and resumed_at is None:
-            _drop_incomplete_line(path)
+            drop_incomplete_line(path)
         elif path.is_file() and resumed_at is not None:
             after = resumed_at + 1 if resumed_at else 0
             again = {(resumed_at, task, split) for task, split in reevaluate}
@@ -249,17 +249,6 @@ def _replace(path: Path, text: str) -> None:
         replace_text(path, text)
     except OSError as cause:
         raise _unwritable(path, cause) from cause
-
-
-def _drop_incomplete_line(path: Path) -> None:
-    """Truncate an incomplete last line that a crash left.
-
-    In place, since a training process may have the file open.
-    """
-    with path.open("r+b") as file:
-        content = file.read()
-        if content and not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)
 
 
 def _unwritable(path: Path, cause: OSError) -> UserError:

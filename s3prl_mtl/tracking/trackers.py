@@ -6,6 +6,7 @@ Each takes the same names: `<task>/<split>-<metric>`, such as `ks/dev-accuracy`.
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import os
 import re
@@ -13,7 +14,7 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -21,12 +22,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
-from s3prl_mtl.errors import UserError, nearest, require_packages
-from s3prl_mtl.fileio.atomic import replace_text
+from s3prl_mtl.errors import UserError, error_summary, nearest, require_packages
+from s3prl_mtl.fileio.atomic import drop_incomplete_line, replace_text
 from s3prl_mtl.registry.plugins import TRACKERS, discover_trackers, find_plugin
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+logger = logging.getLogger(__name__)
 
 NO_TRACKER = "none"
 
@@ -131,16 +134,18 @@ class Csv(Tracker):
         is_new = not path.is_file() or run.resumed_at == 0
         if is_new:
             replace_text(path, ",".join(self.HEADER) + "\r\n")
-        elif run.resumed_at is not None:
-            self._drop_later(path, run.resumed_at)
+        else:
+            drop_incomplete_line(path)
+            if run.resumed_at is not None:
+                self._drop_later(path, run.resumed_at)
         self._file = path.open("a", newline="", encoding="utf-8")
         self._rows = csv.writer(self._file)
 
     @staticmethod
     def _drop_later(path: Path, step: int) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [lines[0], *(line for line in lines[1:] if _step_of(line) <= step)]
-        replace_text(path, "".join(f"{line}\r\n" for line in kept))
+        lines = path.read_text(encoding="utf-8").splitlines()[1:]
+        kept = [line for line in lines if int(line.split(",", 1)[0]) <= step]
+        replace_text(path, "".join(f"{line}\r\n" for line in (",".join(Csv.HEADER), *kept)))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -171,7 +176,7 @@ class WandB(Tracker):
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "s3prl-mtl"),
                 name=run.folder.resolve().name,
-                id=kept_id(run.folder / "wandb-id.txt", lambda: secrets.token_hex(4)),
+                id=kept_id(run, "wandb", lambda: secrets.token_hex(4)),
                 resume="allow",
                 dir=run.folder,
                 config=dict(run.config) or None,
@@ -205,9 +210,17 @@ class MLflow(Tracker):
     """
 
     packages = ("mlflow",)
+    limits: ClassVar[Mapping[str, str]] = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    }
+    """Of requests, unless the environment has others: with those of MLflow a run would wait minutes
+    for a server that is out of reach, all its other processes with it."""
 
     def __init__(self, run: TrackedRun) -> None:
         super().__init__(run)
+        for name, value in self.limits.items():
+            os.environ.setdefault(name, value)
         mlflow = import_module("mlflow")
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None:
@@ -219,9 +232,19 @@ class MLflow(Tracker):
         self._parameter = mlflow.entities.Param
         with _refused(error, "mlflow", "Check MLFLOW_TRACKING_URI"):
             self._client = mlflow.MlflowClient(tracking_uri=uri)
-            self._id = kept_id(run.folder / "mlflow-id.txt", lambda: self._create(run))
-            self._client.update_run(self._id, status="RUNNING")
-            flat = list(flatten(run.config)) if run.resumed_at == 0 else []
+            self._id = kept_id(run, "mlflow", lambda: self._create(run))
+            is_new = run.resumed_at == 0
+            try:
+                self._client.update_run(self._id, status="RUNNING")
+            except error as cause:
+                if cause.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                # The folder was moved, or the server is another one.
+                logger.warning("MLflow does not have the run %s; a new one begins.", self._id)
+                (run.folder / "mlflow-id.txt").unlink()
+                self._id = kept_id(run, "mlflow", lambda: self._create(run))
+                is_new = True
+            flat = list(flatten(run.config)) if is_new else []
             for start in range(0, len(flat), 100):  # the most of one request
                 parameters = [
                     self._parameter(_name(key), str(value)[:6000])
@@ -291,14 +314,29 @@ def start_trackers(text: str, run: TrackedRun) -> dict[str, Tracker]:
     """The trackers of a list, at work for a run.
 
     Raises:
-        UserError: as :func:`find_trackers`, or a program or its service refuses to work.
+        UserError: as :func:`find_trackers`, or a program or its service refuses to work; those that
+            were started are finished.
     """
-    return {name: tracker(run) for name, tracker in find_trackers(text).items()}
+    started: dict[str, Tracker] = {}
+    for name, tracker in find_trackers(text).items():
+        try:
+            with _refused(Exception, name, "Mend this"):
+                started[name] = tracker(run)
+        except UserError:
+            for other in started.values():
+                with suppress(Exception):
+                    other.finish(failed=True)
+            raise
+    return started
 
 
-def kept_id(path: Path, create: Callable[[], str]) -> str:
-    """The identifier of a run in a program, kept in a file of the run directory."""
-    if not path.is_file():
+def kept_id(run: TrackedRun, program: str, create: Callable[[], str]) -> str:
+    """The identifier of a run in a program, kept in a file of the run directory.
+
+    A run that starts anew, in a folder of an earlier one, gets another.
+    """
+    path = run.folder / f"{program}-id.txt"
+    if not path.is_file() or run.resumed_at == 0:
         replace_text(path, f"{create()}\n")
     return path.read_text(encoding="utf-8").strip()
 
@@ -320,17 +358,15 @@ def as_yaml(config: Mapping[str, Any]) -> str:
 def _refused(kind: type[Exception], name: str, fix: str) -> Iterator[None]:
     try:
         yield
+    except UserError:
+        raise
     except kind as cause:
         raise UserError(
-            f"{name} cannot be used: {cause}",
+            f"{name} cannot be used: {error_summary(cause)}.",
             where=f"--track {name}",
             fix=f"{fix}, or leave {name} out.",
             code="tracker-failed",
         ) from cause
-
-
-def _step_of(line: str) -> int:
-    return int(line.split(",", 1)[0])
 
 
 def _finite(value: float) -> float | str:

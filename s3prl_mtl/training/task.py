@@ -86,7 +86,11 @@ class Task:
             train_split=train_split,
             dev_splits=dev_splits,
             takes_batch_id=accepts_argument(expert.forward, "batch_id"),
-            test_splits=list(settings.test_splits or [getattr(expert, "test_split", "test")]),
+            test_splits=list(
+                [getattr(expert, "test_split", "test")]
+                if settings.test_splits is None
+                else settings.test_splits
+            ),
         )
 
 

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 from collections.abc import Callable, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,17 @@ import pyarrow.parquet
 import pytest
 import soundfile
 
+from downstream_plugins.asr.table import TextTable
+from downstream_plugins.ic import IntentClassification
+from downstream_plugins.pr.table import PhoneTable
 from downstream_plugins.sd.table import RecordingTable
-from s3prl_mtl.cli.main import main
+from downstream_plugins.sf.table import SlotTable
+from downstream_plugins.sv.table import VerificationTable
+from s3prl_mtl.cli.main import command_parser, main
+from s3prl_mtl.cli.run_inputs import config_of
 from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.data import ClassTable, Corpus, TextRule, Utterance
+from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.registry.task_names import BUILT_IN_TASKS
 from tests.mistakes import user_error
@@ -31,7 +39,7 @@ def corpus_of(task: str, overrides: str = "", **flags: Any) -> Corpus:
 
 
 def facts(utterance: Utterance) -> tuple[Any, ...]:
-    labels = {k: v for k, v in utterance.labels.items() if k not in ("speaker", "random_second")}
+    labels = {k: v for k, v in utterance.labels.items() if k != "speaker"}
     start = round(utterance.start_seconds, 6)
     return utterance.id, utterance.path.resolve(), start, utterance.duration_seconds, labels
 
@@ -58,10 +66,20 @@ def test_a_corpus_written_as_tables_reads_the_same(task: str, tiny_corpus: Path,
         if task == "sd":  # speakers have numbers as names
             assert [f[:3] for f in found] == [f[:3] for f in expected]
             assert [f[4]["segments"] for f in found] == [f[4]["segments"] for f in expected]
+        elif task == "ks" and split == "test":  # its silence has one second
+            assert [f[:4] for f in found] == [f[:4] for f in expected]
         elif task == "sf":
             assert [(f[0], f[1], f[4]) for f in found] == [(f[0], f[1], f[4]) for f in expected]
         else:
             assert found == expected
+    for first, second in combinations(own.splits, 2):  # no check is stricter, or the run ends
+        labels = [utterance.labels for utterance in folders.utterances(second)]
+        assert all(
+            own.may_share(first, second, one) or not folders.may_share(first, second, one)
+            for one in labels
+        )
+        if folders.shared_speakers(first, second) != "error":
+            assert own.shared_speakers(first, second) != "error"
     spaces = own.label_space(), folders.label_space()
     for key, values in spaces[1].items():
         ours = spaces[0][key]
@@ -73,6 +91,142 @@ def test_a_corpus_written_as_tables_reads_the_same(task: str, tiny_corpus: Path,
             assert ours == values
     if task == "sv":
         assert own.trials("test") == folders.trials("test")  # type: ignore[attr-defined]
+
+
+# --------------------------------------------------------------------------- settings
+
+
+def datarc_of(task: str, overrides: str = "", **flags: Any) -> tuple[Any, dict[str, Any]]:
+    config = resolve(build_config((), {"downstream": [task], **flags}, overrides))
+    return config.tasks[task], config.tasks[task].downstream_expert["datarc"]
+
+
+def manifests(task: str, **tables: str) -> dict[str, Any]:
+    return {f"{task}.downstream_expert.datarc.manifests": tables}
+
+
+def test_the_table_named_train_trains_wherever_it_stands():
+    block, datarc = datarc_of("er", **manifests("er", dev="d.csv", test="t.csv", train="x.csv"))
+    assert (block.train_split, block.dev_splits, block.test_splits) == ("train", ["dev"], ["test"])
+    assert list(datarc["manifests"]) == ["train", "dev", "test"]
+
+
+def test_a_named_training_split_trains_and_the_first_table_otherwise():
+    tables = manifests("er", valid="v.csv", mine="hf:me/words:train")
+    block, datarc = datarc_of("er", "er.train_split=mine", **tables)
+    assert block.train_split == "mine"
+    assert next(iter(datarc["manifests"].items())) == ("mine", "hf:me/words:train")
+    assert (block.dev_splits, block.test_splits) == (["valid"], [])
+    block, _ = datarc_of("er", **manifests("er", mine="m.csv", valid="v.csv"))
+    assert block.train_split == "mine"
+
+
+def test_tables_without_one_to_validate_on_are_refused():
+    with user_error("missing-option", where="er.downstream_expert.datarc.manifests"):
+        datarc_of("er", **manifests("er", train="x.csv", test="t.csv"))
+
+
+@pytest.mark.parametrize("data", [{}, {"data": "corpora"}])
+def test_paths_of_the_corpus_are_not_those_of_tables(data: dict[str, str], tmp_path: Path):
+    tables = manifests("pr", train="x.csv", dev="d.csv")
+    _, datarc = datarc_of("pr", **tables, **data)
+    assert datarc["lexicon"] is None
+    _, datarc = datarc_of("pr", "pr.downstream_expert.datarc.lexicon=[words.txt]", **tables, **data)
+    assert datarc["lexicon"] == [str(Path("words.txt").absolute())]
+
+
+def test_files_of_a_run_are_absolute():
+    trials = "sv.downstream_expert.datarc.trials.dev=trials.txt"
+    _, datarc = datarc_of("sv", trials, **manifests("sv", train="x.csv", dev="~/d.csv"))
+    assert datarc["trials"] == {"dev": str(Path("trials.txt").absolute())}
+    assert datarc["manifests"]["dev"] == str(Path.home() / "d.csv")
+    _, datarc = datarc_of("asr", "asr.downstream_expert.datarc.pseudo_labels=p.jsonl", data="d")
+    assert datarc["pseudo_labels"] == str(Path("p.jsonl").absolute())
+    _, datarc = datarc_of("ssl", "ssl.downstream_expert.datarc.path=labels")
+    assert datarc["path"] == str(Path("labels").absolute())
+
+
+def test_sv_without_trials_says_which_are_missing(tmp_path: Path):
+    corpus = VerificationTable({"train": tmp_path / "x.csv", "dev": tmp_path / "d.csv"})
+    with user_error("corpus-unset", where="datarc.trials"):
+        corpus.trials("dev")
+    with user_error("wrong-type", where="datarc.trials"):
+        VerificationTable({"train": tmp_path / "x.csv"}, trials="t.txt")  # type: ignore[arg-type]
+
+
+def config_of_flags(*entries: str) -> dict[str, Any]:
+    words = ["-u", "hubert_tiny", "-d", "ks"]
+    words += [word for entry in entries for word in ("--manifest", entry)]
+    return config_of(command_parser("train").parse_args(words), None, DeferredLog())
+
+
+def test_the_flag_for_tables_may_be_repeated_but_not_a_split():
+    config = config_of_flags("ks:train=x.csv", "ks:dev=d.csv,test=t.csv")
+    tables = config["ks"]["downstream_expert"]["datarc"]["manifests"]
+    assert list(tables) == ["train", "dev", "test"]
+    with user_error("invalid-value", where="--manifest"):
+        config_of_flags("ks:train=x.csv", "ks:dev=d.csv,train=y.csv")
+
+
+# --------------------------------------------------------------------------- tasks
+
+
+def test_every_slot_of_own_data_has_outputs():
+    settings = {"modelrc": {"projector_dim": 4, "select": "UtteranceLevel", "UtteranceLevel": {}}}
+    space = {"action": ["a", "b"], "object": ["c"], "location": ["d"], "device": ["e", "f"]}
+    expert = IntentClassification(8, 320, settings, "", labels=space)
+    assert list(expert.answers) == list(space)
+
+
+def test_predicted_transcripts_are_added_to_the_training_table(clips: Clips, tmp_path: Path):
+    table = write(tmp_path / "t.csv", "path,text\na.wav,go\n")
+    lines = [
+        {"file": "b.wav", "asr": {"text": "no way", "confidence": 0.95}},
+        {"file": "a.wav", "asr": {"text": "known", "confidence": 0.95}},
+        {"file": "c.wav", "asr": {"text": "unsure", "confidence": 0.1}},
+    ]
+    predicted = write(tmp_path / "p.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    corpus = TextTable({"train": table, "dev": table}, pseudo_labels=predicted)
+    assert [u.labels["text"] for u in corpus.utterances("train")] == ["GO", "NO WAY"]
+    assert [u.labels["text"] for u in corpus.utterances("dev")] == ["GO"]
+    (note,) = corpus.notes()
+    assert "1 pseudo-labelled" in note
+    assert "N" not in corpus.label_space()["symbols"]
+
+
+def test_the_boundary_of_words_in_a_text_is_a_blank(tmp_path: Path):
+    table = write(tmp_path / "t.csv", "path,text\na.wav,a|b\n")
+    (utterance,) = TextTable({"train": table}, text={"punctuation": "keep"}).utterances("train")
+    assert utterance.labels["text"] == "A B"
+
+
+@pytest.mark.parametrize("phones", [[], "AH <pad>", {"a": 1}])
+def test_phones_that_are_none_are_refused(phones: Any, tmp_path: Path):
+    table = json_lines(tmp_path, [{"path": "a.wav", "phones": phones}])
+    with user_error("corpus-malformed", where="line 1$"):
+        PhoneTable({"train": table}).utterances("train")
+
+
+@pytest.mark.parametrize("slots", [{"a": 1}, ["x", None]])
+def test_slots_that_are_no_texts_are_refused(slots: Any, tmp_path: Path):
+    table = json_lines(tmp_path, [{"path": "a.wav", "text": "a b", "slots": slots}])
+    with user_error("corpus-malformed", where="line 1$"):
+        SlotTable({"train": table}).utterances("train")
+
+
+@pytest.mark.parametrize("end", [9.0, float("inf"), float("nan")])
+def test_a_segment_after_the_end_of_its_recording_is_refused(end: float, tmp_path: Path):
+    table = json_lines(tmp_path, [{"path": "a.wav", "duration": 2, "segments": [["x", 0, end]]}])
+    with user_error("corpus-inconsistent", where="line 1$"):
+        RecordingTable({"train": table}).utterances("train")
+
+
+def test_a_recording_that_an_rttm_file_of_several_lacks_is_refused(tmp_path: Path):
+    lines = "SPEAKER {} 1 0 1 <NA> <NA> s\n"
+    write(tmp_path / "r.rttm", lines.format("one") + lines.format("two"))
+    table = json_lines(tmp_path, [{"path": "a.wav", "duration": 2, "rttm": "r.rttm"}])
+    with user_error("corpus-inconsistent", where="r.rttm, for .*line 1$", fix="one"):
+        RecordingTable({"train": table}).utterances("train")
 
 
 @pytest.mark.parametrize("task", ["er", "ic", "sd"])
@@ -280,7 +434,7 @@ def write(path: Path, text: str) -> Path:
         ("id,path,label\nx,a.wav,go\nx,b.wav,no\n", "corpus-duplicates", "line 2; .*line 3$"),
         ("path,label,start\na.wav,go,soon\n", "corpus-malformed", "line 2$"),
         ("path,label,duration\na.wav,go,-1\n", "corpus-malformed", "line 2$"),
-        ('path,label\n"a.wav,go\n', "file-malformed", r"t\.csv$"),
+        ('path,label\n"a.wav,go\n', "file-malformed", "line 2$"),
     ],
 )
 def test_a_mistake_in_a_table_is_named_with_its_line(

@@ -18,10 +18,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from s3prl_mtl.registry.plugins import discover_trackers
 from s3prl_mtl.tracking.recorder import Recorder, Report, read_metrics
 from s3prl_mtl.tracking.trackers import (
+    BUILT_IN,
+    Csv,
     TrackedRun,
     Tracker,
     find_trackers,
     flatten,
+    kept_id,
     start_trackers,
 )
 from tests.mistakes import user_error
@@ -83,6 +86,18 @@ def test_an_evaluation_appends_to_the_csv_file(tmp_path: Path):
         recorder.record("ks", "test", "accuracy", 0.5, 1)
     with (tmp_path / "metrics.csv").open(newline="") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "1", "2", "2", "1"]
+
+
+def test_a_row_that_a_crash_cut_short_is_dropped(tmp_path: Path):
+    take_steps(tmp_path, "csv", 0, 2)
+    metrics = tmp_path / "metrics.csv"
+    for resumed_at, steps in ((None, ["1", "1", "2", "2"]), (1, ["1", "1"])):
+        with metrics.open("a") as file:
+            file.write("12")  # of 123,ks/train-loss,...
+        run = TrackedRun(tmp_path, resumed_at=resumed_at)
+        start_trackers("csv", run)["csv"].finish(False)
+        with metrics.open(newline="") as file:
+            assert [row["step"] for row in csv.DictReader(file)] == steps
 
 
 def wandb_records(folder: Path) -> list[Any]:
@@ -164,6 +179,61 @@ def test_mlflow_continues_one_run_in_a_local_folder(
 def test_several_trackers_get_the_same_numbers(tmp_path: Path):
     take_steps(tmp_path, "tensorboard, csv", 0, 2)
     assert list(tmp_path.glob("events.out.tfevents.*")) and (tmp_path / "metrics.csv").is_file()
+
+
+def test_a_new_run_in_the_folder_of_an_earlier_one_is_another_one(tmp_path: Path):
+    made = iter("abc")
+
+    def identifier(resumed_at: int | None) -> str:
+        return kept_id(TrackedRun(tmp_path, {}, resumed_at), "wandb", lambda: next(made))
+
+    assert [identifier(step) for step in (0, 2, None, 0, 4)] == ["a", "a", "a", "b", "b"]
+
+
+def test_mlflow_begins_a_new_run_where_it_does_not_have_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    (tmp_path / "here").mkdir()
+    take_steps(tmp_path / "here", "mlflow", 0, 1)
+    old = (tmp_path / "here" / "mlflow-id.txt").read_text()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here").rename(tmp_path / "there" / "here")
+    take_steps(tmp_path / "there" / "here", "mlflow", 1, 2)
+    assert (tmp_path / "there" / "here" / "mlflow-id.txt").read_text() != old
+    assert (tmp_path / "there" / "mlruns").is_dir()
+
+
+def test_a_server_out_of_reach_ends_the_start_and_the_other_trackers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    finished: list[bool] = []
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(Csv, "finish", lambda self, failed: finished.append(failed))
+    with user_error("tracker-failed", where="--track mlflow"):
+        start_trackers("csv,mlflow", TrackedRun(tmp_path, {}, 0))
+    assert finished == [True]
+
+
+class Unwilling(Tracker):
+    """Raises an error of its own at the start."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        raise ConnectionError("no route to host")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def finish(self, failed: bool) -> None: ...
+
+
+def test_an_error_of_any_tracker_at_the_start_is_one_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(BUILT_IN, "unwilling", Unwilling)
+    with user_error("tracker-failed", where="--track unwilling"):
+        start_trackers("unwilling", TrackedRun(tmp_path))
 
 
 class Broken(Tracker):
