@@ -57,7 +57,7 @@ def test_frozen_and_joint_runs_have_the_same_heads() -> None:
     """Joint runs start from the heads of (a)."""
     path = find_settings("demo_frozen")
     settings = read_yaml(path, str(path))
-    assert set(settings) == {"runner", *BUILT_IN_TASKS}
+    assert set(settings) == {"runner", "optimizer", *BUILT_IN_TASKS}
     assert all(set(settings[task]["downstream_expert"]) == {"datarc"} for task in BUILT_IN_TASKS)
 
 
