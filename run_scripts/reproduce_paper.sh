@@ -3,8 +3,9 @@
 #
 #   bash run_scripts/reproduce_paper.sh OUT DATA [OPTION OF `s3prl-mtl study` ...]
 #
-# Start it again to resume. The scripts that it calls say what they train; --seeds 3 repeats it all
-# with three seeds, --jobs 4 trains on four GPUs.
+# Start it again to resume. The scripts that it calls say what they train; each ends with the table of
+# all runs so far, and writes OUT/report.html. --seeds 3 repeats it all with three seeds, --jobs 4
+# trains on four GPUs.
 set -euo pipefail
 scripts=$(dirname "$0")
 

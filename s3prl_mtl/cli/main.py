@@ -148,7 +148,7 @@ COMMANDS = {
     **MODES,
     "study": "Run the paper's experiments, or show how far they are.",
     "select": "Compare rules that choose one checkpoint for all tasks.",
-    "demo": "Train on nine tasks of a small synthetic corpus, in ten minutes.",
+    "demo": "Run a small study on a synthetic corpus, in ten minutes.",
     "predict": "Print the predictions of a run for audio files, as JSON lines.",
     "results": "Show the results of a run, or compare those of several runs.",
     "folds": "Train a task once for each fold (er: five), and print the mean.",

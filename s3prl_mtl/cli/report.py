@@ -46,29 +46,43 @@ def run(arguments: argparse.Namespace) -> None:
     if folder is not None and not (folder / "study.json").is_file():
         _report_run(arguments)
         return
+    write_report(folder, arguments.out or folder or Path("paper"), arguments.primary)
+
+
+def write_report(folder: Path | None, out: Path, primary: str | None = None) -> None:
+    """Write the report of a study, or of the paper's numbers, and print the table.
+
+    Args:
+        folder: of the study; None for the paper's numbers.
+        out: where to write.
+        primary: print the auxiliary tasks of this one.
+
+    Raises:
+        UserError: the folder is not that of a study, or it does not have the primary task.
+    """
     from s3prl_mtl.study.paper import paper_results
     from s3prl_mtl.study.reports import paper_report, study_report
     from s3prl_mtl.study.study_results import read_study
     from s3prl_mtl.study.tables import missing_lines, missing_runs, terminal_table
 
-    study = None if arguments.paper else read_study(folder)
+    study = None if folder is None else read_study(folder)
     results = paper_results() if study is None else study.results
-    if arguments.primary and arguments.primary not in results.tasks:
+    if primary and primary not in results.tasks:
         raise UserError(
-            f"There is no task {arguments.primary!r}.",
-            where=f"--primary {arguments.primary}",
-            fix=nearest(arguments.primary, results.tasks),
+            f"There is no task {primary!r}.",
+            where=f"--primary {primary}",
+            fix=nearest(primary, results.tasks),
             code="unknown-name",
         )
     report = paper_report() if study is None else study_report(study)
-    path = report.write(arguments.out or folder or Path("paper"))
+    path = report.write(out)
     OUTPUT.print(terminal_table(results))
     if results.missing:
         OUTPUT.print(f"{missing_runs(results)}:")
         for line in missing_lines(results):
             OUTPUT.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
-    if arguments.primary:
-        _print_ranking(arguments.primary, results)
+    if primary:
+        _print_ranking(primary, results)
     _print_path(path)
 
 

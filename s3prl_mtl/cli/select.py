@@ -79,17 +79,17 @@ def run(arguments: argparse.Namespace) -> None:
             code="undefined-metric",
         )
     references = _references(arguments)
-    if arguments.by:
-        rules: Sequence[str] = [arguments.by]
-    else:
-        known = all(task in references for task in scores)
-        rules = [r for r in selection.RULES if known or r not in selection.RELATIVE]
-    choices = [selection.choose(rule, scores, references) for rule in rules]
+    choices = (
+        [selection.choose(arguments.by, scores, references)]
+        if arguments.by
+        else selection.compare(scores, references)
+    )
     if arguments.json:
         print(json.dumps([_record(choice) for choice in choices], indent=2))
         return
     OUTPUT.print(choices_table(choices, scores))
-    left_out = [rule for rule in selection.RULES if not arguments.by and rule not in rules]
+    made = {choice.rule for choice in choices}
+    left_out = [rule for rule in selection.RULES if not arguments.by and rule not in made]
     if left_out:
         OUTPUT.print(f"Without --reference: no {' and no '.join(left_out)}.", highlight=False)
     if arguments.by:
@@ -101,22 +101,15 @@ def choices_table(choices: Sequence[Choice], scores: Mapping[str, DevScores]) ->
     """The dev score of each task by each rule, with the cost against its own best below."""
     from rich.table import Table
 
+    from s3prl_mtl.study.selection import choice_table
+
+    (first, *others), rows = choice_table(choices, scores)
     table = Table(padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("dev", no_wrap=True)
-    for choice in choices:
-        step = choice.step
-        of = "own steps" if step is None else f"step {step}"
-        table.add_column(f"{choice.rule}\n{of}", justify="right")
-    for task, score in scores.items():
-        cells = []
-        for choice in choices:
-            value, cost = choice.values[task], choice.costs[task]
-            sign = "+" if score.metric.better == "lower" else "-"
-            shown = score.metric.shown(value).removesuffix(" %")
-            lost = score.metric.shown(cost).removesuffix(" %")
-            cells.append(f"{shown}\n({sign}{lost})" if cost else shown)
-        unit = " %" if score.metric.percent else ""
-        table.add_row(f"{task} {score.metric.title}{unit}", *cells)
+    table.add_column(first, no_wrap=True)
+    for heading in others:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -131,20 +124,17 @@ def _record(choice: Choice) -> dict[str, Any]:
 
 def _references(arguments: argparse.Namespace) -> dict[str, float]:
     """The best dev score of each task with a frozen encoder."""
-    from s3prl_mtl.study.dev_scores import read_dev_scores
+    from s3prl_mtl.study.dev_scores import best_dev_scores
 
     given = arguments.reference
     for path in given or ():
         if not path.is_dir():
             raise UserError(f"{path} is not a folder.", where="--reference", code="file-missing")
-    found: dict[str, float] = {}
+    runs: list[Path] = []
     for path in given if given else _of_study(arguments.run):
-        runs = [path] if (path / "metrics.jsonl").is_file() else sorted(path.iterdir())
-        for run in runs:
-            if (run / "metrics.jsonl").is_file() and (run / "config.yaml").is_file():
-                for task, score in read_dev_scores(run).items():
-                    found.setdefault(task, score.best)
-    return found
+        runs += [path] if (path / "metrics.jsonl").is_file() else sorted(path.iterdir())
+    files = ("metrics.jsonl", "config.yaml")
+    return best_dev_scores(run for run in runs if all((run / name).is_file() for name in files))
 
 
 def _of_study(run: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from s3prl_mtl.cli.report import write_report
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.tracking.console import OUTPUT
 from s3prl_mtl.training.signals import StopSignals
@@ -121,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Execute the study, or show its state or its commands.
+    """Execute the study and write its report, or show its state or its commands.
 
     Raises:
         UserError: the folder has a study with other settings, or a setting is wrong.
@@ -247,6 +248,8 @@ def _execute(
                 os.close(held)
     if not alone:
         _show(settings, out, jobs)
+        if any(state.status == "done" for state in states.values()):
+            write_report(out, out)
     missing = [run.name for run in chosen if states[run.name].status != "done"]
     if missing:
         logger.error("%d runs are not done. The same command starts them again.", len(missing))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +71,19 @@ def read_dev_scores(run: Path, last_step: int | None = None) -> dict[str, DevSco
         if found:
             scores[task] = DevScores(metric, split, found)
     return scores
+
+
+def best_dev_scores(runs: Iterable[Path]) -> dict[str, float]:
+    """The best dev score of each task in runs, by the first run that has the task.
+
+    Raises:
+        UserError: a folder is not that of a run, or a task declares no metric.
+    """
+    found: dict[str, float] = {}
+    for run in runs:
+        for task, score in read_dev_scores(run).items():
+            found.setdefault(task, score.best)
+    return found
 
 
 def selecting_metric(task: str, package: str | None = None, folder: str | None = None) -> Metric:

@@ -27,7 +27,7 @@ class Scenario:
     """One way to train on the tasks of a study.
 
     Attributes:
-        title: for help and tables.
+        title: for reports.
         trains: the tasks of a run: ``each`` alone, ``all``, or all ``without one``.
         only_left_out: ``each`` stands for the tasks that are left out elsewhere.
         heads: the scenario whose heads the run starts from.
@@ -51,15 +51,15 @@ class Scenario:
 SCENARIOS = {
     "a": Scenario("each head on the frozen encoder", "each"),
     "b1": Scenario("all tasks, encoder trained", "all", heads="a"),
-    "b2": Scenario("all tasks without one, encoder trained", "without one", heads="a"),
+    "b2": Scenario("all tasks but one, encoder trained", "without one", heads="a"),
     "c": Scenario(
-        "the head of that task on the frozen encoder of b2",
+        "the head of the left-out task on the frozen encoder of (b-2)",
         "each",
         only_left_out=True,
         encoder="b2",
     ),
     "d": Scenario(
-        "as c, the encoder merged with the pre-trained one",
+        "as (c), encoder merged with the pre-trained one",
         "each",
         only_left_out=True,
         encoder="b2",

@@ -20,6 +20,7 @@ from s3prl_mtl.study.run_sections import (
     layers_section,
     settings_section,
 )
+from s3prl_mtl.study.selection_section import selection_section
 from s3prl_mtl.study.study_results import PlannedRun, StudyFolder
 
 STYLES = {"a": "dashed", "b1": "strong", "b2": "faint", "c": "plain", "d": "plain"}
@@ -53,6 +54,7 @@ def study_report(study: StudyFolder) -> ReportFiles:
             "task" + (", and every scenario one for each seed." if several else "."),
             [_dev_curves(number, task, study) for number, task in enumerate(study.tasks)],
         ),
+        *selection_section(study),
         *layers_section(report, {_label(run, results): run.record for run in first}),
         *conflicts_section(report, joint, results.heading),
         *settings_section({_label(run, results, several): run.record for run in finished}),
@@ -98,9 +100,9 @@ def run_report(folder: Path) -> ReportFiles:
 
 
 def _summary(study: StudyFolder, results: Results) -> str:
-    seeds, steps = len(study.seeds), study.content.get("steps")
+    seeds, steps = len(study.seeds), study.settings.steps
     parts = [
-        f"Upstream {study.content.get('upstream', 'unknown')}",
+        f"Upstream {study.settings.upstream}",
         f"{len(study.tasks)} tasks ({', '.join(map(results.heading, study.tasks))})",
         *([f"{steps} steps"] if steps is not None else []),
         f"{seeds} seed{'s' if seeds > 1 else ''}",

@@ -9,9 +9,10 @@ from s3prl_mtl.study import page, tables
 from s3prl_mtl.study.figures import heat_map, relation_graph
 from s3prl_mtl.study.numbers import shown_effect, shown_value
 from s3prl_mtl.study.page import Section
+from s3prl_mtl.study.plan import SCENARIOS
 from s3prl_mtl.study.relations import Effect, Relation, effects, ranking, relations
 from s3prl_mtl.study.report_files import ReportFiles
-from s3prl_mtl.study.results import NAMES, SCENARIOS, Column, Results, Row
+from s3prl_mtl.study.results import NAMES, Column, Results, Row
 
 LEFT_OUT = '<span class="left-out">X</span>'
 EFFECT_LIMIT = 0.3
@@ -62,7 +63,7 @@ def _results_body(results: Results) -> str:
             page.details("Which", page.bullets(tables.missing_lines(results))),
         )
     scenarios = dict.fromkeys(row.scenario for row in results.rows)
-    meaning = [f"{NAMES[scenario]}: {SCENARIOS[scenario]}." for scenario in scenarios]
+    meaning = [f"{NAMES[scenario]}: {SCENARIOS[scenario].title}." for scenario in scenarios]
     shown = f'<div class="results">{page.scrolled(content, "results by scenario")}</div>\n'
     return notice + shown + page.bullets([*tables.legend(results), *meaning])
 

@@ -9,16 +9,8 @@ from dataclasses import dataclass, field
 
 from s3prl_mtl.tasks.metric import Metric
 
-SCENARIOS = {
-    "a": "head on the frozen pre-trained encoder",
-    "b1": "all tasks, encoder trained",
-    "b2": "all tasks but one, encoder trained",
-    "c": "head on the frozen encoder that was trained without its task",
-    "d": "as (c), encoder merged with the pre-trained one",
-}
-"""The scenarios of the paper, and (d), in the order of the table."""
-
 NAMES = {"a": "(a)", "b1": "(b-1)", "b2": "(b-2)", "c": "(c)", "d": "(d)"}
+"""Of the scenarios, in tables."""
 
 
 @dataclass(frozen=True)

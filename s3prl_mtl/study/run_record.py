@@ -19,6 +19,7 @@ from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.tasks.metric import Metric
 from s3prl_mtl.tracking.recorder import FEATURIZER, GRADIENTS, read_metrics, read_results
 from s3prl_mtl.tracking.results_table import Result, read_run
+from s3prl_mtl.training.run_dir import read_finished
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +63,9 @@ class RunRecord:
         """Why the run has no final results; None if it has."""
         if not (self.folder / "metrics.jsonl").is_file():
             return "not started"
-        total, reached = self.total_steps, self.last_step
-        if total is not None and reached < total:
-            return f"stopped at step {reached} of {total}"
-        if not read_results(self.folder) or not self.results:
+        if read_finished(self.folder) is None:
+            return f"not finished, at step {self.last_step} of {self.total_steps}"
+        if not self.results:
             return "not evaluated after training"
         return None
 

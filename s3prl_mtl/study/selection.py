@@ -99,6 +99,37 @@ def choose(rule: str, scores: Scores, references: References | None = None) -> C
     return _choice(rule, scores, dict.fromkeys(scores, chosen))
 
 
+def compare(scores: Scores, references: References) -> list[Choice]:
+    """The choices of all rules of `RULES`, without `RELATIVE` if a reference is missing."""
+    known = all(task in references for task in scores)
+    return [choose(rule, scores, references) for rule in RULES if known or rule not in RELATIVE]
+
+
+def choice_table(choices: Sequence[Choice], scores: Scores) -> tuple[list[str], list[list[str]]]:
+    """A column for each rule with the dev score of each task and, in parentheses, its cost.
+
+    Returns:
+        the header and the rows; parts of a cell are separated by line breaks.
+    """
+    header = ["dev"]
+    for choice in choices:
+        of = "own steps" if choice.step is None else f"step {choice.step}"
+        header.append(f"{choice.rule}\n{of}")
+    rows = []
+    for task, score in scores.items():
+        metric = score.metric
+        sign = "+" if metric.better == "lower" else "-"
+        row = [f"{task} {metric.title}{' %' if metric.percent else ''}"]
+        for choice in choices:
+            value, cost = (
+                metric.shown(number).removesuffix(" %")
+                for number in (choice.values[task], choice.costs[task])
+            )
+            row.append(f"{value}\n({sign}{cost})" if choice.costs[task] else value)
+        rows.append(row)
+    return header, rows
+
+
 def _choice(rule: str, scores: Scores, steps: Mapping[str, int]) -> Choice:
     values = {task: score.values[steps[task]] for task, score in scores.items()}
     costs = {task: abs(values[task] - score.best) for task, score in scores.items()}

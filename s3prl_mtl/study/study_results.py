@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import load_task, same_package, split_name
 from s3prl_mtl.study.paper import PACKAGE, paper_headings, paper_titles, published_values
-from s3prl_mtl.study.results import SCENARIOS, Cell, Column, Results, Row
+from s3prl_mtl.study.plan import SCENARIOS, StudyRun
+from s3prl_mtl.study.record import RunState, survey
+from s3prl_mtl.study.results import Cell, Column, Results, Row
 from s3prl_mtl.study.run_record import RunRecord
+from s3prl_mtl.study.settings import StudySettings, read_settings
+from s3prl_mtl.study.status import reason
 from s3prl_mtl.tasks.metric import Metric, metrics_of
 
 logger = logging.getLogger(__name__)
-
-FILE = "study.json"
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,14 @@ class PlannedRun:
         row: of the table that its results belong to.
         seed: of the run.
         record: what it logged so far.
+        problem: why it has no results that count; None if it has.
     """
 
     name: str
     row: Row
     seed: int
     record: RunRecord
+    problem: str | None
 
 
 @dataclass(frozen=True)
@@ -45,36 +47,35 @@ class StudyFolder:
 
     Args:
         folder: with `study.json`.
-        content: of `study.json`.
+        settings: from `study.json`.
     """
 
     folder: Path
-    content: Mapping[str, Any]
+    settings: StudySettings
 
     @property
     def tasks(self) -> list[str]:
-        return list(self.content["tasks"])
+        return list(self.settings.plan.tasks)
 
     @property
     def seeds(self) -> list[int]:
-        return list(self.content["seeds"])
+        return list(self.settings.plan.seeds)
 
     @cached_property
     def runs(self) -> list[PlannedRun]:
+        planned = self.settings.plan.runs
+        states = survey(planned, self.folder)
         runs = []
-        for run in self.content["runs"]:
-            scenario = run["scenario"]
-            left_out = run.get("left_out") if scenario == "b2" else None
-            alpha = run.get("alpha") if scenario == "d" else None
-            record = RunRecord(self.folder / run["name"])
-            runs.append(
-                PlannedRun(run["name"], Row(scenario, left_out, alpha), run["seed"], record)
-            )
+        for run in planned:
+            row = Row(run.scenario, run.left_out if run.scenario == "b2" else None, run.alpha)
+            record = RunRecord(self.folder / run.name)
+            problem = _problem(run, states, record)
+            runs.append(PlannedRun(run.name, row, run.seed, record, problem))
         return runs
 
     @cached_property
     def finished(self) -> list[PlannedRun]:
-        return [run for run in self.runs if run.record.problem is None]
+        return [run for run in self.runs if run.problem is None]
 
     @cached_property
     def results(self) -> Results:
@@ -83,9 +84,8 @@ class StudyFolder:
         published = self._published()
         values: dict[tuple[Row, Column], dict[int, float]] = {}
         columns: dict[Column, None] = {}
-        missing = {run.name: run.record.problem or "" for run in self.runs}
+        missing = {run.name: run.problem for run in self.runs if run.problem is not None}
         for run in self.finished:
-            del missing[run.name]
             for result in run.record.results:
                 heading = headings.get(result.task, result.task)
                 metric = self._titled(result.task, result.metric)
@@ -179,44 +179,26 @@ class StudyFolder:
         return {task: found[task] for task in self.tasks if found.get(task)}
 
 
+def _problem(run: StudyRun, states: Mapping[str, RunState], record: RunRecord) -> str | None:
+    state = states[run.name]
+    if state.status == "done":
+        return record.problem
+    why = reason(run, states) or record.problem
+    return f"{state.status} ({why})" if why else state.status
+
+
 def read_study(folder: Path) -> StudyFolder:
-    """Read `study.json`.
+    """Read the folder of a study.
 
     Raises:
-        UserError: the file is missing or does not have its format.
+        UserError: `study.json` is missing or damaged.
     """
-    path = folder / FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    settings = read_settings(folder)
+    if settings is None:
         raise UserError(
             f"{folder} is neither the folder of a study nor that of a run.",
             where=str(folder),
             fix="Give a folder with study.json or with metrics.jsonl.",
             code="file-missing",
-        ) from None
-    except ValueError as cause:
-        raise UserError(
-            f"study.json is not JSON: {cause}.", where=str(path), code="file-malformed"
-        ) from cause
-    problem = _problem_of(content)
-    if problem is not None:
-        raise UserError(problem, where=str(path), code="file-malformed")
-    return StudyFolder(folder, content)
-
-
-def _problem_of(content: object) -> str | None:
-    """What is wrong with the content of `study.json`."""
-    if not isinstance(content, dict):
-        return "study.json is not a JSON object."
-    for key in ("tasks", "seeds", "runs"):
-        if not isinstance(content.get(key), Sequence) or isinstance(content[key], str):
-            return f"study.json has no list `{key}`."
-        if not content[key]:
-            return f"The list `{key}` of study.json is empty."
-    for number, run in enumerate(content["runs"]):
-        if not isinstance(run, dict) or not {"name", "scenario", "seed"} <= run.keys():
-            return f"Run {number} of study.json lacks name, scenario or seed."
-        if run["scenario"] not in SCENARIOS:
-            return f"Run {run['name']} is of an unknown scenario, {run['scenario']!r}."
-    return None
+        )
+    return StudyFolder(folder, settings)

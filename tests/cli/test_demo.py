@@ -5,38 +5,70 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.cli import make_corpus
-from s3prl_mtl.cli.main import main
+from s3prl_mtl.cli import make_corpus, study
+from s3prl_mtl.cli.main import command_parser, main
+from s3prl_mtl.fileio.yaml_files import read_yaml
+from s3prl_mtl.registry.task_names import BUILT_IN_TASKS
+from s3prl_mtl.settings import find_settings
+from s3prl_mtl.study.settings import read_settings, write_settings
 
 
-def test_the_demo_trains_all_tasks_with_two_processes_of_one_thread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.fixture
+def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs `demo` in a folder; returns the words of the study and the variables of its process."""
     made, started = [], []
     monkeypatch.setattr(make_corpus, "run", made.append)
     monkeypatch.setattr(os, "execve", lambda *call: started.append(call))
-    assert main(["demo", str(tmp_path), "--steps", "3"]) == 0
-    ((program, words, variables),) = started
-    assert program == sys.executable
+
+    def run(*words: str) -> tuple[list[str], dict[str, str]]:
+        assert main(["demo", str(tmp_path), *words]) == 0
+        program, command, variables = started.pop()
+        assert program == sys.executable and command[1:3] == ["-m", "s3prl_mtl"]
+        assert made.pop().directory == tmp_path / "corpus"
+        return command[3:], variables
+
+    return run
+
+
+def test_the_demo_is_a_study_with_two_runs_of_one_thread_at_once(demo, tmp_path: Path) -> None:
+    words, variables = demo("--steps", "3")
     assert variables["OMP_NUM_THREADS"] == "1"
-    assert words[words.index("--nproc_per_node") + 1] == "2"
-    training = words[words.index("s3prl_mtl") + 1 :]
-    assert training[0] == "train" and "-a" in training
-    values = dict(pairwise(training))
-    assert (values["-c"], values["-d"], values["--steps"]) == ("demo", "all", "3")
-    assert values["--data"] == str(made[0].directory) == str(tmp_path / "corpus")
+    given = command_parser("study").parse_args(words[1:])
+    assert words[0] == "study" and given.out == tmp_path
+    assert (given.jobs, given.steps, given.data) == (2, 3, str(tmp_path / "corpus"))
+
+
+def test_full_leaves_each_task_out_and_stays_so(demo, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(
+        study, "_execute", lambda _, settings, out, __: write_settings(settings, out)
+    )
+    for flags, count in (([], 12), (["--full"], 28), ([], 28)):
+        words, _ = demo(*flags)
+        assert main(words) == 0
+        settings = read_settings(tmp_path)
+        assert settings is not None and len(settings.plan.runs) == count
+
+
+def test_frozen_and_joint_runs_have_the_same_heads() -> None:
+    """Joint runs start from the heads of (a)."""
+    path = find_settings("demo_frozen")
+    settings = read_yaml(path, str(path))
+    assert set(settings) == {"runner", "optimizer", *BUILT_IN_TASKS}
+    assert all(set(settings[task]["downstream_expert"]) == {"datarc"} for task in BUILT_IN_TASKS)
 
 
 @pytest.mark.slow
-def test_the_demo_ends_with_a_table_and_resumes(tmp_path: Path):
-    words = [sys.executable, "-m", "s3prl_mtl", "demo", str(tmp_path), "--steps"]
-    for steps in ("1", "2"):
-        done = subprocess.run([*words, steps], capture_output=True, text=True)
+def test_the_demo_ends_with_the_table_and_the_report_and_is_not_repeated(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "s3prl_mtl", "demo", str(tmp_path), "--steps", "1"]
+    ends = []
+    for _ in range(2):
+        done = subprocess.run(words, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert (tmp_path / "run" / f"states-{steps}.ckpt").is_file()
-    assert "EER" in done.stdout
+        assert "(b-2)" in done.stdout and "EER" in done.stdout
+        assert done.stdout.rstrip().endswith(str(tmp_path / "report.html"))
+        ends.append({path: path.read_text() for path in tmp_path.rglob("finished.json")})
+    assert len(ends[0]) == 12 and ends[0] == ends[1]

@@ -11,7 +11,9 @@ import pytest
 
 from s3prl_mtl.cli import study as command
 from s3prl_mtl.cli.main import main
+from s3prl_mtl.study.results import Row
 from s3prl_mtl.study.settings import read_settings
+from s3prl_mtl.study.study_results import read_study
 from s3prl_mtl.tracking.recorder import read_results
 from tests.launcher import ROOT, Started, environment, until
 
@@ -229,3 +231,14 @@ def test_the_scripts_of_the_paper_train_every_scenario(
     assert set(results(out)) == {run.name for run in settings.plan.runs}
     for run in settings.plan.runs:
         assert set(run.tasks) <= set(results(out)[run.name])  # type: ignore[call-overload]
+    # Each script ends with the report: the last one with that of the whole study.
+    table = read_study(out).results
+    assert not table.missing
+    row = Row("b2", "ic")
+    for column in table.columns:
+        mark = table.mark(row, column)
+        assert (mark is None) == (
+            column.task == "ic" or table.cell(row, column) == table.cell(Row("b1"), column)
+        )
+    assert 'id="selection"' in (out / "report.html").read_text()
+    assert scripts.text().rstrip().endswith(str(out / "report.html"))

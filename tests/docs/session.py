@@ -41,7 +41,7 @@ class Session:
         folder: the working folder.
         corpora: the tiny corpus.
         everything: also run commands that train, make corpora, install and check tasks.
-        trained: a run, in place of that of `s3prl-mtl demo`.
+        trained: a run, in place of the joint one of `s3prl-mtl demo`.
     """
 
     def __init__(self, folder: Path, corpora: Path, everything: bool, trained: Path) -> None:
@@ -69,9 +69,11 @@ class Session:
             if self.everything:
                 self._train(command)
         elif words[:2] == ["s3prl-mtl", "demo"]:
-            (self.folder / ".demo").mkdir()
-            (self.folder / ".demo" / "corpus").symlink_to(self.corpora)
-            shutil.copytree(self.trained, self.folder / ".demo" / "run")
+            demo = self.folder / ".demo"
+            demo.mkdir(exist_ok=True)
+            if not (demo / "corpus").exists():
+                (demo / "corpus").symlink_to(self.corpora)
+                shutil.copytree(self.trained, demo / "b1" / "seed0")
         elif words[0] == "s3prl-mtl":
             words = [path for word in words for path in sorted(glob(word)) or [word]]
             if self.everything or (words[1] in QUICK and not PLACEHOLDERS & set(words)):

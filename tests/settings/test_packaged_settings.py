@@ -16,12 +16,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_superb_task_and_the_demo_have_packaged_settings():
-    assert {"demo", *(f"superb/{task}" for task in BUILT_IN_TASKS)} <= set(packaged_settings())
+    assert {"demo", "demo_frozen", *(f"superb/{task}" for task in BUILT_IN_TASKS)} <= set(
+        packaged_settings()
+    )
 
 
 def test_run_scripts_and_the_package_hold_the_same_files():
     for name, path in packaged_settings().items():
-        if name == "demo" or name.startswith("superb/"):
+        if name.startswith(("demo", "superb/")):
             assert (ROOT / "run_scripts" / f"{name}.yaml").resolve() == path.resolve()
 
 

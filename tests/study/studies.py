@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from s3prl_mtl.study.plan import Plan
+from s3prl_mtl.study.record import adopt
+from s3prl_mtl.study.settings import StudySettings, write_settings
 from s3prl_mtl.tracking.recorder import Recorder, Report
+from s3prl_mtl.training.run_dir import mark_finished
 
 METRICS = {"ks": "acc", "er": "acc", "asr": "wer", "sd": "der"}
 STEPS = 20
@@ -17,47 +20,30 @@ Values = Mapping[tuple[str, str | None, str, int], float]
 """By scenario, left-out task, task and seed."""
 
 
-def planned_runs(tasks: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """The runs of scenarios a, b1, b2 and c."""
-    runs: list[dict[str, Any]] = []
+def write_study(
+    folder: Path,
+    tasks: Sequence[str],
+    seeds: Sequence[int],
+    values: Values,
+    alphas: Sequence[float] = (),
+) -> Path:
+    """Write `study.json`, and a finished run for each run with a value for all of its tasks.
 
-    def add(name: str, scenario: str, own: Sequence[str], left_out: str | None, seed: int) -> None:
-        entry = {"name": name, "scenario": scenario, "tasks": list(own), "left_out": left_out}
-        runs.append({**entry, "alpha": None, "seed": seed, "needs": []})
-
-    for seed in seeds:
-        for task in tasks:
-            add(f"a/seed{seed}/{task}", "a", [task], None, seed)
-        add(f"b1/seed{seed}", "b1", tasks, None, seed)
-        for task in tasks:
-            others = [other for other in tasks if other != task]
-            add(f"b2/seed{seed}/without-{task}", "b2", others, task, seed)
-        for task in tasks:
-            add(f"c/seed{seed}/{task}", "c", [task], task, seed)
-    return runs
-
-
-def write_study(folder: Path, tasks: Sequence[str], seeds: Sequence[int], values: Values) -> Path:
-    """Write `study.json`, and a finished run for each run with a value for all of its tasks."""
-    runs = planned_runs(tasks, seeds)
-    study = {
-        "format": 1,
-        "upstream": "hubert_tiny",
-        "tasks": list(tasks),
-        "seeds": list(seeds),
-        "alphas": [],
-        "steps": STEPS,
-        "runs": runs,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.json").write_text(json.dumps(study))
-    for run in runs:
+    With alphas, the study has scenario d, whose values are those of c times alpha.
+    """
+    scenarios = ("a", "b1", "b2", "c", *(["d"] if alphas else []))
+    plan = Plan(specs=tuple(tasks), scenarios=scenarios, seeds=tuple(seeds), alphas=tuple(alphas))
+    write_settings(StudySettings(plan=plan, upstream="hubert_tiny", steps=STEPS), folder)
+    for run in plan.runs:
+        scenario = "c" if run.scenario == "d" else run.scenario
         numbers = {
-            task: values.get((run["scenario"], run["left_out"], task, run["seed"]))
-            for task in run["tasks"]
+            task: value * (run.alpha or 1)
+            for task in run.tasks
+            if (value := values.get((scenario, run.left_out, task, run.seed))) is not None
         }
-        if all(value is not None for value in numbers.values()):
-            write_run(folder / run["name"], numbers, run["seed"])  # type: ignore[arg-type]
+        if len(numbers) == len(run.tasks):
+            write_run(folder / run.name, numbers, run.seed)
+    adopt(plan.runs, folder)
     return folder
 
 
@@ -99,4 +85,6 @@ def write_run(folder: Path, values: Mapping[str, float], seed: int = 0, steps: i
             report = Report(task, "test", numbers, checkpoint=f"{task}/dev-best.ckpt")
             recorder.write(report)
             recorder.keep(report)
+    if steps == STEPS:
+        mark_finished(folder, steps)
     return folder

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from s3prl_mtl.cli.main import main
+from s3prl_mtl.study.record import Record, lock, read_record, write_record
 from s3prl_mtl.study.relations import effects, relations
 from s3prl_mtl.study.results import Row
 from s3prl_mtl.study.study_results import read_study
+from s3prl_mtl.tracking.recorder import Recorder, Report
+from s3prl_mtl.training.run_dir import mark_finished, unmark_finished
 from tests.mistakes import user_error
 from tests.study.studies import write_run, write_study
 
@@ -87,7 +92,7 @@ def test_missing_and_unfinished_runs_are_named_and_leave_their_cells_empty(tmp_p
     folder = write_study(tmp_path / "study", TASKS, SEEDS, kept)
     write_run(folder / "c/seed0/ks", {"ks": 0.5}, steps=10)
     results = read_study(folder).results
-    assert results.missing["c/seed0/ks"] == "stopped at step 10 of 20"
+    assert results.missing["c/seed0/ks"] == "waiting (not finished, at step 10 of 20)"
     assert {name for name in results.missing if name.startswith("b2")} == {
         "b2/seed1/without-er",
         "b2/seed2/without-er",
@@ -103,6 +108,25 @@ def test_missing_and_unfinished_runs_are_named_and_leave_their_cells_empty(tmp_p
         assert all(missing in (folder / name).read_text() for missing in results.missing)
 
 
+def test_runs_that_do_not_count_are_named_with_their_state(study: Path) -> None:
+    # Trained again: the runs that started from its heads and, through them, scenario c of er.
+    mark_finished(study / "a/seed0/ks", 20)
+    failed = study / "c/seed1/ks"
+    unmark_finished(failed)
+    write_record(replace(read_record(failed) or Record({}), failure="The corpus is empty."), failed)
+    held = lock(study / "c/seed2/ks")
+    try:
+        missing = read_study(study).results.missing
+    finally:
+        os.close(held or 0)
+    outdated = {"b1/seed0", "b2/seed0/without-er", "c/seed0/er"}
+    assert set(missing) == outdated | {"c/seed1/ks", "c/seed2/ks"}
+    assert "again" in missing["b1/seed0"] and "The corpus is empty." in missing["c/seed1/ks"]
+    assert missing["c/seed2/ks"].startswith("running")
+    (column, *_) = read_study(study).results.columns
+    assert 0 not in read_study(study).results.cell(Row("b1"), column).values
+
+
 def test_a_task_without_any_run_keeps_its_column(tmp_path: Path) -> None:
     kept = {key: value for key, value in VALUES.items() if key[0] == "a" and key[2] == "ks"}
     results = read_study(write_study(tmp_path / "study", TASKS, SEEDS, kept)).results
@@ -115,18 +139,13 @@ def test_the_conditions_of_the_results_come_from_the_tasks(study: Path) -> None:
     assert "fold1" in conditions["er"] and "ks" not in conditions
 
 
-def test_scenario_d_has_a_row_for_each_alpha(study: Path) -> None:
-    content = json.loads((study / "study.json").read_text())
-    for alpha, accuracy in ((0.75, 0.7), (0.25, 0.8)):
-        name = f"d/seed0/ks-alpha{alpha}"
-        run = {"name": name, "scenario": "d", "tasks": ["ks"], "left_out": "ks", "seed": 0}
-        content["runs"].append({**run, "alpha": alpha, "needs": []})
-        write_run(study / name, {"ks": accuracy})
-    (study / "study.json").write_text(json.dumps(content))
+def test_scenario_d_has_a_row_for_each_alpha(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study", TASKS, SEEDS, VALUES, alphas=[0.75, 0.25])
     results = read_study(study).results
     assert results.rows[-2:] == [Row("d", alpha=0.25), Row("d", alpha=0.75)]
     (ks,) = [column for column in results.columns if column.task == "ks"]
-    assert [results.cell(row, ks).mean for row in results.rows[-2:]] == [0.8, 0.7]
+    means = [results.cell(row, ks).mean for row in results.rows[-2:]]
+    assert means == pytest.approx([0.25 * 0.6, 0.75 * 0.6])
 
 
 def test_a_metric_without_a_declared_direction_has_no_mark_and_no_effect(study: Path) -> None:
@@ -141,20 +160,12 @@ def test_a_metric_without_a_declared_direction_has_no_mark_and_no_effect(study: 
     assert all(cell.published is None for cell in results.cells.values())
 
 
-@pytest.mark.parametrize(
-    ("change", "code"),
-    [
-        (lambda content: content.pop("runs"), "file-malformed"),
-        (lambda content: content.update(seeds=[]), "file-malformed"),
-        (lambda content: content["runs"][0].update(scenario="z"), "file-malformed"),
-        (lambda content: content["runs"][0].pop("seed"), "file-malformed"),
-    ],
-)
-def test_a_study_file_of_another_form_is_named(study: Path, change, code: str) -> None:
+@pytest.mark.parametrize("missing", ["format", "settings"])
+def test_a_study_file_of_another_form_is_named(study: Path, missing: str) -> None:
     content = json.loads((study / "study.json").read_text())
-    change(content)
+    del content[missing]
     (study / "study.json").write_text(json.dumps(content))
-    with user_error(code, where=r"study\.json"):
+    with user_error("file-malformed", where=r"study\.json"):
         read_study(study)
 
 
@@ -220,6 +231,7 @@ def test_the_page_of_a_study_has_every_section(pages) -> None:
         "results",
         "relations",
         "training-curves",
+        "selection",
         "layers",
         "conflicts",
         "settings",
@@ -234,11 +246,29 @@ def test_the_page_of_a_study_has_every_section(pages) -> None:
     ]
 
 
+def test_the_cost_of_each_rule_is_shown_for_every_joint_run(study: Path) -> None:
+    with Recorder(study / "b1/seed0") as recorder:
+        # ks overfits after step 20, where it has an accuracy of 0.89; er improves on 0.59.
+        for task, accuracy in (("ks", 0.50), ("er", 0.60)):
+            recorder.write(Report(task, "dev", [("acc", accuracy, 25)]))
+    assert main(["report", str(study)]) == 0
+    text = (study / "report.html").read_text()
+    section = text[text.index('<section id="selection"') : text.index('<section id="layers"')]
+    for row in ("(b-1) all tasks", "(b-2) all but KS", "(b-2) all but ER"):
+        assert row in section
+    assert "last\nstep 25" in section and "50.00\n(-39.00)" in section
+    assert "mean-gain\nstep 20" in section and "59.00\n(-1.00)" in section
+
+
 def test_an_unfinished_run_has_a_report_that_says_so(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a & <b>", {"ks": 0.9}, steps=10)
     assert main(["report", str(run)]) == 0
     text = (run / "report.html").read_text()
-    assert "Stopped at step 10 of 20" in text and "a &amp; &lt;b&gt;" in text and "<b>" not in text
+    assert (
+        "Not finished, at step 10 of 20" in text
+        and "a &amp; &lt;b&gt;" in text
+        and "<b>" not in text
+    )
     assert "training-curves" in [
         section["id"] for section in Page(run / "report.html").all("section")
     ]
