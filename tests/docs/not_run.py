@@ -20,6 +20,10 @@ COMMANDS = {
     "python -m pytest tests/faults": "runs tests",
     "s3prl-mtl report OUT": "needs a study; tests/study makes one",
     "s3prl-mtl report RUN": "needs a run; tests/study makes one",
+    "s3prl-mtl train -u hubert_tiny -d ssl --data DIR": "needs classes below DIR; gives a config, "
+    "and the page trains on those of its own folders",
+    "s3prl-mtl train -u hubert -d asr,pr,ks,ssl --data DIR": "needs classes below DIR; gives a "
+    "config, and tests/downstream_plugins trains ssl beside other tasks",
     "s3prl-mtl folds": "trains five times; tests/cli/test_folds.py",
     "python benchmarks/": "measures for minutes; the flags exist, tests/benchmarks runs the script",
 }

@@ -29,6 +29,8 @@ def add_recordings(folder: Path, corpus: Path) -> None:
     for name in ("speech.wav", "one.wav", "two.wav", "some.wav"):
         shutil.copy(speech, folder / name)
     shutil.copytree(speech.parent, folder / "recordings")
+    for split, name in (("train", "train-clean-100"), ("dev", "dev-clean"), ("test", "test-clean")):
+        shutil.copytree(corpus / "LibriSpeech" / name, folder / "audio" / split)
 
 
 def add_tasks_of_s3prl(folder: Path, corpus: Path) -> None:
