@@ -32,6 +32,19 @@ def test_the_benchmark_of_balancers_measures_every_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("what", "variants"), [("frozen", 2), ("labels", 6)])
+def test_the_benchmark_of_transfer_trains_every_variant(
+    what: str, variants: int, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.jsonl"
+    words = ["--tasks", "ks,ic", "--steps", "1", "--seeds", "0", "--jobs", "1"]
+    run("transfer.py", what, *words, "--data", str(tiny_corpus), "--log", str(log))
+    values = json.loads(log.read_text())["values"]
+    assert len(values) == variants
+    assert all({"ks dev acc", "ic dev acc"} <= one.keys() for (one,) in values.values())
+
+
+@pytest.mark.slow
 def test_the_check_of_a_gpu_runs_on_a_cpu_as_a_whole(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     command = ["bash", str(BENCHMARKS / "gpu_check.sh"), "cpu", str(log)]
