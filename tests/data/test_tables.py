@@ -60,6 +60,9 @@ def json_lines(*rows: dict[str, Any]) -> str:
 # ------------------------------------------------------------------------------- text
 
 
+TRUNCATED = gzip.compress(b'{"path": "a.wav"}\n' * 99, mtime=0)[:40]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "code", "where"),
     [
@@ -82,7 +85,7 @@ def json_lines(*rows: dict[str, Any]) -> str:
         ("t.jsonl", b'{"path": "a.wav"}\n{"path": "\xff"}\n', "file-malformed", "line 2$"),
         ("t.jsonl", "[1]\n", "file-malformed", "line 1$"),
         ("t.jsonl.gz", b"text", "file-malformed", r"t\.jsonl\.gz$"),
-        ("t.jsonl.gz", gzip.compress(b'{"path": "a.wav"}\n' * 99, mtime=0)[:40], "file-malformed", r"gz$"),
+        ("t.jsonl.gz", TRUNCATED, "file-malformed", r"gz$"),
         ("t.parquet", b"PAR1 and more", "file-malformed", r"parquet$"),
     ],
 )
