@@ -18,6 +18,7 @@ COMMANDS = {
     "python run_downstream.py": "s3prl's program cannot be imported; its flags are compared with "
     "its source",
     "python -m pytest tests/faults": "runs tests",
+    "s3prl-mtl report paper": "needs a study; tests/study makes one",
     "s3prl-mtl report OUT": "needs a study; tests/study makes one",
     "s3prl-mtl report RUN": "needs a run; tests/study makes one",
     "s3prl-mtl train -u hubert_tiny -d ssl --data DIR": "needs classes below DIR; gives a config, "

@@ -251,7 +251,7 @@ def test_it_learns_and_evaluates_the_same_masks(config, tmp_path: Path) -> None:
     assert before == again
     after = runner.train()["ssl"]["dev"]
     assert after["bits"] < before["bits"]
-    assert after["acc_unmasked"] > before["acc_unmasked"] + 0.1
+    assert after["acc_unmasked"] > before["acc_unmasked"] + 0.05
     assert set(after) >= {"acc_masked", "acc_unmasked", "bits"}
 
 

@@ -104,6 +104,6 @@ def test_an_element_is_requeued_at_its_time_limit_only(
     with Started(words, tmp_path / "output", environment) as job:
         until(lambda: (tmp_path / "waits").exists())
         job.process.send_signal(number)
-        assert job.wait(30) == 0
+        assert job.wait() == 0
     calls = tmp_path / "scontrol"
     assert (calls.read_text().splitlines() if calls.exists() else []) == requeued
