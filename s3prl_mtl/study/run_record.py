@@ -19,6 +19,7 @@ from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.tasks.metric import Metric
 from s3prl_mtl.tracking.recorder import FEATURIZER, GRADIENTS, read_metrics, read_results
 from s3prl_mtl.tracking.results_table import Result, read_run
+from s3prl_mtl.tracking.trackers import flatten
 from s3prl_mtl.training.run_dir import read_finished
 
 logger = logging.getLogger(__name__)
@@ -160,14 +161,10 @@ class RunRecord:
         return ", ".join(filter(None, (data, stated)))
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The settings of a config as dotted names and texts."""
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{name}.")
-        else:
-            yield name, "" if value is None else str(value)
+    for name, value in flatten(settings):
+        yield name, "" if value is None else str(value)
 
 
 def common_settings(
