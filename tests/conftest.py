@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from filelock import FileLock
 
 from s3prl_mtl.data.mini_corpus import make_corpus
+from s3prl_mtl.training.signals import EXIT_SIGNALS, STOP_SIGNALS
 
 # Read when huggingface_hub is imported. No test needs the network, and some would wait for it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -48,12 +50,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Generator[None, object, object]:
-    """Undo the logging set-up of the command line, also of one called by a fixture."""
+    """Undo the logging set-up and the signal handlers of the command line, also of a fixture.
+
+    After a signal a run ignores further ones, and processes that a later test starts would too.
+    """
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    signals = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, *EXIT_SIGNALS)}
     try:
         return (yield)
     finally:
+        for number, handler in signals.items():
+            signal.signal(number, handler)
         root.handlers = handlers
         root.setLevel(level)
 

@@ -269,7 +269,11 @@ class EpochLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.dropped = 0
         self.batches_read = 0
-        for sent in super().__iter__():
+        # The workers start now, not with the first batch.
+        return self._batches(super().__iter__())
+
+    def _batches(self, reading: Iterator[Any]) -> Iterator[Any]:
+        for sent in reading:
             loaded = sent.unpack() if isinstance(sent, Parcel) else sent
             self.batches_read += 1
             if isinstance(loaded, UserError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,12 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.data.sampling import derived_seed
-from s3prl_mtl.data.workers import StopSignalGuard, WorkerDeaths, remove_sigchld_handler
+from s3prl_mtl.data.workers import (
+    StopSignalGuard,
+    WorkerDeaths,
+    block_sigterm,
+    remove_sigchld_handler,
+)
 from s3prl_mtl.errors import UserError
 
 _END = object()
@@ -193,7 +198,9 @@ class EpochReader:
             try:
                 with self._loader_context():
                     if self._iterator is None:
-                        self._iterator = iter(self._loader)
+                        guarded = isinstance(self._loader, DataLoader)
+                        with block_sigterm() if guarded else nullcontext():
+                            self._iterator = iter(self._loader)
                         self._skipped = self._done
                         to_skip = 0 if self._by_shares else self._done
                         for _ in itertools.islice(self._iterator, to_skip):

@@ -15,7 +15,12 @@ from s3prl_mtl.data.batching import BatchSource
 from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.data.streams import Round, TaskStream
 from s3prl_mtl.data.transport import Parcel, pack
-from s3prl_mtl.data.workers import StopSignalGuard, WorkerDeaths, remove_sigchld_handler
+from s3prl_mtl.data.workers import (
+    StopSignalGuard,
+    WorkerDeaths,
+    block_sigterm,
+    remove_sigchld_handler,
+)
 from s3prl_mtl.errors import UserError
 
 _Draw = dict[str, tuple[Round, list[Any]]]
@@ -102,7 +107,8 @@ class LoaderPool:
                 with remove_sigchld_handler():
                     if not self._reading:
                         self._position = self._current()
-                        self._reading.append(iter(self._loader(self._sources)))
+                        with block_sigterm():
+                            self._reading.append(iter(self._loader(self._sources)))
                     sent = next(self._reading[0])
                 if isinstance(sent, UserError):
                     raise sent

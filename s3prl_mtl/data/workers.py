@@ -46,7 +46,8 @@ class StopSignalGuard:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if hasattr(signal, "sigwaitinfo"):
             # A handler does not learn the sender. All threads inherit the blocked signal, so it
-            # stays pending for the thread that waits for it.
+            # stays pending for the thread that waits for it. Threads that already exist have it
+            # from `block_sigterm`.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             threading.Thread(target=_wait_for_sigterm, daemon=True).start()
         if self.init is not None:
@@ -65,6 +66,24 @@ def _wait_for_sigterm() -> None:
             # Once: a second signal must not postpone the exit.
             signal.alarm(SECONDS_AFTER_SIGTERM)
             counting = True
+
+
+@contextmanager
+def block_sigterm() -> Iterator[None]:
+    """Block SIGTERM while torch starts loader workers with a :class:`StopSignalGuard`.
+
+    Some libraries, such as exporters of metrics, start a thread in each forked process before the
+    guard is called. Such a thread inherits the blocked signal too; otherwise SIGTERM would reach
+    it and end the worker.
+    """
+    if not hasattr(signal, "sigwaitinfo"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def default_workers(ranks: int = 1) -> int:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -512,7 +513,11 @@ def test_an_exception_in_a_worker_does_not_count_as_its_death():
     kill(children() - before)
 
 
-def test_third_party_workers_survive_stop_signals_and_keep_their_init_function():
+@pytest.mark.parametrize("threads_in_forks", [False, True])
+def test_third_party_workers_survive_stop_signals_and_keep_their_init_function(
+    threads_in_forks: bool, monkeypatch
+):
+    monkeypatch.setattr(f"{__name__}._threads_in_forks", threads_in_forks)
     expert = ThirdParty(Utterances(30), num_workers=1, worker_init_fn=start_at_a_hundred)
     before = children()
     reader = EpochReader("x", expert, "train", seed=3, training=True)
@@ -527,6 +532,18 @@ def test_third_party_workers_survive_stop_signals_and_keep_their_init_function()
     assert children() - before == {worker}
     found += reader.next_round()
     assert utterances(found) == list(range(100, 130))
+
+
+_threads_in_forks = False
+
+
+def _start_thread() -> None:
+    """Start a thread in a forked process, as OpenTelemetry does."""
+    if _threads_in_forks:
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+
+os.register_at_fork(after_in_child=_start_thread)
 
 
 def start_at_a_hundred(worker: int) -> None:
