@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     choices = (
         [selection.choose(arguments.by, scores, references)]
         if arguments.by
-        else selection.compare(scores, references)
+        else selection.compare(arguments.run, scores, references)
     )
     if arguments.json:
         print(json.dumps([_record(choice) for choice in choices], indent=2))
@@ -165,6 +165,7 @@ def _how_to_evaluate(run: Path, choice: Choice) -> list[str]:
 
 def _average(arguments: argparse.Namespace, count: int) -> None:
     from s3prl_mtl.checkpoint import files as checkpoints
+    from s3prl_mtl.study.dev_scores import read_dev_scores
     from s3prl_mtl.study.selection import average_checkpoints
 
     path = arguments.out or arguments.run / f"average-{count}.ckpt"
@@ -178,8 +179,12 @@ def _average(arguments: argparse.Namespace, count: int) -> None:
     averaged, files = average_checkpoints(arguments.run, count)
     checkpoints.save(averaged, path)
     names = ", ".join(file.name for file in files)
-    for line in (
-        f"Wrote {path}, the mean of {names}.",
-        f"On test: s3prl-mtl evaluate -e {path} -p {path.with_suffix('')}",
-    ):
+    evaluate = f"s3prl-mtl evaluate -e {path} -p {path.with_suffix('')}"
+    lines = [f"Wrote {path}, the mean of {names}.", f"On test: {evaluate}"]
+    if path.parent == arguments.run:
+        scores = read_dev_scores(arguments.run)
+        splits = ",".join(f"{task}:{score.split}" for task, score in scores.items())
+        if splits:
+            lines.append(f"On dev, to compare it with the others: {evaluate} -t {splits}")
+    for line in lines:
         OUTPUT.print(line, soft_wrap=True, markup=False, highlight=False)

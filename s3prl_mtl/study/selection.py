@@ -22,6 +22,7 @@ from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.study.dev_scores import DevScores
+from s3prl_mtl.tracking.recorder import read_results, read_sources
 
 PER_TASK = "per-task"
 MEAN_GAIN = "mean-gain"
@@ -47,7 +48,8 @@ class Choice:
         rule: its name.
         steps: the chosen step of each task, the same for all but by `per-task`.
         values: the dev score of each task there.
-        costs: how much worse that is than the task's own best, in the metric's unit; 0 or more.
+        costs: how much worse that is than the task's own best, in the metric's unit. Only averaged
+            weights may be better than all steps: then it is negative.
     """
 
     rule: str
@@ -99,10 +101,38 @@ def choose(rule: str, scores: Scores, references: References | None = None) -> C
     return _choice(rule, scores, dict.fromkeys(scores, chosen))
 
 
-def compare(scores: Scores, references: References) -> list[Choice]:
-    """The choices of all rules of `RULES`, without `RELATIVE` if a reference is missing."""
+def compare(run: Path, scores: Scores, references: References) -> list[Choice]:
+    """The choices of all rules of `RULES`, without `RELATIVE` if a reference is missing.
+
+    After them the averages of checkpoints that were evaluated on dev.
+    """
     known = all(task in references for task in scores)
-    return [choose(rule, scores, references) for rule in RULES if known or rule not in RELATIVE]
+    rules = [rule for rule in RULES if known or rule not in RELATIVE]
+    return [choose(rule, scores, references) for rule in rules] + averages(run, scores)
+
+
+def averages(run: Path, scores: Scores) -> list[Choice]:
+    """The averages of checkpoints of a run that were evaluated on dev, by their number.
+
+    An evaluation of `average-K.ckpt` lies in the folder `average-K` of the run.
+
+    Args:
+        run: its folder.
+        scores: the dev scores of the run.
+    """
+    found: dict[int, Choice] = {}
+    for folder in run.glob(f"{AVERAGE}-*"):
+        count = folder.name.removeprefix(f"{AVERAGE}-")
+        results, sources = read_results(folder), read_sources(folder)
+        values, steps = {}, {}
+        for task, score in scores.items():
+            value = results.get(task, {}).get(score.split, {}).get(score.metric.name)
+            if value is not None:
+                values[task] = value
+                steps[task] = sources[task][score.split]["step"]
+        if count.isdigit() and len(values) == len(scores):
+            found[int(count)] = _choice(f"{AVERAGE}:{count}", scores, steps, values)
+    return [found[count] for count in sorted(found)]
 
 
 def choice_table(choices: Sequence[Choice], scores: Scores) -> tuple[list[str], list[list[str]]]:
@@ -118,21 +148,29 @@ def choice_table(choices: Sequence[Choice], scores: Scores) -> tuple[list[str], 
     rows = []
     for task, score in scores.items():
         metric = score.metric
-        sign = "+" if metric.better == "lower" else "-"
         row = [f"{task} {metric.title}{' %' if metric.percent else ''}"]
         for choice in choices:
             value, cost = (
                 metric.shown(number).removesuffix(" %")
-                for number in (choice.values[task], choice.costs[task])
+                for number in (choice.values[task], abs(choice.costs[task]))
             )
-            row.append(f"{value}\n({sign}{cost})" if choice.costs[task] else value)
+            rises = (choice.costs[task] > 0) == (metric.better == "lower")
+            difference = f"\n({'+' if rises else '-'}{cost})" if choice.costs[task] else ""
+            row.append(f"{value}{difference}")
         rows.append(row)
     return header, rows
 
 
-def _choice(rule: str, scores: Scores, steps: Mapping[str, int]) -> Choice:
-    values = {task: score.values[steps[task]] for task, score in scores.items()}
-    costs = {task: abs(values[task] - score.best) for task, score in scores.items()}
+def _choice(
+    rule: str, scores: Scores, steps: Mapping[str, int], values: Mapping[str, float] | None = None
+) -> Choice:
+    """The choice of steps, by the values of these steps if none are given."""
+    if values is None:
+        values = {task: score.values[steps[task]] for task, score in scores.items()}
+    costs = {}
+    for task, score in scores.items():
+        worse = values[task] - score.best
+        costs[task] = worse if score.metric.better == "lower" else 0.0 - worse
     return Choice(rule, steps, values, costs)
 
 

@@ -156,6 +156,27 @@ def test_select_compares_all_rules_with_the_heads_of_the_study(runs: Path, capsy
     assert chosen["worst-case"]["steps"] == {"ks": 1, "er": 1}
 
 
+def test_averages_are_compared_once_they_were_evaluated_on_dev(runs: Path, capsys) -> None:
+    run = runs / "b1/seed0"
+    for step, value in ((1, 1.0), (2, 4.0)):
+        checkpoints.save(checkpoint(step, value), run / f"states-{step}.ckpt")
+    assert main(["select", str(run), "--by", "average:2"]) == 0
+    evaluate = f"evaluate -e {run}/average-2.ckpt -p {run}/average-2 -t ks:dev,er:dev"
+    assert evaluate in capsys.readouterr().out
+    for er, expected in ((None, {}), (0.7, {"ks": 0.1, "er": -0.1})):
+        results = {"ks": {"dev": {"acc": 0.8}}, "er": {"dev": {"acc": er}}}
+        source = {"step": 2, "checkpoint": "../average-2.ckpt"}
+        record = {**results, "_source": {"ks": {"dev": source}, "er": {"dev": source}}}
+        (run / "average-2").mkdir(exist_ok=True)
+        (run / "average-2/results.json").write_text(json.dumps(record))
+        assert main(["select", str(run), "--json"]) == 0
+        chosen = {entry["rule"]: entry for entry in json.loads(capsys.readouterr().out)}
+        assert chosen.get("average:2", {}).get("cost", {}) == pytest.approx(expected)
+    assert main(["select", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "average:2" in shown and "(-10.00)" in shown and "(+10.00)" in shown
+
+
 def test_select_outside_of_a_study_has_the_rules_without_reference(runs: Path, capsys) -> None:
     (runs / "study.json").unlink()
     assert main(["select", str(runs / "b1/seed0")]) == 0
