@@ -18,7 +18,7 @@ from s3prl_mtl.data.manifest_cache import MAXIMUM_SKIPPED
 from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.data.sampling import BatchPlan, Draw, derived_seed, plan_batches
 from s3prl_mtl.data.transport import Parcel, pack
-from s3prl_mtl.data.workers import StopSignalGuard
+from s3prl_mtl.data.workers import StopSignalGuard, block_sigterm
 from s3prl_mtl.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -269,8 +269,9 @@ class EpochLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.dropped = 0
         self.batches_read = 0
-        # The workers start now, not with the first batch.
-        return self._batches(super().__iter__())
+        with block_sigterm():
+            reading = super().__iter__()
+        return self._batches(reading)
 
     def _batches(self, reading: Iterator[Any]) -> Iterator[Any]:
         for sent in reading:

@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -221,9 +221,14 @@ def expert_of(task: str, data: Path, cache: Path, folder: Path, **datarc: Any) -
     return expert
 
 
-@pytest.mark.parametrize(
-    ("task", "change"), VARIANTS, ids=[f"{task}-{change.__name__}" for task, change in VARIANTS]
-)
+def parameters() -> Iterator[object]:
+    """The variants; encoding a whole corpus as Opus takes long."""
+    for task, change in VARIANTS:
+        marks = [pytest.mark.slow] if change is opus and task != "sd" else []
+        yield pytest.param(task, change, marks=marks, id=f"{task}-{change.__name__}")
+
+
+@pytest.mark.parametrize(("task", "change"), list(parameters()))
 def test_a_variant_gives_the_same_utterances_and_a_step(
     task: str, change: Callable[[Path], None], tiny_corpus: Path, tmp_path: Path
 ) -> None:

@@ -135,6 +135,7 @@ def test_the_last_paragraph_lists_the_folders_without_an_expert() -> None:
     assert listed == {name for name in folders if not (root / name / "expert.py").is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [folder for folder, row in ROWS.items() if row.imports == "yes"])
 def test_an_expert_imports_with_the_packages_in_the_table(
     folder: str, imports: dict[str, tuple[str, str]]
@@ -145,6 +146,7 @@ def test_an_expert_imports_with_the_packages_in_the_table(
         assert alone.partition(".")[0] in ROWS[folder].modules
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [folder for folder, row in ROWS.items() if row.imports != "yes"])
 def test_an_expert_that_does_not_import_lacks_a_package_in_the_table(
     folder: str, imports: dict[str, tuple[str, str]]

@@ -125,6 +125,7 @@ def wandb_records(folder: Path) -> list[Any]:
     return records
 
 
+@pytest.mark.slow
 def test_wandb_continues_one_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -156,6 +157,7 @@ def test_wandb_continues_one_run_offline(tmp_path: Path, monkeypatch: pytest.Mon
     assert updates["ks/test-accuracy"] == "0.75"
 
 
+@pytest.mark.slow
 def test_mlflow_continues_one_run_in_a_local_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

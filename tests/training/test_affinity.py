@@ -103,8 +103,15 @@ def by_hand(run: Path, folder: Path) -> torch.Tensor:
     return torch.tensor(result, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
-@pytest.mark.parametrize("seconds", [None, 1.5])
+@pytest.mark.parametrize(
+    ("optimizer", "seconds"),
+    [
+        ("AdamW", 1.5),
+        pytest.param("AdamW", None, marks=pytest.mark.slow),
+        pytest.param("SGD", 1.5, marks=pytest.mark.slow),
+        pytest.param("SGD", None, marks=pytest.mark.slow),
+    ],
+)
 def test_affinities_are_those_of_the_formula(
     optimizer: str, seconds: float | None, trained: Callable[[str], Path], tmp_path: Path
 ):

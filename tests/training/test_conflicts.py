@@ -179,6 +179,7 @@ def measured(world: World, config: dict[str, Any], folder: Path) -> dict[str, to
     return dict(found.groups)
 
 
+@pytest.mark.slow
 def test_two_ranks_measure_the_gradients_of_one_process(config: dict[str, Any], tmp_path: Path):
     (alone,) = run_ranks(1, measured, config, tmp_path / "one")
     for rank in run_ranks(2, measured, config, tmp_path / "two"):
