@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import json
 import shutil
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
+import soundfile
 import torch
 import transformers
 import yaml
@@ -31,6 +35,35 @@ def add_recordings(folder: Path, corpus: Path) -> None:
     shutil.copytree(speech.parent, folder / "recordings")
     for split, name in (("train", "train-clean-100"), ("dev", "dev-clean"), ("test", "test-clean")):
         shutil.copytree(corpus / "LibriSpeech" / name, folder / "audio" / split)
+
+
+def add_noise(folder: Path) -> None:
+    """A folder of noise and one of impulse responses, in place of MUSAN and simulated rooms."""
+    generator = np.random.default_rng(0)
+    for name, seconds in (("musan/noise", 4.0), ("rirs", 0.3)):
+        (folder / name).mkdir(parents=True)
+        noise = 0.1 * generator.standard_normal(int(16000 * seconds))
+        decay = np.exp(-np.arange(len(noise)) / 800) if name == "rirs" else 1.0
+        soundfile.write(folder / name / "one.wav", noise * decay, 16000)
+
+
+def add_tables(folder: Path, corpus: Path) -> None:
+    """Tables of `er` as CSV and of `asr` as JSON lines."""
+    splits = {"train": "train", "dev": "dev", "test": "test"}
+    splits |= {"dev-clean": "dev", "test-clean": "test"}
+    for task, name in (("er", "er"), ("asr", "a")):
+        assert main(["manifest", task, "--data", str(corpus), "-o", str(folder / name)]) == 0
+        for split, new in splits.items():
+            path = folder / name / f"{split}.csv"
+            if not path.is_file():
+                continue
+            if task == "er":
+                rows = path.read_text().replace("../", "")
+                (folder / f"{'abc'[['train', 'dev', 'test'].index(new)]}.csv").write_text(rows)
+                continue
+            with path.open(newline="") as file:
+                lines = [f"{json.dumps(row)}\n" for row in csv.DictReader(file)]
+            (folder / name / f"{new}.jsonl").write_text("".join(lines))
 
 
 def add_tasks_of_s3prl(folder: Path, corpus: Path) -> None:
@@ -106,7 +139,9 @@ def add_branch_run(folder: Path, config: Path) -> None:
 
 PREPARED = {
     "docs/upstreams.md": ("encoders", "stft", "branch"),
-    "README.md": ("encoders", "tasks"),
+    "README.md": ("encoders", "tasks", "noise", "tables"),
+    "docs/data.md": ("noise",),
+    "docs/own-data.md": ("tables",),
     "docs/s3prl-experts.md": ("tasks",),
     "docs/from-s3prl.md": ("tasks",),
 }

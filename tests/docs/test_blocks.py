@@ -295,6 +295,10 @@ def test_all_commands_of_a_page_run_in_order(
         prerequisites.add_stft(place.folder)
     if "tasks" in prepared:
         prerequisites.add_tasks_of_s3prl(place.folder, tiny_corpus)
+    if "noise" in prepared:
+        prerequisites.add_noise(place.folder)
+    if "tables" in prepared:
+        prerequisites.add_tables(place.folder, tiny_corpus)
     if "branch" in prepared:
         prerequisites.add_branch_run(
             place.folder, prerequisites.add_branch_config(place.folder, tiny_corpus)
