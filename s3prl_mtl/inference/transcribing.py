@@ -85,7 +85,7 @@ class Transcribing:
                 raise UserError(
                     "Several transcripts need a task that decodes with a language model.",
                     where="nbest",
-                    fix="Give asr a decoder: `lm` and `lexicon`.",
+                    fix="Give asr a `decoder` with `lm` and `lexicon`.",
                     code="missing-option",
                 )
             for expert in searching:

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from downstream_plugins.asr import SpeechRecognition
+from downstream_plugins.asr import SpeechRecognition, words_of
 from downstream_plugins.asr.beam_search import BeamSearch, DecoderSettings
+from downstream_plugins.asr.corpus import build_symbols, spell
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.metrics import collapse_ctc, token_error_rate
 from tests.downstream_plugins.ngram import (
     END,
     START,
@@ -472,3 +474,34 @@ def test_decoder_settings_are_checked_by_the_task(
     with pytest.raises(UserError) as caught:
         expert(beam="wide")
     assert caught.value.where == "asr.downstream_expert.decoder.beam"
+
+
+def test_words_of_the_mini_corpus_are_recognised_better(tiny_corpus: Path, tmp_path: Path) -> None:
+    """Letters with noise, in the texts of its test set; the model is of its training set."""
+    corpus = tiny_corpus / "LibriSpeech"
+    training, test = (transcripts(corpus / name) for name in ("train-clean-100", "test-clean"))
+    lm = write_arpa(tmp_path / "lm.arpa", *count_bigrams(training))
+    lexicon = tmp_path / "words.txt"
+    lexicon.write_text("\n".join(sorted({word for text in training for word in text.split()})))
+    symbols = build_symbols(training)
+    settings = DecoderSettings(str(lm), str(lexicon), beam=50, word_score=0.0)
+    beam_search = BeamSearch(settings, symbols, "</s>", "decoder")
+    generator = torch.Generator().manual_seed(0)
+    greedy, with_lm = [], []
+    for text in test:
+        # Two frames of each letter, and a blank.
+        path = [k for s in spell(text) for k in (symbols.index(s), symbols.index(s), BLANK)]
+        logits = 1.5 * torch.randn(len(path), len(symbols), generator=generator)
+        logits[torch.arange(len(path)), path] += 5.0
+        frames = logits.log_softmax(dim=-1)
+        tokens = collapse_ctc(frames.argmax(dim=-1), BLANK)
+        greedy.append(words_of(" ".join(symbols[k] for k in tokens)))
+        with_lm.append(list(beam_search(frames)[0].words))
+    references = [text.split() for text in test]
+    before, after = (token_error_rate(references, found) for found in (greedy, with_lm))
+    assert before > 0.2 and after < before / 2
+
+
+def transcripts(folder: Path) -> list[str]:
+    files = sorted(folder.rglob("*.trans.txt"))
+    return [line.split(" ", 1)[1] for file in files for line in file.read_text().splitlines()]
