@@ -34,6 +34,7 @@ TRANSFORMERS = ["transformers>=5"]
 ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
 BALANCERS = ["torchjd[full]>=0.18"]
 TRACKERS = ["mlflow-skinny>=3.5", "wandb>=0.22"]
+LM = ["ufal.flashlight-text>=0.0.7.1"]  # flashlight-text with KenLM, also for Python 3.13
 DOCS = ["mkdocs-material>=9.7", "mkdocstrings[python]>=1"]
 DEV = [
     "mypy",
@@ -98,9 +99,10 @@ setup(
         "onnx": ONNX,
         "balancers": BALANCERS,
         "trackers": TRACKERS,
+        "lm": LM,
         "hf": ["datasets>=4.0"],  # those before execute scripts of data sets
         "docs": DOCS,
-        "dev": [*DEV, *DEMO, *DOCS, *S3PRL, *TRANSFORMERS, *ONNX, *TRACKERS],
+        "dev": [*DEV, *DEMO, *DOCS, *S3PRL, *TRANSFORMERS, *ONNX, *TRACKERS, *LM],
     },
     entry_points={
         "console_scripts": ["s3prl-mtl = s3prl_mtl.cli.main:main"],

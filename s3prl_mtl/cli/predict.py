@@ -37,6 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against", type=Path, metavar="FILE", help="score every file against this speaker (sv)"
     )
+    parser.add_argument(
+        "--decoder", metavar="NAME=VALUE,...", help="decode asr by lm=FILE,lexicon=FILE,beam=N,..."
+    )
+    parser.add_argument(
+        "--nbest", type=int, default=1, metavar="N", help="transcripts of a file (with an lm)"
+    )
+    parser.add_argument(
+        "--timestamps", action="store_true", help="add the times of words (asr), phones (pr)"
+    )
+    parser.add_argument("--ctm", type=Path, metavar="FILE", help="write the times of asr, or pr")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
 
 
@@ -52,8 +62,11 @@ def run(arguments: argparse.Namespace) -> None:
             or `--against` cannot be used, or `--out` exists; at the end, if any file has an error.
     """
     from s3prl_mtl.fileio.atomic import atomic_path
+    from s3prl_mtl.inference.ctm import SUFFIX as CTM
+    from s3prl_mtl.inference.ctm import write_ctm
     from s3prl_mtl.inference.loading import load_run
-    from s3prl_mtl.inference.rttm import recording_names, rttm_file, write_rttm
+    from s3prl_mtl.inference.rttm import marks_file, recording_names, write_rttm
+    from s3prl_mtl.inference.transcribing import Transcribing, parse_decoder
 
     tasks = split_specs(arguments.task, flag="--task") if arguments.task else None
     audio = _files(arguments.audio)
@@ -66,14 +79,22 @@ def run(arguments: argparse.Namespace) -> None:
                 code="file-exists",
             )
         audio = [Path(os.path.abspath(file)) for file in audio]
-    names = recording_names(audio) if arguments.rttm else {}
+    names = recording_names(audio) if arguments.rttm or arguments.ctm else {}
+    transcribing = Transcribing(
+        parse_decoder(arguments.decoder, "--decoder") if arguments.decoder else None,
+        arguments.nbest,
+        arguments.timestamps or arguments.ctm is not None,
+    )
     # Open the files before loading the run, to fail early if they are not writable.
     with (
-        rttm_file(arguments.rttm) if arguments.rttm else nullcontext() as rttm,
+        marks_file(arguments.rttm) if arguments.rttm else nullcontext() as rttm,
+        marks_file(arguments.ctm, CTM) if arguments.ctm else nullcontext() as ctm,
         atomic_path(arguments.out) if arguments.out else nullcontext() as partial,
         partial.open("w", encoding="utf-8") if partial else nullcontext() as out,
     ):
-        trained = load_run(arguments.run, tasks, arguments.device, where="predict")
+        trained = load_run(
+            arguments.run, tasks, arguments.device, where="predict", transcribing=transcribing
+        )
         wanted = trained.predictable(None if tasks is None else trained.tasks)
         if not wanted:
             raise UserError(
@@ -91,6 +112,14 @@ def run(arguments: argparse.Namespace) -> None:
                     code="missing-option",
                 )
         diarization = trained.find("sd")
+        timed = next((name for name in map(trained.find, ("asr", "pr")) if name in wanted), None)
+        if ctm is not None and timed is None:
+            raise UserError(
+                "--ctm needs the task asr or pr.",
+                where="--ctm",
+                fix="--task ...,asr",
+                code="missing-option",
+            )
         failed: list[str] = []
         for line in predictions(trained, audio, wanted, arguments.against):
             if "error" in line:
@@ -101,10 +130,14 @@ def run(arguments: argparse.Namespace) -> None:
             else:
                 out.write(text)
             # A file given twice is written once.
-            if rttm is not None and diarization in line and line["file"] in names:
-                recording = names[line["file"]]
+            recording = names.get(line["file"])
+            if recording is None or "error" in line:
+                continue
+            if rttm is not None and diarization in line:
                 write_rttm(rttm, recording, line[diarization], diarization)
-                names = {file: name for file, name in names.items() if name != recording}
+            if ctm is not None and timed in line:
+                write_ctm(ctm, recording, line[timed])
+            names = {file: name for file, name in names.items() if name != recording}
     if failed:
         raise UserError(
             f"{len(failed)} of {len(audio)} files have no prediction: see `error` in their lines.",
