@@ -60,6 +60,18 @@ class SpeechRecognition(TranscriptionExpert):
             f"{DecoderSettings.from_settings(decoder, cls.name)}{rates}"
         )
 
+    @classmethod
+    def problems(cls, downstream_expert: Mapping[str, Any]) -> list[str]:
+        known = cls.make_corpus(downstream_expert.get("datarc") or {}).splits
+        named = (downstream_expert.get("decoder") or {}).get("splits") or ()
+        unknown = [
+            f"`decoder.splits` names {split!r}, which the corpus does not have; its splits are "
+            f"{', '.join(known)}"
+            for split in named
+            if split not in known
+        ]
+        return super().problems(downstream_expert) + unknown
+
     def make_vocabulary(self) -> list[str]:
         return self.label_list("symbols")
 

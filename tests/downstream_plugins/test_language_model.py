@@ -505,3 +505,11 @@ def test_words_of_the_mini_corpus_are_recognised_better(tiny_corpus: Path, tmp_p
 def transcripts(folder: Path) -> list[str]:
     files = sorted(folder.rglob("*.trans.txt"))
     return [line.split(" ", 1)[1] for file in files for line in file.read_text().splitlines()]
+
+
+def test_an_unknown_split_of_the_decoder_is_a_problem(tiny_corpus: Path) -> None:
+    settings = {"datarc": {"libri_root": str(tiny_corpus / "LibriSpeech")}}
+    named = {**settings, "decoder": {"splits": ["test-clean", "test"]}}
+    assert SpeechRecognition.problems(settings) == []
+    (problem,) = SpeechRecognition.problems(named)
+    assert "decoder.splits" in problem and "'test'" in problem and "test-clean" in problem
