@@ -28,6 +28,7 @@ CODES = {
     "checkpoint-incomplete": "A checkpoint that lacks a part which is needed here.",
     "checkpoint-mismatch": "Weights or settings in a checkpoint that do not fit this run.",
     "checkpoint-missing": "No checkpoint where one was named.",
+    "code-untrusted": "Code of a repository that may not be executed as asked.",
     "conflicting-options": "Flags or settings that exclude each other.",
     "corpus-duplicates": "Utterances that a split has more than once.",
     "corpus-empty": "A split without a usable utterance.",

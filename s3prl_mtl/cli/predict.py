@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from s3prl_mtl.cli.parser import add_trust
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.task_names import split_specs
 
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against", type=Path, metavar="FILE", help="score every file against this speaker (sv)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    add_trust(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -73,7 +75,9 @@ def run(arguments: argparse.Namespace) -> None:
         atomic_path(arguments.out) if arguments.out else nullcontext() as partial,
         partial.open("w", encoding="utf-8") if partial else nullcontext() as out,
     ):
-        trained = load_run(arguments.run, tasks, arguments.device, where="predict")
+        trained = load_run(
+            arguments.run, tasks, arguments.device, "predict", arguments.trust_remote_code
+        )
         wanted = trained.predictable(None if tasks is None else trained.tasks)
         if not wanted:
             raise UserError(

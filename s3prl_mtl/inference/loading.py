@@ -29,7 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 def load(
-    run: str | os.PathLike[str], tasks: Sequence[str] | None = None, device: str = "auto"
+    run: str | os.PathLike[str],
+    tasks: Sequence[str] | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
 ) -> TrainedRun:
     """Load a trained run for predictions; its corpora are not needed.
 
@@ -38,16 +41,22 @@ def load(
         tasks: names or aliases of the tasks to load (`asv`, `package:ks`); None loads all, of
             s3prl's experts those that can be imported and have `predict`.
         device: `auto`, `cpu`, `cuda` or `cuda:<number>`.
+        trust_remote_code: execute modelling code of the repository of the encoder. Not taken from
+            the run, which may be anybody's.
 
     Raises:
         UserError: there is no such run or task, the package of a task is not installed, or the
             checkpoint is damaged or from another program.
     """
-    return load_run(run, tasks, device, where="load")
+    return load_run(run, tasks, device, "load", trust_remote_code)
 
 
 def load_run(
-    run: str | os.PathLike[str], tasks: Sequence[str] | None, device: str, where: str
+    run: str | os.PathLike[str],
+    tasks: Sequence[str] | None,
+    device: str,
+    where: str,
+    trust_remote_code: bool = False,
 ) -> TrainedRun:
     """As :func:`load`; `where` names the caller, for errors."""
     if isinstance(tasks, str):
@@ -61,7 +70,8 @@ def load_run(
         logger.warning("Skipping %s. %s", name, reason)
         del packages[name]
     chosen = {name: replace(config.tasks[name], package=packages[name]) for name in packages}
-    config = replace(config, tasks=chosen)
+    encoder_settings = replace(config.upstream, trust_remote_code=trust_remote_code)
+    config = replace(config, tasks=chosen, upstream=encoder_settings)
     try:
         check_layouts(config, list(packages), saved)
     except UserError as error:
