@@ -49,6 +49,7 @@ CODES = {
     "file-unwritable": "A file or folder that cannot be written.",
     "folder-in-use": "Another process works in the folder of a run.",
     "folder-not-shared": "The folder of a run is not the same on all machines.",
+    "hub-refused": "A repository of Hugging Face that cannot be reached or written.",
     "invalid-input": "Any other mistake; the default for errors of other packages.",
     "invalid-name": "A name that cannot be used for a task or a package.",
     "invalid-settings": "Settings of a checkpoint or an encoder that make no sense together.",
