@@ -31,6 +31,7 @@ UPSTREAMS = [
 DEMO = ["espeakng-loader>=0.2.4"]
 S3PRL = ["s3prl>=0.4.18", "torchaudio>=2.11"]
 TRANSFORMERS = ["transformers>=5"]
+HUB = ["huggingface_hub>=1.0"]
 ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
 BALANCERS = ["torchjd[full]>=0.18"]
 TRACKERS = ["mlflow-skinny>=3.5", "wandb>=0.22"]
@@ -99,10 +100,11 @@ setup(
         "onnx": ONNX,
         "balancers": BALANCERS,
         "trackers": TRACKERS,
+        "hub": HUB,
         "lm": LM,
         "hf": ["datasets>=4.0"],  # those before execute scripts of data sets
         "docs": DOCS,
-        "dev": [*DEV, *DEMO, *DOCS, *S3PRL, *TRANSFORMERS, *ONNX, *TRACKERS, *LM],
+        "dev": [*DEV, *DEMO, *DOCS, *S3PRL, *TRANSFORMERS, *HUB, *ONNX, *TRACKERS, *LM],
     },
     entry_points={
         "console_scripts": ["s3prl-mtl = s3prl_mtl.cli.main:main"],

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s3prl_mtl.cli.parser import add_rescan
+from s3prl_mtl.cli.parser import add_rescan, add_trust
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.tracking.console import MESSAGES, OUTPUT
 from s3prl_mtl.training.signals import exit_on_signals
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     encoder.add_argument("--run", type=Path, metavar="RUN", help="the encoder of a run")
     features.add_argument("-k", "--upstream_ckpt", metavar="PATH", help="the encoder's checkpoint")
     features.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    add_trust(features)
     kmeans = parser.add_argument_group("k-means")
     kmeans.add_argument(
         "--centers", type=Path, metavar="FILE", help="label with these; nothing is clustered"
@@ -189,17 +190,18 @@ def _features(arguments: argparse.Namespace) -> tuple[str, FrameFeatures, dict[s
             fix="Name it: -u hubert, -u hubert -k FILE, or --run RUN.",
             code="missing-option",
         )
-    upstream = _upstream(origin, arguments.cache_dir).to(pick_device(arguments.device))
+    trust = arguments.trust_remote_code
+    upstream = _upstream(origin, arguments.cache_dir, trust).to(pick_device(arguments.device))
     return name, HiddenLayer(upstream.eval(), layer), origin
 
 
-def _upstream(origin: dict[str, Any], cache_dir: str | None) -> Upstream:
+def _upstream(origin: dict[str, Any], cache_dir: str | None, trust: bool) -> Upstream:
     from s3prl_mtl.export.saved_run import SavedRun
     from s3prl_mtl.registry.plugins import find_upstream
     from s3prl_mtl.upstreams import load_upstream
 
     if "run" in origin:
-        saved = SavedRun.open(Path(origin["run"]))
+        saved = SavedRun.open(Path(origin["run"]), trust)
         if saved.kind is None:
             raise UserError(
                 "Only its plugin can build the encoder of the run.",
@@ -211,7 +213,9 @@ def _upstream(origin: dict[str, Any], cache_dir: str | None) -> Upstream:
     factory = find_upstream(origin["upstream"])
     # Only upstreams that download take the cache.
     takes_cache = factory is None or "cache_dir" in inspect.signature(factory).parameters
-    options = {"cache_dir": cache_dir} if cache_dir and takes_cache else {}
+    options: dict[str, Any] = {"cache_dir": cache_dir} if cache_dir and takes_cache else {}
+    if trust:
+        options["trust_remote_code"] = True
     return load_upstream(origin["upstream"], origin.get("ckpt"), **options)
 
 

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
                 code="conflicting-options",
             )
     from s3prl_mtl.study.fold_results import fold_table, write_fold_results
-    from s3prl_mtl.study.run_record import RunRecord
+    from s3prl_mtl.training.run_record import RunRecord
 
     values = [value.strip() for value in arguments.values.split(",")]
     for value in values:

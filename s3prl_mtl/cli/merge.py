@@ -14,14 +14,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base",
         metavar="PRETRAINED",
         required=True,
-        help="the encoder before tuning: the name of an upstream, a fairseq file, or a run",
+        help="the encoder before tuning: name of an upstream, fairseq file, folder of "
+        "transformers, or a run",
     )
     parser.add_argument(
         "--tuned",
         metavar="RUN",
         action="append",
         required=True,
-        help="a run, one of its .ckpt files, or a fairseq file; may be repeated",
+        help="a run, one of its .ckpt files, a fairseq file, or a folder of transformers' HuBERT; "
+        "may be repeated",
     )
     parser.add_argument(
         "--alpha",

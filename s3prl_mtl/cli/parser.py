@@ -75,6 +75,15 @@ def add_rescan(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_trust(parser: argparse._ActionsContainer) -> None:
+    """Add `--trust_remote_code` of a command that builds encoders."""
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="execute modelling code of hf:NAME@COMMIT or of a folder: read it before",
+    )
+
+
 def unknown_word(kind: str, word: str, known: Sequence[str], otherwise: str) -> UserError:
     """The error for an unknown flag or command.
 

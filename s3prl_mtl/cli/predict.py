@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from s3prl_mtl.cli.parser import add_trust
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.task_names import split_specs
 
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ctm", type=Path, metavar="FILE", help="write the times of asr, or pr")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    add_trust(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -93,7 +95,12 @@ def run(arguments: argparse.Namespace) -> None:
         partial.open("w", encoding="utf-8") if partial else nullcontext() as out,
     ):
         trained = load_run(
-            arguments.run, tasks, arguments.device, where="predict", transcribing=transcribing
+            arguments.run,
+            tasks,
+            arguments.device,
+            where="predict",
+            transcribing=transcribing,
+            trust_remote_code=arguments.trust_remote_code,
         )
         wanted = trained.predictable(None if tasks is None else trained.tasks)
         if not wanted:

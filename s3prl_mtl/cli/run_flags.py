@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from s3prl_mtl.cli.parser import add_manifest, add_rescan
+from s3prl_mtl.cli.parser import add_manifest, add_rescan, add_trust
 from s3prl_mtl.distributed import DEFAULT_TIMEOUT_SECONDS
 from s3prl_mtl.errors import RankLost, UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("-u", "--upstream", metavar="NAME", help="the encoder, such as hubert")
     what.add_argument("-k", "--upstream_ckpt", metavar="PATH", help="its checkpoint file")
     what.add_argument("-g", "--upstream_model_config", metavar="YAML", help="its config file")
+    add_trust(what)
     what.add_argument(
         "-d", "--downstream", metavar="TASKS", help="asr,pr,...; all = SUPERB's nine; all,-ks"
     )

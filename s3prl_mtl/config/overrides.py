@@ -19,6 +19,7 @@ ARGUMENT_KEYS = {
     "upstream_model_config": "upstream.config",
     "upstream_feature_selection": "upstream.feature_selection",
     "freeze_upstream": "upstream.freeze",
+    "trust_remote_code": "upstream.trust_remote_code",
     "downstream": "downstream",
     "data": "data",
     "cache_dir": "cache_dir",

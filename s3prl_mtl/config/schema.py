@@ -35,6 +35,7 @@ class UpstreamConfig:
         freeze: train the heads only.
         freeze_layers: freeze the convolutional front end (0), or everything up to the output of
             this Transformer layer; None to train all.
+        trust_remote_code: execute modelling code of the repository of Hugging Face.
     """
 
     name: str
@@ -44,6 +45,7 @@ class UpstreamConfig:
     freeze: bool
     # Absent from checkpoints of earlier versions.
     freeze_layers: int | None = field(default=None, metadata={"at_least": 0})
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

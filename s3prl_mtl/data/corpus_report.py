@@ -73,6 +73,24 @@ def size_text(counts: SplitCounts | Official) -> str:
 
 
 @dataclass(frozen=True)
+class CorpusSizes:
+    """The name of a corpus and the sizes of its splits."""
+
+    title: str
+    splits: Sequence[SplitCounts]
+
+    @classmethod
+    def from_plain(cls, content: Mapping[str, Any]) -> CorpusSizes:
+        """From what `dataclasses.asdict` gives."""
+
+        def counts(split: Mapping[str, Any]) -> SplitCounts:
+            official = split["official"]
+            return SplitCounts(**{**split, "official": official and Official(**official)})
+
+        return cls(content["title"], [counts(split) for split in content["splits"]])
+
+
+@dataclass(frozen=True)
 class CorpusReport:
     """Counts of the splits of a corpus, findings (errors first), and where its files are."""
 
@@ -80,6 +98,10 @@ class CorpusReport:
     splits: Sequence[SplitCounts]
     findings: Sequence[Finding]
     notes: Sequence[str] = ()
+
+    @property
+    def sizes(self) -> CorpusSizes:
+        return CorpusSizes(self.corpus.title, self.splits)
 
     def mistakes(self) -> list[UserError]:
         """The findings that are errors."""

@@ -16,10 +16,11 @@ from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.restore import encoder_weights
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.command import write_errors
-from s3prl_mtl.export.fairseq_file import require_pretraining_parts
+from s3prl_mtl.export.pretraining_head import PARTS, with_head_of_fairseq
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.upstreams import Hubert, Upstream, load_upstream, write_fairseq_checkpoint
 from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
+from s3prl_mtl.upstreams.hubert.transformers_format import HUGGING_FACE, folder_of
 from s3prl_mtl.upstreams.strict_loading import mismatch
 
 logger = logging.getLogger(__name__)
@@ -55,8 +56,9 @@ def merge(
     2502.12672). `alpha` 0 and 1 give `base` and `tuned` exactly.
 
     Args:
-        base: name of an upstream, a fairseq file, or a run: the encoder before tuning.
-        tuned: runs (folder or `.ckpt` file) or fairseq files.
+        base: name of an upstream, a fairseq file, a folder of transformers, or a run: the encoder
+            before tuning.
+        tuned: runs (folder or `.ckpt` file), fairseq files, or folders of transformers' HuBERT.
         alpha: one number; or several, separated by commas: for one tuned encoder an output for
             each, for several tuned encoders the weight of each. With `by_layer` each is a pair
             `FIRST:LAST`.
@@ -90,7 +92,7 @@ def merge(
             code="conflicting-options",
         )
     encoders = [first, *(_Encoder.open_tuned(name) for name in tuned[1:])]
-    origin = _Encoder.open_base(base)
+    origin = _Encoder.open_base(base, first)
     for encoder in encoders:
         _check_same_parameters(origin, encoder)
     for number, path in enumerate(outputs):
@@ -147,9 +149,18 @@ class _Encoder:
     loaded: Upstream | None = None
 
     @classmethod
-    def open_base(cls, name: str) -> _Encoder:
+    def open_base(cls, name: str, tuned: _Encoder) -> _Encoder:
         path = Path(os.path.expanduser(name))
-        if path.is_file() or checkpoints.states_files(path):
+        folder = folder_of(path)
+        if folder is not None and tuned.run is not None and tuned.run.kind == "transformers":
+            # The run has transformers' names of the parameters.
+            name = f"{HUGGING_FACE}{folder}"
+        elif folder is not None:
+            found = cls._open(path, f"--base {name}")
+            # Such a folder has no head of pre-training: that of the tuned encoder stays.
+            head = {key: value for key, value in tuned.state.items() if key.startswith(PARTS)}
+            return replace(found, state={**found.state, **head})
+        elif path.is_file() or checkpoints.states_files(path):
             return cls._open(path, f"--base {name}")
         upstream = load_upstream(name)
         return cls(f"--base {name}", encoder_weights(upstream.s3prl_state_dict()), loaded=upstream)
@@ -160,7 +171,7 @@ class _Encoder:
 
     @classmethod
     def _open(cls, path: Path, where: str) -> _Encoder:
-        if path.is_file() and "model" in checkpoints.read_tensors(path):
+        if folder_of(path) or (path.is_file() and "model" in checkpoints.read_tensors(path)):
             loaded = load_hubert(path)
             return cls(where, loaded.state_dict(), loaded=loaded)
         run = SavedRun.open(path)
@@ -275,7 +286,6 @@ def _write(path: Path, encoder: _Encoder, merged: Mapping[str, Tensor]) -> None:
             fix="Write the checkpoint of a run: name it .ckpt.",
             code="not-supported",
         )
-    require_pretraining_parts(model, encoder.where)
     with torch.no_grad():
         model.load_state_dict(dict(merged))
-    write_fairseq_checkpoint(path, model)
+    write_fairseq_checkpoint(path, with_head_of_fairseq(model))

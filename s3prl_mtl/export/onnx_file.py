@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s3prl_mtl.export.formats import Options
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.upstreams import Featurizer, Hubert
 from s3prl_mtl.upstreams.hubert.convolutions import TimeNorm
@@ -83,12 +84,13 @@ def _over_time(x: Tensor, norm: TimeNorm) -> Tensor:
     return _standardised(x, norm.eps) * norm.weight[:, None] + norm.bias[:, None]
 
 
-def write(run: SavedRun, out: Path) -> None:
+def write(run: SavedRun, out: Path, options: Options) -> None:
     """Write encoder and featurizer as an ONNX graph.
 
     Args:
         run: its encoder is HuBERT.
         out: the file. Parameters of more than 1.5 GiB go to a second file, `<name>.data`.
+        options: not used.
     """
     encoder = run.hubert()
     module = OneUtterance(encoder, run.featurizer(encoder)).eval()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+
+import torch
+from torch import nn
 
 from s3prl_mtl.checkpoint.contents import TaskCheckpoint
 from s3prl_mtl.errors import UserError
@@ -13,6 +17,8 @@ from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.upstreams import Hubert
 from s3prl_mtl.upstreams.hubert.encoder import build_hubert
 from s3prl_mtl.upstreams.hubert.fairseq_file import SPECIAL_SYMBOLS, make_dictionary, make_header
+
+logger = logging.getLogger(__name__)
 
 PARTS = ("final_proj.", "label_embs_concat", "target_glu.")
 """Beginnings of the names of the parameters."""
@@ -98,6 +104,36 @@ def with_pretraining_head(model: Hubert, run: SavedRun) -> Hubert:
     header = model.fairseq_header or make_header(model.config)
     header = _updated(header, settings, list(labels["dictionaries"].values()))
     return build_hubert(config, {**state, **head}, header, where=str(run.path)).eval()
+
+
+def with_head_of_fairseq(model: Hubert) -> Hubert:
+    """The encoder with what fairseq and s3prl load strictly: at least `final_proj`.
+
+    Encoders of transformers' folders and of fine-tuned files have no head. They get a new
+    `final_proj`, the same each time, and no label embeddings: the dictionary is None, by which
+    fairseq knows a model for fine-tuning.
+
+    Args:
+        model: the encoder.
+
+    Returns:
+        `model` itself if it has a head.
+    """
+    if model.config.final_proj_dim:
+        return model
+    width = model.config.encoder_embed_dim
+    config = replace(model.config, final_proj_dim=width, label_embeddings=(0, 0), target_glu=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        projection = nn.Linear(width, width)
+    head = {f"final_proj.{name}": value for name, value in projection.state_dict().items()}
+    state = {key: value for key, value in model.state_dict().items() if not key.startswith(PARTS)}
+    logger.warning(
+        "The encoder has no head of pre-training: `final_proj` of the file is new, and it has no "
+        "label embeddings. fairseq fine-tunes it and extracts features. To go on with its "
+        "pre-training, train a run with `ssl` first."
+    )
+    return build_hubert(config, {**state, **head}, None, where="the encoder").eval()
 
 
 def _predicts_masked(task: TaskCheckpoint) -> bool:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.export.fairseq_file import require_pretraining_parts
-from s3prl_mtl.export.pretraining_head import with_pretraining_head
+from s3prl_mtl.export.formats import Options
+from s3prl_mtl.export.pretraining_head import with_head_of_fairseq, with_pretraining_head
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.fileio.safe_torch import CLASS_KEY
 from s3prl_mtl.upstreams import Hubert
@@ -29,21 +29,21 @@ NO_SHARE = -1e4
 """A layer weight that is exactly 0 after the softmax, in float32 too."""
 
 
-def write(run: SavedRun, out: Path) -> None:
+def write(run: SavedRun, out: Path, options: Options) -> None:
     """Write the encoder and the heads for s3prl.
 
     Args:
         run: its upstream is HuBERT or of s3prl's zoo.
         out: the folder, created here.
+        options: not used.
 
     Raises:
-        UserError: the encoder has no parameters of pre-training, or two heads have one file name.
+        UserError: two heads have one file name.
     """
     out.mkdir()
     weights: dict[str, Any] = {}
     if run.kind == "hubert":
-        model = with_pretraining_head(run.hubert(), run)
-        require_pretraining_parts(model, str(run.path))
+        model = with_head_of_fairseq(with_pretraining_head(run.hubert(), run))
         save(converted(model), out / "upstream.pt")
     else:
         upstream = run.upstream()
@@ -84,7 +84,7 @@ def converted(model: Hubert) -> dict[str, Any]:
         "task_cfg": task_settings,
         "model_cfg": model_settings,
         "model_weight": dict(model.state_dict()),
-        "dictionaries_symbols": [list(dictionary["symbols"]) for dictionary in dictionaries],
+        "dictionaries_symbols": [listed and list(listed["symbols"]) for listed in dictionaries],
     }
 
 

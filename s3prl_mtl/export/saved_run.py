@@ -33,13 +33,15 @@ class SavedRun:
     Args:
         path: the file.
         checkpoint: its contents.
+        trust_remote_code: execute modelling code of the repository of the encoder.
     """
 
     path: Path
     checkpoint: RunCheckpoint
+    trust_remote_code: bool = False
 
     @classmethod
-    def open(cls, run: Path) -> SavedRun:
+    def open(cls, run: Path, trust_remote_code: bool = False) -> SavedRun:
         """Open the newest undamaged `states-*.ckpt` of a folder, or a file.
 
         Files in the folder are not changed.
@@ -52,7 +54,7 @@ class SavedRun:
         checkpoint, path = checkpoints.load_newest(run, flag="RUN", set_aside=False)
         if checkpoint.origin is not None and checkpoint.upstream_info is None:
             checkpoint = _with_encoder(checkpoint, path)
-        return cls(path, checkpoint)
+        return cls(path, checkpoint, trust_remote_code)
 
     @property
     def step(self) -> int:
@@ -64,6 +66,12 @@ class SavedRun:
         """`hubert`, `zoo` or `transformers`; None if only its plugin can build the upstream."""
         details = self.checkpoint.upstream_info
         return None if details is None else str(details["kind"])
+
+    @property
+    def has_own_code(self) -> bool:
+        """Whether the encoder has modelling code of its own, of a repository of Hugging Face."""
+        details = self.checkpoint.upstream_info or {}
+        return self.kind == "transformers" and "auto_map" in details["config"]
 
     @property
     def upstream_name(self) -> str:
@@ -110,7 +118,7 @@ class SavedRun:
         Raises:
             UserError: it cannot be built here, or its parameters do not fit.
         """
-        upstream = rebuild_upstream(self._info)
+        upstream = rebuild_upstream(self._info, self.trust_remote_code)
         load_encoder(self.checkpoint.upstream, upstream, f"Upstream of {self.path}")
         return upstream.eval()
 

@@ -38,6 +38,7 @@ def load(
     decoder: Mapping[str, Any] | None = None,
     nbest: int = 1,
     timestamps: bool = False,
+    trust_remote_code: bool = False,
 ) -> TrainedRun:
     """Load a trained run for predictions; its corpora are not needed.
 
@@ -50,13 +51,22 @@ def load(
             `{"lm": "4-gram.arpa", "lexicon": "words.txt"}` (see docs/decoding.md).
         nbest: transcripts of a prediction of speech recognition; above 1 they are in `nbest`.
         timestamps: give predictions of transcripts `times`.
+        trust_remote_code: execute modelling code of the repository of the encoder. Not taken from
+            the run, which may be anybody's.
 
     Raises:
         UserError: there is no such run or task, the package of a task is not installed, the
             checkpoint is damaged or from another program, or no task takes one of the last three.
     """
     options = Transcribing(decoder, nbest, timestamps)
-    return load_run(run, tasks, device, where="load", transcribing=options)
+    return load_run(
+        run,
+        tasks,
+        device,
+        where="load",
+        transcribing=options,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def load_run(
@@ -65,6 +75,7 @@ def load_run(
     device: str,
     where: str,
     transcribing: Transcribing = GREEDY,
+    trust_remote_code: bool = False,
 ) -> TrainedRun:
     """As :func:`load`; `where` names the caller, for errors."""
     if isinstance(tasks, str):
@@ -78,7 +89,9 @@ def load_run(
         logger.warning("Skipping %s. %s", name, reason)
         del packages[name]
     chosen = {name: replace(config.tasks[name], package=packages[name]) for name in packages}
-    config = transcribing.decode_in(replace(config, tasks=chosen))
+    encoder_settings = replace(config.upstream, trust_remote_code=trust_remote_code)
+    config = replace(config, tasks=chosen, upstream=encoder_settings)
+    config = transcribing.decode_in(config)
     try:
         check_layouts(config, list(packages), saved)
     except UserError as error:

@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.table import Table
 
 from s3prl_mtl.fileio.atomic import replace_text
-from s3prl_mtl.study.run_record import RunRecord
 from s3prl_mtl.tasks.metric import Metric
+from s3prl_mtl.training.run_record import RunRecord
 
 
 @dataclass(frozen=True)

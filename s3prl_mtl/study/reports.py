@@ -12,7 +12,6 @@ from s3prl_mtl.study.paper import paper_results, read_paper
 from s3prl_mtl.study.report_files import PAGE, ReportFiles
 from s3prl_mtl.study.result_sections import result_sections
 from s3prl_mtl.study.results import NAMES, Results
-from s3prl_mtl.study.run_record import RunRecord
 from s3prl_mtl.study.run_sections import (
     CurvesOf,
     conflicts_section,
@@ -22,6 +21,7 @@ from s3prl_mtl.study.run_sections import (
 )
 from s3prl_mtl.study.selection_section import selection_section
 from s3prl_mtl.study.study_results import PlannedRun, StudyFolder
+from s3prl_mtl.training.run_record import RunRecord
 
 STYLES = {"a": "dashed", "b1": "strong", "b2": "faint", "c": "plain", "d": "plain"}
 """Of curves, by scenario."""

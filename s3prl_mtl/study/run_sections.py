@@ -10,8 +10,8 @@ from s3prl_mtl.study.figures import Curve, curves_figure, heat_map
 from s3prl_mtl.study.numbers import shown_metric, shown_weight
 from s3prl_mtl.study.page import Section
 from s3prl_mtl.study.report_files import ReportFiles
-from s3prl_mtl.study.run_record import RunRecord, common_settings, flat
 from s3prl_mtl.tasks.metric import Metric
+from s3prl_mtl.training.run_record import RunRecord, common_settings, flat
 
 SMALL_COSINE = 0.2
 """Cosines of the gradients below it never have the strongest colour: most are noise."""

@@ -14,10 +14,10 @@ from s3prl_mtl.study.paper import PACKAGE, paper_headings, paper_titles, publish
 from s3prl_mtl.study.plan import SCENARIOS, StudyRun
 from s3prl_mtl.study.record import RunState, survey
 from s3prl_mtl.study.results import Cell, Column, Results, Row
-from s3prl_mtl.study.run_record import RunRecord
 from s3prl_mtl.study.settings import StudySettings, read_settings
 from s3prl_mtl.study.status import reason
 from s3prl_mtl.tasks.metric import Metric, metrics_of
+from s3prl_mtl.training.run_record import RunRecord
 
 logger = logging.getLogger(__name__)
 

@@ -42,9 +42,11 @@ logger = logging.getLogger(__name__)
 def build_upstream(config: RunConfig, saved: RunCheckpoint | None = None) -> Upstream:
     """Build the encoder named in the config, or the one stored in a checkpoint."""
     if saved is not None and saved.upstream_info is not None:
-        return rebuild_upstream(saved.upstream_info)
+        return rebuild_upstream(saved.upstream_info, config.upstream.trust_remote_code)
     settings = config.upstream
     offered = {
+        # Unknown to all upstreams but those of Hugging Face, which then say so.
+        "trust_remote_code": settings.trust_remote_code or None,
         "cache_dir": config.cache_dir and str(config.cache_dir),
         "model_config": _read_upstream_config(settings.config),
     }

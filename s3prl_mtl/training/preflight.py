@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from s3prl_mtl.config import RunConfig
+from s3prl_mtl.data.corpus_report import CorpusReport, CorpusSizes
 from s3prl_mtl.data.epoch_reader import EpochReader
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.s3prl_compat.adapter import S3prlTask
@@ -17,7 +18,7 @@ from s3prl_mtl.training.task import Task
 T = TypeVar("T")
 
 
-def check_splits(config: RunConfig, tasks: Mapping[str, Task]) -> None:
+def check_splits(config: RunConfig, tasks: Mapping[str, Task]) -> dict[str, CorpusSizes]:
     """Scan every split that a run needs, and check its corpus.
 
     A corpus is refused for its layout (`Corpus.problems`), for utterances that are repeated or
@@ -25,18 +26,28 @@ def check_splits(config: RunConfig, tasks: Mapping[str, Task]) -> None:
     (:mod:`s3prl_mtl.data.corpus_report`), or by findings of the corpus and of the task.
     Splits of s3prl's experts cannot be scanned: only their loaders are created.
 
+    Returns:
+        the sizes of the corpora of this package, by task.
+
     Raises:
         UserError: one report of all problems.
     """
     classes = {name: type(task.expert) for name, task in tasks.items()}
     problems = corpus_problems(config, classes)
     mistakes = [mistake for found in problems.values() for mistake in found]
+    sizes = {}
     for name, task in tasks.items():
         if name not in problems:
             found = split_mistakes(task)
-            mistakes += found or report_mistakes(task)
+            mistakes += found
+            report = None if found else corpus_report(task)
+            if report is not None:
+                report.log()
+                mistakes += report.mistakes()
+                sizes[name] = report.sizes
             mistakes += loader_mistakes(config, task)
     raise_together(mistakes)
+    return sizes
 
 
 def corpus_problems(config: RunConfig, classes: Mapping[str, type]) -> dict[str, list[UserError]]:
@@ -97,15 +108,11 @@ def split_mistakes(task: Task) -> list[UserError]:
     return mistakes
 
 
-def report_mistakes(task: Task) -> list[UserError]:
-    """Log the report of a task's corpus; its errors."""
+def corpus_report(task: Task) -> CorpusReport | None:
+    """The report of a task's corpus; None if it is not one of this package."""
     if not isinstance(task.expert, TaskExpert):
-        return []
-    report = task.expert.report([task.train_split, *task.dev_splits, *task.test_splits])
-    if report is None:
-        return []
-    report.log()
-    return report.mistakes()
+        return None
+    return task.expert.report([task.train_split, *task.dev_splits, *task.test_splits])
 
 
 def loader_mistakes(config: RunConfig, task: Task) -> list[UserError]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from s3prl_mtl.data.corpus_report import CorpusSizes
 from s3prl_mtl.distributed.world import RankLost, World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.atomic import replace_text
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 FINISHED = "finished.json"
 """File in the folder of a run that was trained to its last step and then evaluated."""
+
+CORPORA = "corpora.json"
+"""File in the folder of a run with the sizes of the corpora of its tasks at its last start."""
 
 
 @contextmanager
@@ -80,6 +84,12 @@ def _check_shared(folder: Path) -> None:
             fix="Choose a folder on a file system that all machines share.",
             code="folder-not-shared",
         )
+
+
+def write_corpora(folder: Path, corpora: Mapping[str, CorpusSizes]) -> None:
+    """Write the sizes of the corpora of a run, by task."""
+    plain = {task: asdict(sizes) for task, sizes in corpora.items()}
+    replace_text(folder / CORPORA, json.dumps(plain, indent=2) + "\n")
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ from s3prl_mtl.training.publishing import Publisher
 from s3prl_mtl.training.rates import HIGH_RATE, freeze_layers, high_rate, parameter_groups
 from s3prl_mtl.training.reporting import undefined_metrics, unscored_error
 from s3prl_mtl.training.run import Run
+from s3prl_mtl.training.run_dir import write_corpora
 from s3prl_mtl.training.signals import Stopped, StopSignals
 from s3prl_mtl.training.state import RunState
 from s3prl_mtl.training.step import StepReport, TrainingStep
@@ -222,8 +223,13 @@ class MultiTaskRunner:
             Stopped: a rank received a signal; the run is saved.
         """
         world = self.world
-        world.run_on_all_ranks(lambda: check_splits(self.config, self.tasks))
-        if world.is_lead:
+        own = world.run_on_all_ranks(lambda: check_splits(self.config, self.tasks))
+        # A rank may have only some of the tasks.
+        sizes = world.gather(own)
+        if sizes is not None:
+            write_corpora(
+                self.folder, {name: found for rank in sizes for name, found in rank.items()}
+            )
             write_yaml(self.source_config, self.folder / "config.yaml")
             write_placement(self.run.placement, self._costs, self.config, self.folder)
         self._log_summary()

@@ -48,8 +48,8 @@ def load_upstream(
 
     Args:
         name: ``hubert``, ``hubert_tiny`` or another entry point in ``s3prl_mtl.upstreams``;
-            ``hf:`` followed by the path or name of a model of Hugging Face; or a name in the zoo
-            such as ``fbank``.
+            ``hf:`` followed by the path or name of a model of Hugging Face, with ``@REVISION``
+            after a name; or a name in the zoo such as ``fbank``.
         ckpt: a local checkpoint to use instead of the upstream's own.
         options: of the upstream, such as ``layerdrop`` or ``cache_dir``; unknown ones are errors.
 
@@ -79,11 +79,15 @@ def load_upstream(
     return load_s3prl(name, ckpt, **options).eval()
 
 
-def rebuild_upstream(info: Mapping[str, Any]) -> Upstream:
+def rebuild_upstream(info: Mapping[str, Any], trust_remote_code: bool = False) -> Upstream:
     """Build an upstream from its ``checkpoint_info``; load its parameters afterwards.
 
+    Args:
+        info: as in a checkpoint.
+        trust_remote_code: execute modelling code of the repository that it was loaded from.
+
     Raises:
-        UserError: unknown kind of upstream.
+        UserError: unknown kind of upstream; or one that needs code which may not be executed.
     """
     kind = info.get("kind")
     if kind == "hubert":
@@ -91,7 +95,7 @@ def rebuild_upstream(info: Mapping[str, Any]) -> Upstream:
     if kind == "zoo":
         return rebuild_s3prl(info)
     if kind == "transformers":
-        return rebuild_transformers(info)
+        return rebuild_transformers(info, trust_remote_code)
     raise UserError(
         f"The checkpoint has an upstream of unknown kind {kind!r}.",
         where="settings of the upstream in the checkpoint",

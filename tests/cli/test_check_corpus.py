@@ -14,7 +14,7 @@ from downstream_plugins.ic.corpus import FluentSpeechCommands
 from s3prl_mtl.cli.check_corpus import check_corpus
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.data import Utterance
-from s3prl_mtl.training.preflight import report_mistakes
+from s3prl_mtl.training.preflight import corpus_report
 from s3prl_mtl.training.runner import MultiTaskRunner
 from tests.authoring.test_conformance import COMPLETE, CONFIG
 from tests.distributed.test_updates import make_config
@@ -72,7 +72,9 @@ def test_a_run_is_refused_before_its_first_step(commands: Path, tmp_path: Path):
     runner = MultiTaskRunner(config, tmp_path / "run")
     with user_error("corpus-overlap", where=r"\.wav$"):
         runner.train()
-    (mistake,) = report_mistakes(runner.tasks["ic"])
+    report = corpus_report(runner.tasks["ic"])
+    assert report is not None
+    (mistake,) = report.mistakes()
     assert "36 of 36" in mistake.what
 
 

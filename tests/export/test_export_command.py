@@ -19,6 +19,7 @@ from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.export import FORMATS, export
 from s3prl_mtl.export.command import Format
+from s3prl_mtl.export.formats import Options
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.upstreams import load_upstream
 from s3prl_mtl.upstreams.base import HiddenStates, Upstream
@@ -142,7 +143,7 @@ def test_a_failure_leaves_the_empty_folder_empty(
     run = save_run(tmp_path / "run", tuned("odd_base"))
     (tmp_path / "out").mkdir()
 
-    def write(_run: SavedRun, out: Path) -> None:
+    def write(_run: SavedRun, out: Path, _options: Options) -> None:
         out.mkdir()
         (out / "a").write_text("a")
         (out / "b").write_text("b")
@@ -160,7 +161,7 @@ import sys
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.export.command import FORMATS, Format
 
-def write(run, out):
+def write(run, out, options):
     out.write_text("half")
     print("writing", flush=True)
     sys.stdin.read()

@@ -48,6 +48,8 @@ def test_every_format_is_exported_once() -> None:
         "transformers",
         "s3prl",
         "onnx",
+        "xares",
+        "hear",
     ]
 
 
@@ -57,6 +59,7 @@ PRINTED = {
     "load_upstream(": ("encoder([__import__('torch').zeros(400)]).states.shape", "4, 1, 96"),
     "AutoModel": ("torch.stack(hidden_states).shape", "4, 1, 49, 96"),
     "hubert_local(": ("features[0].shape", "49, 96"),
+    "xares_encoder": ("embeddings.shape, encoder.output_dim", "2, 156, 96"),
     "onnxruntime": ("hidden_states.shape, features.shape, settings['step']", "4, 1, 149, 96"),
 }
 

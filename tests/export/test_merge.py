@@ -16,9 +16,11 @@ from s3prl_mtl.checkpoint.compatibility import check_resume
 from s3prl_mtl.checkpoint.restore import encoder_weights
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.config import build_config
+from s3prl_mtl.export import export
 from s3prl_mtl.export.merge import merge
+from s3prl_mtl.export.pretraining_head import PARTS
 from s3prl_mtl.training.runner import MultiTaskRunner
-from s3prl_mtl.upstreams import load_upstream, write_fairseq_checkpoint
+from s3prl_mtl.upstreams import Hubert, load_upstream, write_fairseq_checkpoint
 from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
 from tests.comparison import assert_same
 from tests.export.tuned_runs import FIXTURES, HEAD, move, save_run, tuned
@@ -195,3 +197,40 @@ def test_a_failed_write_is_named_and_leaves_nothing(
     with user_error("file-unwritable", where=f"out{suffix}"):
         merge(str(BASE), [str(run)], "0.1", folder / f"out{suffix}")
     assert list(folder.iterdir()) == []
+
+
+def transformers_folder(model: Hubert, folder: Path) -> Path:
+    return export(save_run(folder / "source", model), "transformers", folder / "hf")
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".pt"])
+def test_the_base_may_be_a_folder_of_transformers(suffix: str, run: Path, tmp_path: Path) -> None:
+    """It has no head of pre-training: that of the run stays."""
+    folder = transformers_folder(load_hubert(BASE), tmp_path)
+    (out,) = merge(str(folder), [str(run)], "0.25", tmp_path / f"out{suffix}")
+    base, end = base_state(), tuned("odd_base").state_dict()
+    base |= {name: end[name] for name in base if name.startswith(PARTS)}
+    check(state_of(out), {n: base[n] + 0.25 * (end[n] - base[n]) for n in base})
+
+
+def test_runs_from_a_folder_of_transformers_are_merged_with_it(tmp_path: Path) -> None:
+    folder = transformers_folder(load_hubert(BASE), tmp_path)
+    start, end = load_hubert(folder), load_hubert(folder)
+    move(end)
+    run = save_run(tmp_path / "run", end)
+    (out,) = merge(str(folder), [str(run)], "0.25", tmp_path / "out.pt")
+    base, tuned_state, found = start.state_dict(), end.state_dict(), state_of(out)
+    assert found.keys() - base.keys() == {"final_proj.weight", "final_proj.bias"}
+    expected = {n: base[n] + 0.25 * (tuned_state[n] - base[n]) for n in base}
+    check({name: found[name] for name in base}, expected)
+
+
+def test_a_run_of_transformers_is_merged_with_its_folder(tmp_path: Path) -> None:
+    folder = transformers_folder(tuned("base_style"), tmp_path)
+    name = f"hf:{folder}"
+    start, end = load_upstream(name), load_upstream(name)
+    move(end)
+    run = save_run(tmp_path / "run", end, name)
+    (out,) = merge(str(folder), [str(run)], "0.25", tmp_path / "out.ckpt")
+    base, tuned_state = start.state_dict(), end.state_dict()
+    check(state_of(out), {n: base[n] + 0.25 * (tuned_state[n] - base[n]) for n in base})

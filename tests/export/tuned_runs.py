@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.contents import RunCheckpoint, TaskCheckpoint
+from s3prl_mtl.export.pretraining_head import PARTS
 from s3prl_mtl.upstreams import Featurizer, Hubert, Upstream
+from s3prl_mtl.upstreams.hubert.encoder import build_hubert
 from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -23,6 +26,15 @@ def tuned(case: str) -> Hubert:
     model = load_hubert(FIXTURES / "hubert" / f"{case}.pt").eval()
     move(model)
     return model
+
+
+def without_head(model: Hubert) -> Hubert:
+    """The encoder without the parameters of pre-training, as in a folder of transformers."""
+    config = replace(model.config, final_proj_dim=0, label_embeddings=(0, 0), target_glu=False)
+    state = {
+        name: value for name, value in model.state_dict().items() if not name.startswith(PARTS)
+    }
+    return build_hubert(config, state, None, where="the test").eval()
 
 
 @torch.no_grad()

@@ -185,7 +185,10 @@ def _from_converted(content: Mapping[str, Any], where: str) -> dict[str, Any]:
             code="checkpoint-format",
         )
     weights = content["model_weight"]
-    symbols = [list(listed) for listed in content.get("dictionaries_symbols") or [[]]]
+    symbols = [
+        None if listed is None else list(listed)
+        for listed in content.get("dictionaries_symbols") or [[]]
+    ]
     return {
         "cfg": {"model": model, "task": task, "criterion": {"_name": "hubert"}},
         "model": weights,
@@ -251,9 +254,11 @@ def write_fairseq_checkpoint(path: str | os.PathLike[str], model: Hubert) -> Non
 
 def make_header(config: HubertConfig) -> dict[str, Any]:
     """The entries that fairseq requires beside the parameters, for an encoder built here."""
-    symbols = SPECIAL_SYMBOLS + [
-        str(label) for label in range(config.label_embeddings[0] - len(SPECIAL_SYMBOLS))
-    ]
+    labels = config.label_embeddings[0]
+    # fairseq builds label embeddings unless the dictionary is None.
+    symbols = (
+        [*SPECIAL_SYMBOLS, *map(str, range(labels - len(SPECIAL_SYMBOLS)))] if labels else None
+    )
     not_fairseq = ("normalize", "final_proj_dim", "label_embeddings")
     model = {key: value for key, value in config.to_dict().items() if key not in not_fairseq}
     rate = 16_000 / config.total_stride
@@ -286,7 +291,7 @@ def make_header(config: HubertConfig) -> dict[str, Any]:
     }
 
 
-def _entries_of_fairseq(symbols: Sequence[list[str]]) -> dict[str, Any]:
+def _entries_of_fairseq(symbols: Sequence[list[str] | None]) -> dict[str, Any]:
     """What fairseq requires beside settings and parameters, with a dictionary for each list."""
     return {
         "args": None,
@@ -299,7 +304,7 @@ def _entries_of_fairseq(symbols: Sequence[list[str]]) -> dict[str, Any]:
                 "num_updates": 0,
             }
         ],
-        "task_state": {"dictionaries": [make_dictionary(listed) for listed in symbols]},
+        "task_state": {"dictionaries": [listed and make_dictionary(listed) for listed in symbols]},
         "extra_state": {
             "metrics": None,
             "previous_training_time": 0.0,

@@ -1,4 +1,4 @@
-"""What a report needs of the folder of a run."""
+"""What reports and model cards need of the folder of a run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_mtl.config.task_blocks import uses_tables
+from s3prl_mtl.data.corpus_report import CorpusSizes
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.registry.plugins import load_task
@@ -20,7 +21,7 @@ from s3prl_mtl.tasks.metric import Metric
 from s3prl_mtl.tracking.recorder import FEATURIZER, GRADIENTS, read_metrics, read_results
 from s3prl_mtl.tracking.results_table import Result, read_run
 from s3prl_mtl.tracking.trackers import flatten
-from s3prl_mtl.training.run_dir import read_finished
+from s3prl_mtl.training.run_dir import CORPORA, read_finished
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,15 @@ class RunRecord:
             return {}
         found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
         return found
+
+    @cached_property
+    def corpora(self) -> Mapping[str, CorpusSizes]:
+        """The corpus of each task; empty for runs of earlier versions."""
+        path = self.folder / CORPORA
+        if not path.is_file():
+            return {}
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {task: CorpusSizes.from_plain(sizes) for task, sizes in found.items()}
 
     @property
     def tasks(self) -> list[str]:
