@@ -15,6 +15,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.metrics import collapse_ctc
 from s3prl_mtl.nn import FrameLevel, RNNs, ctc_loss, head_from_settings, pad_features
 from s3prl_mtl.tasks.base import ScalarLogger, TaskExpert
+from s3prl_mtl.tasks.chunks import Chunk
 
 BLANK = 0
 """Index of the CTC blank, the first symbol of every vocabulary."""
@@ -235,14 +236,42 @@ class TranscriptionExpert(TaskExpert):
             features: B tensors (T_i, D).
             lengths_samples: B lengths of the waveforms; not used.
         """
+        return [self._answer(*output) for output in self.chunk_outputs(features, lengths_samples)]
+
+    def chunk_outputs(
+        self, features: Sequence[Tensor], lengths_samples: Sequence[int]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """For each chunk the most likely symbol of each frame (T_i,) and its log-probability.
+
+        The log-probabilities of all symbols would take 100 MB an hour.
+        """
         logits, logit_lengths = self._logits(features)
         best, frame_tokens = (part.cpu() for part in logits.log_softmax(dim=-1).max(dim=-1))
-        answers = []
-        for path, tokens, length in zip(best, frame_tokens, logit_lengths.tolist(), strict=True):
-            symbols = [self.vocabulary[t] for t in collapse_ctc(tokens[:length], BLANK)]
-            answer = self.answer([s for s in symbols if s != self.end_symbol])
-            answers.append({**answer, "confidence": path[:length].mean().exp().item()})
-        return answers
+        rows = zip(frame_tokens.to(torch.int32), best, logit_lengths.tolist(), strict=True)
+        # Copies: a slice would keep the whole batch.
+        return [(tokens[:length].clone(), path[:length].clone()) for tokens, path, length in rows]
+
+    def join_chunks(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
+        """The transcript of the frames of all own parts, decoded at once."""
+        parts = []
+        for chunk in chunks:
+            tokens, path = chunk.output
+            # Frames of the encoder that the head has joined to one.
+            joined = round((chunk.end - chunk.start) * self._encoder_rate / max(1, len(tokens)))
+            rate = self._encoder_rate / max(1, joined)
+            parts.append((chunk.own(tokens, rate), chunk.own(path, rate)))
+        tokens, path = (torch.cat(part) for part in zip(*parts, strict=True))
+        return self._answer(tokens, path)
+
+    @property
+    def _encoder_rate(self) -> float:
+        """Frames of the encoder in a second."""
+        return SAMPLE_RATE / self.upstream_rate
+
+    def _answer(self, tokens: Tensor, path: Tensor) -> dict[str, Any]:
+        symbols = [self.vocabulary[token] for token in collapse_ctc(tokens, BLANK)]
+        answer = self.answer([s for s in symbols if s != self.end_symbol])
+        return {**answer, "confidence": path.mean().exp().item()}
 
     def _logits(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         padded, lengths = pad_features(features)
