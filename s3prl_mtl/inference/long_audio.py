@@ -25,11 +25,13 @@ class PartAnswers:
         start: of the part, in seconds.
         end: of the part.
         answers: of each task.
+        is_silent: all samples of the chunk are 0.
     """
 
     start: float
     end: float
     answers: dict[str, Answer]
+    is_silent: bool
 
 
 class LongRecording:
@@ -43,12 +45,14 @@ class LongRecording:
 
     Attributes:
         seconds: length of what was added.
+        is_silent: all of its samples are 0.
     """
 
     def __init__(self, run: TrainedRun, tasks: Sequence[str]) -> None:
         self._run = run
         self._chunks: dict[str, list[Chunk]] = {task: [] for task in tasks}
         self.seconds = 0.0
+        self.is_silent = True
 
     def add_all(
         self, blocks: Iterable[Tensor], chunking: Chunking, together: int = 1
@@ -82,6 +86,7 @@ class LongRecording:
                     chunk = self._run.align_chunk(task, known[-1], chunk)
                 known.append(chunk)
             self.seconds = cut_chunk.end
+            self.is_silent = self.is_silent and cut_chunk.is_silent
 
     def part(self, number: int) -> PartAnswers:
         """The predictions for the own part of a chunk.
@@ -91,7 +96,7 @@ class LongRecording:
         """
         parts = {task: [known[number]] for task, known in self._chunks.items()}
         one = next(iter(parts.values()))[0]
-        return PartAnswers(one.own_start, one.own_end, self._joined(parts))
+        return PartAnswers(one.own_start, one.own_end, self._joined(parts), one.is_silent)
 
     def answers(self) -> dict[str, Answer]:
         """The predictions for the whole recording.
