@@ -33,6 +33,7 @@ S3PRL = ["s3prl>=0.4.18", "torchaudio>=2.11"]
 TRANSFORMERS = ["transformers>=5"]
 ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
 BALANCERS = ["torchjd[full]>=0.18"]
+SERVE = ["fastapi>=0.115", "python-multipart>=0.0.18", "uvicorn>=0.30"]
 TRACKERS = ["mlflow-skinny>=3.5", "wandb>=0.22"]
 DOCS = ["mkdocs-material>=9.7", "mkdocstrings[python]>=1"]
 DEV = [
@@ -61,6 +62,7 @@ setup(
         "s3prl_mtl": [
             "config/*.yaml",
             "settings/**/*.yaml",
+            "serving/*.html",
             "study/*.css",
             "study/*.json",
             "py.typed",
@@ -97,10 +99,11 @@ setup(
         "transformers": TRANSFORMERS,
         "onnx": ONNX,
         "balancers": BALANCERS,
+        "serve": SERVE,
         "trackers": TRACKERS,
         "hf": ["datasets>=4.0"],  # those before execute scripts of data sets
         "docs": DOCS,
-        "dev": [*DEV, *DEMO, *DOCS, *S3PRL, *TRANSFORMERS, *ONNX, *TRACKERS],
+        "dev": [*DEV, *DEMO, *DOCS, *S3PRL, *TRANSFORMERS, *ONNX, *SERVE, *TRACKERS],
     },
     entry_points={
         "console_scripts": ["s3prl-mtl = s3prl_mtl.cli.main:main"],
