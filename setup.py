@@ -35,6 +35,7 @@ ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
 BALANCERS = ["torchjd[full]>=0.18"]
 SERVE = ["fastapi>=0.115", "python-multipart>=0.0.18", "uvicorn>=0.30"]
 TRACKERS = ["mlflow-skinny>=3.5", "wandb>=0.22"]
+LM = ["ufal.flashlight-text>=0.0.7.1"]  # flashlight-text with KenLM, also for Python 3.13
 DOCS = ["mkdocs-material>=9.7", "mkdocstrings[python]>=1"]
 DEV = [
     "mypy",
@@ -101,9 +102,10 @@ setup(
         "balancers": BALANCERS,
         "serve": SERVE,
         "trackers": TRACKERS,
+        "lm": LM,
         "hf": ["datasets>=4.0"],  # those before execute scripts of data sets
         "docs": DOCS,
-        "dev": [*DEV, *DEMO, *DOCS, *S3PRL, *TRANSFORMERS, *ONNX, *SERVE, *TRACKERS],
+        "dev": [*DEV, *DEMO, *DOCS, *S3PRL, *TRANSFORMERS, *ONNX, *SERVE, *TRACKERS, *LM],
     },
     entry_points={
         "console_scripts": ["s3prl-mtl = s3prl_mtl.cli.main:main"],

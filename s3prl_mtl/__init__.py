@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from s3prl_mtl.tasks.base import TaskExpert
     from s3prl_mtl.tasks.chunks import Chunk
     from s3prl_mtl.tasks.classification import ClassificationExpert
-    from s3prl_mtl.tasks.ctc import TranscriptionExpert
+    from s3prl_mtl.tasks.ctc import TimedSymbol, TranscriptionExpert
     from s3prl_mtl.tasks.metric import Metric
     from s3prl_mtl.training.runner import MultiTaskRunner
     from s3prl_mtl.upstreams import (
@@ -35,6 +35,7 @@ __all__ = [
     "Metric",
     "MultiTaskRunner",
     "TaskExpert",
+    "TimedSymbol",
     "TrainedRun",
     "TranscriptionExpert",
     "Upstream",
@@ -60,6 +61,7 @@ _HOMES = {
     "Metric": "tasks.metric",
     "MultiTaskRunner": "training.runner",
     "TaskExpert": "tasks.base",
+    "TimedSymbol": "tasks.ctc",
     "TrainedRun": "inference.trained",
     "TranscriptionExpert": "tasks.ctc",
     "Upstream": "upstreams",

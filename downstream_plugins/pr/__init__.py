@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from downstream_plugins.pr.corpus import LibriSpeechPhones
 from downstream_plugins.pr.table import PhoneTable
-from s3prl_mtl import Metric, TranscriptionExpert
+from s3prl_mtl import Metric, TimedSymbol, TranscriptionExpert
 from s3prl_mtl.metrics import word_error_rate
 
 
@@ -33,6 +33,9 @@ class PhonemeRecognition(TranscriptionExpert):
 
     def answer(self, symbols: Sequence[str]) -> dict[str, Any]:
         return {"phones": list(symbols)}
+
+    def timed_answer(self, symbols: Sequence[TimedSymbol]) -> list[dict[str, Any]]:
+        return [{"phone": timed.symbol, **timed.times} for timed in symbols]
 
     def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
         references, hypotheses = records["reference"], records["hypothesis"]

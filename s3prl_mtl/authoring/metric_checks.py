@@ -78,8 +78,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 @clause(
     12,
     "metrics",
-    "`log_records` reports every metric of `metrics` by `logger.add_scalar`: finite, and within "
-    "the metric's `range`, by default a fraction in [0, 1].",
+    "`log_records` reports every metric of `metrics` by `logger.add_scalar`, unless it is "
+    "`optional`: finite, and within the metric's `range`, by default a fraction in [0, 1].",
     needs=(8, 11),
 )
 def reports_metrics(harness: TaskHarness) -> str:
@@ -90,7 +90,7 @@ def reports_metrics(harness: TaskHarness) -> str:
         if not report.scalars:
             raise Violated(f"{report.split}: nothing is reported.")
         for metric in declared:
-            if metric.name not in report.values:
+            if metric.name not in report.values and not metric.optional:
                 raise Violated(
                     f"{report.split}: {metric.name!r} is declared, but only "
                     f"{', '.join(report.values)} reported."
@@ -99,7 +99,8 @@ def reports_metrics(harness: TaskHarness) -> str:
             if not math.isfinite(value):
                 raise Violated(f"{report.split}: {name} is {value}.")
         for metric in declared:
-            _check_range(report.split, metric, report.values[metric.name])
+            if metric.name in report.values:
+                _check_range(report.split, metric, report.values[metric.name])
         shown.append(str(report).partition(" ")[2])
     ranges = [f"{metric.name} in {metric.interval}" for metric in declared]
     return f"{'; '.join(shown)}. Declared: {', '.join(ranges) or 'nothing'}."

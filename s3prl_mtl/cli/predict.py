@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against", type=Path, metavar="FILE", help="score every file against this speaker (sv)"
     )
+    parser.add_argument(
+        "--decoder", metavar="NAME=VALUE,...", help="decode asr by lm=FILE,lexicon=FILE,beam=N,..."
+    )
+    parser.add_argument(
+        "--nbest", type=int, default=1, metavar="N", help="transcripts of a file (with an lm)"
+    )
+    parser.add_argument(
+        "--timestamps", action="store_true", help="add the times of words (asr), phones (pr)"
+    )
+    parser.add_argument("--ctm", type=Path, metavar="FILE", help="write the times of asr, or pr")
     add_chunking(parser)
     parser.add_argument(
         "--batch_seconds", type=float, help="audio that is encoded together, in seconds (100)"
@@ -92,9 +103,12 @@ def run(arguments: argparse.Namespace) -> None:
             named or named twice, the file of `--rttm` or `--against` cannot be used, or `--out`
             exists; at the end, if any file has an error.
     """
+    from s3prl_mtl.inference.ctm import SUFFIX as CTM
+    from s3prl_mtl.inference.ctm import write_ctm
     from s3prl_mtl.inference.files import BATCH_SECONDS, PredictSettings
     from s3prl_mtl.inference.prediction_file import PredictionFile
-    from s3prl_mtl.inference.rttm import recording_names, rttm_file, write_rttm
+    from s3prl_mtl.inference.rttm import marks_file, recording_names, write_rttm
+    from s3prl_mtl.inference.transcribing import Transcribing, parse_decoder
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError(
@@ -114,12 +128,18 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.against,
         chunking_of(arguments),
         seconds,
+        Transcribing(
+            parse_decoder(arguments.decoder, "--decoder") if arguments.decoder else None,
+            arguments.nbest,
+            arguments.timestamps or arguments.ctm is not None,
+        ),
     )
     audio = _audio(arguments)
-    names = recording_names(audio) if arguments.rttm else {}
+    names = recording_names(audio) if arguments.rttm or arguments.ctm else {}
     with ExitStack() as stack:
         # Open the files before loading the run, to fail early if they are not writable.
-        rttm = stack.enter_context(rttm_file(arguments.rttm)) if arguments.rttm else None
+        rttm = stack.enter_context(marks_file(arguments.rttm)) if arguments.rttm else None
+        ctm = stack.enter_context(marks_file(arguments.ctm, CTM)) if arguments.ctm else None
         out = None
         if arguments.out is not None:
             out = PredictionFile(arguments.out, audio, resumable=not arguments.stdin)
@@ -133,12 +153,16 @@ def run(arguments: argparse.Namespace) -> None:
             if is_new:
                 text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
                 _write(text) if out is None else out.write(text)
-            task = predictor.tasks.diarization
             # A file given twice is written once, and a stream as a whole.
-            if rttm is not None and task in line and line["file"] in names and "start" not in line:
-                recording = names[line["file"]]
+            recording = names.get(line["file"])
+            if recording is None or "error" in line or "start" in line:
+                continue
+            task, timed = predictor.tasks.diarization, predictor.tasks.timed
+            if rttm is not None and task in line:
                 write_rttm(rttm, recording, line[task], task)
-                names = {file: name for file, name in names.items() if name != recording}
+            if ctm is not None and timed in line:
+                write_ctm(ctm, recording, line[timed])
+            names = {file: name for file, name in names.items() if name != recording}
     if failed:
         raise UserError(
             f"{len(failed)} of {len(audio)} files have no prediction: see `error` in their lines.",
@@ -230,6 +254,7 @@ def _check_flags(arguments: argparse.Namespace, tasks: LoadedTasks) -> None:
     """
     needed = (
         ("--rttm", arguments.rttm, "sd", tasks.diarization),
+        ("--ctm", arguments.ctm, "asr or pr", tasks.timed),
         ("--against", arguments.against, "sv", tasks.verification),
     )
     for flag, given, task, found in needed:
@@ -291,6 +316,7 @@ def _fingerprint(settings: PredictSettings, tasks: LoadedTasks) -> dict[str, Any
         "against": None if settings.against is None else os.path.abspath(settings.against),
         "chunk_seconds": settings.chunking.seconds,
         "overlap_seconds": settings.chunking.overlap,
+        "transcribing": asdict(settings.transcribing),
     }
 
 

@@ -117,7 +117,7 @@ def _metrics(expert: type) -> str:
     from s3prl_mtl.tasks.metric import metrics_of
 
     metrics = metrics_of(expert)
-    shown = [metric.title for metric in metrics if metric.headline or metric is metrics[0]]
+    shown = [m.title for m in metrics if (m.headline and not m.optional) or m is metrics[0]]
     return ", ".join(map(str, shown))
 
 

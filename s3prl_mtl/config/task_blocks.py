@@ -35,6 +35,9 @@ FILES = ("manifests", "classes", "lexicon", "trials", "pseudo_labels", "dev_tria
 """Settings in `downstream_expert.datarc` that are files, beside those that are below `${data}` by
 default."""
 
+DECODER_FILES = ("lm", "lexicon")
+"""Settings in `downstream_expert.decoder` that are files."""
+
 DATARC_RANGES: dict[str, dict[str, float]] = {
     "num_workers": {"at_least": 0},
     "train_batch_size": {"at_least": 1},
@@ -215,7 +218,7 @@ def uses_tables(block: Mapping[str, Any]) -> bool:
 
 
 def complete_datarc(task: str, block: Config, defaults: Mapping[str, Any]) -> None:
-    """Make the paths of a task's corpus absolute; complete the block of a task with tables.
+    """Make the paths of a task's corpus and decoder absolute; complete a block with tables.
 
     With tables, the one that trains is first, the default paths of the corpus are dropped, and the
     splits that begin with `dev` or `val`, or with `test`, are evaluated unless the block names
@@ -231,6 +234,9 @@ def complete_datarc(task: str, block: Config, defaults: Mapping[str, Any]) -> No
         is_file = key in FILES and (has_tables or task in BUILT_IN_TASKS)
         if is_file or mentions_data(own.get(key)):
             datarc[key] = _absolute_paths(value)
+    decoder = (block.get("downstream_expert") or {}).get("decoder")
+    if isinstance(decoder, dict) and task in BUILT_IN_TASKS:
+        decoder |= {key: _absolute_paths(decoder[key]) for key in DECODER_FILES if key in decoder}
     if not has_tables:
         return
     for key, value in datarc.items():

@@ -19,6 +19,7 @@ from s3prl_mtl.inference.chunking import Chunking
 from s3prl_mtl.inference.loading import load_run
 from s3prl_mtl.inference.long_audio import LongRecording
 from s3prl_mtl.inference.trained import TrainedRun
+from s3prl_mtl.inference.transcribing import GREEDY, Transcribing
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class PredictSettings:
         chunking: of recordings that are longer than a chunk.
         batch_seconds: audio that is encoded together; a file or chunk that is longer is encoded
             alone.
+        transcribing: decoder, n-best lists and times of transcripts.
     """
 
     run: Path
@@ -50,6 +52,7 @@ class PredictSettings:
     against: Path | None = None
     chunking: Chunking = field(default_factory=Chunking)
     batch_seconds: float = BATCH_SECONDS
+    transcribing: Transcribing = GREEDY
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,14 @@ class LoadedTasks:
         names: all of them.
         diarization: that of `sd`, if it is loaded.
         verification: that of `sv`.
+        timed: that of `asr`, or else of `pr`.
         step: training step of the weights.
     """
 
     names: tuple[str, ...]
     diarization: str | None
     verification: str | None
+    timed: str | None
     step: int
 
 
@@ -83,7 +88,9 @@ class FilePredictor:
 
     def __init__(self, settings: PredictSettings, device: str) -> None:
         tasks = None if settings.tasks is None else list(settings.tasks)
-        self.run = load_run(settings.run, tasks, device, where="predict")
+        self.run = load_run(
+            settings.run, tasks, device, where="predict", transcribing=settings.transcribing
+        )
         names = self.run.predictable(None if tasks is None else self.run.tasks)
         if not names:
             raise UserError(
@@ -91,9 +98,11 @@ class FilePredictor:
                 where=str(settings.run),
                 code="not-supported",
             )
-        found = {task: self.run.find(task) for task in ("sd", "sv")}
+        found = {task: self.run.find(task) for task in ("sd", "sv", "asr", "pr")}
         known = {task: name if name in names else None for task, name in found.items()}
-        self.tasks = LoadedTasks(tuple(names), known["sd"], known["sv"], self.run.step)
+        self.tasks = LoadedTasks(
+            tuple(names), known["sd"], known["sv"], known["asr"] or known["pr"], self.run.step
+        )
         self._settings = settings
         self._speaker = _speaker(self.run, settings.against, self.tasks.verification)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
@@ -16,6 +17,7 @@ from s3prl_mtl.config import RunConfig, build_config, resolve
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.inference.predictions import has_predict, no_predict_error
 from s3prl_mtl.inference.trained import TrainedRun
+from s3prl_mtl.inference.transcribing import GREEDY, Transcribing
 from s3prl_mtl.registry.plugins import load_task, split_name
 from s3prl_mtl.registry.task_names import Packages, installed_package, require_in_run, task_packages
 from s3prl_mtl.s3prl_compat.task_spec import is_s3prl_task
@@ -29,7 +31,13 @@ logger = logging.getLogger(__name__)
 
 
 def load(
-    run: str | os.PathLike[str], tasks: Sequence[str] | None = None, device: str = "auto"
+    run: str | os.PathLike[str],
+    tasks: Sequence[str] | None = None,
+    device: str = "auto",
+    *,
+    decoder: Mapping[str, Any] | None = None,
+    nbest: int = 1,
+    timestamps: bool = False,
 ) -> TrainedRun:
     """Load a trained run for predictions; its corpora are not needed.
 
@@ -38,16 +46,25 @@ def load(
         tasks: names or aliases of the tasks to load (`asv`, `package:ks`); None loads all, of
             s3prl's experts those that can be imported and have `predict`.
         device: `auto`, `cpu`, `cuda` or `cuda:<number>`.
+        decoder: of speech recognition, in place of the run's: settings by name, such as
+            `{"lm": "4-gram.arpa", "lexicon": "words.txt"}` (see docs/decoding.md).
+        nbest: transcripts of a prediction of speech recognition; above 1 they are in `nbest`.
+        timestamps: give predictions of transcripts `times`.
 
     Raises:
-        UserError: there is no such run or task, the package of a task is not installed, or the
-            checkpoint is damaged or from another program.
+        UserError: there is no such run or task, the package of a task is not installed, the
+            checkpoint is damaged or from another program, or no task takes one of the last three.
     """
-    return load_run(run, tasks, device, where="load")
+    options = Transcribing(decoder, nbest, timestamps)
+    return load_run(run, tasks, device, where="load", transcribing=options)
 
 
 def load_run(
-    run: str | os.PathLike[str], tasks: Sequence[str] | None, device: str, where: str
+    run: str | os.PathLike[str],
+    tasks: Sequence[str] | None,
+    device: str,
+    where: str,
+    transcribing: Transcribing = GREEDY,
 ) -> TrainedRun:
     """As :func:`load`; `where` names the caller, for errors."""
     if isinstance(tasks, str):
@@ -61,7 +78,7 @@ def load_run(
         logger.warning("Skipping %s. %s", name, reason)
         del packages[name]
     chosen = {name: replace(config.tasks[name], package=packages[name]) for name in packages}
-    config = replace(config, tasks=chosen)
+    config = transcribing.decode_in(replace(config, tasks=chosen))
     try:
         check_layouts(config, list(packages), saved)
     except UserError as error:
@@ -76,6 +93,7 @@ def load_run(
             )
         except UserError as error:
             raise _without_labels(error, saved, run) from error
+    transcribing.apply(experts)
     for name, expert in experts.items():
         if not has_predict(expert):
             logger.warning("No predictions of %s. %s", name, no_predict_error(name, type(expert)))

@@ -17,17 +17,22 @@ SUFFIX = ".rttm"
 
 
 @contextmanager
-def rttm_file(path: Path) -> Iterator[TextIO]:
+def marks_file(path: Path, suffix: str = SUFFIX) -> Iterator[TextIO]:
     """A file for writing that replaces `path` at the end of the block.
 
+    Args:
+        path: the file.
+        suffix: of its format; without the dot the name of the flag, for errors.
+
     Raises:
-        UserError: it cannot be written, or exists and is not named as an RTTM file.
+        UserError: it cannot be written, or exists and has another suffix.
     """
-    if path.exists() and (path.suffix.lower() != SUFFIX or not path.is_file()):
+    flag = f"--{suffix.removeprefix('.')}"
+    if path.exists() and (path.suffix.lower() != suffix or not path.is_file()):
         raise UserError(
-            f"{path} exists and is not an {SUFFIX} file: it is not overwritten.",
-            where=f"--rttm {path}",
-            fix=f"--rttm takes one file to write to, before the audio: --rttm who{SUFFIX}.",
+            f"{path} exists and is not named *{suffix}: it is not overwritten.",
+            where=f"{flag} {path}",
+            fix=f"{flag} takes one file to write to, before the audio: {flag} out{suffix}.",
             code="file-exists",
         )
     # A link stays a link.
@@ -38,7 +43,7 @@ def rttm_file(path: Path) -> Iterator[TextIO]:
         except OSError as cause:
             raise UserError(
                 f"The file cannot be written: {cause.strerror}.",
-                where=f"--rttm {path}",
+                where=f"{flag} {path}",
                 code="file-unwritable",
             ) from cause
         with file:
@@ -52,12 +57,12 @@ def recording_names(files: Sequence[Path]) -> dict[str, str]:
     number. A file that is given twice has one name.
     """
     distinct = {os.path.abspath(file): file for file in reversed(files)}
-    stems = Counter(_joined(file.stem) for file in distinct.values())
+    stems = Counter(joined(file.stem) for file in distinct.values())
     names: dict[str, str] = {}
     taken: set[str] = set()
     for path in dict.fromkeys(map(os.path.abspath, files)):
-        stem = _joined(distinct[path].stem)
-        name = plain = stem if stems[stem] == 1 else _joined(str(distinct[path]))
+        stem = joined(distinct[path].stem)
+        name = plain = stem if stems[stem] == 1 else joined(str(distinct[path]))
         number = 1
         while name in taken:
             number += 1
@@ -96,10 +101,10 @@ def write_rttm(file: TextIO, recording: str, answer: dict[str, Any], task: str) 
     for start, end, speaker in segments:
         file.write(
             f"SPEAKER {recording} 1 {start:.3f} {end - start:.3f} <NA> <NA> "
-            f"speaker{_joined(speaker)} <NA> <NA>\n"
+            f"speaker{joined(speaker)} <NA> <NA>\n"
         )
 
 
-def _joined(name: str) -> str:
-    """A name without white space, which separates the fields of RTTM."""
+def joined(name: str) -> str:
+    """A name without white space, which separates the fields of RTTM and CTM."""
     return "_".join(name.split()) or "_"

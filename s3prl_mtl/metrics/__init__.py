@@ -1,7 +1,7 @@
 """Pure functions that score hypotheses against references. Rates are fractions, not percent."""
 
 from s3prl_mtl.metrics.accuracy import accuracy
-from s3prl_mtl.metrics.ctc_decoding import collapse_ctc
+from s3prl_mtl.metrics.ctc_decoding import align_ctc, collapse_ctc
 from s3prl_mtl.metrics.diarization import (
     DiarizationErrors,
     diarization_error_rate,
@@ -31,6 +31,7 @@ __all__ = [
     "EqualErrorRate",
     "SpeechDecision",
     "accuracy",
+    "align_ctc",
     "best_decision",
     "character_error_rate",
     "collapse_ctc",

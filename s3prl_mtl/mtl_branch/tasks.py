@@ -12,7 +12,7 @@ from s3prl_mtl.mtl_branch.block import Block, Notes
 OWN_METRIC = "each task has its own metrics, the first one chooses the best checkpoint."
 ONE_CORPUS = "the folders of the corpus have fixed names."
 VOCABULARY = "the vocabulary is built from the corpus, as SUPERB defines it."
-GREEDY = "decoding is greedy, without a language model."
+GREEDY = "decoding is greedy, unless `decoder_type` is kenlm."
 OTHER_HEAD = "it belongs to another head than `select` names."
 HEADS = ("Wav2Letter", "FrameLevel", "UtteranceLevel", "RNNs", "DeepModel")
 
@@ -36,13 +36,30 @@ def _asr(block: Block, evaluated: Sequence[str]) -> Settings:
         if sets:
             datarc[kind] = sets
     part.drop("bucket_file", "lengths are read from the audio; `bucketed` groups by them.")
-    decoder = part.part("decoder_args")
-    decoding = decoder.take("decoder_type", "None")
-    for key in decoder.left():
-        decoder.take(key)  # Settings of a decoder that is not used.
-    if str(decoding) != "None":
-        part.notes.add(f"{part.path}.decoder_args", GREEDY)
-    return {"datarc": datarc, "modelrc": _head(block.part("modelrc"), "project_dim")}
+    decoder = _decoder(part.part("decoder_args"))
+    head = _head(block.part("modelrc"), "project_dim")
+    return {"datarc": datarc, **({"decoder": decoder} if decoder else {}), "modelrc": head}
+
+
+def _decoder(block: Block) -> Settings:
+    """The settings of a decoder with a language model; none for greedy decoding."""
+    kind = str(block.take("decoder_type", "None"))
+    if kind != "kenlm":
+        for key in block.left():
+            block.take(key)  # Settings of a decoder that is not used.
+        if kind != "None":
+            block.notes.add(block.path, GREEDY)
+        return {}
+    settings: Settings = {
+        "lm": block.path_of("kenlm_model"),
+        "lexicon": block.path_of("lexicon"),
+    }
+    block.keep(settings, "beam", "beam_threshold", "lm_weight", "word_score")
+    block.expect("nbest", [1], "`predict --nbest` lists several transcripts.")
+    block.expect("criterion", ["ctc"], "the head is trained by CTC.")
+    block.expect("unk_weight", ["-math.inf"], "only words of the lexicon are recognised.")
+    block.expect("sil_weight", [0], "word boundaries have no score of their own.")
+    return settings
 
 
 def _ctc(block: Block, corpus: Block, datarc: Settings) -> Settings:

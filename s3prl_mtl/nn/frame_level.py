@@ -53,6 +53,11 @@ class FrameLevel(nn.Module):
         self.hiddens = nn.Sequential(*layers)
         self.linear = nn.Linear(input_dim, output_dim)
 
+    @property
+    def subsampling(self) -> int:
+        """Frames of the features for each frame of logits."""
+        return 1
+
     def logit_count(self, frames: int) -> int:
         """Logits of an utterance of so many frames: one for each."""
         return frames

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -182,6 +183,12 @@ class RNNs(nn.Module):
             self.rnns.append(layer)
             input_dim = layer.output_dim
         self.linear = nn.Linear(input_dim, output_dim)
+
+    @property
+    def subsampling(self) -> int:
+        """Frames of the features for each frame of logits."""
+        rates = [getattr(layer, "sample_rate", 1) for layer in self.rnns]
+        return self.sample_rate * math.prod(rates)
 
     def logit_count(self, frames: int) -> int:
         """Logits of an utterance of so many frames."""

@@ -162,7 +162,7 @@ class StudyFolder:
                 except UserError as problem:  # the package may have been uninstalled
                     logger.warning("%s", problem)
                     continue
-                shown = [metric for metric in metrics if metric.headline] or metrics[:1]
+                shown = [m for m in metrics if m.headline and not m.optional] or metrics[:1]
                 if metrics and metrics[0] not in shown:
                     shown = [metrics[0], *shown]
                 columns += [

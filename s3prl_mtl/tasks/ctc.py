@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from s3prl_mtl.data import MINIMUM_SAMPLES, SAMPLE_RATE, Finding, Manifest
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.metrics import collapse_ctc
+from s3prl_mtl.metrics import align_ctc, collapse_ctc
 from s3prl_mtl.nn import FrameLevel, RNNs, ctc_loss, head_from_settings, pad_features
 from s3prl_mtl.tasks.base import ScalarLogger, TaskExpert
 from s3prl_mtl.tasks.chunks import Chunk
@@ -35,6 +36,20 @@ DECODINGS = ("ctc", "merged")
 multi-task branch of s3prl decodes `pr` and `sf`: padding frames are decoded too, and repeats are
 collapsed again after blanks are removed, so that no letter ever occurs twice in a row. Later
 versions of s3prl have changed the latter."""
+
+
+@dataclass(frozen=True)
+class TimedSymbol:
+    """A recognised symbol with its time in the audio, in seconds."""
+
+    symbol: str
+    start: float
+    end: float
+
+    @property
+    def times(self) -> dict[str, float]:
+        """Start and end as they are printed."""
+        return {"start": round(self.start, 3), "end": round(self.end, 3)}
 
 
 class TranscriptionExpert(TaskExpert):
@@ -60,6 +75,9 @@ class TranscriptionExpert(TaskExpert):
     decoding: str = "ctc"
     """The default of the setting `decoding`, one of :data:`DECODINGS`."""
 
+    timestamps: bool = False
+    """Whether predictions have `times`."""
+
     @abstractmethod
     def make_vocabulary(self) -> list[str]:
         """The symbols by index; the first one is the blank."""
@@ -75,6 +93,10 @@ class TranscriptionExpert(TaskExpert):
     def answer(self, symbols: Sequence[str]) -> dict[str, Any]:
         """The prediction for an utterance in which these symbols were recognised."""
         return {"text": self.write(symbols)}
+
+    def timed_answer(self, symbols: Sequence[TimedSymbol]) -> list[dict[str, Any]]:
+        """The units of a transcript with `start` and `end`, in seconds; by default its symbols."""
+        return [{"symbol": timed.symbol, **timed.times} for timed in symbols]
 
     def build_head(self) -> None:
         self.vocabulary = self.make_vocabulary()
@@ -201,8 +223,25 @@ class TranscriptionExpert(TaskExpert):
                 records["zeroed"] += [1] * sum(short)
         frame_tokens = logits.detach().argmax(dim=-1).to(torch.int32)
         records["frame_tokens"] += zip(frame_tokens, lengths, strict=True)
+        self.record_logits(split, logits, lengths, records)
         records["utterance"] += utterance_ids
         return loss
+
+    def record_logits(
+        self,
+        split: str,
+        logits: Tensor,
+        lengths: Sequence[int],
+        records: dict[str, list[Any]],
+    ) -> None:
+        """Add to the records of a batch, for another way of decoding; by default nothing.
+
+        Args:
+            split: of the batch.
+            logits: (B, T, V).
+            lengths: of the B utterances, in frames.
+            records: as of :meth:`forward`.
+        """
 
     def log_records(
         self,
@@ -228,22 +267,21 @@ class TranscriptionExpert(TaskExpert):
     ) -> list[dict[str, Any]]:
         """The transcript of each utterance, decoded from its own frames.
 
-        `confidence` is the geometric mean, over all frames, of the probability of the most likely
-        symbol: the probability of the decoded path, normalised by its length. It is defined for
-        empty transcripts, too, and between 0 and 1.
-
         Args:
             features: B tensors (T_i, D).
             lengths_samples: B lengths of the waveforms; not used.
         """
-        return [self._answer(*output) for output in self.chunk_outputs(features, lengths_samples)]
+        return [
+            self.transcribe(*output) for output in self.chunk_outputs(features, lengths_samples)
+        ]
 
     def chunk_outputs(
         self, features: Sequence[Tensor], lengths_samples: Sequence[int]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """For each chunk the most likely symbol of each frame (T_i,) and its log-probability.
+    ) -> list[tuple[Tensor, ...]]:
+        """The arguments of :meth:`transcribe` for each utterance, on the CPU.
 
-        The log-probabilities of all symbols would take 100 MB an hour.
+        The most likely symbol of each frame (T_i,) and its log-probability. The log-probabilities
+        of all symbols would take 100 MB an hour.
         """
         logits, logit_lengths = self._logits(features)
         best, frame_tokens = (part.cpu() for part in logits.log_softmax(dim=-1).max(dim=-1))
@@ -253,25 +291,53 @@ class TranscriptionExpert(TaskExpert):
 
     def join_chunks(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
         """The transcript of the frames of all own parts, decoded at once."""
-        parts = []
-        for chunk in chunks:
-            tokens, path = chunk.output
-            # Frames of the encoder that the head has joined to one.
-            joined = round((chunk.end - chunk.start) * self._encoder_rate / max(1, len(tokens)))
-            rate = self._encoder_rate / max(1, joined)
-            parts.append((chunk.own(tokens, rate), chunk.own(path, rate)))
-        tokens, path = (torch.cat(part) for part in zip(*parts, strict=True))
-        return self._answer(tokens, path)
+        rate = SAMPLE_RATE / (self.upstream_rate * self._subsampling)
+        parts = [[chunk.own(frames, rate) for frames in chunk.output] for chunk in chunks]
+        joined = (torch.cat(part) for part in zip(*parts, strict=True))
+        return self.transcribe(*joined, start=chunks[0].own_start)
 
     @property
-    def _encoder_rate(self) -> float:
-        """Frames of the encoder in a second."""
-        return SAMPLE_RATE / self.upstream_rate
+    def _subsampling(self) -> int:
+        """Frames of the features for each frame of logits."""
+        assert isinstance(self.model, FrameLevel | RNNs)
+        return self.model.subsampling
 
-    def _answer(self, tokens: Tensor, path: Tensor) -> dict[str, Any]:
-        symbols = [self.vocabulary[token] for token in collapse_ctc(tokens, BLANK)]
-        answer = self.answer([s for s in symbols if s != self.end_symbol])
-        return {**answer, "confidence": path.mean().exp().item()}
+    def transcribe(self, *frames: Tensor, start: float = 0.0) -> dict[str, Any]:
+        """The prediction for an utterance.
+
+        `confidence` is the geometric mean, over all frames, of the probability of the most likely
+        symbol: the probability of the decoded path, normalised by its length. It is defined for
+        empty transcripts, too, and between 0 and 1. With `timestamps` the prediction has `times`,
+        of :meth:`timed_answer`.
+
+        Args:
+            frames: of :meth:`chunk_outputs`.
+            start: of the first frame in the audio, in seconds.
+        """
+        tokens, path = frames
+        symbols = self.timed_symbols(tokens.tolist(), start)
+        answer = self.answer([timed.symbol for timed in symbols])
+        answer["confidence"] = path.mean().exp().item()
+        if self.timestamps:
+            answer["times"] = self.timed_answer(symbols)
+        return answer
+
+    def timed_symbols(self, frame_tokens: Iterable[int], start: float = 0.0) -> list[TimedSymbol]:
+        """The symbols on a path through the frames, without end symbols.
+
+        A symbol lasts from the start of its first to the end of its last frame. A frame is as long
+        as the distance of two frames of logits.
+
+        Args:
+            frame_tokens: the token of each frame (T,).
+            start: of the first frame in the audio, in seconds.
+        """
+        seconds = self.upstream_rate * self._subsampling / SAMPLE_RATE
+        timed = [
+            TimedSymbol(self.vocabulary[token], start + first * seconds, start + last * seconds)
+            for token, first, last in align_ctc(frame_tokens, BLANK)
+        ]
+        return [entry for entry in timed if entry.symbol != self.end_symbol]
 
     def _logits(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         padded, lengths = pad_features(features)

@@ -26,6 +26,7 @@ class Metric:
             fraction. An error rate that counts insertions is unbounded: `(0.0, math.inf)`.
         percent: whether tables show 100 times the value, as percent. False for values that are not
             fractions: a squared error, decibels.
+        optional: reported under some settings only, such as with a language model.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Metric:
     headline: bool = False
     range: tuple[float, float] = (0.0, 1.0)
     percent: bool = True
+    optional: bool = False
 
     @classmethod
     def of(cls, declared: Any) -> Metric:

@@ -49,5 +49,6 @@ def test_an_object_with_fewer_attributes_gets_the_defaults():
 def test_the_built_in_rates_that_count_insertions_are_unbounded():
     metrics = {metric for task in BUILT_IN_TASKS for metric in load_task(task).metrics}
     unbounded = {metric.name for metric in metrics if metric.range == (0.0, math.inf)}
-    assert unbounded == {"wer", "uer", "cer", "per", "der", "slot_value_cer", "slot_value_wer"}
+    rates = {"wer", "wer_lm", "uer", "cer", "per", "der", "slot_value_cer", "slot_value_wer"}
+    assert unbounded == rates
     assert {metric.range for metric in metrics if metric.name not in unbounded} == {(0.0, 1.0)}

@@ -25,6 +25,10 @@ COMMANDS = {
     "and the page trains on those of its own folders",
     "s3prl-mtl train -u hubert -d asr,pr,ks,ssl --data DIR": "needs classes below DIR; gives a "
     "config, and tests/downstream_plugins trains ssl beside other tasks",
+    "s3prl-mtl evaluate -e RUN -d asr -o": "needs a language model; parsed, and "
+    "tests/inference/test_transcribing.py makes one",
+    "s3prl-mtl predict RUN --task asr --decoder": "needs a language model; parsed, and "
+    "tests/inference/test_transcribing.py makes one",
     "s3prl-mtl folds": "trains five times; tests/cli/test_folds.py",
     "python benchmarks/": "measures for minutes; the flags exist, tests/benchmarks runs the script",
 }

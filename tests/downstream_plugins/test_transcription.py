@@ -236,7 +236,7 @@ def test_what_is_undefined_is_left_out_in_training_and_nan_in_an_evaluation(
     records = {"reference": REFERENCES[task], "hypothesis": [*REFERENCES[task]]}
     undefined = {"asr": {"wer"}, "sf": {"slot_value_cer", "slot_value_wer"}}[task]
     undefined |= {"slot_edit_f1_full", "slot_edit_f1_part"} if task == "sf" else set()
-    everything = {metric.name for metric in expert.metrics}
+    everything = {metric.name for metric in expert.metrics if not metric.optional}
     assert expert.measure("train", records).keys() == everything - undefined
     values = expert.measure("test", records)
     assert values.keys() == everything

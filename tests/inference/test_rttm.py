@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.inference.rttm import recording_names, rttm_file, write_rttm
+from s3prl_mtl.inference.rttm import marks_file, recording_names, write_rttm
 from tests.mistakes import user_error
 
 
@@ -35,11 +35,11 @@ def test_a_file_that_is_given_twice_has_one_name():
 def test_a_file_is_replaced_when_all_is_written(tmp_path: Path):
     path = tmp_path / "who.rttm"
     path.write_text("before")
-    with pytest.raises(KeyError), rttm_file(path) as file:
+    with pytest.raises(KeyError), marks_file(path) as file:
         file.write("half")
         raise KeyError
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
-    with rttm_file(path) as file:
+    with marks_file(path) as file:
         answer = {"segments": [{"start": 0.5, "end": 1.25, "speaker": 1}]}
         write_rttm(file, "a", answer, "sd")
         assert path.read_text() == "before"
@@ -51,7 +51,7 @@ def test_a_link_stays_a_link(tmp_path: Path):
     (tmp_path / "there").mkdir()
     link = tmp_path / "who.rttm"
     link.symlink_to(tmp_path / "there" / "real.rttm")
-    with rttm_file(link) as file:
+    with marks_file(link) as file:
         file.write("x")
     assert link.is_symlink() and (tmp_path / "there" / "real.rttm").read_text() == "x"
 
@@ -63,7 +63,7 @@ def test_another_file_is_not_overwritten(tmp_path: Path, name: str):
         path.mkdir()
     else:
         path.write_bytes(b"RIFF")
-    with user_error("file-exists", where=f"^--rttm {path}$"), rttm_file(path):
+    with user_error("file-exists", where=f"^--rttm {path}$"), marks_file(path):
         raise AssertionError("it was opened")
     assert path.is_dir() or path.read_bytes() == b"RIFF"
 

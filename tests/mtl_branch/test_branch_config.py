@@ -204,7 +204,7 @@ def test_sections_that_are_commented_out_are_switched_off(multitask_yaml: Path, 
 
 def test_ignored_choices_are_logged(multitask_yaml: Path, tmp_path: Path, caplog):
     def change(values):
-        values["asr"]["datarc"]["decoder_args"]["decoder_type"] = "kenlm"
+        values["asr"]["datarc"]["decoder_args"]["decoder_type"] = "viterbi"
         values["sd"]["datarc"]["subsampling"] = 2
         values["sd"]["datarc"]["use_last_samples"] = True
         values["sv"]["datarc"]["vad_config"]["min_sec"] = 16_000
@@ -219,6 +219,30 @@ def test_ignored_choices_are_logged(multitask_yaml: Path, tmp_path: Path, caplog
     ):
         assert f"{key}: " in said
     assert "use_last_samples" not in said
+
+
+def test_a_decoder_with_a_language_model_is_translated(
+    multitask_yaml: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    def change(values):
+        decoder = values["asr"]["datarc"]["decoder_args"]
+        decoder |= {"decoder_type": "kenlm", "kenlm_model": "/x/4-gram.arpa", "lexicon": "/x/l.txt"}
+        decoder |= {"beam": 50, "sil_weight": 0.5}
+
+    with caplog.at_level(logging.WARNING):
+        found = config_of(changed(multitask_yaml, tmp_path, change))
+    assert found["asr"]["downstream_expert"]["decoder"] == {
+        "lm": "/x/4-gram.arpa",
+        "lexicon": "/x/l.txt",
+        "beam": 50,
+        "beam_threshold": 25,
+        "beam_tokens": None,
+        "lm_weight": 2,
+        "word_score": -1,
+        "splits": None,
+    }
+    assert "asr.datarc.decoder_args.sil_weight: " in caplog.text
+    assert "unk_weight" not in caplog.text
 
 
 @pytest.mark.parametrize(
