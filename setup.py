@@ -34,6 +34,7 @@ TRANSFORMERS = ["transformers>=5"]
 HUB = ["huggingface_hub>=1.0"]
 ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
 BALANCERS = ["torchjd[full]>=0.18"]
+SERVE = ["fastapi>=0.115", "python-multipart>=0.0.18", "uvicorn>=0.30"]
 TRACKERS = ["mlflow-skinny>=3.5", "wandb>=0.22"]
 LM = ["ufal.flashlight-text>=0.0.7.1"]  # flashlight-text with KenLM, also for Python 3.13
 DOCS = ["mkdocs-material>=9.7", "mkdocstrings[python]>=1"]
@@ -63,6 +64,7 @@ setup(
         "s3prl_mtl": [
             "config/*.yaml",
             "settings/**/*.yaml",
+            "serving/*.html",
             "study/*.css",
             "study/*.json",
             "py.typed",
@@ -99,12 +101,13 @@ setup(
         "transformers": TRANSFORMERS,
         "onnx": ONNX,
         "balancers": BALANCERS,
+        "serve": SERVE,
         "trackers": TRACKERS,
         "hub": HUB,
         "lm": LM,
         "hf": ["datasets>=4.0"],  # those before execute scripts of data sets
         "docs": DOCS,
-        "dev": [*DEV, *DEMO, *DOCS, *S3PRL, *TRANSFORMERS, *HUB, *ONNX, *TRACKERS, *LM],
+        "dev": [*DEV, *DEMO, *DOCS, *S3PRL, *TRANSFORMERS, *HUB, *ONNX, *SERVE, *TRACKERS, *LM],
     },
     entry_points={
         "console_scripts": ["s3prl-mtl = s3prl_mtl.cli.main:main"],

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from s3prl_mtl.inference.trained import TrainedRun
     from s3prl_mtl.registry.plugins import discover_tasks, load_task
     from s3prl_mtl.tasks.base import TaskExpert
+    from s3prl_mtl.tasks.chunks import Chunk
     from s3prl_mtl.tasks.classification import ClassificationExpert
     from s3prl_mtl.tasks.ctc import TimedSymbol, TranscriptionExpert
     from s3prl_mtl.tasks.metric import Metric
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Chunk",
     "ClassificationExpert",
     "Featurizer",
     "HiddenStates",
@@ -50,6 +52,7 @@ except PackageNotFoundError:
     __version__ = "0+unknown"
 
 _HOMES = {
+    "Chunk": "tasks.chunks",
     "ClassificationExpert": "tasks.classification",
     "Featurizer": "upstreams",
     "HiddenStates": "upstreams",

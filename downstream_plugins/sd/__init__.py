@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from downstream_plugins.sd.corpus import Libri2Mix, frame_labels
 from downstream_plugins.sd.table import RecordingTable
-from s3prl_mtl import Metric, TaskExpert
+from s3prl_mtl import Chunk, Metric, TaskExpert
 from s3prl_mtl.data import SAMPLE_RATE, Finding, Manifest
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.metrics import (
@@ -181,14 +182,42 @@ class SpeakerDiarization(TaskExpert):
         self, features: Sequence[Tensor], lengths_samples: Sequence[int]
     ) -> list[dict[str, Any]]:
         """The speech segments of each speaker, in seconds, sorted by start."""
+        return [
+            {"segments": self._segments(found)}
+            for found in self.chunk_outputs(features, lengths_samples)
+        ]
+
+    def chunk_outputs(
+        self, features: Sequence[Tensor], lengths_samples: Sequence[int]
+    ) -> list[Tensor]:
+        """For each chunk the probability that a speaker speaks in a frame, (frames, speakers)."""
         frames = [math.ceil(samples / self.frame_shift) for samples in lengths_samples]
         matched = [match_length(f, n) for f, n in zip(features, frames, strict=True)]
-        probabilities = self.model(pad_features(matched)[0]).float().sigmoid().cpu().numpy()
-        answers = []
-        for found, length in zip(probabilities, frames, strict=True):
-            decided = decide_speech(found[:length], *self._chosen())
-            answers.append({"segments": segments(decided, self.frame_shift / SAMPLE_RATE)})
-        return answers
+        probabilities = self.model(pad_features(matched)[0]).float().sigmoid().cpu()
+        return [found[:length].clone() for found, length in zip(probabilities, frames, strict=True)]
+
+    def align_chunk(self, previous: Chunk, chunk: Chunk) -> Tensor:
+        """Order the speakers of a chunk as those of the previous one.
+
+        The order with the least squared difference where both chunks overlap: the head numbers the
+        speakers of each chunk anew. If fewer speak there, the order of the others is arbitrary.
+        """
+        rate = SAMPLE_RATE / self.frame_shift
+        behind = previous.output[round((chunk.start - previous.start) * rate) :]
+        both = min(len(behind), len(chunk.output))
+        before, here = behind[:both], chunk.output[:both]
+        cost = (before[:, :, None] - here[:, None, :]).square().sum(dim=0)
+        return chunk.output[:, linear_sum_assignment(cost.numpy())[1]]
+
+    def join_chunks(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
+        """The segments of the recording, decided from the frames of all own parts."""
+        rate = SAMPLE_RATE / self.frame_shift
+        found = torch.cat([chunk.own(chunk.output, rate) for chunk in chunks])
+        return {"segments": self._segments(found, round(chunks[0].own_start * rate))}
+
+    def _segments(self, probabilities: Tensor, first_frame: int = 0) -> list[dict[str, Any]]:
+        decided = decide_speech(probabilities.numpy(), *self._chosen())
+        return segments(decided, self.frame_shift / SAMPLE_RATE, first_frame)
 
     def measure(self, split: str, records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
         decisions = records["decisions"]
@@ -231,12 +260,15 @@ class SpeakerDiarization(TaskExpert):
         return threshold, int(self.decision.get("median_filter", DEFAULT_MEDIAN_FILTER))
 
 
-def segments(decided: np.ndarray, frame_seconds: float) -> list[dict[str, Any]]:
+def segments(
+    decided: np.ndarray, frame_seconds: float, first_frame: int = 0
+) -> list[dict[str, Any]]:
     """Convert frame decisions to speech segments.
 
     Args:
         decided: (frames, speakers), 1 where a speaker speaks.
         frame_seconds: duration of a frame.
+        first_frame: number of the first frame in its recording.
 
     Returns:
         Segments with `speaker` (its column), `start` and `end` in seconds, sorted by start.
@@ -244,7 +276,7 @@ def segments(decided: np.ndarray, frame_seconds: float) -> list[dict[str, Any]]:
     found = []
     for speaker, active in enumerate(np.asarray(decided).T):
         edges = np.diff(active.astype(np.int8), prepend=0, append=0)
-        starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+        starts, ends = (first_frame + np.flatnonzero(edges == edge) for edge in (1, -1))
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             times = {"start": start * frame_seconds, "end": end * frame_seconds}
             found.append({"speaker": speaker, **times})

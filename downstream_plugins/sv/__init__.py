@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from downstream_plugins.sv.corpus import Trial, VoxCeleb1Verification, preprocess
 from downstream_plugins.sv.table import VerificationTable
-from s3prl_mtl import Metric, TaskExpert
+from s3prl_mtl import Chunk, Metric, TaskExpert
 from s3prl_mtl.data import MINIMUM_SAMPLES, Finding, Manifest, load_waveform, random_crop
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.metrics import equal_error_rate
@@ -234,6 +234,13 @@ class SpeakerVerification(TaskExpert):
         padded, lengths = pad_features(features)
         embeddings = self._embeddings(self.connector(padded), lengths, pool_padding=False)
         return [{"embedding": embedding.tolist()} for embedding in embeddings]
+
+    def join_chunks(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
+        """The mean embedding over time, with norm 1; chunks of digital silence do not count."""
+        spoken = [chunk for chunk in chunks if not chunk.is_silent] or chunks
+        vectors = torch.tensor([chunk.output["embedding"] for chunk in spoken])
+        seconds = torch.tensor([chunk.own_seconds for chunk in spoken])
+        return {"embedding": F.normalize(seconds @ vectors, dim=-1).tolist()}
 
     def _embeddings(self, hidden: Tensor, lengths: Tensor, pool_padding: bool) -> Tensor:
         vectors = self.model.embed(hidden, lengths, pool_padding_frame=pool_padding)

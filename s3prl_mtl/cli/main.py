@@ -150,6 +150,7 @@ COMMANDS = {
     "select": "Compare rules that choose one checkpoint for all tasks.",
     "demo": "Run a small study on a synthetic corpus, in ten minutes.",
     "predict": "Print the predictions of a run for audio files, as JSON lines.",
+    "serve": "Serve the predictions of a run over HTTP, with a page to try it.",
     "results": "Show the results of a run, or compare those of several runs.",
     "folds": "Train a task once for each fold (er: five), and print the mean.",
     "report": "Write tables, figures and a page of a study or a run.",

@@ -29,7 +29,7 @@ MINIMUM_SAMPLES = 400
 """Receptive field of the encoder's convolutions: shorter waveforms give no frame."""
 
 # The length in the header of an mp3 file may be off by two mp3 frames.
-_LOSSY_SLACK_SAMPLES = 2 * 1152
+LOSSY_SLACK_SAMPLES = 2 * 1152
 
 # Logged by libsndfile if the header of a wav, aiff or au states more audio than the file has.
 _CUT_SHORT = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -108,7 +108,7 @@ def read_audio(path: str | os.PathLike[str]) -> Tensor:
         with soundfile.SoundFile(open_file(path)) as file:
             announced, rate, reason = file.frames, file.samplerate, cut_short(file)
             samples = file.read(dtype="float32", always_2d=True)
-        if reason is None and len(samples) < announced - _LOSSY_SLACK_SAMPLES:
+        if reason is None and len(samples) < announced - LOSSY_SLACK_SAMPLES:
             reason = (
                 f"{len(samples)} of {announced} samples can be decoded; it is damaged or not audio"
             )
@@ -123,13 +123,23 @@ def read_audio(path: str | os.PathLike[str]) -> Tensor:
     if reason is None and not np.isfinite(samples).all():
         reason = "it contains non-finite values"
     if reason is not None:
-        raise UnreadableAudio(
-            f"The audio file cannot be read: {reason.rstrip('.')}.",
-            where=str(path),
-            fix="Use wav, flac, ogg, opus, mp3 or another format of libsndfile.",
-            code="audio-unreadable" if os.path.exists(path) else "file-missing",
-        )
+        raise unreadable_file(path, reason)
     return resample(torch.from_numpy(samples).mean(dim=1), int(rate)).clamp_(-1.0, 1.0)
+
+
+def unreadable_file(path: str | os.PathLike[str], reason: str) -> UnreadableAudio:
+    """The error for an audio file that cannot be read.
+
+    Args:
+        path: of the file.
+        reason: why.
+    """
+    return UnreadableAudio(
+        f"The audio file cannot be read: {reason.rstrip('.')}.",
+        where=str(path),
+        fix="Use wav, flac, ogg, opus, mp3 or another format of libsndfile.",
+        code="audio-unreadable" if os.path.exists(path) else "file-missing",
+    )
 
 
 def describe(path: str | os.PathLike[str], file: soundfile.SoundFile) -> Recording:
@@ -196,7 +206,7 @@ def _read_file(path: str, cut: DataCut) -> np.ndarray:
         file.seek(round(cut.start * file.samplerate))
         asked = round(cut.duration * file.samplerate)
         samples: np.ndarray = file.read(asked, dtype="float32", always_2d=True)
-        if len(samples) < asked - _LOSSY_SLACK_SAMPLES:
+        if len(samples) < asked - LOSSY_SLACK_SAMPLES:
             raise ValueError(f"it ends after {len(samples)} of {asked} samples")
     channels = [cut.channel] if isinstance(cut.channel, int) else cut.channel
     return samples.T[channels]

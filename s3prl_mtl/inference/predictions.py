@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.tasks.chunks import Chunk
 
 Answer = dict[str, Any]
 """The prediction of a head for an utterance: plain JSON values by name."""
@@ -66,6 +68,69 @@ def predict(
     return check_answers(answers, len(features), label)
 
 
+def own_join(expert: object) -> bool:
+    """Whether an expert joins chunks itself.
+
+    A class that overrides `predict` of its base class, but not `join_chunks`, has other answers
+    than those that the base class joins.
+    """
+    classes = type(expert).__mro__
+    joins = next((i for i, c in enumerate(classes) if "join_chunks" in vars(c)), None)
+    return joins is not None and not any("predict" in vars(c) for c in classes[:joins])
+
+
+def chunk_outputs(
+    expert: Any, features: Sequence[Tensor], lengths_samples: Sequence[int], label: str
+) -> list[Any]:
+    """What an expert keeps of each chunk of a recording: its `chunk_outputs`, or its answers.
+
+    Args:
+        expert: it has `predict`.
+        features: of each chunk, as `predict` takes them.
+        lengths_samples: of their waveforms.
+        label: the task with its package, for errors.
+
+    Raises:
+        UserError: as :func:`predict`.
+    """
+    if not own_join(expert) or not hasattr(expert, "chunk_outputs"):
+        return list(predict(expert, features, lengths_samples, label))
+    with _fault_of(label, "cannot predict"):
+        outputs = list(expert.chunk_outputs(list(features), list(lengths_samples)))
+    if len(outputs) != len(features):
+        raise _invalid(label, f"{len(outputs)} outputs for {len(features)} chunks", "chunk_outputs")
+    return outputs
+
+
+def align_chunk(expert: Any, previous: Chunk, chunk: Chunk, label: str) -> Chunk:
+    """A chunk whose output the expert made comparable with that of the previous chunk.
+
+    Raises:
+        UserError: it failed.
+    """
+    if not own_join(expert) or not hasattr(expert, "align_chunk"):
+        return chunk
+    with _fault_of(label, "cannot align chunks"):
+        return replace(chunk, output=expert.align_chunk(previous, chunk))
+
+
+def join_chunks(expert: Any, chunks: Sequence[Chunk], label: str) -> Answer:
+    """The prediction for a recording, from its chunks.
+
+    By default `chunks`, a list of the predictions with `start` and `end` in seconds; of a single
+    chunk, its prediction.
+
+    Raises:
+        UserError: as :func:`predict`.
+    """
+    if own_join(expert):
+        with _fault_of(label, "cannot join chunks"):
+            return _plain(expert.join_chunks(list(chunks)), label, "join_chunks")
+    if len(chunks) == 1:
+        return dict(chunks[0].output)
+    return {"chunks": [{"start": c.start, "end": c.end, **c.output} for c in chunks]}
+
+
 def check_answers(answers: object, utterances: int, label: str) -> list[Answer]:
     """Copies of the return value of `predict`, if it is valid.
 
@@ -89,19 +154,19 @@ def task_label(task: str, package: str | None) -> str:
     return f"the task {task!r}" + (f" of package {package}" if package is not None else "")
 
 
-def _plain(answer: object, label: str) -> Answer:
+def _plain(answer: object, label: str, method: str = "predict") -> Answer:
     if not isinstance(answer, dict):
-        raise _invalid(label, f"a {type(answer).__name__} instead of a dict")
+        raise _invalid(label, f"a {type(answer).__name__} instead of a dict", method)
     try:
         plain: Answer = json.loads(json.dumps(answer, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as cause:
-        raise _invalid(label, f"a value that is not JSON ({cause})") from cause
+        raise _invalid(label, f"a value that is not JSON ({cause})", method) from cause
     return plain
 
 
-def _invalid(label: str, what: str) -> UserError:
+def _invalid(label: str, what: str, method: str = "predict") -> UserError:
     return UserError(
-        f"`predict` returned {what.rstrip('.')}.",
+        f"`{method}` returned {what.rstrip('.')}.",
         where=label,
         fix="Return a dict of plain JSON with finite numbers for each utterance; check-task "
         "tests it.",

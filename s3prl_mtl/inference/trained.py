@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from s3prl_mtl.data import SAMPLE_RATE
+from s3prl_mtl.data.audio_stream import audio_blocks
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.inference.audio_input import (
     SILENCE,
@@ -17,15 +19,21 @@ from s3prl_mtl.inference.audio_input import (
     as_waveforms,
     audio_name,
 )
+from s3prl_mtl.inference.chunking import CHUNK_SECONDS, OVERLAP_SECONDS, Chunking
+from s3prl_mtl.inference.long_audio import LongRecording
 from s3prl_mtl.inference.predictions import (
     Answer,
+    align_chunk,
+    chunk_outputs,
     condition,
     has_predict,
+    join_chunks,
     no_predict_error,
     predict,
     task_label,
 )
 from s3prl_mtl.registry.task_names import Packages, find_in_run, require_in_run
+from s3prl_mtl.tasks.chunks import Chunk
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder, layers, wants_hidden_states
 
@@ -100,7 +108,79 @@ class TrainedRun:
         """
         names = self.predictable(tasks)
         waveforms = as_waveforms(audio, sample_rate)
-        answers: list[dict[str, Answer]] = [{} for _ in waveforms]
+        return self._by_task(waveforms, names, predict)
+
+    def predict_long(
+        self,
+        audio: str | os.PathLike[str] | Iterable[Tensor],
+        tasks: Sequence[str] | None = None,
+        chunk_seconds: int = CHUNK_SECONDS,
+        overlap_seconds: int = OVERLAP_SECONDS,
+    ) -> dict[str, Answer]:
+        """Predict for a recording of any length, read and encoded in chunks that overlap.
+
+        Args:
+            audio: the path of an audio file, or its waveform at 16 kHz in parts (samples_i,).
+            tasks: names or aliases of tasks; None takes all that have `predict`.
+            chunk_seconds: length of a chunk.
+            overlap_seconds: of neighbouring chunks.
+
+        Returns:
+            {task: answer}, as :meth:`predict` for one utterance. Classes have the predictions of
+            the chunks in `chunks`, and tasks that do not join theirs have nothing else.
+
+        Raises:
+            UserError: as :meth:`predict`; lengths that are not possible.
+        """
+        names = self.predictable(tasks)
+        blocks = audio_blocks(audio) if isinstance(audio, str | os.PathLike) else audio
+        recording = LongRecording(self, names)
+        for _ in recording.add_all(blocks, Chunking(chunk_seconds, overlap_seconds)):
+            pass
+        return recording.answers()
+
+    @torch.no_grad()
+    def chunk_outputs(
+        self, waveforms: Sequence[Tensor], tasks: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """What the heads keep of chunks of recordings, to be joined by :meth:`join_chunks`.
+
+        Args:
+            waveforms: (samples,) of each chunk, at 16 kHz.
+            tasks: names of tasks that have `predict`.
+
+        Returns:
+            for each chunk {task: output}.
+
+        Raises:
+            UserError: as :meth:`predict`.
+        """
+        return self._by_task(waveforms, tasks, chunk_outputs)
+
+    def align_chunk(self, task: str, previous: Chunk, chunk: Chunk) -> Chunk:
+        """A chunk whose output is comparable with that of the chunk before it.
+
+        Raises:
+            UserError: the head fails.
+        """
+        return align_chunk(self._tasks[task].expert, previous, chunk, self._label(task))
+
+    def join_chunks(self, task: str, chunks: Sequence[Chunk]) -> Answer:
+        """The prediction of a head for a recording, from its chunks.
+
+        Raises:
+            UserError: the head fails.
+        """
+        return join_chunks(self._tasks[task].expert, chunks, self._label(task))
+
+    def _by_task(
+        self,
+        waveforms: Sequence[Tensor],
+        names: Sequence[str],
+        of_head: Callable[[Any, Sequence[Tensor], Sequence[int], str], list[Any]],
+    ) -> list[dict[str, Any]]:
+        """The results of a function of the heads, for each waveform by task."""
+        answers: list[dict[str, Any]] = [{} for _ in waveforms]
         if not waveforms or not names:
             return answers
         versions: list[Tensor] = []
@@ -115,7 +195,7 @@ class TrainedRun:
             inputs = layers(hidden) if wants_hidden_states(expert) else features
             own = [inputs[place] for place in places[name]]
             lengths = [len(versions[place]) for place in places[name]]
-            predicted = predict(expert, own, lengths, self._label(name))
+            predicted = of_head(expert, own, lengths, self._label(name))
             for answer, prediction in zip(answers, predicted, strict=True):
                 answer[name] = prediction
         return answers

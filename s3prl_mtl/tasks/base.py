@@ -54,7 +54,8 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
     task, so any class with these methods can be trained. A subclass defines `corpus_type`,
     `build_head`, `target` or `read`, `forward` and `measure`; for inference without labels also
     `predict(features, lengths_samples)`, which gets B features (T_i, D) and the B lengths of the
-    waveforms after :meth:`condition`, and returns a dict of plain JSON for each utterance.
+    waveforms after :meth:`condition`, and returns a dict of plain JSON for each utterance. Of long
+    recordings, the predictions of chunks are joined by `join_chunks` (see `docs/predict.md`).
 
     Args:
         upstream_dim: width D of the features.

@@ -14,6 +14,7 @@ from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.metrics import accuracy
 from s3prl_mtl.nn import head_from_settings, pad_features, to_device
 from s3prl_mtl.tasks.base import TaskExpert
+from s3prl_mtl.tasks.chunks import Chunk
 from s3prl_mtl.tasks.metric import Metric
 
 
@@ -136,17 +137,34 @@ class ClassificationExpert(TaskExpert):
             features: B tensors (T_i, D).
             lengths_samples: B lengths of the waveforms; not used.
         """
-        answers: list[dict[str, Any]] = [{} for _ in features]
-        probabilities = torch.ones(len(features), dtype=torch.float64)
-        for (label, known), score in zip(self.answers.items(), self._scores(features), strict=True):
-            highest, numbers = score.double().softmax(dim=-1).cpu().max(dim=-1)
-            probabilities *= highest
-            names = list(known)
-            for answer, number in zip(answers, numbers.tolist(), strict=True):
-                answer[label] = names[number]
-        for answer, probability in zip(answers, probabilities.tolist(), strict=True):
-            answer["probability"] = probability
-        return answers
+        return [self._answer(scores) for scores in self.chunk_outputs(features, lengths_samples)]
+
+    def chunk_outputs(
+        self, features: Sequence[Tensor], lengths_samples: Sequence[int]
+    ) -> list[tuple[Tensor, ...]]:
+        """For each chunk the probabilities (answers,) for each question."""
+        scores = [score.double().softmax(dim=-1).cpu() for score in self._scores(features)]
+        return list(zip(*scores, strict=True))
+
+    def join_chunks(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
+        """The answers by the mean probabilities over time, and in `chunks` those of each chunk."""
+        seconds = torch.tensor([chunk.own_seconds for chunk in chunks], dtype=torch.float64)
+        share = seconds / seconds.sum()
+        means = [share @ torch.stack(of) for of in zip(*(c.output for c in chunks), strict=True)]
+        single = [
+            {"start": chunk.start, "end": chunk.end, **self._answer(chunk.output)}
+            for chunk in chunks
+        ]
+        return {**self._answer(means), **({"chunks": single} if len(single) > 1 else {})}
+
+    def _answer(self, probabilities: Sequence[Tensor]) -> dict[str, Any]:
+        answer: dict[str, Any] = {}
+        joint = 1.0
+        for (label, known), of_answers in zip(self.answers.items(), probabilities, strict=True):
+            highest, number = of_answers.max(dim=-1)
+            answer[label] = list(known)[int(number)]
+            joint *= float(highest)
+        return {**answer, "probability": joint}
 
     def _scores(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Logits (B, answers) for each question."""

@@ -16,6 +16,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.metrics import align_ctc, collapse_ctc
 from s3prl_mtl.nn import FrameLevel, RNNs, ctc_loss, head_from_settings, pad_features
 from s3prl_mtl.tasks.base import ScalarLogger, TaskExpert
+from s3prl_mtl.tasks.chunks import Chunk
 
 BLANK = 0
 """Index of the CTC blank, the first symbol of every vocabulary."""
@@ -279,13 +280,27 @@ class TranscriptionExpert(TaskExpert):
     ) -> list[tuple[Tensor, ...]]:
         """The arguments of :meth:`transcribe` for each utterance, on the CPU.
 
-        The most likely symbol of each frame (T_i,) and its log-probability.
+        The most likely symbol of each frame (T_i,) and its log-probability. The log-probabilities
+        of all symbols would take 100 MB an hour.
         """
         logits, logit_lengths = self._logits(features)
         best, frame_tokens = (part.cpu() for part in logits.log_softmax(dim=-1).max(dim=-1))
         rows = zip(frame_tokens.to(torch.int32), best, logit_lengths.tolist(), strict=True)
         # Copies: a slice would keep the whole batch.
         return [(tokens[:length].clone(), path[:length].clone()) for tokens, path, length in rows]
+
+    def join_chunks(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
+        """The transcript of the frames of all own parts, decoded at once."""
+        rate = SAMPLE_RATE / (self.upstream_rate * self._subsampling)
+        parts = [[chunk.own(frames, rate) for frames in chunk.output] for chunk in chunks]
+        joined = (torch.cat(part) for part in zip(*parts, strict=True))
+        return self.transcribe(*joined, start=chunks[0].own_start)
+
+    @property
+    def _subsampling(self) -> int:
+        """Frames of the features for each frame of logits."""
+        assert isinstance(self.model, FrameLevel | RNNs)
+        return self.model.subsampling
 
     def transcribe(self, *frames: Tensor, start: float = 0.0) -> dict[str, Any]:
         """The prediction for an utterance.
@@ -317,8 +332,7 @@ class TranscriptionExpert(TaskExpert):
             frame_tokens: the token of each frame (T,).
             start: of the first frame in the audio, in seconds.
         """
-        assert isinstance(self.model, FrameLevel | RNNs)
-        seconds = self.upstream_rate * self.model.subsampling / SAMPLE_RATE
+        seconds = self.upstream_rate * self._subsampling / SAMPLE_RATE
         timed = [
             TimedSymbol(self.vocabulary[token], start + first * seconds, start + last * seconds)
             for token, first, last in align_ctc(frame_tokens, BLANK)

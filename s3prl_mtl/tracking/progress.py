@@ -1,11 +1,14 @@
-"""The progress of training and of evaluations, shown on a terminal only."""
+"""The progress of training, of evaluations and of predictions, shown on a terminal."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -15,6 +18,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from s3prl_mtl.tracking.console import MESSAGES
+
+logger = logging.getLogger(__name__)
 
 RATE_STEPS = 50
 """Latest steps that the seconds of audio per second are averaged over."""
@@ -150,3 +155,70 @@ class _LineAndLosses(Progress):
         losses = getattr(self, "losses", [])
         if len(losses) > 1:
             yield Columns(losses, equal=True)
+
+
+LOG_SECONDS = 60.0
+"""Between two lines of the log on files, where there is no terminal."""
+
+
+class FileProgress(_Shown):
+    """Files done and the time left: a bar on a terminal, else a line of the log every minute.
+
+    The time is estimated by the bytes of the files.
+
+    Args:
+        files: all of them.
+        done: number of files done before.
+        shown: False where something else shows it.
+    """
+
+    def __init__(self, files: Sequence[Path], done: int, shown: bool = True) -> None:
+        self._sizes = [_size(file) for file in files]
+        self._count, self._started_at = done, time.monotonic()
+        self._before = self._bytes = sum(self._sizes[:done])
+        self._shown = shown
+        self._logged_at = self._started_at
+        self._progress = Progress(
+            TextColumn("{task.fields[files]} files"),
+            BarColumn(bar_width=None),
+            TimeRemainingColumn(compact=True),
+            console=MESSAGES,
+            disable=not (shown and MESSAGES.is_terminal),
+        )
+        self._bar = self._progress.add_task(
+            "files", completed=self._bytes, total=sum(self._sizes), files=self._files()
+        )
+
+    def __enter__(self) -> FileProgress:
+        return super().__enter__()
+
+    def advance(self, files: int) -> None:
+        """Count the next files as done."""
+        self._bytes += sum(self._sizes[self._count : self._count + files])
+        self._count += files
+        self._show(self._bytes)
+
+    def within(self, fraction: float) -> None:
+        """Show the part of the next file that is done."""
+        self._show(self._bytes + fraction * self._sizes[self._count])
+
+    def _files(self) -> str:
+        return f"{self._count}/{len(self._sizes)}"
+
+    def _show(self, completed: float) -> None:
+        self._progress.update(self._bar, completed=completed, files=self._files())
+        now = time.monotonic()
+        if MESSAGES.is_terminal or not self._shown or now - self._logged_at < LOG_SECONDS:
+            return
+        self._logged_at = now
+        share = (now - self._started_at) / max(1.0, completed - self._before)
+        left = timedelta(seconds=round(share * (sum(self._sizes) - completed)))
+        logger.info("%s files, %s left", self._files(), left)
+
+
+def _size(file: Path) -> int:
+    """Bytes of a file; 1 if it has none, cannot be read, or is in an archive."""
+    try:
+        return max(1, file.stat().st_size)
+    except OSError:
+        return 1
