@@ -8,6 +8,7 @@ import signal
 import socket
 from pathlib import Path
 
+from s3prl_mtl.cli.parser import add_trust
 from s3prl_mtl.cli.predict import add_chunking, chunking_of
 from s3prl_mtl.errors import UserError, require_packages
 from s3prl_mtl.registry.task_names import split_specs
@@ -28,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_waiting", type=int, default=8, help="requests that wait for another one (8)"
     )
     add_chunking(parser)
+    parser.add_argument(
+        "--decoder", metavar="NAME=VALUE,...", help="decode asr by lm=FILE,lexicon=FILE,beam=N,..."
+    )
+    parser.add_argument(
+        "--timestamps", action="store_true", help="add the times of words (asr), phones (pr)"
+    )
+    add_trust(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -41,6 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     import uvicorn
 
     from s3prl_mtl.inference.files import FilePredictor, PredictSettings
+    from s3prl_mtl.inference.transcribing import Transcribing, parse_decoder
     from s3prl_mtl.serving.app import make_app
     from s3prl_mtl.serving.limits import Limits
     from s3prl_mtl.serving.model import ServedModel
@@ -61,9 +70,16 @@ def run(arguments: argparse.Namespace) -> None:
         )
     tasks = tuple(split_specs(arguments.task, flag="--task")) if arguments.task else None
     chunking = chunking_of(arguments)
+    decoder = parse_decoder(arguments.decoder, "--decoder") if arguments.decoder else None
+    settings = PredictSettings(
+        arguments.run,
+        tasks,
+        transcribing=Transcribing(decoder, timestamps=arguments.timestamps),
+        trust_remote_code=arguments.trust_remote_code,
+    )
     listener = _listen(arguments.host, arguments.port)
     with listener:
-        predictor = FilePredictor(PredictSettings(arguments.run, tasks), arguments.device)
+        predictor = FilePredictor(settings, arguments.device)
         name = Path(os.path.abspath(arguments.run)).name
         model = ServedModel(predictor.run, predictor.tasks.names, chunking, limits.max_seconds)
         server = uvicorn.Server(

@@ -194,12 +194,13 @@ def batches(files: Iterable[Path], settings: PredictSettings) -> Iterator[list[P
     total = 0.0
     for file in files:
         seconds = _seconds(file)
-        if batch and total + seconds > settings.batch_seconds:
+        is_long = seconds > settings.chunking.seconds
+        if batch and (is_long or total + seconds > settings.batch_seconds):
             yield batch
             batch, total = [], 0.0
         batch.append(file)
         total += seconds
-        if seconds > settings.chunking.seconds:
+        if is_long:
             yield batch
             batch, total = [], 0.0
     if batch:

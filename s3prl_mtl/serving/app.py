@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -12,7 +13,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-import s3prl_mtl
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.serving.limits import TOO_LARGE, LimitedPost, Limits, refusal
 from s3prl_mtl.serving.model import ServedModel
@@ -50,7 +50,7 @@ def make_app(model: ServedModel, name: str, limits: Limits) -> LimitedPost:
     """
     app = FastAPI(
         title=f"s3prl-mtl: {name}",
-        version=s3prl_mtl.__version__,
+        version=version("s3prl-mtl"),
         description="Predictions of a speech encoder with several heads.",
         # FastAPI's own pages load scripts from the network.
         docs_url=None,

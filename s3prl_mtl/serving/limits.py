@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
@@ -52,15 +53,29 @@ class LimitedPost:
         self._app = app
         self._limits = limits
         self._bytes = int(limits.max_megabytes * 1_000_000)
+        self._too_large = f"The request is larger than {limits.max_megabytes:g} MB."
         self.open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
+        headers = dict(scope["headers"])
+        announced = headers.get(b"content-length", b"0")
         if self.open > self._limits.max_waiting:
-            await refusal(503, "Too many requests wait.", "server-busy")(scope, receive, send)
+            refused = refusal(503, "Too many requests wait.", "server-busy")
+        elif announced.isdigit() and int(announced) > self._bytes:
+            refused = refusal(413, self._too_large, TOO_LARGE)
+        else:
+            await self._counted(scope, receive, send)
             return
+        if headers.get(b"expect", b"").lower() != b"100-continue":
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(_read_to_end(receive), self._limits.timeout)
+        await refused(scope, receive, send)
+
+    async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request that holds a place."""
         self.open += 1
         try:
             await self._serve(scope, receive, send)
@@ -68,11 +83,6 @@ class LimitedPost:
             self.open -= 1
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        too_large = f"The request is larger than {self._limits.max_megabytes:g} MB."
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > self._bytes:
-            await refusal(413, too_large, TOO_LARGE)(scope, receive, send)
-            return
         received, began = 0, False
 
         async def limited_receive() -> Message:
@@ -80,7 +90,9 @@ class LimitedPost:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._bytes:
-                raise HTTPException(413, too_large)
+                if message.get("more_body", False):
+                    await _read_to_end(receive)
+                raise HTTPException(413, self._too_large)
             return message
 
         async def watched_send(message: Message) -> None:
@@ -96,3 +108,9 @@ class LimitedPost:
             if not began:
                 late = f"No answer within {self._limits.timeout:g} s."
                 await refusal(504, late, "timeout")(scope, receive, send)
+
+
+async def _read_to_end(receive: Receive) -> None:
+    """Discard the rest of a body: a client that still sends would see no response."""
+    while (await receive()).get("more_body", False):
+        pass

@@ -30,6 +30,10 @@ COMMANDS = {
     "s3prl-mtl predict RUN --task asr --decoder": "needs a language model; parsed, and "
     "tests/inference/test_transcribing.py makes one",
     "s3prl-mtl folds": "trains five times; tests/cli/test_folds.py",
+    "s3prl-mtl predict RUN": "needs a run; tests/inference/test_predict_files.py",
+    "ffmpeg": "is another program; tests/inference/test_predict_files.py reads a stream",
+    "s3prl-mtl serve": "does not end; tests/serving",
+    "curl": "needs a server; tests/serving",
     "python benchmarks/": "measures for minutes; the flags exist, tests/benchmarks runs the script",
 }
 """Beginning of a command: reason."""
