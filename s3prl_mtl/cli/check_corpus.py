@@ -66,7 +66,7 @@ def check_corpus(arguments: argparse.Namespace) -> CorpusReport:
     Raises:
         UserError: the corpus is missing or cannot be read, or the task has none to check.
     """
-    from s3prl_mtl.cli.run_inputs import manifest_settings
+    from s3prl_mtl.api.run_inputs import manifest_settings
     from s3prl_mtl.config import build_config, parse_tasks, resolve
     from s3prl_mtl.data.corpus_cache import forget_listings
     from s3prl_mtl.tasks.base import TaskExpert

@@ -14,7 +14,7 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from s3prl_mtl.tracking.console import MESSAGES
+from s3prl_mtl.tracking.console import MESSAGES, progress_is_shown
 
 RATE_STEPS = 50
 """Latest steps that the seconds of audio per second are averaged over."""
@@ -69,7 +69,7 @@ class StepProgress(_Shown):
             TextColumn("{task.fields[loss]}"),
             console=MESSAGES,
             expand=True,
-            disable=not (shown and MESSAGES.is_terminal),
+            disable=not (shown and progress_is_shown()),
         )
         self._bar = self._progress.add_task("train", completed=done, total=total, speed="", loss="")
         self._audio: deque[tuple[float, float]] = deque(maxlen=RATE_STEPS + 1)
@@ -117,7 +117,7 @@ class EvaluationProgress(_Shown):
             console=MESSAGES,
             expand=True,
             transient=True,
-            disable=not (shown and MESSAGES.is_terminal),
+            disable=not (shown and progress_is_shown()),
         )
         self._bar = self._progress.add_task("", total=None, batches="")
         self._total: int | None = None
