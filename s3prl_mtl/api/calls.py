@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.registry.task_names import split_specs
 from s3prl_mtl.training.signals import EXIT_SIGNALS, STOP_SIGNALS
 
 P = ParamSpec("P")
@@ -79,6 +80,15 @@ def comma_separated(words: Any) -> str | None:
     if words is None or isinstance(words, str):
         return words
     return ",".join(map(str, words)) if isinstance(words, Sequence) else str(words)
+
+
+def split_tasks(tasks: Words, flag: str = "-d") -> list[str]:
+    """The task specs of a list, or of the text of a flag.
+
+    Raises:
+        UserError: there is none.
+    """
+    return split_specs(comma_separated(tasks) or "", flag)
 
 
 def listed(value: Any) -> list[Any]:

@@ -15,8 +15,8 @@ from s3prl_mtl.api.calls import (
     callable_from_python,
     comma_separated,
     listed,
+    split_tasks,
 )
-from s3prl_mtl.api.results import RunResults, UnscoredSplits
 from s3prl_mtl.api.run_inputs import (
     Manifest,
     config_of,
@@ -24,6 +24,7 @@ from s3prl_mtl.api.run_inputs import (
     load_checkpoint,
     parse_splits,
 )
+from s3prl_mtl.api.run_results import RunResults, UnscoredSplits
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.best import best_files, best_of
 from s3prl_mtl.checkpoint.compatibility import check_evaluate
@@ -37,7 +38,7 @@ from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.mtl_branch.tasks import split_of
 from s3prl_mtl.registry.plugins import TASKS, find_plugin
-from s3prl_mtl.registry.task_names import find_in_run, require_in_run, split_specs, task_packages
+from s3prl_mtl.registry.task_names import find_in_run, require_in_run, task_packages
 from s3prl_mtl.s3prl_compat.task_spec import is_s3prl_task
 from s3prl_mtl.tracking.console import showing_progress
 from s3prl_mtl.tracking.recorder import Recorder
@@ -237,7 +238,7 @@ def _best_checkpoints(
             fix="Give the folder of a run that evaluated its dev splits, or leave out --best.",
             code="checkpoint-missing",
         )
-    specs = split_specs(comma_separated(arguments.downstream) or "") if arguments.downstream else []
+    specs = split_tasks(arguments.downstream) if arguments.downstream else []
     wanted = specs or list(dict.fromkeys(task for task, _ in targets))
     config = read_yaml(run / "config.yaml", "-e") if (run / "config.yaml").is_file() else {}
     packages = task_packages(config, found)

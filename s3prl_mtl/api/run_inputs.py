@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3prl_mtl.api.calls import Override, PathLike, comma_separated, listed
+from s3prl_mtl.api.calls import Override, PathLike, listed, split_tasks
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.config import DEFAULT_PATH, Config, build_config, resolve
@@ -20,7 +20,6 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.registry.plugins import split_name
-from s3prl_mtl.registry.task_names import split_specs
 
 RUNS = Path("result") / "downstream"
 """The parent folder of runs named with `-n`."""
@@ -52,7 +51,7 @@ def config_of(
         # A placement implies `--parallel task`: do not inherit that of an earlier run.
         flags["distributed.placement"] = None
     if arguments.downstream:
-        flags["downstream"] = split_specs(comma_separated(arguments.downstream) or "")
+        flags["downstream"] = split_tasks(arguments.downstream)
     return build_config(
         files=arguments.config,
         flags=flags,

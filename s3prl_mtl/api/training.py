@@ -20,7 +20,6 @@ from s3prl_mtl.api.calls import (
     comma_separated,
     listed,
 )
-from s3prl_mtl.api.results import RunResults, UnscoredSplits
 from s3prl_mtl.api.run_inputs import (
     Manifest,
     config_of,
@@ -30,6 +29,7 @@ from s3prl_mtl.api.run_inputs import (
     named_folder,
     refuse_pairs,
 )
+from s3prl_mtl.api.run_results import RunResults, UnscoredSplits
 from s3prl_mtl.api.versions import versions
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.compatibility import check_resume, requiring_all_tasks

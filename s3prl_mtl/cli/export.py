@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from s3prl_mtl.export.formats import check_format
+from s3prl_mtl.cli.parser import call
 from s3prl_mtl.tracking.console import OUTPUT
 from s3prl_mtl.training.signals import exit_on_signals
 
@@ -20,9 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the file or folder and print its path."""
-    check_format(arguments.format)
-    from s3prl_mtl.export import export
+    from s3prl_mtl.api.encoders import export
 
     with exit_on_signals():
-        path = export(arguments.run, arguments.format, arguments.out)
+        path = call(export, arguments)
     OUTPUT.print(f"Wrote {path}", soft_wrap=True, markup=False, highlight=False)

@@ -12,7 +12,7 @@ from s3prl_mtl.settings import packaged_settings
 from s3prl_mtl.tracking.console import OUTPUT
 
 if TYPE_CHECKING:
-    from s3prl_mtl.api.results import RunResults
+    from s3prl_mtl.api.run_results import RunResults
 
 _EVALUATION_FLAGS = {"--best": "best", "-t": "evaluate_split"}
 _TRAINING_FLAGS = {
@@ -249,7 +249,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from s3prl_mtl.api.results import UnscoredSplits
+    from s3prl_mtl.api.run_results import UnscoredSplits
     from s3prl_mtl.api.training import train
     from s3prl_mtl.tracking.results_table import results_table
 
@@ -269,7 +269,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from s3prl_mtl.api.evaluation import evaluate
-    from s3prl_mtl.api.results import UnscoredSplits
+    from s3prl_mtl.api.run_results import UnscoredSplits
     from s3prl_mtl.tracking.results_table import results_table
 
     def show(results: RunResults) -> None:

@@ -21,8 +21,8 @@ from downstream_plugins.pr.table import PhoneTable
 from downstream_plugins.sd.table import RecordingTable
 from downstream_plugins.sf.table import SlotTable
 from downstream_plugins.sv.table import VerificationTable
-from s3prl_mtl.cli.main import command_parser, main
 from s3prl_mtl.api.run_inputs import config_of
+from s3prl_mtl.cli.main import command_parser, main
 from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.data import ClassTable, Corpus, TextRule, Utterance
 from s3prl_mtl.fileio.deferred_log import DeferredLog
