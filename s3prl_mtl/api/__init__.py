@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from s3prl_mtl.api.encoders import export, merge
     from s3prl_mtl.api.evaluation import evaluate
+    from s3prl_mtl.api.prediction import Predictions, predict
     from s3prl_mtl.api.reports import (
         MeasuredAffinity,
         Report,
@@ -43,6 +44,7 @@ __all__ = [
     "FrameLabels",
     "MeasuredAffinity",
     "PlannedStudy",
+    "Predictions",
     "Report",
     "RunResults",
     "Selection",
@@ -59,6 +61,7 @@ __all__ = [
     "manifest",
     "merge",
     "plan_study",
+    "predict",
     "report",
     "results",
     "select",
@@ -72,6 +75,7 @@ _HOMES = {
     "FrameLabels": "clusters",
     "MeasuredAffinity": "reports",
     "PlannedStudy": "studies",
+    "Predictions": "prediction",
     "Report": "reports",
     "RunResults": "run_results",
     "Selection": "reports",
@@ -88,6 +92,7 @@ _HOMES = {
     "manifest": "corpora",
     "merge": "encoders",
     "plan_study": "studies",
+    "predict": "prediction",
     "report": "reports",
     "results": "reports",
     "select": "reports",

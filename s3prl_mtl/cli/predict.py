@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from s3prl_mtl.errors import UserError
-from s3prl_mtl.registry.task_names import split_specs
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from s3prl_mtl.inference.trained import TrainedRun
-
-logger = logging.getLogger(__name__)
-
-MAXIMUM_BATCH = 8
-"""Files that are encoded together."""
+from s3prl_mtl.cli.parser import call
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,87 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print a line of JSON for every file: `file`, and the prediction of each task.
+    """Print a line of JSON for every file: `file`, and the prediction of each task, or `error`.
 
-    The line of a file that cannot be read, is too short, or is refused by the encoder or a head has
-    `error` instead; the remaining files are still predicted. The file of `--against`
-    must be usable. With `--out` the lines are a file, which is there when it is complete.
+    With `--out` the lines are a file, which is there when it is complete.
 
     Raises:
-        UserError: the run or a task does not exist, no task makes predictions, the file of `--rttm`
-            or `--against` cannot be used, or `--out` exists; at the end, if any file has an error.
+        UserError: of `s3prl_mtl.api.predict`; at the end, if any file has an error.
     """
-    from s3prl_mtl.fileio.atomic import atomic_path
-    from s3prl_mtl.inference.loading import load_run
-    from s3prl_mtl.inference.rttm import recording_names, rttm_file, write_rttm
+    from s3prl_mtl.api.prediction import json_line, predict
 
-    tasks = split_specs(arguments.task, flag="--task") if arguments.task else None
-    audio = _files(arguments.audio)
-    if arguments.out is not None:
-        if os.path.lexists(arguments.out):
-            raise UserError(
-                f"{arguments.out} exists and is not overwritten.",
-                where=f"--out {arguments.out}",
-                fix="Choose another name, or remove it first.",
-                code="file-exists",
-            )
-        audio = [Path(os.path.abspath(file)) for file in audio]
-    names = recording_names(audio) if arguments.rttm else {}
-    # Open the files before loading the run, to fail early if they are not writable.
-    with (
-        rttm_file(arguments.rttm) if arguments.rttm else nullcontext() as rttm,
-        atomic_path(arguments.out) if arguments.out else nullcontext() as partial,
-        partial.open("w", encoding="utf-8") if partial else nullcontext() as out,
-    ):
-        trained = load_run(arguments.run, tasks, arguments.device, where="predict")
-        wanted = trained.predictable(None if tasks is None else trained.tasks)
-        if not wanted:
-            raise UserError(
-                "No task of the run makes predictions.",
-                where=str(arguments.run),
-                code="not-supported",
-            )
-        for flag, task in (("--rttm", "sd"), ("--against", "sv")):
-            given = getattr(arguments, flag.removeprefix("--"))
-            if given is not None and trained.find(task) not in wanted:
-                raise UserError(
-                    f"{flag} needs the task {task}.",
-                    where=flag,
-                    fix=f"--task ...,{task}",
-                    code="missing-option",
-                )
-        diarization = trained.find("sd")
-        failed: list[str] = []
-        for line in predictions(trained, audio, wanted, arguments.against):
-            if "error" in line:
-                failed.append(line["file"])
-            text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
-            if out is None:
-                _write(text)
-            else:
-                out.write(text)
-            # A file given twice is written once.
-            if rttm is not None and diarization in line and line["file"] in names:
-                recording = names[line["file"]]
-                write_rttm(rttm, recording, line[diarization], diarization)
-                names = {file: name for file, name in names.items() if name != recording}
-    if failed:
-        raise UserError(
-            f"{len(failed)} of {len(audio)} files have no prediction: see `error` in their lines.",
-            where=", ".join(failed[:3]) + (", ..." if len(failed) > 3 else ""),
-            code="audio-unreadable",
-        )
+    def show(line: dict[str, Any]) -> None:
+        if arguments.out is None:
+            _write(json_line(line))
 
-
-def _files(paths: Sequence[Path]) -> list[Path]:
-    """The files, and all audio files below the folders; a folder without any stays as it is."""
-    from s3prl_mtl.data import list_audio
-
-    files: list[Path] = []
-    for path in paths:
-        found = [path / name for name in list_audio(path)] if path.is_dir() else []
-        files += found or [path]
-    return files
+    call(predict, arguments, on_line=show).require_all()
 
 
 def _write(text: str) -> None:
@@ -133,64 +51,3 @@ def _write(text: str) -> None:
         # Python flushes standard output again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
-
-
-def predictions(
-    run: TrainedRun, files: Sequence[Path], tasks: Sequence[str], against: Path | None = None
-) -> Iterator[dict[str, Any]]:
-    """The line of each file, in order: its predictions by task, or its error.
-
-    Args:
-        run: the trained run.
-        files: audio files.
-        tasks: names of tasks that make predictions.
-        against: a recording of the speaker to score (sv) the files against.
-
-    Raises:
-        UserError: `against` cannot be used.
-    """
-    import torch
-
-    from s3prl_mtl.inference.audio_input import SILENCE, read_utterance
-
-    speaker, voice = None, run.find("sv")
-    if against is not None and voice is not None:
-        try:
-            speaker = run.embedding(against, voice)
-        except UserError as error:
-            raise UserError(
-                error.what, where=f"--against {against}", fix=error.fix, code=error.code
-            ) from error
-    for first in range(0, len(files), MAXIMUM_BATCH):
-        batch = files[first : first + MAXIMUM_BATCH]
-        lines: list[dict[str, Any]] = [{"file": str(file)} for file in batch]
-        waveforms, readable = [], []
-        for line, file in zip(lines, batch, strict=True):
-            try:
-                waveforms.append(read_utterance(file))
-                readable.append(line)
-            except UserError as error:
-                line["error"] = str(error)
-        predicted = _predict(run, waveforms, tasks)
-        for line, waveform, by_task in zip(readable, waveforms, predicted, strict=True):
-            line |= by_task
-            if speaker is None or voice not in by_task:
-                continue
-            if waveform.any():
-                line[voice]["score"] = float(torch.tensor(line[voice]["embedding"]) @ speaker)
-            else:
-                line[voice]["no_score"] = SILENCE
-        yield from lines
-
-
-def _predict(
-    run: TrainedRun, waveforms: Sequence[Tensor], tasks: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Predict in one batch; one by one if one of the waveforms is refused."""
-    try:
-        return list(run.predict(waveforms, tasks))
-    except UserError as error:
-        logger.debug("%s", error, exc_info=True)
-        if len(waveforms) == 1:
-            return [{"error": str(error)}]
-    return [by_task for wave in waveforms for by_task in _predict(run, [wave], tasks)]
