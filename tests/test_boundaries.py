@@ -59,6 +59,7 @@ def test_the_package_never_imports_its_plugins(path: Path) -> None:
 
 LAYERS = (
     ("cli",),
+    ("api",),
     ("study",),
     ("authoring", "serving"),
     ("clustering", "export", "inference"),

@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 from downstream_plugins.sid.corpus import VoxCeleb1Identification
+from downstream_plugins.sid.table import SpeakerTable
 from s3prl_mtl import ClassificationExpert
-from s3prl_mtl.data import ClassTable
-
-
-class SpeakerTable(ClassTable):
-    """Own data: the column `speaker` has the class."""
-
-    task = "sid"
-    required = ("speaker",)
-    column = "speaker"
 
 
 class SpeakerIdentification(ClassificationExpert):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from s3prl_mtl.cli.parser import add_trust
-from s3prl_mtl.export.formats import PACKAGES, Options, check_format
+from s3prl_mtl.cli.parser import add_trust, call
+from s3prl_mtl.export.formats import PACKAGES
 from s3prl_mtl.tracking.console import OUTPUT
 from s3prl_mtl.training.signals import exit_on_signals
 
@@ -29,22 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the file or folder, upload it if asked, and print where it is."""
-    check_format(arguments.format, Options(arguments.layer, arguments.task))
-    from s3prl_mtl.export import export
+    from s3prl_mtl.api.encoders import export
     from s3prl_mtl.export.model_card import count_fields
 
     with exit_on_signals():
-        path = export(
-            arguments.run,
-            arguments.format,
-            arguments.out,
-            layer=arguments.layer,
-            task=arguments.task,
-            push=arguments.push,
-            private=arguments.private,
-            revision=arguments.revision,
-            trust_remote_code=arguments.trust_remote_code,
-        )
+        path = call(export, arguments)
     lines = [f"Wrote {path}"]
     fields = count_fields(path)
     if fields:

@@ -6,7 +6,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from s3prl_mtl.tracking.console import MESSAGES, OUTPUT
+from s3prl_mtl.cli.parser import call
+from s3prl_mtl.tracking.console import OUTPUT
 
 logger = logging.getLogger(__name__)
 
@@ -19,17 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the corpus, with a progress bar on a terminal; keep one that is already there."""
-    from rich.progress import Progress
-
-    from s3prl_mtl.data import mini_corpus
+    from s3prl_mtl.api.corpora import make_corpus
 
     logger.info("Making the %s corpus in %s.", arguments.size, arguments.directory)
-    with Progress(console=MESSAGES, disable=not MESSAGES.is_terminal) as progress:
-        bar = progress.add_task("synthesising", total=None)
-        mini_corpus.make_corpus(
-            arguments.directory,
-            size=arguments.size,
-            seed=arguments.seed,
-            progress=lambda done, total: progress.update(bar, completed=done, total=total),
-        )
-    OUTPUT.print(f"The corpus is in {arguments.directory}; pass it with --data.", soft_wrap=True)
+    folder = call(make_corpus, arguments, progress=None)
+    OUTPUT.print(f"The corpus is in {folder}; pass it with --data.", soft_wrap=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from s3prl_mtl.cli.parser import call
 from s3prl_mtl.tracking.console import OUTPUT
 from s3prl_mtl.training.signals import exit_on_signals
 
@@ -47,11 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the files and print their paths."""
-    from s3prl_mtl.export.merge import merge
+    from s3prl_mtl.api.encoders import merge
 
     with exit_on_signals():
-        paths = merge(
-            arguments.base, arguments.tuned, arguments.alpha, arguments.out, arguments.by_layer
-        )
+        paths = call(merge, arguments)
     for path in paths:
         OUTPUT.print(f"Wrote {path}", soft_wrap=True, markup=False, highlight=False)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Any, NoReturn
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
 
 from s3prl_mtl.errors import UserError, nearest
+
+R = TypeVar("R")
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,7 +60,7 @@ def add_data_roots(parser: argparse.ArgumentParser) -> None:
 
 
 def add_manifest(parser: argparse._ActionsContainer) -> None:
-    """`--manifest`, read by :func:`s3prl_mtl.cli.run_inputs.manifest_settings`."""
+    """`--manifest`, read by :func:`s3prl_mtl.api.run_inputs.manifest_settings`."""
     parser.add_argument(
         "--manifest",
         metavar="TASK:SPLIT=FILE,...",
@@ -96,3 +99,16 @@ def unknown_word(kind: str, word: str, known: Sequence[str], otherwise: str) -> 
     hint = nearest(word, list(known), limit=1)
     fix = f"{hint[:1].upper()}{hint[1:]}" if hint.startswith("did you mean") else otherwise
     return UserError(f"Unknown {kind} {word!r}.", fix=fix, code="unknown-key")
+
+
+def call(function: Callable[..., R], arguments: argparse.Namespace, **others: Any) -> R:
+    """Call the function of a command with the values of the flags that are its arguments.
+
+    Args:
+        function: of `s3prl_mtl.api`.
+        arguments: of the command line; `tests/api/test_commands.py` compares both.
+        others: further arguments.
+    """
+    names = inspect.signature(function).parameters
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    return inspect.unwrap(function)(**{**given, **others})

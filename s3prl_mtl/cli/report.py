@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.cli.parser import call
 from s3prl_mtl.tracking.console import OUTPUT
 
 if TYPE_CHECKING:
+    from s3prl_mtl.api.reports import Report
     from s3prl_mtl.study.results import Results
 
 
@@ -35,47 +36,28 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: the folder is neither that of a study nor that of a run.
     """
-    folder = arguments.folder
-    if (folder is None) != arguments.paper:
-        raise UserError(
-            "Give the folder of a study or a run, or --paper, and not both.",
-            where="OUT",
-            fix="For example s3prl-mtl report OUT.",
-            code="missing-option" if folder is None else "conflicting-options",
-        )
-    if folder is not None and not (folder / "study.json").is_file():
-        _report_run(arguments)
-        return
-    write_report(folder, arguments.out or folder or Path("paper"), arguments.primary)
+    from s3prl_mtl.api.reports import report
+    from s3prl_mtl.tracking.results_table import results_table
+
+    written = call(report, arguments)
+    if written.results is None:
+        OUTPUT.print(results_table(arguments.folder))
+        _print_path(written.path)
+    else:
+        show_report(written, arguments.primary)
 
 
-def write_report(folder: Path | None, out: Path, primary: str | None = None) -> None:
-    """Write the report of a study, or of the paper's numbers, and print the table.
+def show_report(report: Report, primary: str | None = None) -> None:
+    """Print the table of a study, and the path of its page.
 
     Args:
-        folder: of the study; None for the paper's numbers.
-        out: where to write.
+        report: of a study, or of the paper's numbers.
         primary: print the auxiliary tasks of this one.
-
-    Raises:
-        UserError: the folder is not that of a study, or it does not have the primary task.
     """
-    from s3prl_mtl.study.paper import paper_results
-    from s3prl_mtl.study.reports import paper_report, study_report
-    from s3prl_mtl.study.study_results import read_study
     from s3prl_mtl.study.tables import missing_lines, missing_runs, terminal_table
 
-    study = None if folder is None else read_study(folder)
-    results = paper_results() if study is None else study.results
-    if primary and primary not in results.tasks:
-        raise UserError(
-            f"There is no task {primary!r}.",
-            where=f"--primary {primary}",
-            fix=nearest(primary, results.tasks),
-            code="unknown-name",
-        )
-    report = paper_report() if study is None else study_report(study)
-    path = report.write(out)
+    results = report.results
+    assert results is not None
     OUTPUT.print(terminal_table(results))
     if results.missing:
         OUTPUT.print(f"{missing_runs(results)}:")
@@ -83,26 +65,7 @@ def write_report(folder: Path | None, out: Path, primary: str | None = None) -> 
             OUTPUT.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
     if primary:
         _print_ranking(primary, results)
-    _print_path(path)
-
-
-def _report_run(arguments: argparse.Namespace) -> None:
-    from s3prl_mtl.study.reports import run_report
-    from s3prl_mtl.study.study_results import read_study
-    from s3prl_mtl.tracking.results_table import results_table
-
-    if not (arguments.folder / "metrics.jsonl").is_file():
-        read_study(arguments.folder)  # the error that names both
-    if arguments.primary:
-        raise UserError(
-            "A single run does not show which task helps which.",
-            where="--primary",
-            fix="Give the folder of a study.",
-            code="conflicting-options",
-        )
-    path = run_report(arguments.folder).write(arguments.out or arguments.folder)
-    OUTPUT.print(results_table(arguments.folder))
-    _print_path(path)
+    _print_path(report.path)
 
 
 def _print_ranking(task: str, results: Results) -> None:

@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+from s3prl_mtl.cli.parser import call
 from s3prl_mtl.tracking.console import OUTPUT
 
 
@@ -21,13 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the last value of every metric, with the step and checkpoint that it is of."""
-    from s3prl_mtl.tracking.results_table import comparison_table, result_records, results_table
+    from s3prl_mtl.api.reports import results
+    from s3prl_mtl.tracking.results_table import comparison_table, results_table
 
     runs, everything = arguments.runs, arguments.all
     if arguments.json:
-        print(json.dumps(result_records(runs, everything), indent=2, allow_nan=False))
+        print(json.dumps(call(results, arguments), indent=2, allow_nan=False))
     elif arguments.csv:
-        records = result_records(runs, everything)
+        records = call(results, arguments)
         fields = ["run", "task", "split", "metric", "value", "step", "checkpoint"]
         writer = csv.DictWriter(sys.stdout, fields, lineterminator="\n")
         writer.writeheader()

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import os
+from typing import TYPE_CHECKING
 
-from s3prl_mtl.cli.parser import add_manifest, add_rescan, add_trust
+from s3prl_mtl.cli.parser import add_manifest, add_rescan, add_trust, call
 from s3prl_mtl.distributed import DEFAULT_TIMEOUT_SECONDS
-from s3prl_mtl.errors import RankLost, UserError
-from s3prl_mtl.fileio.deferred_log import DeferredLog
+from s3prl_mtl.errors import UserError
 from s3prl_mtl.settings import packaged_settings
-from s3prl_mtl.training.signals import Stopped, StopSignals
+from s3prl_mtl.tracking.console import OUTPUT
+
+if TYPE_CHECKING:
+    from s3prl_mtl.api.run_results import RunResults
 
 _EVALUATION_FLAGS = {"--best": "best", "-t": "evaluate_split"}
 _TRAINING_FLAGS = {
     "-a": "auto_resume",
-    "-f": "upstream_trainable",
     "-i": "init_ckpt",
     "-n": "expname",
-    "--auto_loss_weights": "auto_loss_weights",
     "--balancer": "balancer",
     "--checkpoint_activations": "checkpoint_activations",
     "--dry-run": "dry_run",
@@ -28,7 +28,6 @@ _TRAINING_FLAGS = {
     "--max_pass_seconds": "max_pass_seconds",
     "--num_workers": "num_workers",
     "--parallel": "parallel",
-    "--pcgrad": "pcgrad",
     "--placement": "placement",
     "--sampling": "sampling",
     "--fraction": "fraction",
@@ -64,9 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # A flag of the branch, which freezes the encoder by default; here the encoder is trained.
     train = what.add_mutually_exclusive_group()
     train.add_argument(
-        "-f", "--upstream_trainable", action="store_true", help="train the encoder (the default)"
+        *("-f", "--upstream_trainable"),
+        action="store_const",
+        const=False,
+        dest="freeze_upstream",
+        help="train the encoder (the default)",
     )
-    train.add_argument("--freeze_upstream", action="store_true", help="train the heads only")
+    train.add_argument(
+        "--freeze_upstream", action="store_const", const=True, help="train the heads only"
+    )
     what.add_argument(
         "--unfreeze_after", metavar="N", type=int, help="train the heads only for the first N steps"
     )
@@ -125,11 +130,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how tasks are combined: fixed:asr=1,ks=0.3 (`s3prl-mtl balancers` lists them)",
     )
     combine.add_argument(
-        "--auto_loss_weights", action="store_true", help="the same as --balancer uncertainty"
+        "--auto_loss_weights",
+        action="store_const",
+        const="uncertainty",
+        dest="balancer",
+        help="the same as --balancer uncertainty",
     )
     combine.add_argument(
         "--pcgrad",
-        action="store_true",
+        action="store_const",
+        const="pcgrad:per_parameter=true",
+        dest="balancer",
         help="the same as --balancer pcgrad:per_parameter=true",
     )
     how.add_argument(
@@ -208,7 +219,7 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _refuse_contradictions(arguments: argparse.Namespace) -> None:
+def _refuse_flags_without_effect(arguments: argparse.Namespace) -> None:
     others, advice = (
         (_EVALUATION_FLAGS, "evaluate a run: s3prl-mtl evaluate -e RUN")
         if arguments.mode == "train"
@@ -223,50 +234,52 @@ def _refuse_contradictions(arguments: argparse.Namespace) -> None:
                 fix=f"Leave it out, or {advice} {flag} ...",
                 code="conflicting-options",
             )
-    for first, second, given, what in (
-        ("-n", "-p", arguments.expname and arguments.expdir, "where the run is"),
-        ("-a", "-e", arguments.auto_resume and arguments.past_exp, "what to resume"),
-    ):
-        if given:
-            raise UserError(
-                f"{first} and {second} both say {what}.",
-                where=f"{first} and {second}",
-                fix="Give one of them.",
-                code="conflicting-options",
-            )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train or evaluate, alone or as one rank of several.
+    """Train or evaluate, alone or as one rank of several, and show the results.
 
     Raises:
         UserError: flags that exclude each other, or that have no effect.
     """
-    from s3prl_mtl.distributed.world import World
+    _refuse_flags_without_effect(arguments)
+    if arguments.mode == "train":
+        _train(arguments)
+    else:
+        _evaluate(arguments)
 
-    _refuse_contradictions(arguments)
-    with World.join(arguments.backend, arguments.timeout) as world, DeferredLog() as deferred:
-        if arguments.mode == "evaluate":
-            from s3prl_mtl.cli.evaluate import evaluate
 
-            evaluate(arguments, world, deferred)
-            return
-        from s3prl_mtl.cli.train import train
+def _train(arguments: argparse.Namespace) -> None:
+    from s3prl_mtl.api.run_results import UnscoredSplits
+    from s3prl_mtl.api.training import train
+    from s3prl_mtl.tracking.results_table import results_table
 
-        watch = world.watch
+    def show(results: RunResults) -> None:
+        if results.is_lead and arguments.dry_run:
+            OUTPUT.print("All checks passed; nothing was trained.")
+        elif results.is_lead:
+            OUTPUT.print(results_table(results.folder))
+            OUTPUT.print(f"The run is in {results.folder}", soft_wrap=True)
 
-        def on_request(name: str) -> None:
-            if watch is not None:
-                watch.ask_to_stop(name)
-            if name == "SIGINT" and world.is_lead:
-                # Not logged: a signal handler may interrupt a write to the log.
-                os.write(2, b"\nThe run is saved after this step. Ctrl-C again ends it at once.\n")
+    try:
+        show(call(train, arguments, progress=None))
+    except UnscoredSplits as error:
+        show(error.results)
+        raise
 
-        with StopSignals(on_request) as signals:
-            try:
-                train(arguments, world, signals, deferred)
-            except RankLost:
-                # A rank that is asked to stop during setup exits at once, and so do the others.
-                if watch is None or watch.stop_asked is None or signals.was_deferred:
-                    raise
-                raise Stopped("Another rank was asked to stop before the training began.") from None
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from s3prl_mtl.api.evaluation import evaluate
+    from s3prl_mtl.api.run_results import UnscoredSplits
+    from s3prl_mtl.tracking.results_table import results_table
+
+    def show(results: RunResults) -> None:
+        if results.is_lead:
+            table = results_table(results.folder, config=results.config, splits=results.splits)
+            OUTPUT.print(table)
+
+    try:
+        show(call(evaluate, arguments, progress=None))
+    except UnscoredSplits as error:
+        show(error.results)
+        raise

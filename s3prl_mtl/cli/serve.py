@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 
 from s3prl_mtl.cli.parser import add_trust
-from s3prl_mtl.cli.predict import add_chunking, chunking_of
+from s3prl_mtl.cli.predict import add_chunking
 from s3prl_mtl.errors import UserError, require_packages
 from s3prl_mtl.registry.task_names import split_specs
 
@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     require_packages(["fastapi", "uvicorn", "python_multipart"], where="serve", extra="serve")
     import uvicorn
 
+    from s3prl_mtl.inference.chunking import chunking_of
     from s3prl_mtl.inference.files import FilePredictor, PredictSettings
     from s3prl_mtl.inference.transcribing import Transcribing, parse_decoder
     from s3prl_mtl.serving.app import make_app
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
             "The number must not be negative.", where="--max_waiting", code="invalid-value"
         )
     tasks = tuple(split_specs(arguments.task, flag="--task")) if arguments.task else None
-    chunking = chunking_of(arguments)
+    chunking = chunking_of(arguments.chunk_seconds, arguments.overlap_seconds)
     decoder = parse_decoder(arguments.decoder, "--decoder") if arguments.decoder else None
     settings = PredictSettings(
         arguments.run,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from s3prl_mtl.tracking.console import MESSAGES, OUTPUT
+from s3prl_mtl.cli.parser import call
+from s3prl_mtl.tracking.console import OUTPUT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,23 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the folder, with a progress bar on a terminal."""
-    from rich.progress import Progress
+    from s3prl_mtl.api.corpora import shard
 
-    from s3prl_mtl.data.archives import FOLDER
-    from s3prl_mtl.data.shards import write_archives
-
-    with Progress(console=MESSAGES, disable=not MESSAGES.is_terminal) as progress:
-        bar = progress.add_task("copying", total=None)
-        files, archives = write_archives(
-            arguments.data,
-            arguments.output,
-            shard_size=arguments.shard_size,
-            url=arguments.url,
-            progress=lambda done: progress.update(bar, completed=done),
-        )
-    copy = f" Copy {arguments.output / FOLDER}/*.tar to {arguments.url}." if arguments.url else ""
+    made = call(shard, arguments, progress=None)
+    copy = f" Copy {made.archives_folder}/*.tar to {arguments.url}." if arguments.url else ""
     OUTPUT.print(
-        f"{files} audio files are in {archives} archives of {arguments.output / FOLDER}.{copy} "
-        f"Pass {arguments.output} with --data.",
+        f"{made.files} audio files are in {made.archives} archives of {made.archives_folder}."
+        f"{copy} Pass {made.folder} with --data.",
         soft_wrap=True,
     )

@@ -190,7 +190,7 @@ class ClassTable(TableCorpus):
             training table, sorted.
     """
 
-    required = ("label",)
+    required: Sequence[str] = ("label",)
     column: ClassVar[str] = "label"
 
     def __init__(

@@ -43,6 +43,18 @@ class Chunking:
             )
 
 
+def chunking_of(seconds: int | None, overlap: int | None) -> Chunking:
+    """The lengths of chunks; by default an overlap of 4 s, and at most half of a shorter chunk.
+
+    Raises:
+        UserError: they are not possible.
+    """
+    seconds = CHUNK_SECONDS if seconds is None else seconds
+    if overlap is None:
+        overlap = max(1, min(OVERLAP_SECONDS, seconds // 2))
+    return Chunking(seconds, overlap)
+
+
 def cut(blocks: Iterable[Tensor], chunking: Chunking) -> Iterator[tuple[Chunk, Tensor]]:
     """The chunks of a recording, without outputs, with their waveforms.
 

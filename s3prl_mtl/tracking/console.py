@@ -7,6 +7,9 @@ import re
 import textwrap
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TextIO
 
@@ -106,9 +109,55 @@ def log_warnings_once() -> None:
     warnings.showwarning = log
 
 
-def log_to_file(path: Path) -> logging.FileHandler:
-    """Append the log to a file as well; remove the handler from the root logger to stop."""
+@contextmanager
+def log_to_file(path: Path) -> Iterator[logging.Handler]:
+    """Append the log, from level INFO on, to a file as well.
+
+    The program around it may show less: its own handlers get what they got before.
+    """
+    root = logging.getLogger()
+    level = root.level
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(handler)
-    return handler
+    # Python's own, for warnings of a program that does not set up its log, works without others.
+    last_resort = None if logger.hasHandlers() else logging.lastResort
+    others = root.handlers[:]
+
+    def as_before(record: logging.LogRecord) -> bool:
+        return record.levelno >= level
+
+    for other in others:
+        other.addFilter(as_before)
+    if last_resort is not None:
+        root.addHandler(last_resort)
+    root.addHandler(handler)
+    root.setLevel(min(level, logging.INFO))
+    try:
+        yield handler
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
+        handler.close()
+        if last_resort is not None:
+            root.removeHandler(last_resort)
+        for other in others:
+            other.removeFilter(as_before)
+
+
+_PROGRESS: ContextVar[bool | None] = ContextVar("progress", default=None)
+
+
+def progress_is_shown() -> bool:
+    """Whether progress bars are shown: as `showing_progress` says, by default on a terminal."""
+    chosen = _PROGRESS.get()
+    return MESSAGES.is_terminal if chosen is None else chosen
+
+
+@contextmanager
+def showing_progress(shown: bool | None) -> Iterator[None]:
+    """Show progress bars, or none; None for the default."""
+    token = _PROGRESS.set(shown)
+    try:
+        yield
+    finally:
+        _PROGRESS.reset(token)

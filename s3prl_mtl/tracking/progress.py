@@ -17,7 +17,7 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from s3prl_mtl.tracking.console import MESSAGES
+from s3prl_mtl.tracking.console import MESSAGES, progress_is_shown
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class StepProgress(_Shown):
             TextColumn("{task.fields[loss]}"),
             console=MESSAGES,
             expand=True,
-            disable=not (shown and MESSAGES.is_terminal),
+            disable=not (shown and progress_is_shown()),
         )
         self._bar = self._progress.add_task("train", completed=done, total=total, speed="", loss="")
         self._audio: deque[tuple[float, float]] = deque(maxlen=RATE_STEPS + 1)
@@ -122,7 +122,7 @@ class EvaluationProgress(_Shown):
             console=MESSAGES,
             expand=True,
             transient=True,
-            disable=not (shown and MESSAGES.is_terminal),
+            disable=not (shown and progress_is_shown()),
         )
         self._bar = self._progress.add_task("", total=None, batches="")
         self._total: int | None = None

@@ -42,22 +42,21 @@ def working_in(folder: Path, world: World, lock: bool) -> Iterator[None]:
     if lock:
         world.run_on_all_ranks(lambda: _check_shared(folder))
     name = "log.txt" if world.is_lead else f"log-rank{world.rank}.txt"
-    handler = log_to_file(folder / name)
     try:
-        yield
-    except Exception as error:
-        # The command line shows the error on a terminal; every rank has a log.
-        known = isinstance(error, UserError | RankLost)
-        code = f" [{error.code}]" if isinstance(error, UserError) else ""
-        record = logger.makeRecord(
-            *(logger.name, logging.ERROR, __file__, 0, "%s%s", (error, code)),
-            None if known else (type(error), error, error.__traceback__),
-        )
-        handler.handle(record)
-        raise
+        with log_to_file(folder / name) as handler:
+            try:
+                yield
+            except Exception as error:
+                # The command line shows the error on a terminal; every rank has a log.
+                known = isinstance(error, UserError | RankLost)
+                code = f" [{error.code}]" if isinstance(error, UserError) else ""
+                record = logger.makeRecord(
+                    *(logger.name, logging.ERROR, __file__, 0, "%s%s", (error, code)),
+                    None if known else (type(error), error, error.__traceback__),
+                )
+                handler.handle(record)
+                raise
     finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
         if guard is not None:
             guard.release()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from downstream_plugins.ic.corpus import FluentSpeechCommands
-from s3prl_mtl.cli.check_corpus import check_corpus
+from s3prl_mtl.api import check_corpus
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.data import Utterance
 from s3prl_mtl.training.preflight import corpus_report
@@ -51,9 +50,8 @@ def test_sizes_are_listed_beside_the_published_ones(
 
 
 def test_mistyped_task_is_an_error_of_the_argument():
-    arguments = argparse.Namespace(name="kss")
     with user_error("unknown-name", where="TASK kss"):
-        check_corpus(arguments)
+        check_corpus("kss")
 
 
 def test_dev_that_equals_train_is_refused(

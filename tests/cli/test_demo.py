@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.cli import make_corpus, study
+from s3prl_mtl.api import studies
+from s3prl_mtl.cli import make_corpus
 from s3prl_mtl.cli.main import command_parser, main
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.registry.task_names import BUILT_IN_TASKS
@@ -43,9 +44,12 @@ def test_the_demo_is_a_study_with_two_runs_of_one_thread_at_once(demo, tmp_path:
 
 
 def test_full_leaves_each_task_out_and_stays_so(demo, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(
-        study, "_execute", lambda _, settings, out, __: write_settings(settings, out)
-    )
+
+    def only_write(plan: studies.PlannedStudy, *_: object, **__: object) -> studies.StudyResults:
+        write_settings(plan.settings, plan.out)
+        return studies.StudyResults(plan.out, {}, [], None)
+
+    monkeypatch.setattr(studies, "_execute", only_write)
     for flags, count in (([], 12), (["--full"], 28), ([], 28)):
         words, _ = demo(*flags)
         assert main(words) == 0

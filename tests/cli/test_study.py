@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.cli import study as command
+from s3prl_mtl.api import studies
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.study.results import Row
 from s3prl_mtl.study.settings import read_settings
@@ -23,15 +23,16 @@ START = ["-u", "hubert_tiny", "-d", "ks,er", "--steps", "2", "--device", "cpu"]
 @pytest.fixture
 def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A study that was started; nothing is executed."""
-    monkeypatch.setattr(command, "_execute", _only_write)
+    monkeypatch.setattr(studies, "_execute", _only_write)
     assert main(["study", str(tmp_path), *START]) == 0
     return tmp_path
 
 
-def _only_write(arguments, settings, out, chosen) -> None:
+def _only_write(plan, device, alone) -> studies.StudyResults:
     from s3prl_mtl.study.settings import write_settings
 
-    write_settings(settings, out)
+    write_settings(plan.settings, plan.out)
+    return studies.StudyResults(plan.out, {}, [], None)
 
 
 def test_the_file_of_a_study_has_what_reports_read(planned: Path) -> None:

@@ -25,7 +25,7 @@ def test_versions_are_those_of_the_installation(words: list[str], capsys) -> Non
 
 
 def test_a_package_that_is_missing_is_named_as_such(monkeypatch, capsys) -> None:
-    monkeypatch.setattr("s3prl_mtl.cli.versions.PACKAGES", ("no-such-package",))
+    monkeypatch.setattr("s3prl_mtl.api.versions.PACKAGES", ("no-such-package",))
     with pytest.raises(SystemExit):
         main(["--version"])
     assert "no-such-package not installed" in capsys.readouterr().out.splitlines()

@@ -16,8 +16,8 @@ import yaml
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from s3prl_mtl import ClassificationExpert
+from s3prl_mtl.api.run_inputs import config_of, parse_splits
 from s3prl_mtl.cli.main import command_parser
-from s3prl_mtl.cli.run_inputs import config_of, parse_splits
 from s3prl_mtl.config import build_config
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from tests.docs import not_run, prerequisites

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from s3prl_mtl.api.run_inputs import config_of, parse_splits
 from s3prl_mtl.cli.main import command_parser
-from s3prl_mtl.cli.run_inputs import config_of, parse_splits
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from tests.docs.pages import PAGES, Block, Command
 from tests.docs.training_command import runnable

@@ -21,8 +21,8 @@ from downstream_plugins.pr.table import PhoneTable
 from downstream_plugins.sd.table import RecordingTable
 from downstream_plugins.sf.table import SlotTable
 from downstream_plugins.sv.table import VerificationTable
+from s3prl_mtl.api.run_inputs import config_of
 from s3prl_mtl.cli.main import command_parser, main
-from s3prl_mtl.cli.run_inputs import config_of
 from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.data import ClassTable, Corpus, TextRule, Utterance
 from s3prl_mtl.fileio.deferred_log import DeferredLog
@@ -513,3 +513,44 @@ def test_a_recording_with_more_speakers_than_the_head_has_is_refused(tmp_path: P
     with user_error("invalid-value", where="line 1$"):
         RecordingTable({"train": table}).utterances("train")
     assert RecordingTable({"train": table}, num_speakers=3).utterances("train")
+
+
+def speakers_of(folder: Path, header: str, *rows: str) -> Corpus:
+    table = folder / "train.csv"
+    table.write_text("\n".join([header, *rows]) + "\n")
+    manifests = dict.fromkeys(("train", "dev", "test"), str(table))
+    return corpus_of("sid", **{"sid.downstream_expert.datarc.manifests": manifests})
+
+
+@pytest.mark.parametrize(
+    ("header", "rows"),
+    [
+        ("path,speaker", ["a.wav,ann", "b.wav,bob"]),
+        ("path,label", ["a.wav,ann", "b.wav,bob"]),
+        ("path,label,speaker", ["a.wav,ann,ann", "b.wav,bob,bob"]),
+        ("path,label,speaker", ["a.wav,ann,", "b.wav,,bob"]),
+    ],
+)
+def test_sid_takes_speaker_or_label(header: str, rows: list[str], tmp_path: Path) -> None:
+    corpus = speakers_of(tmp_path, header, *rows)
+    first, second = corpus.utterances("train")
+    assert [first.labels["class"], second.labels["class"]] == ["ann", "bob"]
+    assert corpus.speaker(first.id, first.labels) == "ann"
+    assert corpus.label_space() == {"classes": ["ann", "bob"]}
+    assert corpus.findings("train") == []
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "code", "where"),
+    [
+        ("path,label,speaker", "a.wav,ann,bob", "corpus-inconsistent", r"train\.csv, line 2$"),
+        ("path,label,speaker", "a.wav,,\nb.wav,bob,bob", "corpus-malformed", r"\.csv, line 2$"),
+        ("path,label", "a.wav,\nb.wav,bob", "corpus-malformed", r"\.csv, line 2$"),
+        ("path,text", "a.wav,ann", "corpus-malformed", r"train\.csv$"),
+    ],
+)
+def test_sid_refuses_rows_without_one_speaker(
+    header: str, row: str, code: str, where: str, tmp_path: Path
+) -> None:
+    with user_error(code, where=where):
+        speakers_of(tmp_path, header, row).utterances("train")

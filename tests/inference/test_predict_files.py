@@ -176,12 +176,12 @@ def test_an_interrupted_file_is_continued(
 
 def saved_settings(run: Path, audio: Path, folder: Path) -> str:
     """The settings that a work saves which is killed at once."""
-    from s3prl_mtl.cli.predict import _fingerprint
+    from s3prl_mtl.api.prediction import fingerprint
     from s3prl_mtl.inference.chunking import Chunking
     from s3prl_mtl.inference.files import LoadedTasks, PredictSettings
 
     settings = PredictSettings(run, chunking=Chunking(4, 2))
-    return json.dumps(_fingerprint(settings, LoadedTasks(("ks", "sd"), "sd", None, 1)))
+    return json.dumps(fingerprint(settings, LoadedTasks(("ks", "sd"), "sd", None, 1)))
 
 
 def test_a_killed_process_is_continued_without_a_line_twice(

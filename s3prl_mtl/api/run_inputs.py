@@ -1,13 +1,15 @@
-"""Resolve the flags of `train` and `evaluate` to config, folder, checkpoint and splits."""
+"""Resolve the arguments of `train` and `evaluate` to config, folder, checkpoint and splits."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from s3prl_mtl.api.calls import Override, PathLike, listed, split_tasks
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.config import DEFAULT_PATH, Config, build_config, resolve
@@ -18,7 +20,6 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.registry.plugins import split_name
-from s3prl_mtl.registry.task_names import split_specs
 
 RUNS = Path("result") / "downstream"
 """The parent folder of runs named with `-n`."""
@@ -29,18 +30,16 @@ def config_of(
 ) -> Config:
     """The config of a run with unresolved references. Flags override files override checkpoint."""
     flags: dict[str, Any] = {
-        key: getattr(arguments, flag)
+        key: _plain(getattr(arguments, flag))
         for flag, key in ARGUMENT_KEYS.items()
         if getattr(arguments, flag) is not None and getattr(arguments, flag) is not False
     }
-    if arguments.upstream_trainable:
+    if arguments.freeze_upstream is False:
         flags["upstream.freeze"] = False
-    if arguments.auto_loss_weights:
-        flags["balancer"] = "uncertainty"
-    if arguments.pcgrad:
-        flags["balancer"] = "pcgrad:per_parameter=true"
     flags |= _fractions(arguments.fraction)
     flags |= manifest_settings(arguments.manifest)
+    overrides, settings = split_override(arguments.override)
+    flags |= settings
     changes = _perturbation(arguments)
     if changes and arguments.mode == "evaluate":
         # All of the section: training may have had another one.
@@ -52,24 +51,40 @@ def config_of(
         # A placement implies `--parallel task`: do not inherit that of an earlier run.
         flags["distributed.placement"] = None
     if arguments.downstream:
-        flags["downstream"] = split_specs(arguments.downstream)
+        flags["downstream"] = split_tasks(arguments.downstream)
     return build_config(
         files=arguments.config,
         flags=flags,
-        overrides=arguments.override,
+        overrides=overrides,
         base=saved.config if saved is not None else None,
         deferred=deferred,
     )
 
 
-def _fractions(text: str | None) -> dict[str, float]:
-    """The settings of `--fraction asr=0.1,ks=0.5`.
+def _plain(value: Any) -> Any:
+    """Paths as text, as a config holds them."""
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def split_override(override: Override | None) -> tuple[str | None, dict[str, Any]]:
+    """The text of `-o`, or settings by dotted key: one of the two is empty."""
+    if override is None or isinstance(override, str):
+        return override, {}
+    return None, dict(override)
+
+
+def _fractions(shares: str | Mapping[str, float] | None) -> dict[str, float]:
+    """The settings of `--fraction asr=0.1,ks=0.5`, or of shares by task.
 
     Raises:
         UserError: an entry is not of this form.
     """
+    if isinstance(shares, Mapping):
+        return {f"{task}.fraction": share for task, share in shares.items()}
     settings = {}
-    for entry in filter(None, map(str.strip, (text or "").split(","))):
+    for entry in filter(None, map(str.strip, (shares or "").split(","))):
         task, _, share = entry.rpartition("=")
         try:
             settings[f"{task}.fraction"] = float(share)
@@ -85,14 +100,25 @@ def _fractions(text: str | None) -> dict[str, float]:
     return settings
 
 
-def manifest_settings(entries: Sequence[str] | None) -> dict[str, dict[str, str]]:
+Manifest = str | Sequence[str] | Mapping[str, Mapping[str, PathLike]]
+"""Tables by task and split, or the texts of `--manifest`."""
+
+
+def manifest_settings(manifest: Manifest | None) -> dict[str, dict[str, str]]:
     """The settings of `--manifest er:train=a.csv,dev=b.csv,test=c.csv`, which may be repeated.
 
     Raises:
         UserError: an entry is not of this form.
     """
+    if isinstance(manifest, Mapping):
+        return {
+            f"{task}.downstream_expert.datarc.manifests": {
+                split: os.fspath(table) for split, table in tables.items()
+            }
+            for task, tables in manifest.items()
+        }
     settings: dict[str, dict[str, str]] = {}
-    for entry in entries or ():
+    for entry in listed(manifest):
         head, *pairs = entry.split(",")
         task, colon, first = head.partition("=")[0].rpartition(":")
         tables = dict(pair.split("=", 1) for pair in [head[len(task) + 1 :], *pairs] if "=" in pair)
@@ -133,7 +159,9 @@ def _perturbation(arguments: argparse.Namespace) -> dict[str, Any]:
             settings["snr"] = values
     if arguments.reverb:
         settings["reverb"] = arguments.reverb
-    if arguments.speed:
+    if arguments.speed and not isinstance(arguments.speed, str):
+        settings["speed"] = list(arguments.speed)
+    elif arguments.speed:
         settings["speed"] = _floats(arguments.speed.split(","))
         if settings["speed"] is None:
             raise UserError(
@@ -160,6 +188,25 @@ def forget_listings_if_asked(arguments: argparse.Namespace, config: Config, worl
         world.run_on_all_ranks(
             lambda: forget_listings(resolve(config).cache_dir) if first else None
         )
+
+
+def refuse_pairs(arguments: argparse.Namespace) -> None:
+    """Refuse two arguments that say the same thing.
+
+    Raises:
+        UserError: both are given.
+    """
+    for first, second, given, what in (
+        ("-n", "-p", arguments.expname and arguments.expdir, "where the run is"),
+        ("-a", "-e", arguments.auto_resume and arguments.past_exp, "what to resume"),
+    ):
+        if given:
+            raise UserError(
+                f"{first} and {second} both say {what}.",
+                where=f"{first} and {second}",
+                fix="Give one of them.",
+                code="conflicting-options",
+            )
 
 
 def named_folder(arguments: argparse.Namespace) -> Path | None:
@@ -200,12 +247,14 @@ def load_checkpoint(run: Path, world: World, set_aside: bool) -> tuple[RunCheckp
     return saved, path
 
 
-def parse_splits(text: str | None) -> list[tuple[str, str]]:
+def parse_splits(text: str | Iterable[tuple[str, str]] | None) -> list[tuple[str, str]]:
     """The pairs of task and split of `-t`.
 
     Raises:
         UserError: an entry without a task or a split.
     """
+    if text is not None and not isinstance(text, str):
+        return [(task, split) for task, split in text]
     targets = []
     for entry in filter(None, map(str.strip, (text or "").split(","))):
         task, _, split = entry.rpartition(":")

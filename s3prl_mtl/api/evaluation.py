@@ -1,35 +1,47 @@
-"""`evaluate`: evaluate splits with the weights of a run."""
+"""Evaluate splits with the weights of a run. The flags are in `s3prl_mtl/cli/run_flags.py`."""
 
 from __future__ import annotations
 
-import argparse
 import logging
+from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from s3prl_mtl.checkpoint import files as checkpoints
-from s3prl_mtl.checkpoint.best import best_files, best_of
-from s3prl_mtl.checkpoint.compatibility import check_evaluate
-from s3prl_mtl.checkpoint.contents import RunCheckpoint
-from s3prl_mtl.cli.run_inputs import (
+from s3prl_mtl.api.calls import (
+    Override,
+    PathLike,
+    Words,
+    callable_from_python,
+    comma_separated,
+    listed,
+    split_tasks,
+)
+from s3prl_mtl.api.run_inputs import (
+    Manifest,
     config_of,
     forget_listings_if_asked,
     load_checkpoint,
     parse_splits,
 )
+from s3prl_mtl.api.run_results import RunResults, UnscoredSplits
+from s3prl_mtl.checkpoint import files as checkpoints
+from s3prl_mtl.checkpoint.best import best_files, best_of
+from s3prl_mtl.checkpoint.compatibility import check_evaluate
+from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.config import Config
+from s3prl_mtl.config.overrides import ARGUMENT_KEYS
+from s3prl_mtl.distributed import DEFAULT_TIMEOUT_SECONDS
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.mtl_branch.tasks import split_of
 from s3prl_mtl.registry.plugins import TASKS, find_plugin
-from s3prl_mtl.registry.task_names import find_in_run, require_in_run, split_specs, task_packages
+from s3prl_mtl.registry.task_names import find_in_run, require_in_run, task_packages
 from s3prl_mtl.s3prl_compat.task_spec import is_s3prl_task
-from s3prl_mtl.tracking.console import OUTPUT
+from s3prl_mtl.tracking.console import showing_progress
 from s3prl_mtl.tracking.recorder import Recorder
-from s3prl_mtl.tracking.results_table import results_table
 from s3prl_mtl.tracking.trackers import TrackedRun, start_trackers
 from s3prl_mtl.training.reporting import unscored_error
 from s3prl_mtl.training.run_dir import working_in
@@ -38,36 +50,95 @@ from s3prl_mtl.training.runner import evaluate_checkpoint
 logger = logging.getLogger(__name__)
 
 
-def evaluate(arguments: argparse.Namespace, world: World, deferred: DeferredLog) -> None:
-    """Evaluate the splits of `-t`, or the test splits, and show the results.
+TRAINING_ONLY = {*ARGUMENT_KEYS, "fraction"}
+"""Arguments that settings are read from; those that an evaluation does not have are None."""
 
-    With `--best`, each task is evaluated with its own best checkpoint.
+
+@callable_from_python
+def evaluate(
+    past_exp: PathLike | None = None,
+    *,
+    evaluate_split: str | Sequence[tuple[str, str]] | None = None,
+    best: bool = False,
+    upstream: str | None = None,
+    upstream_ckpt: PathLike | None = None,
+    upstream_model_config: PathLike | None = None,
+    downstream: Words | None = None,
+    data: PathLike | None = None,
+    manifest: Manifest | None = None,
+    upstream_feature_selection: str | None = None,
+    trust_remote_code: bool = False,
+    config: PathLike | Sequence[PathLike] = (),
+    override: Override | None = None,
+    precision: str | None = None,
+    noise: str | None = None,
+    reverb: PathLike | None = None,
+    speed: str | Sequence[float] | None = None,
+    track: Words | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    cache_dir: PathLike | None = None,
+    rescan: bool = False,
+    backend: str | None = None,
+    timeout: float = DEFAULT_TIMEOUT_SECONDS,
+    expdir: PathLike | None = None,
+    init_upstream_ckpt: PathLike | None = None,
+    progress: bool | None = False,
+) -> RunResults:
+    """Evaluate splits with the weights of a run: the command `evaluate`.
+
+    Args:
+        past_exp: the folder of the run, or a `.ckpt` file.
+        evaluate_split: pairs of task and split, or `"asr:test-clean,ks:test"`; by default the test
+            splits.
+        best: evaluate each task with its own best checkpoint.
+        downstream: the tasks; by default those of the run.
+        noise: add noise; as `reverb` and `speed`, with an `expdir`.
+        expdir: folder of the results; by default that of the run.
+
+    The other arguments replace settings of the run and are those of `train`.
+
+    Returns:
+        the results of the evaluated splits.
 
     Raises:
-        UserError: no run is named, a setting does not fit its weights, or a split cannot be
-            scored; the others are evaluated and shown first.
+        UserError: no run is named, or a setting does not fit its weights.
+        UnscoredSplits: a split could not be scored; the others are evaluated.
     """
-    if not arguments.past_exp:
+    arguments = Namespace(**{**dict.fromkeys(TRAINING_ONLY), **locals()}, mode="evaluate")
+    arguments.config, arguments.track = listed(config), comma_separated(track)
+    if not past_exp:
         raise UserError(
             "No run to evaluate is named.",
             where="-m evaluate",
             fix="Name it with -e RUN.",
             code="missing-option",
         )
-    if (arguments.noise or arguments.reverb or arguments.speed) and not arguments.expdir:
+    if (noise or reverb or speed) and not expdir:
         raise UserError(
             "The results of changed waveforms need a folder of their own.",
             where="--noise, --reverb, --speed",
             fix="Name it with -p DIR; `s3prl-mtl results RUN DIR` compares both.",
             code="missing-option",
         )
-    past = Path(arguments.past_exp)
+    with (
+        showing_progress(progress),
+        World.join(backend, timeout) as world,
+        DeferredLog() as deferred,
+    ):
+        return _evaluate(arguments, Path(past_exp), world, deferred)
+
+
+def _evaluate(arguments: Namespace, past: Path, world: World, deferred: DeferredLog) -> RunResults:
+    """Evaluate the splits; with `best`, each task with its own best checkpoint."""
     folder = Path(arguments.expdir) if arguments.expdir else _run_of(past)
     targets = world.run_on_all_ranks(lambda: parse_splits(arguments.evaluate_split))
     evaluated: list[tuple[str, str]] = []
     unscored: dict[tuple[str, str], UserError] = {}
     config: Config = {}
-    files: dict[str | None, Path] = {arguments.downstream: past}
+    files: dict[str | None, Path] = {comma_separated(arguments.downstream): past}
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    steps = set()
     if arguments.best:
         files = world.run_on_all_ranks(lambda: _best_checkpoints(past, arguments, targets))
     else:
@@ -76,7 +147,7 @@ def evaluate(arguments: argparse.Namespace, world: World, deferred: DeferredLog)
         recorder = None
         for task, file in files.items():
             saved, path = load_checkpoint(file, world, set_aside=False)
-            one = argparse.Namespace(**{**vars(arguments), "downstream": task})
+            one = Namespace(**{**vars(arguments), "downstream": task})
             own = targets
             if arguments.best and task:
                 packages = task_packages(saved.config, [task])
@@ -88,14 +159,23 @@ def evaluate(arguments: argparse.Namespace, world: World, deferred: DeferredLog)
             splits, failed = evaluate_checkpoint(saved, path, blocks, folder, world, recorder, own)
             config, evaluated = {**config, **blocks}, evaluated + splits
             unscored |= failed
-    if world.is_lead:
-        OUTPUT.print(results_table(folder, config=config, splits=evaluated))
+            steps.add(saved.step)
+        if recorder is not None:
+            results = recorder.results
+    done = {
+        task: {split: scores for split, scores in by_split.items() if (task, split) in evaluated}
+        for task, by_split in results.items()
+        if any(task == name for name, _ in evaluated)
+    }
+    step = steps.pop() if len(steps) == 1 else None
+    found = RunResults(folder, step, done, evaluated, config, world.is_lead)
     if unscored:
-        raise unscored_error(unscored)
+        raise UnscoredSplits(unscored_error(unscored), found)
+    return found
 
 
 def _prepare(
-    arguments: argparse.Namespace,
+    arguments: Namespace,
     saved: RunCheckpoint,
     targets: Sequence[tuple[str, str]],
     world: World,
@@ -142,7 +222,7 @@ def _prepare(
 
 
 def _best_checkpoints(
-    run: Path, arguments: argparse.Namespace, targets: Sequence[tuple[str, str]]
+    run: Path, arguments: Namespace, targets: Sequence[tuple[str, str]]
 ) -> dict[str | None, Path]:
     """The best checkpoint of each task of a run, or of those of `-d` or `-t`.
 
@@ -159,7 +239,7 @@ def _best_checkpoints(
             fix="Give the folder of a run that evaluated its dev splits, or leave out --best.",
             code="checkpoint-missing",
         )
-    specs = split_specs(arguments.downstream) if arguments.downstream else []
+    specs = split_tasks(arguments.downstream) if arguments.downstream else []
     wanted = specs or list(dict.fromkeys(task for task, _ in targets))
     config = read_yaml(run / "config.yaml", "-e") if (run / "config.yaml").is_file() else {}
     packages = task_packages(config, found)

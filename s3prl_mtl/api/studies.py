@@ -1,0 +1,491 @@
+"""Studies: plan and execute the paper's experiments. Flags: `s3prl_mtl/cli/study.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from s3prl_mtl.api.calls import (
+    Override,
+    PathLike,
+    Words,
+    callable_from_python,
+    comma_separated,
+    listed,
+    split_tasks,
+)
+from s3prl_mtl.api.reports import Report, report
+from s3prl_mtl.errors import UserError
+from s3prl_mtl.registry.task_names import choose_tasks
+from s3prl_mtl.study import learning_rates as sweeps
+from s3prl_mtl.study.commands import commands_of, script
+from s3prl_mtl.study.execution import Execution, lock_study, visible_gpus
+from s3prl_mtl.study.learning_rates import read_learning_rates
+from s3prl_mtl.study.plan import Plan, StudyRun, names_of
+from s3prl_mtl.study.record import RunState, survey
+from s3prl_mtl.study.settings import (
+    SWEEP_FILE,
+    StudySettings,
+    read_settings,
+    refuse_changes,
+    write_settings,
+)
+from s3prl_mtl.study.slurm import write_slurm
+from s3prl_mtl.training.signals import StopSignals
+
+DEFAULT_ALPHAS = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class PlannedStudy:
+    """The runs of a study, and their state.
+
+    Attributes:
+        out: absolute path of its folder.
+        settings: everything that decides its results.
+        chosen: the runs to execute.
+        jobs: runs at once; None for one a GPU.
+    """
+
+    out: Path
+    settings: StudySettings
+    chosen: Sequence[StudyRun]
+    jobs: int | None
+
+    def states(self) -> dict[str, RunState]:
+        """The state of each run by its name, such as `a/seed0/ks`: `done`, `waiting`, ..."""
+        return survey(self.settings.plan.runs, self.out)
+
+    def script(self) -> str:
+        """The commands of the chosen runs that are not done, as a shell script."""
+        states = self.states()
+        missing = [run for run in self.chosen if states[run.name].status != "done"]
+        return script(missing, self.settings, self.out)
+
+    def write_slurm(self) -> Path:
+        """Write job arrays of the chosen runs that are not done to `slurm`; returns the script."""
+        write_settings(self.settings, self.out)
+        return write_slurm(self.chosen, self.states(), self.out, self.jobs)
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """An executed study.
+
+    Attributes:
+        out: its folder.
+        states: the status of each run: `done`, `failed`, ...
+        missing: the chosen runs that are not done; the same call starts them again.
+        report: the page and the results; None if no run is done, or if only one run was executed.
+    """
+
+    out: Path
+    states: Mapping[str, str]
+    missing: Sequence[str]
+    report: Report | None
+
+
+@callable_from_python
+def plan_study(
+    out: PathLike,
+    *,
+    upstream: str | None = None,
+    upstream_ckpt: PathLike | None = None,
+    upstream_model_config: PathLike | None = None,
+    downstream: Words | None = None,
+    scenario: Words | None = None,
+    seeds: int | str | Sequence[int] | None = None,
+    alphas: str | Sequence[float] | None = None,
+    leave_out: Words | None = None,
+    steps: int | None = None,
+    config: PathLike | Sequence[PathLike] | None = None,
+    frozen_config: PathLike | Sequence[PathLike] | None = None,
+    joint_config: PathLike | Sequence[PathLike] | None = None,
+    override: Override | None = None,
+    learning_rates: PathLike | Mapping[str, float] | None = None,
+    upstream_feature_selection: str | None = None,
+    precision: str | None = None,
+    balancer: str | None = None,
+    log_conflicts: int | None = None,
+    data: PathLike | None = None,
+    cache_dir: PathLike | None = None,
+    device: str | None = None,
+    num_workers: int | None = None,
+    jobs: int | None = None,
+    run: str | None = None,
+) -> PlannedStudy:
+    """Plan a study without executing it: `study --status`, `--print` and `--slurm`.
+
+    Args:
+        as of `study`.
+
+    Returns:
+        the runs, with their states, commands and SLURM jobs.
+
+    Raises:
+        UserError: a setting is wrong, or the folder has a study with other settings.
+    """
+    return _plan(Namespace(**locals()))
+
+
+@callable_from_python
+def study(
+    out: PathLike,
+    *,
+    upstream: str | None = None,
+    upstream_ckpt: PathLike | None = None,
+    upstream_model_config: PathLike | None = None,
+    downstream: Words | None = None,
+    scenario: Words | None = None,
+    seeds: int | str | Sequence[int] | None = None,
+    alphas: str | Sequence[float] | None = None,
+    leave_out: Words | None = None,
+    steps: int | None = None,
+    config: PathLike | Sequence[PathLike] | None = None,
+    frozen_config: PathLike | Sequence[PathLike] | None = None,
+    joint_config: PathLike | Sequence[PathLike] | None = None,
+    override: Override | None = None,
+    learning_rates: PathLike | Mapping[str, float] | None = None,
+    upstream_feature_selection: str | None = None,
+    precision: str | None = None,
+    balancer: str | None = None,
+    log_conflicts: int | None = None,
+    data: PathLike | None = None,
+    cache_dir: PathLike | None = None,
+    device: str | None = None,
+    num_workers: int | None = None,
+    jobs: int | None = None,
+    run: str | None = None,
+) -> StudyResults:
+    """Execute the paper's experiments, each run in a process of its own: the command `study`.
+
+    What to run and its settings are needed once, and then read from `study.json`. A call goes on
+    where an earlier one was interrupted.
+
+    Args:
+        out: folder of the study.
+        upstream: the encoder, such as `hubert`.
+        upstream_ckpt: its checkpoint file.
+        upstream_model_config: its config file.
+        downstream: the tasks: `["asr", "ks"]` or `"all,-ks"`.
+        scenario: of a, b1, b2, c and d; by default a, b1, b2 and c. Those that they start from are
+            added.
+        seeds: the number of seeds, from 0; or a list.
+        alphas: of scenario d; by default 0.25, 0.5 and 0.75.
+        leave_out: leave out only these tasks in turn, not all.
+        steps: of every run; by default those of its config.
+        config: YAML files or packaged settings of every run.
+        frozen_config: of runs with a frozen encoder, before `config`; `{task}` is the run's task,
+            `none` is no file.
+        joint_config: of runs that train the encoder, before `config`.
+        override: settings of every run by dotted key, or the text of `-o`.
+        learning_rates: `optimizer.lr` of runs with a frozen encoder by task, or a file of them.
+        upstream_feature_selection: `hidden_states`, `layer_results` or `last_hidden_state`.
+        precision: `fp32`, `tf32` or `bf16`.
+        balancer: of runs that train the encoder.
+        log_conflicts: in runs that train the encoder.
+        data: folder of the corpora; by default `$SUPERB_DATA`.
+        cache_dir: folder of downloads and scanned corpora.
+        device: `auto`, `cpu`, `cuda`.
+        num_workers: processes of each run that read batches.
+        jobs: runs at once; by default one a GPU, without a GPU one.
+        run: execute only this run, such as `a/seed0/ks`.
+
+    Returns:
+        the state of the runs, and the page of the report. Runs that failed are in `missing`, with
+        their output in their folders.
+
+    Raises:
+        UserError: a setting is wrong, or the folder has a study with other settings.
+        Stopped: a signal came; the runs are saved. A `KeyboardInterrupt`.
+    """
+    arguments = Namespace(**locals())
+    return _execute(_plan(arguments), device, alone=run is not None)
+
+
+@callable_from_python
+def sweep_learning_rates(
+    out: PathLike,
+    *,
+    upstream: str | None = None,
+    upstream_ckpt: PathLike | None = None,
+    upstream_model_config: PathLike | None = None,
+    downstream: Words | None = None,
+    scenario: Words | None = None,
+    seeds: int | str | Sequence[int] | None = None,
+    alphas: str | Sequence[float] | None = None,
+    leave_out: Words | None = None,
+    steps: int | None = None,
+    config: PathLike | Sequence[PathLike] | None = None,
+    frozen_config: PathLike | Sequence[PathLike] | None = None,
+    joint_config: PathLike | Sequence[PathLike] | None = None,
+    override: Override | None = None,
+    learning_rates: PathLike | Mapping[str, float] | None = None,
+    upstream_feature_selection: str | None = None,
+    precision: str | None = None,
+    balancer: str | None = None,
+    log_conflicts: int | None = None,
+    data: PathLike | None = None,
+    cache_dir: PathLike | None = None,
+    device: str | None = None,
+    num_workers: int | None = None,
+    jobs: int | None = None,
+    rates: str | Sequence[float] | None = None,
+) -> dict[str, float]:
+    """Find the learning rates of frozen runs on dev, up to `steps`: `study --lr-sweep`.
+
+    Args:
+        rates: to compare; by default 1e-5 to 1e-1. The others are those of `study`.
+
+    Returns:
+        the best rate of each task, as in `learning_rates.yaml` of the folder.
+
+    Raises:
+        UserError: `steps` is missing, or a setting is wrong.
+        Stopped: a signal came; the runs are saved. A `KeyboardInterrupt`.
+    """
+    arguments = Namespace(**locals())
+    folder = Path(os.path.abspath(out))
+    _check_positive("--jobs", jobs)
+    _check_positive("--steps", steps)
+    saved = read_settings(folder, SWEEP_FILE)
+    if comma_separated(scenario) not in (None, "a"):
+        raise UserError(
+            "Learning rates are found for scenario a.",
+            where="--scenario",
+            fix="Leave out the flag.",
+            code="conflicting-options",
+        )
+    arguments.scenario = "a"
+    settings = _settings(arguments, saved)
+    if settings.steps is None:
+        raise UserError(
+            "The longest runs of a comparison of learning rates need a number of steps.",
+            where="--steps",
+            code="missing-option",
+        )
+    if rates:
+        settings = replace(settings, rates=tuple(_numbers("--rates", rates)))
+    settings = replace(settings, rates=settings.rates or sweeps.DEFAULT_RATES)
+    if saved is not None:
+        refuse_changes(saved, settings)
+    gpus = [] if device == "cpu" else visible_gpus()
+    places = jobs or max(1, len(gpus))
+    with StopSignals() as signals:
+        held = lock_study(folder)
+        try:
+            write_settings(settings, folder, SWEEP_FILE)
+            sweeps.sweep(
+                settings,
+                folder,
+                lambda runs, commands: Execution(
+                    runs, folder, commands, places, gpus, signals
+                ).execute(),
+            )
+        finally:
+            os.close(held)
+    return read_learning_rates(folder / sweeps.FILE)
+
+
+def _plan(arguments: Namespace) -> PlannedStudy:
+    out = Path(os.path.abspath(arguments.out))
+    _check_positive("--jobs", arguments.jobs)
+    _check_positive("--steps", arguments.steps)
+    settings = _settings(arguments, read_settings(out))
+    if arguments.run is not None:
+        chosen = [settings.plan.run(arguments.run)]
+    else:
+        # Of a study with more scenarios, only those that are named are executed.
+        scenarios = arguments.scenario and _words(arguments.scenario)
+        chosen = settings.plan.runs_of(scenarios or settings.plan.scenarios)
+    return PlannedStudy(out, settings, chosen, arguments.jobs)
+
+
+def _execute(plan: PlannedStudy, device: str | None, alone: bool) -> StudyResults:
+    """Execute the chosen runs.
+
+    Args:
+        plan: the study.
+        device: of the runs.
+        alone: one run of a study: the jobs of a cluster execute many of them beside each other.
+    """
+    settings, out, runs = plan.settings, plan.out, plan.settings.plan.runs
+    gpus = [] if device == "cpu" else visible_gpus()
+    jobs = 1 if alone else plan.jobs or max(1, len(gpus))
+    with StopSignals() as signals:
+        held = None if alone else lock_study(out)
+        try:
+            if alone:
+                _check_needs(plan.chosen[0], survey(runs, out))
+            else:
+                write_settings(settings, out)
+            execution = Execution(
+                runs, out, lambda run: commands_of(run, settings, out), jobs, gpus, signals
+            )
+            states = execution.execute(plan.chosen)
+        finally:
+            if held is not None:
+                os.close(held)
+    some = any(state.status == "done" for state in states.values())
+    return StudyResults(
+        out,
+        {name: state.status for name, state in states.items()},
+        [run.name for run in plan.chosen if states[run.name].status != "done"],
+        report(out) if some and not alone else None,
+    )
+
+
+def _check_needs(run: StudyRun, states: Mapping[str, RunState]) -> None:
+    missing = [need for need in run.needs if states[need].status != "done"]
+    if missing:
+        raise UserError(
+            f"{run.name} starts from runs that are not done: {', '.join(missing)}.",
+            where=f"--run {run.name}",
+            fix="Execute these first.",
+            code="checkpoint-missing",
+        )
+
+
+def _settings(arguments: Namespace, saved: StudySettings | None) -> StudySettings:
+    """The settings of the flags over those of `study.json`.
+
+    Raises:
+        UserError: no encoder or task is named, or settings differ from those of `study.json`.
+    """
+    if saved is None:
+        for flag, value in (("-u", arguments.upstream), ("-d", arguments.downstream)):
+            if not value:
+                raise UserError(
+                    f"{arguments.out} is not the folder of a study yet.",
+                    where=flag,
+                    fix="Start one: -u hubert -d all --data DIR.",
+                    code="missing-option",
+                )
+    plan: dict[str, Any] = {}
+    if arguments.downstream:
+        plan["specs"] = tuple(choose_tasks(split_tasks(arguments.downstream), {}, {}))
+    if arguments.scenario:
+        added = saved.plan.scenarios if saved is not None else ()
+        plan["scenarios"] = tuple(dict.fromkeys([*added, *_words(arguments.scenario)]))
+    if arguments.seeds:
+        plan["seeds"] = _seeds(arguments.seeds)
+    if arguments.alphas:
+        plan["alphas"] = tuple(_numbers("--alphas", arguments.alphas))
+    elif "d" in plan.get("scenarios", ()) and (saved is None or not saved.plan.alphas):
+        plan["alphas"] = DEFAULT_ALPHAS
+    if arguments.leave_out:
+        left_out = choose_tasks(split_tasks(arguments.leave_out, "--leave_out"), {}, {})
+        plan["leave_out"] = names_of(left_out)
+    given: dict[str, Any] = {
+        "plan": replace(saved.plan, **plan) if saved is not None else Plan(**plan)
+    }
+    for name in ("upstream", "steps"):
+        if getattr(arguments, name) is not None:
+            given[name] = getattr(arguments, name)
+    if arguments.override is not None:
+        given["override"] = _override_text(arguments.override)
+    if arguments.upstream_ckpt:
+        given["upstream_ckpt"] = os.path.abspath(arguments.upstream_ckpt)
+    for name in ("config", "frozen_config", "joint_config"):
+        if getattr(arguments, name):
+            files = [entry for entry in listed(getattr(arguments, name)) if entry != "none"]
+            given[name] = tuple(map(_absolute_if_file, files))
+    rates = arguments.learning_rates
+    if isinstance(rates, Mapping):
+        given["learning_rates"] = dict(rates)
+    elif rates:
+        given["learning_rates"] = read_learning_rates(Path(rates))
+    for name, flags in (
+        ("options", ("upstream_model_config", "upstream_feature_selection", "precision")),
+        ("joint_options", ("balancer", "log_conflicts")),
+        ("machine", ("data", "cache_dir", "device", "num_workers")),
+    ):
+        words = _flags(arguments, flags)
+        if words:
+            given[name] = words
+    settings = replace(saved, **given) if saved is not None else StudySettings(**given)
+    settings = settings.with_digests()
+    if saved is not None:
+        refuse_changes(saved, settings)
+    return settings
+
+
+PATHS = ("data", "cache_dir", "upstream_model_config")
+
+
+def _flags(arguments: Namespace, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The given ones of some flags of `train`, as words."""
+    words: list[str] = []
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None:
+            words += [f"--{name}", os.path.abspath(value) if name in PATHS else str(value)]
+    return tuple(words)
+
+
+def _absolute_if_file(name: PathLike) -> str:
+    """A file as an absolute path: the study may go on from another folder."""
+    return os.path.abspath(name) if os.path.isfile(name) else os.fspath(name)
+
+
+def _override_text(override: Override) -> str:
+    """The text of `-o`: the runs of a study are commands."""
+    if isinstance(override, str):
+        return override
+    for key, value in override.items():
+        if ",," in str(value):
+            raise UserError(
+                "Two commas separate the settings of a study.",
+                where=f"override, {key}",
+                fix="Put the value into a config file.",
+                code="invalid-value",
+            )
+    return ",,".join(f"{key}={json.dumps(value)}" for key, value in override.items())
+
+
+def _words(text: Words) -> list[str]:
+    words = text.split(",") if isinstance(text, str) else text
+    return [word for word in map(str.strip, words) if word]
+
+
+def _seeds(given: int | str | Sequence[int]) -> tuple[int, ...]:
+    """The seeds of `--seeds 3`, or of `--seeds 3,5`."""
+    if not isinstance(given, int | str):
+        return tuple(given)
+    text = str(given)
+    try:
+        numbers = [int(word) for word in _words(text)]
+    except ValueError:
+        numbers = []
+    if not numbers or any(number < 0 for number in numbers) or numbers == [0]:
+        raise UserError(
+            f"{text!r} is neither a number of seeds nor a list.",
+            where="--seeds",
+            fix="For example 3 for the seeds 0, 1 and 2; or 7,11.",
+            code="invalid-value",
+        )
+    return tuple(range(numbers[0])) if "," not in text else tuple(numbers)
+
+
+def _numbers(flag: str, text: str | Sequence[float]) -> list[float]:
+    if not isinstance(text, str):
+        return [float(number) for number in text]
+    try:
+        return [float(word) for word in _words(text)]
+    except ValueError:
+        raise UserError(
+            f"{text!r} is not a list of numbers.",
+            where=flag,
+            fix="For example 0.25,0.5.",
+            code="invalid-value",
+        ) from None
+
+
+def _check_positive(flag: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise UserError(f"{value} is less than 1.", where=flag, code="invalid-value")
