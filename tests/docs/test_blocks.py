@@ -147,6 +147,12 @@ def test_commands_of_other_programs_are_valid(command: Command):
     elif words[0] == "python" and words[1].startswith("benchmarks/"):
         text = (ROOT / words[1]).read_text(encoding="utf-8")
         assert all(f'"{word}"' in text for word in words if word.startswith("-"))
+    elif "|" in words and "s3prl-mtl" in words:
+        ours = words[words.index("s3prl-mtl") + 1 :]
+        command_parser(ours[0]).parse_args(ours[1:])
+    elif words[0] == "curl":
+        page = (ROOT / "s3prl_mtl" / "serving" / "app.py").read_text(encoding="utf-8")
+        assert f'"/{words[-1].rpartition("/")[2]}"' in page
     elif words[:3] == ["python", "-m", "pytest"]:
         assert (ROOT / words[3]).is_dir()
     elif words[:2] == ["python", "-m"] and words[2].endswith("_task.mini_corpus"):
