@@ -30,10 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Write the file or folder, upload it if asked, and print where it is."""
     from s3prl_mtl.api.encoders import export
-    from s3prl_mtl.export.model_card import count_fields
 
     with exit_on_signals():
         path = call(export, arguments)
+    from s3prl_mtl.export.model_card import count_fields  # heavy: not before a mistake is found
+
     lines = [f"Wrote {path}"]
     fields = count_fields(path)
     if fields:

@@ -181,7 +181,7 @@ def saved_settings(run: Path, audio: Path, folder: Path) -> str:
     from s3prl_mtl.inference.files import LoadedTasks, PredictSettings
 
     settings = PredictSettings(run, chunking=Chunking(4, 2))
-    return json.dumps(fingerprint(settings, LoadedTasks(("ks", "sd"), "sd", None, 1)))
+    return json.dumps(fingerprint(settings, LoadedTasks(("ks", "sd"), "sd", None, None, 1)))
 
 
 def test_a_killed_process_is_continued_without_a_line_twice(
