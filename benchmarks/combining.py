@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
-from pathlib import Path
 
 import torch
 from common import append, corpora, machine, show_machine, table
-from short_runs import Found, add_arguments, short_runs
+from short_runs import Found, add_arguments, folder_of_runs, short_runs
 
 
 def cell(runs: list[Found], key: tuple[str, str]) -> str:
@@ -32,10 +30,10 @@ def main() -> None:
     arguments = parser.parse_args()
     found = machine(torch.device(arguments.device))
     show_machine(found)
-    with tempfile.TemporaryDirectory() as name:
-        arguments.data = corpora(arguments.data, Path(name))
+    with folder_of_runs(arguments.folder) as folder:
+        arguments.data = corpora(arguments.data, folder)
         variants = {kind: ["--balancer", kind] for kind in arguments.balancers.split(",")}
-        runs = short_runs(arguments, variants, Path(name))
+        runs = short_runs(arguments, variants, folder)
     keys = [key for key in next(iter(runs.values()))[0].values if key[1] != "training loss"]
     lines = [[*key, *(cell(runs[kind], key) for kind in runs)] for key in keys]
     print(table(["task", "value", *runs], lines))

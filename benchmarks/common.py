@@ -87,7 +87,7 @@ def corpora(given: Path | None, folder: Path) -> Path:
     """The folder of corpora that was given, or a new mini corpus in a folder."""
     if given is not None:
         return given
-    make_corpus(folder / "corpus")
+    make_corpus(folder / "corpus")  # which is left as it is if it is complete
     return folder / "corpus"
 
 

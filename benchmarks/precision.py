@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from common import append, corpora, machine, show_machine, table
-from short_runs import Found, add_arguments, short_runs
+from short_runs import Found, add_arguments, folder_of_runs, short_runs
 
 
 def rows(single: Sequence[Found], half: Sequence[Found]) -> list[list[str]]:
@@ -40,10 +38,10 @@ def main() -> None:
     arguments = parser.parse_args()
     found = machine(torch.device(arguments.device))
     show_machine(found)
-    with tempfile.TemporaryDirectory() as name:
-        arguments.data = corpora(arguments.data, Path(name))
+    with folder_of_runs(arguments.folder) as folder:
+        arguments.data = corpora(arguments.data, folder)
         variants = {kind: ["--precision", kind] for kind in ("fp32", "bf16")}
-        runs = short_runs(arguments, variants, Path(name))
+        runs = short_runs(arguments, variants, folder)
     head = ["task", "value", "float32 from", "to", "bfloat16", "within"]
     print(table(head, rows(runs["fp32"], runs["bf16"])))
     if arguments.log:

@@ -7,8 +7,10 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +37,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, help="runs at the same time (default: all)")
     parser.add_argument("--data", type=Path, help="the corpora (default: a new mini corpus)")
     parser.add_argument("--log", type=Path, help="append a JSON line to this file")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="of the runs: the same command goes on after an interruption (default: a new one)",
+    )
+
+
+@contextmanager
+def folder_of_runs(given: Path | None) -> Iterator[Path]:
+    """The given folder, or a new one that is removed at the end."""
+    if given is None:
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+        return
+    given.mkdir(parents=True, exist_ok=True)
+    yield given
 
 
 def short_runs(
@@ -74,9 +92,10 @@ def _train(arguments: argparse.Namespace, words: Sequence[str], run: Path) -> Fo
     command += ["-d", arguments.tasks, "--data", str(arguments.data), "-p", str(run)]
     command += ["--cache_dir", str(run.parent / "cache"), "--device", arguments.device]
     command += ["--steps", str(steps), "-o", settings, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(done.stderr)
+    if not (run / "finished.json").is_file():
+        done = subprocess.run([*command, "-a"], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise SystemExit(done.stderr)
     values: dict[tuple[str, str], float] = {}
     losses: dict[str, list[float]] = {}
     seen = {"run", "featurizer"}

@@ -13,9 +13,9 @@ after the last step: mean and standard deviation over the seeds.
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import torch
 import yaml
 from combining import cell
 from common import append, corpora, machine, show_machine, table
-from short_runs import add_arguments, short_runs
+from short_runs import add_arguments, folder_of_runs, short_runs
 
 from s3prl_mtl.config import parse_tasks
 
@@ -40,13 +40,18 @@ def call(*words: str | Path) -> None:
 def initial_weights(folder: Path) -> Path:
     """The weights that the pre-training of hubert_tiny starts from."""
     path = folder / "initial.pt"
-    call("s3prl_mtl.upstreams.hubert.tiny", path)
+    if not path.is_file():
+        call("s3prl_mtl.upstreams.hubert.tiny", path)
     return path
 
 
 def masked_prediction(data: Path, tasks: str, folder: Path) -> Path:
     """A config file with the classes of the tasks' training audio, from the pre-trained encoder."""
+    path = folder / "ssl.yaml"
+    if path.is_file():
+        return path
     labels = folder / "labels"
+    shutil.rmtree(labels, ignore_errors=True)
     features = ("--features", "layer:2", "-u", "hubert_tiny")
     call("s3prl_mtl", "cluster", labels, "-d", tasks, "--data", data, *features)
     call("s3prl_mtl", "make-corpus", folder / "dev", "--size", "tiny", "--seed", "2")
@@ -55,7 +60,6 @@ def masked_prediction(data: Path, tasks: str, folder: Path) -> Path:
     settings = {"path": str(labels), "num_workers": 0, "train_batch_seconds": 20}
     # Its convolutional features are large: fairseq's weight of 10 would dominate the loss.
     expert = {"datarc": settings, "lossrc": {"loss_weights": [0.001]}}
-    path = folder / "ssl.yaml"
     path.write_text(yaml.safe_dump({"ssl": {"test_splits": ["dev"], "downstream_expert": expert}}))
     return path
 
@@ -85,8 +89,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = machine(torch.device(arguments.device))
     show_machine(found)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with folder_of_runs(arguments.folder) as folder:
         arguments.data = corpora(arguments.data, folder)
         initial = initial_weights(folder)
         variants: dict[str, Sequence[str | Path]] = {

@@ -38,8 +38,14 @@ def test_the_benchmark_of_transfer_trains_every_variant(
 ) -> None:
     log = tmp_path / "log.jsonl"
     words = ["--tasks", "ks,ic", "--steps", "1", "--seeds", "0", "--jobs", "1"]
-    run("transfer.py", what, *words, "--data", str(tiny_corpus), "--log", str(log))
-    values = json.loads(log.read_text())["values"]
+    words += ["--folder", str(tmp_path / "runs"), "--data", str(tiny_corpus), "--log", str(log)]
+    run("transfer.py", what, *words)
+    finished = sorted((tmp_path / "runs").glob("*/finished.json"))
+    assert len(finished) == variants
+    finished[-1].unlink()  # as after an interruption
+    run("transfer.py", what, *words)
+    values, again = (json.loads(line)["values"] for line in log.read_text().splitlines())
+    assert values == again
     assert len(values) == variants
     assert all({"ks dev acc", "ic dev acc"} <= one.keys() for (one,) in values.values())
 
