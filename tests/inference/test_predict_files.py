@@ -115,6 +115,7 @@ def test_a_stream_has_a_line_for_each_chunk_and_one_for_all(
     assert len(rttm.read_text().splitlines()) == len(whole["sd"]["segments"])
 
 
+@pytest.mark.slow
 def test_several_devices_give_the_same_lines_in_the_same_order(
     run: Path, audio: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +185,7 @@ def saved_settings(run: Path, audio: Path, folder: Path) -> str:
     return json.dumps(fingerprint(settings, LoadedTasks(("ks", "sd"), "sd", None, None, 1)))
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_continued_without_a_line_twice(
     run: Path, audio: Path, tmp_path: Path, tiny_corpus: Path, manifest_cache: Path
 ) -> None:

@@ -94,6 +94,7 @@ def test_the_run_and_the_interface_are_described(server: Server, run: Path) -> N
         assert status == 200 and not re.search(r"""(src|href)=["']?(https?:)?//""", text)
 
 
+@pytest.mark.slow
 def test_limits(run: Path, tmp_path: Path) -> None:
     limits = ["--max_megabytes", "1", "--max_seconds", "5", "--max_waiting", "1", "--timeout", "4"]
     with Server(run, tmp_path / "log", *limits) as server:

@@ -15,7 +15,7 @@ from s3prl_mtl.tracking.results_table import results_table
 
 SLOT_TITLES = {"slot type F1", "slot value CER", "slot value WER", "WER", "CER"}
 TITLES = {
-    "asr": {"WER", "UER"},
+    "asr": {"WER", "UER", "WER with LM"},
     "pr": {"PER"},
     "sf": SLOT_TITLES | {"slot edit F1, full", "slot edit F1, part"},
     "ks": {"accuracy"},

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from s3prl_mtl.tracking import console as terminal
 from s3prl_mtl.tracking import progress
 from s3prl_mtl.training.runner import MultiTaskRunner
 from tests.distributed.test_updates import make_config
@@ -19,6 +20,7 @@ def test_an_evaluation_shows_task_split_and_batches(
 ):
     console = Console(width=60, file=io.StringIO(), force_terminal=True)
     monkeypatch.setattr(progress, "MESSAGES", console)
+    monkeypatch.setattr(terminal, "MESSAGES", console)
     runner = MultiTaskRunner(make_config(tiny_corpus, manifest_cache, "er"), tmp_path)
     runner.evaluator.evaluate([("er", "dev")])
     shown = console.file.getvalue()  # type: ignore[attr-defined]
