@@ -72,7 +72,7 @@ CODES = {
     "unknown-key": "A setting, option or flag that does not exist.",
     "unknown-name": "A name of a task, split, upstream, head or format that does not exist.",
     "upstream-failed": "An upstream that cannot be loaded or cannot encode a waveform.",
-    "worker-died": "Loader workers that die repeatedly.",
+    "worker-died": "Loader workers that die repeatedly, or a process of `predict` that died.",
     "wrong-type": "A value of the wrong type.",
 }
 """Every code of a `UserError` of this package, with its meaning."""

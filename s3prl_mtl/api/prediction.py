@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -127,9 +128,11 @@ def predict(
             code="launch-invalid",
         )
     seconds = BATCH_SECONDS if batch_seconds is None else batch_seconds
-    if not seconds > 0 or rate < 1:
+    if not 0 < seconds < math.inf or rate < 1:
         raise UserError(
-            "The value must be positive.", where="--batch_seconds, --rate", code="invalid-value"
+            "The value must be positive and finite.",
+            where="--batch_seconds, --rate",
+            code="invalid-value",
         )
     if isinstance(decoder, str):
         decoder = parse_decoder(decoder, "--decoder")
@@ -146,6 +149,7 @@ def predict(
     if out is not None and not stdin:
         files = [Path(os.path.abspath(file)) for file in files]
     names = recording_names(files) if rttm or ctm else {}
+    written: set[str] = set()
     lines: dict[int, dict[str, Any]] = {}
     failed: dict[int, str] = {}
     with ExitStack() as stack:
@@ -184,20 +188,31 @@ def predict(
                 lines[number] = line
             # A file given twice is written once, and a stream as a whole.
             recording = names.get(line["file"])
-            if recording is None or "error" in line or "start" in line:
+            if recording is None or recording in written or "error" in line or "start" in line:
                 continue
+            written.add(recording)
             diarization, timed = predictor.tasks.diarization, predictor.tasks.timed
             if segments is not None and diarization in line:
                 write_rttm(segments, recording, line[diarization], diarization)
             if times is not None and timed in line:
                 write_ctm(times, recording, line[timed])
-            names = {path: name for path, name in names.items() if name != recording}
     return Predictions([*lines.values()], [*failed.values()], len(files))
 
 
 def json_line(line: dict[str, Any]) -> str:
-    """The line of a file, as text."""
-    return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+    """The line of a file, as text; escaped if the name of the file is not valid UTF-8."""
+    text = json.dumps(line, ensure_ascii=False, allow_nan=False)
+    if not _is_encodable(text):
+        text = json.dumps(line, allow_nan=False)
+    return text + "\n"
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _audio(
@@ -322,5 +337,6 @@ def fingerprint(settings: PredictSettings, tasks: LoadedTasks) -> dict[str, Any]
         "against": None if settings.against is None else os.path.abspath(settings.against),
         "chunk_seconds": settings.chunking.seconds,
         "overlap_seconds": settings.chunking.overlap,
-        "transcribing": asdict(settings.transcribing),
+        # As it is read again: lists in place of tuples.
+        "transcribing": json.loads(json.dumps(asdict(settings.transcribing))),
     }

@@ -120,7 +120,7 @@ def file_size(path: str | os.PathLike[str]) -> int | None:
     return os.path.getsize(path) if os.path.isfile(path) else None
 
 
-def open_file(path: str | os.PathLike[str]) -> str | BinaryIO:
+def open_file(path: str | os.PathLike[str]) -> bytes | BinaryIO:
     """What soundfile opens for a file: its path, or its content if it is in an archive.
 
     Raises:
@@ -128,7 +128,8 @@ def open_file(path: str | os.PathLike[str]) -> str | BinaryIO:
     """
     found = _find(path)
     if found is None:
-        return os.fspath(path)
+        # soundfile encodes text strictly, but names may be of any bytes.
+        return os.fsencode(path)
     archive, offset, size = found
     system, address = fsspec.core.url_to_fs(archive)
     return io.BytesIO(system.cat_file(address, start=offset, end=offset + size))

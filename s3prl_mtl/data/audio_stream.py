@@ -73,13 +73,21 @@ def pcm_blocks(stream: BinaryIO, sample_rate: int) -> Iterator[Tensor]:
     """
 
     def blocks() -> Iterator[Tensor]:
-        while data := stream.read(2 * sample_rate):
+        while data := _read_full(stream, 2 * sample_rate):
             samples = np.frombuffer(data[: len(data) // 2 * 2], dtype="<i2")
             if len(samples):
                 yield torch.from_numpy(samples.astype(np.float32) / 32768)
 
     for block in _resampled(sample_rate, blocks()):
         yield block.clamp_(-1.0, 1.0)
+
+
+def _read_full(stream: BinaryIO, size: int) -> bytes:
+    """As many bytes, fewer only at the end: an unbuffered stream returns what has arrived."""
+    data = stream.read(size)
+    while data and len(data) < size and (more := stream.read(size - len(data))):
+        data += more
+    return data
 
 
 def _open(path: str | os.PathLike[str]) -> tuple[int, Iterator[Tensor]]:

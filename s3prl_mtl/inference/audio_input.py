@@ -54,7 +54,7 @@ def as_waveform(audio: Audio, sample_rate: int) -> Tensor:
         )
     if not audio.isfinite().all():
         raise ValueError("a waveform must be finite")
-    return _check_length(resample(audio.detach().float().cpu(), int(sample_rate)), audio)
+    return check_length(resample(audio.detach().float().cpu(), int(sample_rate)), audio)
 
 
 def read_utterance(path: str | os.PathLike[str]) -> Tensor:
@@ -70,7 +70,7 @@ def read_utterance(path: str | os.PathLike[str]) -> Tensor:
             fix="Give the files in it.",
             code="audio-unreadable",
         )
-    return _check_length(read_audio(path), path)
+    return check_length(read_audio(path), path)
 
 
 def audio_name(audio: Audio) -> str:
@@ -78,7 +78,12 @@ def audio_name(audio: Audio) -> str:
     return "a waveform" if isinstance(audio, Tensor) else str(audio)
 
 
-def _check_length(waveform: Tensor, audio: Audio) -> Tensor:
+def check_length(waveform: Tensor, audio: Audio) -> Tensor:
+    """The waveform (samples,) at 16 kHz, if the encoder has a frame for it.
+
+    Raises:
+        UserError: it is too short.
+    """
     if len(waveform) < MINIMUM_SAMPLES:
         raise UserError(
             f"The audio has {len(waveform)} samples at 16 kHz, fewer than a frame of the encoder.",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from s3prl_mtl.data import SAMPLE_RATE
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.inference.audio_input import check_length
 from s3prl_mtl.tasks.chunks import Chunk
 
 CHUNK_SECONDS = 40
@@ -63,6 +64,9 @@ def cut(blocks: Iterable[Tensor], chunking: Chunking) -> Iterator[tuple[Chunk, T
     Args:
         blocks: the waveform, float32 at 16 kHz, in parts of any length.
         chunking: lengths of the chunks.
+
+    Raises:
+        UserError: the recording is shorter than a frame.
     """
     length = chunking.seconds * SAMPLE_RATE
     step = (chunking.seconds - chunking.overlap) * SAMPLE_RATE
@@ -76,6 +80,8 @@ def cut(blocks: Iterable[Tensor], chunking: Chunking) -> Iterator[tuple[Chunk, T
             wave = waiting[:length].clone()
             yield Chunk(start, end, own_start, end - half, is_silent=not wave.any()), wave
             waiting, start = waiting[step:], start + step / SAMPLE_RATE
+    if not start:
+        check_length(waiting, "the recording")
     if len(waiting):
         end = start + len(waiting) / SAMPLE_RATE
         own_start = start + half if start else 0.0

@@ -147,7 +147,7 @@ class FilePredictor:
             name: of the recording in the lines.
 
         Raises:
-            UserError: the encoder or a head fails.
+            UserError: the encoder or a head fails, or the recording is shorter than a frame.
         """
         recording = LongRecording(self.run, self.tasks.names)
         for number in recording.add_all(blocks, self._settings.chunking):
@@ -155,10 +155,9 @@ class FilePredictor:
             line = {"file": name, "start": part.start, "end": part.end, **part.answers}
             self._score(line, part.is_silent)
             yield line
-        if recording.seconds:
-            whole = {"file": name, **recording.answers()}
-            self._score(whole, recording.is_silent)
-            yield whole
+        whole = {"file": name, **recording.answers()}
+        self._score(whole, recording.is_silent)
+        yield whole
 
     def _long_line(self, file: Path, progress: Callable[[float], None] | None) -> Line:
         line: Line = {"file": str(file)}

@@ -62,7 +62,8 @@ class DevicePool:
         """The lines of each batch, in the order of the batches.
 
         Raises:
-            RuntimeError: a process has failed or ended.
+            UserError: a process has ended.
+            RuntimeError: a process has failed.
         """
         numbered = enumerate(batches)
         idle = list(self._connections)
@@ -110,13 +111,19 @@ def _receive(connection: Connection) -> Any:
     """The next message of a process.
 
     Raises:
-        UserError: which the process sent.
-        RuntimeError: it failed otherwise, or is gone.
+        UserError: which the process sent, or the process is gone.
+        RuntimeError: it failed otherwise.
     """
     try:
         message = connection.recv()
     except (EOFError, ConnectionError) as cause:
-        raise RuntimeError("A process of `predict` has ended (out of memory?).") from cause
+        raise UserError(
+            "A process of `predict` has ended, by a signal or before it began.",
+            where="--device",
+            fix="If memory was short, lower --batch_seconds or name fewer devices. In Python, call "
+            '`predict` below `if __name__ == "__main__":`. The same command continues `--out`.',
+            code="worker-died",
+        ) from cause
     if isinstance(message, UserError):
         raise message
     if isinstance(message, str):

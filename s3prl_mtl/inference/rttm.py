@@ -39,7 +39,8 @@ def marks_file(path: Path, suffix: str = SUFFIX) -> Iterator[TextIO]:
     target = path.resolve()
     with atomic_path(target) as partial:
         try:
-            file = partial.open("w", encoding="utf-8")
+            # Names of files may be of any bytes.
+            file = partial.open("w", encoding="utf-8", errors="surrogateescape")
         except OSError as cause:
             raise UserError(
                 f"The file cannot be written: {cause.strerror}.",

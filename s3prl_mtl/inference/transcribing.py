@@ -22,7 +22,7 @@ class Transcribing:
 
     Args:
         decoder: settings that replace those of the run, for tasks that have a decoder; None leaves
-            them unchanged.
+            them unchanged. Paths of files become absolute.
         nbest: transcripts of a prediction; more than one need a language model.
         timestamps: whether predictions have `times`.
 
@@ -42,6 +42,15 @@ class Transcribing:
                 code="invalid-value",
             )
 
+        if self.decoder is not None:
+            given = {
+                key: os.path.abspath(os.path.expanduser(value))
+                if key in DECODER_FILES and isinstance(value, str | os.PathLike)
+                else value
+                for key, value in self.decoder.items()
+            }
+            object.__setattr__(self, "decoder", given)
+
     def decode_in(self, config: RunConfig) -> RunConfig:
         """The config with the decoder in the blocks of the tasks that take one.
 
@@ -50,12 +59,7 @@ class Transcribing:
         """
         if self.decoder is None:
             return config
-        given = {
-            key: os.path.abspath(os.path.expanduser(value))
-            if key in DECODER_FILES and isinstance(value, str | os.PathLike)
-            else value
-            for key, value in self.decoder.items()
-        }
+        given = self.decoder
         tasks, is_taken = dict(config.tasks), False
         for name, block in config.tasks.items():
             expert = load_task(name, block.package, folder=block.folder)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, File, Form, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -32,6 +33,11 @@ ERROR = {
         }
     }
 }
+FIELDS = {
+    "file": "`file` must be an audio file with a name: curl -F file=@speech.wav.",
+    "tasks": "`tasks` must be names separated by commas.",
+}
+"""The fields of the form, and what is wrong with those that are not valid."""
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"description": "Audio that cannot be used, or an unknown task.", "content": ERROR},
     413: {"description": "A request or audio above the limits.", "content": ERROR},
@@ -60,12 +66,14 @@ def make_app(model: ServedModel, name: str, limits: Limits) -> LimitedPost:
 
     @app.post("/predict", responses=REFUSALS)
     async def predict(
+        request: Request,
         file: Annotated[UploadFile, File(description="wav, flac, ogg, opus, mp3, ...")],
         tasks: Annotated[
             str, Form(description="Names separated by commas; empty for all.", examples=["asr,er"])
         ] = "",
     ) -> dict[str, Any]:
         """Predict for an audio file: its name, and the answer of each task."""
+        _require_known_fields(request, await request.form())
         wanted = [task.strip() for task in tasks.split(",") if task.strip()]
         answers = await model.predict(file.file, file.filename or "the file", wanted)
         return {"file": file.filename, **answers}
@@ -100,10 +108,26 @@ def make_app(model: ServedModel, name: str, limits: Limits) -> LimitedPost:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
-        faults = [f"{fault['loc'][-1]}: {fault['msg']}" for fault in error.errors()]
-        return refusal(422, "; ".join(faults), "invalid-request")
+        fields = dict.fromkeys(str(fault["loc"][-1]) for fault in error.errors())
+        faults = [FIELDS.get(field, f"{field} is not valid.") for field in fields]
+        return refusal(422, " ".join(faults), "invalid-request")
 
     return limited
+
+
+def _require_known_fields(request: Request, form: FormData) -> None:
+    """Refuse a request of which a part would be ignored.
+
+    Raises:
+        HTTPException: a field is unknown or repeated, or there are parameters in the address.
+    """
+    names = [name for name, _ in form.multi_items()]
+    ignored = [name for name in dict.fromkeys(names) if name not in FIELDS or names.count(name) > 1]
+    if ignored or request.query_params:
+        found = ", ".join([*ignored, *(f"?{name}" for name in request.query_params)])
+        raise HTTPException(
+            422, f"The form has one `file` and at most one `tasks`, and nothing else: {found}."
+        )
 
 
 def _page(name: str) -> HTMLResponse:

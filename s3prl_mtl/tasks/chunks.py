@@ -38,9 +38,13 @@ class Chunk:
             frames: (T, ...) of the whole chunk.
             frames_per_second: their rate.
         """
-        first = round((self.own_start - self.start) * frames_per_second)
+        # Positions in the recording: rounded within each chunk, errors would add up.
+        own_start, own_end, start = (
+            round(seconds * frames_per_second)
+            for seconds in (self.own_start, self.own_end, self.start)
+        )
         # A chunk has a frame less than its length: the end of the last one is not computed.
-        last = round((self.own_end - self.start) * frames_per_second)
+        first, last = own_start - start, own_end - start
         return frames[first:] if self.own_end == self.end else frames[first:last]
 
     @property

@@ -62,3 +62,15 @@ def test_damage_is_found_where_the_file_is_read(tmp_path: Path) -> None:
     soundfile.write(path, noise(0, 16_000), 16_000)
     with user_error("audio-unreadable", where="a.wav"):
         list(audio_blocks(path))
+
+
+def test_an_unbuffered_stream_of_odd_reads_loses_no_sample() -> None:
+    samples = np.random.default_rng(0).integers(-9000, 9000, 40_001).astype("<i2")
+
+    class Pipe(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(min(size or 0, 4095))
+
+    blocks = list(pcm_blocks(Pipe(samples.tobytes()), 16_000))
+    assert [len(block) for block in blocks] == [16_000, 16_000, 8001]
+    assert np.array_equal(torch.cat(blocks).numpy() * 32768, samples)

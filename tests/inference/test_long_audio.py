@@ -224,3 +224,20 @@ def test_embeddings_are_averaged_without_silent_chunks(tmp_path: Path) -> None:
 def test_impossible_chunks_are_refused(seconds: int, overlap: int) -> None:
     with user_error("invalid-value", where="--chunk_seconds"):
         Chunking(seconds, overlap)
+
+
+@pytest.mark.parametrize("rate", [50, 12.5, 100 / 3])
+def test_own_frames_of_many_chunks_are_as_many_as_those_of_the_recording(rate: float) -> None:
+    """At 12.5 frames a second, half a frame too many in each chunk would be seconds in an hour."""
+    frames = 0
+    for number in range(200):
+        start, end = 39.0 * number, 39.0 * number + 40
+        chunk = Chunk(start, end, start + 0.5 if number else 0.0, end - 0.5)
+        frames += len(chunk.own(torch.zeros(int(40 * rate)), rate))
+    assert frames == pytest.approx((39.0 * 199 + 39.5) * rate, abs=1)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 399])
+def test_a_recording_shorter_than_a_frame_is_refused(run: TrainedRun, samples: int) -> None:
+    with user_error("audio-too-short"):
+        run.predict_long([torch.zeros(samples)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -16,6 +18,8 @@ import soundfile
 
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.config import build_config
+from s3prl_mtl.inference.files import LoadedTasks, PredictSettings
+from s3prl_mtl.inference.transcribing import Transcribing
 from s3prl_mtl.training.runner import MultiTaskRunner
 from tests.launcher import Started, environment, send, until
 
@@ -175,11 +179,47 @@ def test_an_interrupted_file_is_continued(
     assert part.exists()
 
 
+def test_names_that_are_not_text_are_kept(run: Path, audio: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "names"
+    folder.mkdir()
+    name = os.path.join(os.fsencode(folder), b"\xff.wav")
+    shutil.copy(audio / "c.wav", name)
+    out, ctm = tmp_path / "out.jsonl", tmp_path / "out.ctm"
+    predict(run, "--task", "asr", folder, audio / "d.wav", "-o", out, "--ctm", ctm)
+    first, _ = lines_of(out.read_text())
+    assert os.fsencode(first["file"]) == name
+    assert {line.split()[0] for line in ctm.read_bytes().splitlines()} <= {b"\xff", b"d"}
+
+
+def test_a_stream_without_a_frame_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    out = tmp_path / "out.jsonl"
+    for content in (b"", b"x", bytes(700)):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+        predict(run, "--task", "ks", "--stdin", "-o", out, "--verbose", code=2)
+        assert "[audio-too-short]" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_of_a_decoder_are_saved_as_they_are_read(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from s3prl_mtl.api.prediction import fingerprint
+
+    monkeypatch.chdir(tmp_path)
+    decoder = {"lm": Path("a.arpa"), "lexicon": "b.txt", "splits": ("dev",), "beam": 5}
+    settings = PredictSettings(run, transcribing=Transcribing(decoder))
+    saved = fingerprint(settings, LoadedTasks(("asr",), None, None, "asr", 1))
+    assert json.loads(json.dumps(saved)) == saved
+    files = {"lm": str(tmp_path / "a.arpa"), "lexicon": str(tmp_path / "b.txt")}
+    assert saved["transcribing"]["decoder"] == {**decoder, **files, "splits": ["dev"]}
+
+
 def saved_settings(run: Path, audio: Path, folder: Path) -> str:
     """The settings that a work saves which is killed at once."""
     from s3prl_mtl.api.prediction import fingerprint
     from s3prl_mtl.inference.chunking import Chunking
-    from s3prl_mtl.inference.files import LoadedTasks, PredictSettings
 
     settings = PredictSettings(run, chunking=Chunking(4, 2))
     return json.dumps(fingerprint(settings, LoadedTasks(("ks", "sd"), "sd", None, None, 1)))
@@ -213,6 +253,7 @@ def test_a_killed_process_is_continued_without_a_line_twice(
         (["--stdin", "--device", "cpu,cpu"], "conflicting-options"),
         (["a.wav", "--chunk_seconds", "1"], "invalid-value"),
         (["a.wav", "--batch_seconds", "0"], "invalid-value"),
+        (["a.wav", "--batch_seconds", "inf"], "invalid-value"),
     ],
 )
 def test_mistakes_are_found_before_the_run_is_loaded(

@@ -8,6 +8,7 @@ import socket
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -50,10 +51,17 @@ class Server(Started):
     def get(self, path: str) -> tuple[int, str]:
         return answer(urllib.request.Request(self.address + path))
 
-    def predict(self, name: str, content: bytes, tasks: str | None = None) -> tuple[int, Any]:
+    def predict(
+        self,
+        name: str,
+        content: bytes,
+        tasks: str | None = None,
+        fields: Sequence[tuple[str, str]] = (),
+        path: str = "/predict",
+    ) -> tuple[int, Any]:
         request = urllib.request.Request(
-            self.address + "/predict",
-            form(name, content, tasks),
+            self.address + path,
+            form(name, content, tasks, fields),
             {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"},
         )
         status, text = answer(request)
@@ -88,12 +96,14 @@ def answer(request: urllib.request.Request) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def form(name: str, content: bytes, tasks: str | None = None) -> bytes:
+def form(
+    name: str, content: bytes, tasks: str | None = None, fields: Sequence[tuple[str, str]] = ()
+) -> bytes:
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
     body = head.encode() + content + b"\r\n"
-    if tasks is not None:
+    for key, value in [*fields, *([] if tasks is None else [("tasks", tasks)])]:
         body += (
-            f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="tasks"\r\n\r\n{tasks}\r\n'
+            f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'
         ).encode()
     return body + f"--{BOUNDARY}--\r\n".encode()
 

@@ -82,6 +82,19 @@ def test_mistakes_are_explained(server: Server, tmp_path: Path) -> None:
     assert server.predict("a.wav", good)[0] == 200
 
 
+@pytest.mark.parametrize(
+    "fields", [[("tasks", "ks"), ("tasks", "er")], [("task", "er")], [("file", "x")]]
+)
+def test_what_would_be_ignored_is_refused(
+    server: Server, tmp_path: Path, fields: list[tuple[str, str]]
+) -> None:
+    content = sound(tmp_path / "a.wav", 1).read_bytes()
+    status, error = server.predict("a.wav", content, fields=fields)
+    assert (status, error["code"]) == (422, "invalid-request") and fields[0][0] in error["error"]
+    status, error = server.predict("a.wav", content, "ks", path="/predict?tasks=er")
+    assert (status, error["code"]) == (422, "invalid-request") and "?tasks" in error["error"]
+
+
 def test_the_run_and_the_interface_are_described(server: Server, run: Path) -> None:
     health = json.loads(server.get("/health")[1])
     assert health["status"] == "ok" and health["run"] == run.name and health["step"] == 1
