@@ -40,11 +40,13 @@ class RunResults:
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(os.path.abspath(self.folder)))
 
-    def load(self, tasks: Sequence[str] | None = None, device: str = "auto") -> TrainedRun:
-        """The encoder and the heads, for predictions (`s3prl_mtl.load`)."""
+    def load(
+        self, tasks: Sequence[str] | None = None, device: str = "auto", **options: Any
+    ) -> TrainedRun:
+        """The encoder and the heads, for predictions; `options` are those of `s3prl_mtl.load`."""
         from s3prl_mtl.inference.loading import load
 
-        return load(self.folder, tasks, device)
+        return load(self.folder, tasks, device, **options)
 
     def records(self, all: bool = False) -> list[dict[str, Any]]:
         """The last value of every metric of the run, with step and checkpoint (`results`)."""
