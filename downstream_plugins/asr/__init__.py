@@ -54,7 +54,8 @@ class SpeechRecognition(TranscriptionExpert):
         rates = ", rates over the length of the hypothesis" if scoring == "branch" else ""
         decoder = settings.get("decoder") or {}
         if not decoder.get("lm"):
-            return f"greedy decoding without a language model{rates}"
+            # An evaluation with a decoder may have added WER with LM.
+            return f"WER and UER of greedy decoding without a language model{rates}"
         return (
             f"WER and UER of greedy decoding without a language model, WER with LM of "
             f"{DecoderSettings.from_settings(decoder, cls.name)}{rates}"

@@ -7,10 +7,14 @@ import inspect
 import os
 import signal
 import threading
+import types
+import typing
+from collections import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, BinaryIO, Literal, ParamSpec, TypeVar
 
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.registry.task_names import split_specs
@@ -29,11 +33,13 @@ Override = str | Mapping[str, Any]
 def callable_from_python(function: Callable[P, R]) -> Callable[P, R]:
     """Make the function of a command fit for a program that goes on after it.
 
-    An unknown argument is a `UserError` with the nearest name, `~` is expanded in paths, and the
-    process has the signal handlers of before at the end. The command line calls the function
-    itself (`__wrapped__`): its process ends, and keeps ignoring further signals of a scheduler.
+    An unknown argument is a `UserError` with the nearest name, and so is a value of another type
+    than the annotation has; `~` is expanded in paths, and the process has the signal handlers of
+    before at the end. The command line calls the function itself (`__wrapped__`): its process ends,
+    and keeps ignoring further signals of a scheduler.
     """
-    names = list(inspect.signature(function).parameters)
+    signature = inspect.signature(function)
+    names = list(signature.parameters)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -45,11 +51,59 @@ def callable_from_python(function: Callable[P, R]) -> Callable[P, R]:
                     fix=nearest(name, names),
                     code="unknown-key",
                 )
+        _check_types(function, signature.bind_partial(*args, **kwargs).arguments)
         home = {name: expanded(value) for name, value in kwargs.items()}
         with _handlers_put_back():
             return function(*map(expanded, args), **home)
 
     return call
+
+
+ACCEPTED: dict[Any, Any] = {int: Integral, float: Real, abc.Sequence: abc.Iterable}
+"""More than an annotation says: numbers of numpy, any iterable in place of a sequence."""
+
+
+def _check_types(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Check the outer type of each argument, such as a list but not its entries.
+
+    Raises:
+        UserError: a value is not of a type that the annotation names.
+    """
+    # Not those of the result: its class may not be imported yet.
+    written = {name: function.__annotations__[name] for name in arguments}
+    hints = typing.get_type_hints(
+        types.SimpleNamespace(__annotations__=written), function.__globals__
+    )
+    for name, value in arguments.items():
+        if not any(_is_of(value, kind) for kind in _alternatives(hints[name])):
+            raise UserError(
+                f"{name}={value!r} is of the type {type(value).__name__}.",
+                where=f"{function.__name__}()",
+                fix=f"Its type is {written[name]}.",
+                code="wrong-type",
+            )
+
+
+def _alternatives(hint: Any) -> Iterator[Any]:
+    """The types of a union."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        for entry in typing.get_args(hint):
+            yield from _alternatives(entry)
+    else:
+        yield hint
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    kind = typing.get_origin(hint) or hint
+    if kind is Any:
+        return True
+    if kind is Literal:  # the function names the choices
+        return isinstance(value, str)
+    if kind is BinaryIO:
+        return hasattr(value, "read")
+    if isinstance(value, str | Mapping) and kind is abc.Sequence:
+        return False
+    return isinstance(value, ACCEPTED.get(kind, kind))
 
 
 @contextmanager

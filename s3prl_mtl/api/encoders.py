@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3prl_mtl.api.calls import PathLike, callable_from_python, comma_separated, listed
+from s3prl_mtl.errors import UserError
 
 
 @callable_from_python
@@ -87,4 +88,6 @@ def merge(
     from s3prl_mtl.export import merge as merging
 
     names = [str(name) for name in listed(tuned)]
+    if not names:
+        raise UserError("No tuned encoder is named.", where="--tuned", code="missing-option")
     return merging.merge(str(base), names, comma_separated(alpha) or "", out, by_layer)

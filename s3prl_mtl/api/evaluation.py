@@ -58,7 +58,7 @@ TRAINING_ONLY = {*ARGUMENT_KEYS, "fraction"}
 def evaluate(
     past_exp: PathLike | None = None,
     *,
-    evaluate_split: str | Sequence[tuple[str, str]] | None = None,
+    evaluate_split: str | Sequence[str | tuple[str, str]] | None = None,
     best: bool = False,
     upstream: str | None = None,
     upstream_ckpt: PathLike | None = None,
@@ -89,8 +89,8 @@ def evaluate(
 
     Args:
         past_exp: the folder of the run, or a `.ckpt` file.
-        evaluate_split: pairs of task and split, or `"asr:test-clean,ks:test"`; by default the test
-            splits.
+        evaluate_split: pairs of task and split, or `"asr:test-clean,ks:test"` as a text or a list;
+            by default the test splits.
         best: evaluate each task with its own best checkpoint.
         downstream: the tasks; by default those of the run.
         noise: add noise; as `reverb` and `speed`, with an `expdir`.
@@ -242,8 +242,18 @@ def _best_checkpoints(
     specs = split_tasks(arguments.downstream) if arguments.downstream else []
     wanted = specs or list(dict.fromkeys(task for task, _ in targets))
     config = read_yaml(run / "config.yaml", "-e") if (run / "config.yaml").is_file() else {}
-    packages = task_packages(config, found)
-    tasks = [require_in_run(spec, packages, "-d" if specs else "-t") for spec in wanted] or [
+    packages = task_packages(config, [*dict.fromkeys([*config.get("downstream", ()), *found])])
+    flag = "-d" if specs else "-t"
+    named = [require_in_run(spec, packages, flag) for spec in wanted]
+    for task in named:
+        if task not in found:
+            raise UserError(
+                f"The task {task} has no best checkpoint.",
+                where=f"{flag} {task}, --best",
+                fix="Leave out --best to evaluate the last weights.",
+                code="checkpoint-missing",
+            )
+    tasks = named or [
         *(task for task in config.get("downstream", ()) if task in found),
         *(task for task in found if task not in config.get("downstream", ())),
     ]

@@ -111,6 +111,14 @@ def manifest_settings(manifest: Manifest | None) -> dict[str, dict[str, str]]:
         UserError: an entry is not of this form.
     """
     if isinstance(manifest, Mapping):
+        for task, tables in manifest.items():
+            if not isinstance(tables, Mapping):
+                raise UserError(
+                    f"{tables!r} is not a mapping of splits to tables.",
+                    where=f"manifest, {task}",
+                    fix='For example: {"er": {"train": "a.csv", "dev": "b.csv", "test": "c.csv"}}.',
+                    code="wrong-type",
+                )
         return {
             f"{task}.downstream_expert.datarc.manifests": {
                 split: os.fspath(table) for split, table in tables.items()
@@ -247,14 +255,14 @@ def load_checkpoint(run: Path, world: World, set_aside: bool) -> tuple[RunCheckp
     return saved, path
 
 
-def parse_splits(text: str | Iterable[tuple[str, str]] | None) -> list[tuple[str, str]]:
+def parse_splits(text: str | Iterable[str | tuple[str, str]] | None) -> list[tuple[str, str]]:
     """The pairs of task and split of `-t`.
 
     Raises:
         UserError: an entry without a task or a split.
     """
     if text is not None and not isinstance(text, str):
-        return [(task, split) for task, split in text]
+        text = ",".join(pair if isinstance(pair, str) else ":".join(pair) for pair in text)
     targets = []
     for entry in filter(None, map(str.strip, (text or "").split(","))):
         task, _, split = entry.rpartition(":")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ class RunResults:
     """A run in its folder.
 
     Attributes:
-        folder: of the run.
+        folder: of the run, an absolute path: the program may change its working directory.
         step: the last step of the training; of an evaluation the step of the weights, None if the
             tasks were evaluated with checkpoints of several steps.
         results: `{task: {split: {metric: value}}}`, fractions: of `train` the last evaluation of
@@ -36,11 +37,16 @@ class RunResults:
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     is_lead: bool = field(default=True, repr=False)
 
-    def load(self, tasks: Sequence[str] | None = None, device: str = "auto") -> TrainedRun:
-        """The encoder and the heads, for predictions (`s3prl_mtl.load`)."""
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(os.path.abspath(self.folder)))
+
+    def load(
+        self, tasks: Sequence[str] | None = None, device: str = "auto", **options: Any
+    ) -> TrainedRun:
+        """The encoder and the heads, for predictions; `options` are those of `s3prl_mtl.load`."""
         from s3prl_mtl.inference.loading import load
 
-        return load(self.folder, tasks, device)
+        return load(self.folder, tasks, device, **options)
 
     def records(self, all: bool = False) -> list[dict[str, Any]]:
         """The last value of every metric of the run, with step and checkpoint (`results`)."""

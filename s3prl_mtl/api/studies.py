@@ -372,7 +372,7 @@ def _settings(arguments: Namespace, saved: StudySettings | None) -> StudySetting
     if arguments.scenario:
         added = saved.plan.scenarios if saved is not None else ()
         plan["scenarios"] = tuple(dict.fromkeys([*added, *_words(arguments.scenario)]))
-    if arguments.seeds:
+    if arguments.seeds is not None:
         plan["seeds"] = _seeds(arguments.seeds)
     if arguments.alphas:
         plan["alphas"] = tuple(_numbers("--alphas", arguments.alphas))
@@ -455,28 +455,25 @@ def _words(text: Words) -> list[str]:
 
 def _seeds(given: int | str | Sequence[int]) -> tuple[int, ...]:
     """The seeds of `--seeds 3`, or of `--seeds 3,5`."""
-    if not isinstance(given, int | str):
-        return tuple(given)
-    text = str(given)
+    text = str(given) if isinstance(given, int | str) else ",".join(map(str, given))
     try:
         numbers = [int(word) for word in _words(text)]
     except ValueError:
         numbers = []
-    if not numbers or any(number < 0 for number in numbers) or numbers == [0]:
+    many = "," in text or not isinstance(given, int | str)
+    if not numbers or any(number < 0 for number in numbers) or (numbers == [0] and not many):
         raise UserError(
             f"{text!r} is neither a number of seeds nor a list.",
             where="--seeds",
             fix="For example 3 for the seeds 0, 1 and 2; or 7,11.",
             code="invalid-value",
         )
-    return tuple(range(numbers[0])) if "," not in text else tuple(numbers)
+    return tuple(numbers) if many else tuple(range(numbers[0]))
 
 
 def _numbers(flag: str, text: str | Sequence[float]) -> list[float]:
-    if not isinstance(text, str):
-        return [float(number) for number in text]
     try:
-        return [float(word) for word in _words(text)]
+        return [float(word) for word in (_words(text) if isinstance(text, str) else text)]
     except ValueError:
         raise UserError(
             f"{text!r} is not a list of numbers.",

@@ -107,6 +107,11 @@ class _Card:
     @property
     def base_model(self) -> str | None:
         settings = self.run.checkpoint.upstream_config
+        config = self.run.checkpoint.config
+        if config.get("init_upstream_ckpt") or (
+            config.get("init_ckpt") and not config.get("init_heads_only")
+        ):
+            return None  # the weights began as those of another file
         if settings.name.startswith(HUGGING_FACE):
             name = settings.name.removeprefix(HUGGING_FACE)
             known = not name.startswith(("~", ".")) and not Path(name).exists()
@@ -149,7 +154,7 @@ class _Card:
         return {
             "task": {"type": TASK_TYPES.get(result.task, _tag(result.task)), "name": result.task},
             "dataset": {
-                "name": title,
+                "name": title + _incomplete(sizes, result.split),
                 "type": (sizes and _hub_dataset(sizes)) or _tag(title),
                 "split": result.split,
             },
@@ -181,11 +186,15 @@ class _Card:
 
     def _introduction(self) -> str:
         config = self.run.checkpoint.config
-        total = (config.get("runner") or {}).get("total_steps")
+        runner = config.get("runner") or {}
+        total = runner.get("total_steps")
         frozen = self.run.checkpoint.upstream_config.freeze
-        what = (
-            "which stayed as it was before (frozen)" if frozen else "tuned on all of them at once"
-        )
+        if self.record is None:
+            what = "which may have been changed after the run, as by merging"
+        elif frozen or self.run.step <= (runner.get("unfreeze_after") or 0):
+            what = "which stayed as it was before (frozen)"
+        else:
+            what = "tuned on all tasks at once" if len(self.tasks) > 1 else "tuned"
         steps = f"step {self.run.step}" + (f" of {total}" if total else "")
         return (
             f"Speech encoder of a multi-task run of s3prl-mtl: `{_shown(self.run.upstream_name)}`, "
@@ -322,6 +331,15 @@ def _hub_dataset(sizes: CorpusSizes) -> str | None:
     published = first.official.utterances if first.official is not None else None
     complete = published is not None and COMPLETE * published <= first.utterances <= published
     return HUB_DATASETS.get(sizes.title) if complete else None
+
+
+def _incomplete(sizes: CorpusSizes | None, split: str) -> str:
+    """How much of the published split the corpus has, if not all; else empty."""
+    for found in sizes.splits if sizes is not None else ():
+        published = found.official.utterances if found.official is not None else None
+        if found.split == split and published and found.utterances < COMPLETE * published:
+            return f" ({found.utterances} of {published} utterances)"
+    return ""
 
 
 def _is_of_this_machine(value: str) -> bool:

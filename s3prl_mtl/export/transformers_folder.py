@@ -12,6 +12,8 @@ transformers' class and are left out.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,24 @@ def write(run: SavedRun, out: Path, options: Options) -> None:
         UserError: transformers is not installed, or has no class for the encoder alone.
     """
     import_transformers("--format transformers")
-    states = _write_theirs(run, out) if run.kind == "transformers" else _write_hubert(run, out)
+    with _without_bars():
+        states = _write_theirs(run, out) if run.kind == "transformers" else _write_hubert(run, out)
     card = model_card(run, states, options.repository)
     (out / CARD).write_text(card, encoding="utf-8")
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hide transformers' progress bars of a write that takes a second."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _write_hubert(run: SavedRun, out: Path) -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from s3prl_mtl import api
@@ -101,6 +104,57 @@ def test_a_wrong_argument_names_the_nearest_one() -> None:
     with user_error("unknown-key", where=r"train\(\)") as caught:
         api.train(stpes=3)  # type: ignore[call-arg]
     assert "steps" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("call", "wrong"),
+    [
+        (api.train, {"fraction": 0.5}),
+        (api.train, {"override": ["seed=1"]}),
+        (api.train, {"balancer": ["pcgrad"]}),
+        (api.train, {"speed": 0.9}),
+        (api.export, {"run": "run", "format": None, "out": "out"}),
+        (api.export, {"run": "run", "format": "hear", "out": "out", "layer": "2"}),
+        (api.predict, {"run": None, "audio": "speech.wav"}),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(call, wrong: dict[str, object]) -> None:
+    with user_error("wrong-type", where=rf"{call.__name__}\(\)"):
+        call(**wrong)
+
+
+def test_tables_without_splits_and_an_empty_list_of_encoders_are_refused(tmp_path: Path) -> None:
+    with user_error("wrong-type", where="manifest, ks"):
+        api.train(downstream="ks", manifest={"ks": "train.csv"}, expdir=tmp_path / "run")
+    with user_error("missing-option", where="--tuned"):
+        api.merge(base="hubert_tiny", tuned=[], alpha=0.5, out=tmp_path / "merged.pt")
+
+
+def test_numbers_of_numpy_and_open_files_are_accepted(tmp_path: Path) -> None:
+    with user_error("checkpoint-missing"):
+        api.export(tmp_path / "run", format="hear", out=tmp_path / "out", layer=np.int64(1))
+    with user_error("checkpoint-missing"):
+        api.predict(tmp_path / "run", stdin=io.BytesIO(), batch_seconds=np.float32(3))
+
+
+def test_a_run_is_found_from_another_working_directory(
+    run: api.RunResults, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(run.folder.parent)
+    found = api.evaluate(run.folder.name, evaluate_split=["ks:dev"])
+    monkeypatch.chdir(tmp_path)
+    assert found.folder == run.folder and found.load(device="cpu", nbest=1).tasks == ["ks"]
+
+
+def test_a_task_without_a_best_checkpoint_is_not_an_unknown_task(
+    run: api.RunResults, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    (folder / "ks" / "dev-best.ckpt").rename(folder / "ks" / "other-best.ckpt")
+    (folder / "ks").rename(folder / "er")
+    with user_error("checkpoint-missing", where="-t ks"):
+        api.evaluate(folder, evaluate_split="ks:dev", best=True)
 
 
 def test_a_mistake_is_an_error_and_nothing_is_printed(tmp_path: Path, capfd) -> None:
@@ -224,6 +278,21 @@ def test_a_study_is_planned_without_being_executed(tiny_corpus: Path, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seeds", [0, "", "a", [], [0, "a"], [-1], -1])
+def test_seeds_are_numbers(seeds, tmp_path: Path) -> None:
+    with user_error("invalid-value", where="--seeds"):
+        api.plan_study(tmp_path, upstream="hubert_tiny", downstream="ks,er", seeds=seeds)
+
+
+def test_seeds_are_listed_or_counted(tmp_path: Path) -> None:
+    def seeds_of(given) -> tuple[int, ...]:
+        plan = api.plan_study(tmp_path, upstream="hubert_tiny", downstream="ks,er", seeds=given)
+        return plan.settings.plan.seeds
+
+    assert seeds_of(2) == seeds_of("2") == (0, 1)
+    assert seeds_of([2]) == (2,) and seeds_of([0]) == (0,) and seeds_of("3,5") == (3, 5)
+
+
 def test_a_study_returns_its_report(
     tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ) -> None:

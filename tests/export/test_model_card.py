@@ -168,6 +168,41 @@ def test_a_local_upstream_is_named_without_its_folder(tmp_path: Path) -> None:
         assert found["base_model"] == base
 
 
+def test_a_base_model_is_named_only_where_the_weights_began_as_its(
+    run: Path, tmp_path: Path
+) -> None:
+    for key, value, others in (
+        ("init_upstream_ckpt", "other.pt", {}),
+        ("init_ckpt", ["other"], {"init_heads_only": False}),
+    ):
+        folder = shutil.copytree(run, tmp_path / key)
+        saved = checkpoints.load(folder / "states-2.ckpt")
+        config = {**saved.config, key: value, **others}
+        config["upstream"] = {**config["upstream"], "name": "hubert"}
+        checkpoints.save(replace(saved, config=config), folder / "states-2.ckpt")
+        assert "base_model" not in metadata_of(card_of(folder, tmp_path / f"out-{key}"))
+
+
+def test_an_encoder_that_is_not_trained_yet_is_called_frozen(run: Path, tmp_path: Path) -> None:
+    assert "frozen" not in card_of(run, tmp_path / "trained").split("## Load")[0]
+    folder = shutil.copytree(run, tmp_path / "run")
+    saved = checkpoints.load(folder / "states-2.ckpt")
+    config = {**saved.config, "runner": {**saved.config["runner"], "unfreeze_after": 5}}
+    checkpoints.save(replace(saved, config=config), folder / "states-2.ckpt")
+    assert "frozen" in card_of(folder, tmp_path / "out").split("## Load")[0]
+
+
+def test_results_on_a_part_of_a_corpus_say_so(run: Path, tmp_path: Path) -> None:
+    (found,) = metadata_of(card_of(run / "ks" / "dev-best.ckpt", tmp_path / "out"))["model-index"]
+    for result in found["results"]:
+        assert re.search(r"\(\d+ of \d+ utterances\)$", result["dataset"]["name"])
+
+
+def test_an_export_shows_no_progress_bar(run: Path, tmp_path: Path, capfd) -> None:
+    export(run, "transformers", tmp_path / "out")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_fields_to_fill_in_are_counted(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
