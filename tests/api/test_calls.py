@@ -293,6 +293,7 @@ def test_seeds_are_listed_or_counted(tmp_path: Path) -> None:
     assert seeds_of([2]) == (2,) and seeds_of([0]) == (0,) and seeds_of("3,5") == (3, 5)
 
 
+@pytest.mark.slow
 def test_a_study_returns_its_report(
     tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
 ) -> None:

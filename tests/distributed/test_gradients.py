@@ -54,6 +54,7 @@ def sending_order(world: World) -> tuple[list[list[str]], list[bool]]:
     return order, rest
 
 
+@pytest.mark.slow
 def test_gradients_are_sent_during_the_backward_pass_last_layers_first():
     for order, rest in run_ranks(2, sending_order):
         first, second = order

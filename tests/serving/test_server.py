@@ -135,6 +135,7 @@ def test_limits(run: Path, tmp_path: Path) -> None:
         assert server.predict("a.wav", b"", "ks")[0] == 400
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_server_after_the_requests_that_it_serves(
     run: Path, tmp_path: Path
 ) -> None:
