@@ -61,7 +61,9 @@ def session(
         folder = tmp_path / "work"
         folder.mkdir()
         add_recordings(folder, tiny_corpus)
-        if not everything:
+        if everything:
+            shutil.copytree(trained, folder / "RUN")
+        else:
             (folder / "corpora").symlink_to(tiny_corpus)
         if with_run:
             shutil.copytree(trained, folder / "result" / "downstream" / "first")

@@ -31,6 +31,7 @@ COMMANDS = {
     "tests/inference/test_transcribing.py makes one",
     "s3prl-mtl folds": "trains five times; tests/cli/test_folds.py",
     "s3prl-mtl predict RUN": "needs a run; tests/inference/test_predict_files.py",
+    "s3prl-mtl export RUN --format transformers": "uploads; parsed, and tests/export/test_push.py",
     "ffmpeg": "is another program; tests/inference/test_predict_files.py reads a stream",
     "s3prl-mtl serve": "does not end; tests/serving",
     "curl": "needs a server; tests/serving",

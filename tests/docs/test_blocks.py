@@ -281,7 +281,7 @@ def test_python_blocks_and_quick_commands_of_a_page_run_in_order(
     run_page(session(everything=False, with_run=True), name)
 
 
-PRESUPPOSE_A_RUN = ("docs/export.md",)
+PRESUPPOSE_A_RUN = ("docs/decoding.md", "docs/export.md")
 WITH_COMMANDS = list(
     dict.fromkeys(command.block.page for command in COMMANDS if not is_not_run(command.text))
 )
