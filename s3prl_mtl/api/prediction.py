@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sys
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from s3prl_mtl.inference.files import FilePredictor, Line, LoadedTasks, PredictSettings
     from s3prl_mtl.inference.prediction_file import PredictionFile
     from s3prl_mtl.inference.processes import DevicePool
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,10 @@ def predict(
                 write_rttm(segments, recording, line[diarization], diarization)
             if times is not None and timed in line:
                 write_ctm(times, recording, line[timed])
+    if out is not None:
+        logger.info(
+            "Wrote %s: %d files, %d of them without a prediction", out, len(files), len(failed)
+        )
     return Predictions([*lines.values()], [*failed.values()], len(files))
 
 

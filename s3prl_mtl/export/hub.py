@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +21,10 @@ def check_login(repository: str) -> None:
             reached.
     """
     hub = _import_hub(repository)
+    from huggingface_hub.utils import validate_repo_id
+
     with _hub_errors(repository, None):
-        importlib.import_module("huggingface_hub.utils").validate_repo_id(repository)
+        validate_repo_id(repository)
         hub.HfApi().whoami()
 
 
@@ -72,13 +73,16 @@ def push(
 
 def _import_hub(repository: str) -> Any:
     require_packages(["huggingface_hub"], f"--push {repository}", "hub")
-    return importlib.import_module("huggingface_hub")
+    import huggingface_hub
+
+    return huggingface_hub
 
 
 @contextmanager
 def _hub_errors(repository: str, files: list[Path] | None) -> Iterator[None]:
     """Raise a `UserError` for whatever huggingface_hub refuses."""
-    errors = importlib.import_module("huggingface_hub.errors")
+    from huggingface_hub import errors
+
     try:
         yield
     except UserError:
