@@ -18,6 +18,12 @@ from s3prl_mtl.training.signals import EXIT_SIGNALS, STOP_SIGNALS
 # Read when huggingface_hub is imported. No test needs the network, and some would wait for it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# Under `nohup`, or after `&` in a script, they are ignored, also by processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+for ignored in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(ignored, signal.SIG_DFL)
+
 TESTS = Path(__file__).parent
 LONGEST = [
     "distributed/test_health.py",

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from s3prl_mtl.api.calls import Override, PathLike, callable_from_python, listed
-from s3prl_mtl.api.run_inputs import Manifest, manifest_settings, split_override
+from s3prl_mtl.api.run_inputs import (
+    Manifest,
+    manifest_settings,
+    require_tasks_of,
+    split_override,
+)
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.tracking.console import MESSAGES, progress_is_shown, showing_progress
@@ -173,7 +178,7 @@ def manifest(
         the tables.
 
     Raises:
-        UserError: the corpus is missing, or the task takes no tables.
+        UserError: the corpus is missing, the task takes no tables, or a table exists.
     """
     from s3prl_mtl.config import build_config, parse_tasks, resolve
     from s3prl_mtl.data.tables import write_table
@@ -201,6 +206,14 @@ def manifest(
             code="not-supported",
         )
     corpus = expert.make_corpus(datarc)  # type: ignore[attr-defined]
+    for split in corpus.splits:
+        if (folder / f"{split}.csv").exists():
+            raise UserError(
+                f"{folder / f'{split}.csv'} exists and is not overwritten.",
+                where=f"--out {folder}",
+                fix="Give another folder, or remove it first.",
+                code="file-exists",
+            )
     folder.mkdir(parents=True, exist_ok=True)
     tables, counts, settings = {}, {}, {}
     for split in corpus.splits:
@@ -269,9 +282,11 @@ def check_corpus(
     def use(root: str | Path | None) -> tuple[tuple[RunConfig, type], list[UserError]]:
         flags = {"downstream": names, "data": root, "cache_dir": cache_dir and os.fspath(cache_dir)}
         given: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
-        given |= manifest_settings(manifest)
-        given |= changes
-        resolved = resolve(build_config(listed(config), given, overrides))
+        tables = manifest_settings(manifest)
+        given |= tables | changes
+        unresolved = build_config(listed(config), given, overrides)
+        require_tasks_of(tables, unresolved, "--manifest")
+        resolved = resolve(unresolved)
         ((task, block),) = resolved.tasks.items()
         expert_class = load_task(task, block.package, folder=block.folder)
         problems = corpus_problems(resolved, {task: expert_class}).get(task, [])

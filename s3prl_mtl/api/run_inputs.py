@@ -20,9 +20,11 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.registry.plugins import split_name
+from s3prl_mtl.registry.task_names import require_in_run, task_packages
 
 RUNS = Path("result") / "downstream"
 """The parent folder of runs named with `-n`."""
+MANIFESTS = ".downstream_expert.datarc.manifests"
 
 
 def config_of(
@@ -36,8 +38,8 @@ def config_of(
     }
     if arguments.freeze_upstream is False:
         flags["upstream.freeze"] = False
-    flags |= _fractions(arguments.fraction)
-    flags |= manifest_settings(arguments.manifest)
+    fractions, tables = _fractions(arguments.fraction), manifest_settings(arguments.manifest)
+    flags |= fractions | tables
     overrides, settings = split_override(arguments.override)
     flags |= settings
     changes = _perturbation(arguments)
@@ -52,13 +54,33 @@ def config_of(
         flags["distributed.placement"] = None
     if arguments.downstream:
         flags["downstream"] = split_tasks(arguments.downstream)
-    return build_config(
+    config = build_config(
         files=arguments.config,
         flags=flags,
         overrides=overrides,
         base=saved.config if saved is not None else None,
         deferred=deferred,
     )
+    require_tasks_of(fractions, config, "--fraction")
+    require_tasks_of(tables, config, "--manifest")
+    return config
+
+
+def require_tasks_of(settings: Iterable[str], config: Config, flag: str) -> None:
+    """Check that a run has the tasks of settings, which it would ignore.
+
+    Args:
+        settings: dotted keys that begin with a task.
+        config: of the run.
+        flag: source of the settings.
+
+    Raises:
+        UserError: names the task.
+    """
+    packages = task_packages(config, config["downstream"])
+    for key in settings:
+        task = key.removesuffix(".fraction").removesuffix(MANIFESTS)
+        require_in_run(task, packages, f"{flag} {task}")
 
 
 def _plain(value: Any) -> Any:
@@ -120,9 +142,7 @@ def manifest_settings(manifest: Manifest | None) -> dict[str, dict[str, str]]:
                     code="wrong-type",
                 )
         return {
-            f"{task}.downstream_expert.datarc.manifests": {
-                split: os.fspath(table) for split, table in tables.items()
-            }
+            f"{task}{MANIFESTS}": {split: os.fspath(table) for split, table in tables.items()}
             for task, tables in manifest.items()
         }
     settings: dict[str, dict[str, str]] = {}
@@ -130,7 +150,7 @@ def manifest_settings(manifest: Manifest | None) -> dict[str, dict[str, str]]:
         head, *pairs = entry.split(",")
         task, colon, first = head.partition("=")[0].rpartition(":")
         tables = dict(pair.split("=", 1) for pair in [head[len(task) + 1 :], *pairs] if "=" in pair)
-        found = settings.setdefault(f"{task}.downstream_expert.datarc.manifests", {})
+        found = settings.setdefault(f"{task}{MANIFESTS}", {})
         twice = found.keys() & tables.keys()
         if not (task and colon and first) or twice or len(tables) != len(pairs) + 1:
             raise UserError(

@@ -12,6 +12,9 @@ from s3prl_mtl.errors import UserError, error_summary, require_packages
 
 logger = logging.getLogger(__name__)
 
+MISTAKES = (TypeError, AttributeError, LookupError, NameError, AssertionError)
+"""Errors of a program, not of the hub or the network: they stay tracebacks."""
+
 
 def check_login(repository: str) -> None:
     """Check the name of a repository, and that huggingface_hub is logged in, before the work.
@@ -85,7 +88,7 @@ def _hub_errors(repository: str, files: list[Path] | None) -> Iterator[None]:
 
     try:
         yield
-    except UserError:
+    except (UserError, *MISTAKES):
         raise
     except Exception as error:  # httpx and Xet have kinds of their own
         status = getattr(getattr(error, "response", None), "status_code", None)

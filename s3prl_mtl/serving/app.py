@@ -78,6 +78,7 @@ def make_app(model: ServedModel, name: str, limits: Limits) -> LimitedPost:
         answers = await model.predict(file.file, file.filename or "the file", wanted)
         return {"file": file.filename, **answers}
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> dict[str, Any]:
         """The served run, and the number of requests that are open."""
@@ -89,10 +90,12 @@ def make_app(model: ServedModel, name: str, limits: Limits) -> LimitedPost:
             "open_requests": limited.open,
         }
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
         return _page("page.html")
 
+    @app.head("/docs", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return _page("docs.html")

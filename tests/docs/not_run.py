@@ -20,6 +20,10 @@ COMMANDS = {
     "python -m pytest tests/faults": "runs tests",
     "s3prl-mtl report paper": "needs a study; tests/study makes one",
     "s3prl-mtl report OUT": "needs a study; tests/study makes one",
+    "s3prl-mtl train -u hf:microsoft/wavlm-base-plus@main": "downloads; parsed, and "
+    "tests/export/test_push.py reads a revision",
+    "s3prl-mtl train -u hf:marcoyang/spear": "downloads; parsed, and "
+    "tests/export/test_push.py reads code of a repository",
     "s3prl-mtl report RUN": "needs a run; tests/study makes one",
     "s3prl-mtl train -u hubert_tiny -d ssl --data DIR": "needs classes below DIR; gives a config, "
     "and the page trains on those of its own folders",
@@ -30,7 +34,9 @@ COMMANDS = {
     "s3prl-mtl predict RUN --task asr --decoder": "needs a language model; parsed, and "
     "tests/inference/test_transcribing.py makes one",
     "s3prl-mtl folds": "trains five times; tests/cli/test_folds.py",
-    "s3prl-mtl predict RUN": "needs a run; tests/inference/test_predict_files.py",
+    "s3prl-mtl predict RUN speech.wav": "needs a run; tests/inference/test_predict_files.py",
+    "s3prl-mtl predict RUN --list": "needs a run; tests/inference/test_predict_files.py",
+    "s3prl-mtl predict RUN recordings": "needs a run; tests/inference/test_predict_files.py",
     "s3prl-mtl export RUN --format transformers": "uploads; parsed, and tests/export/test_push.py",
     "ffmpeg": "is another program; tests/inference/test_predict_files.py reads a stream",
     "s3prl-mtl serve": "does not end; tests/serving",

@@ -93,6 +93,8 @@ class Session:
         if not {"-n", "-p", "-e"} & set(words):
             # The lines of a block are alternatives that must not share the default name.
             words += ["-n", f"line_{len(self.ran)}"]
+        if "-p" in words and words[words.index("-p") + 1] == "RUN":
+            shutil.rmtree(self.folder / "RUN")  # in place of the one that other pages presuppose
         words = [part for word in words for part in DOWNLOADED.get(word, [word])]
         if not launcher:
             self._main(words)

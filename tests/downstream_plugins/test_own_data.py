@@ -21,6 +21,7 @@ from downstream_plugins.pr.table import PhoneTable
 from downstream_plugins.sd.table import RecordingTable
 from downstream_plugins.sf.table import SlotTable
 from downstream_plugins.sv.table import VerificationTable
+from s3prl_mtl.api import check_corpus, manifest, train
 from s3prl_mtl.api.run_inputs import config_of
 from s3prl_mtl.cli.main import command_parser, main
 from s3prl_mtl.config import build_config, resolve
@@ -239,6 +240,34 @@ def test_a_run_trains_and_evaluates_on_tables(task: str, tiny_corpus: Path, tmp_
     assert main(["train", *words]) == 0
     assert json.loads((tmp_path / "run" / "results.json").read_text())[task].keys() >= {"test"}
     assert main(["evaluate", "-e", str(tmp_path / "run"), "-t", f"{task}:dev"]) == 0
+
+
+def test_tables_that_exist_are_kept(tiny_corpus: Path, tmp_path: Path):
+    mine = write(tmp_path / "test.csv", "path,label\nmine.wav,happy\n")
+    with user_error("file-exists", where=str(tmp_path)):
+        manifest("er", data=tiny_corpus, out=tmp_path)
+    assert list(tmp_path.iterdir()) == [mine]
+    assert mine.read_text() == "path,label\nmine.wav,happy\n"
+
+
+@pytest.mark.parametrize(
+    ("flag", "setting"),
+    [
+        ("manifest", {"ks": {"train": "a.csv", "dev": "b.csv"}}),
+        ("manifest", "ks:train=a.csv,dev=b.csv"),
+        ("fraction", {"ks": 0.5}),
+        ("fraction", "er=0.5,ks=0.5"),
+    ],
+)
+def test_settings_of_a_task_that_the_run_has_not_are_refused(
+    flag: str, setting: Any, tiny_corpus: Path, tmp_path: Path
+):
+    words: dict[str, Any] = {"upstream": "hubert_tiny", "downstream": "er", flag: setting}
+    with user_error("unknown-name", where=f"^--{flag} ks$", fix="er"):
+        train(**words, data=tiny_corpus, dry_run=True)
+    if flag == "manifest":
+        with user_error("unknown-name", where="^--manifest ks$", fix="er"):
+            check_corpus("er", data=tiny_corpus, manifest=setting)
 
 
 # --------------------------------------------------------------------------- formats

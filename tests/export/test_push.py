@@ -14,9 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from s3prl_mtl.export.hub import _hub_errors
 from s3prl_mtl.upstreams import load_upstream
 from tests.export.local_hub import TOKEN, USER, LocalHub, local_hub
 from tests.export.tuned_runs import save_run, tuned, waveforms
+from tests.mistakes import user_error
 from tests.upstreams.own_code import expected_states, write_own_encoder
 
 pytestmark = pytest.mark.slow
@@ -158,6 +160,13 @@ def test_no_network(changed: dict[str, str], client: Client, tmp_path: Path) -> 
     (found,) = client(command(export_words(run, "fairseq", out, REPO)), **changed)
     assert found["status"] == 2 and "[hub-refused]" in found["said"]
     assert next(iter(changed)) in found["said"] and not out.exists()
+
+
+def test_a_mistake_of_the_program_is_not_the_hubs() -> None:
+    with pytest.raises(KeyError), _hub_errors(REPO, None):
+        raise KeyError("field")
+    with user_error("hub-refused", where=REPO), _hub_errors(REPO, None):
+        raise ConnectionResetError
 
 
 def test_code_of_a_repository_is_executed_at_a_trusted_commit_only(

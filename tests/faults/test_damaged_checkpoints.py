@@ -65,7 +65,7 @@ def test_the_checkpoint_before_is_used_and_this_is_logged(
     # The log is not open yet when checkpoints are read.
     assert last.name in resumed.terminal and f"{last.name}.damaged" in resumed.terminal
     step = checkpoints.STATES_PATTERN.fullmatch(before.name)
-    (resuming,) = resumed.logged("cli.train", "INFO")
+    (resuming,) = resumed.logged("api.training", "INFO")
     assert step and str(before) in resuming and f"step {step[1]}" in resuming
     aside = last.with_name(f"{last.name}.damaged")
     assert aside.read_bytes() == damaged

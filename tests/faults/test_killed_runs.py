@@ -67,7 +67,7 @@ def test_ten_kills_at_random_moments_five_of_them_while_saving_lose_nothing(
         kept = now
     assert 0 < kept < 70
     end = launch.finished(words, "-a", ranks=ranks)
-    assert end.logged("cli.train", "INFO"), "it resumed"
+    assert end.logged("api.training", "INFO"), "it resumed"
     assert_ended_alike(end.folder, uninterrupted(words, ranks), 70)
     assert len(checkpoints.states_files(end.folder)) == 2
 

@@ -48,6 +48,9 @@ class Server(Started):
         assert found, self.text()
         self.address = found[0]
 
+    def head(self, path: str) -> tuple[int, str]:
+        return answer(urllib.request.Request(self.address + path, method="HEAD"))
+
     def get(self, path: str) -> tuple[int, str]:
         return answer(urllib.request.Request(self.address + path))
 

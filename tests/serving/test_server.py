@@ -105,6 +105,8 @@ def test_the_run_and_the_interface_are_described(server: Server, run: Path) -> N
     for page in ("/", "/docs"):
         status, text = server.get(page)
         assert status == 200 and not re.search(r"""(src|href)=["']?(https?:)?//""", text)
+    for path in ("/", "/docs", "/health"):  # asked by load balancers
+        assert server.head(path) == (200, "")
 
 
 @pytest.mark.slow
