@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from s3prl_mtl.study.results import Column, Results, Row
+from s3prl_mtl.study.results import Column, Results, Row, equal_means
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ def _effect(results: Results, row: Row, column: Column) -> Effect | None:
     worse = (
         after.mean - before.mean if column.metric.better == "lower" else before.mean - after.mean
     )
+    if equal_means(before.mean, after.mean):
+        worse = 0.0
     spread = None
     if before.deviation is not None and after.deviation is not None:
         spread = math.hypot(before.deviation, after.deviation) / scale

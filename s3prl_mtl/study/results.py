@@ -79,6 +79,11 @@ class Cell:
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
 
+def equal_means(first: float, second: float) -> bool:
+    """Whether two means differ by no more than the rounding of their sums."""
+    return math.isclose(first, second, rel_tol=1e-9, abs_tol=1e-12)
+
+
 @dataclass(frozen=True)
 class Results:
     """The table of a study.
@@ -108,7 +113,9 @@ class Results:
     def mark(self, row: Row, column: Column) -> str | None:
         """`better` or `worse` than (b-1), by the means; None if equal or not comparable."""
         value, all_tasks = self.cell(row, column).mean, self.cell(Row("b1"), column).mean
-        if value is None or all_tasks is None or value == all_tasks or not column.has_direction:
+        if value is None or all_tasks is None or not column.has_direction:
+            return None
+        if equal_means(value, all_tasks):
             return None
         return "better" if column.metric.improves(value, all_tasks) else "worse"
 

@@ -86,6 +86,22 @@ def test_only_effects_above_the_spread_are_clear(study: Path) -> None:
     assert [one.clear for one in relations(list(found.values()))] == [True, False]
 
 
+def test_means_that_differ_by_rounding_are_equal(tmp_path: Path) -> None:
+    correct = {"b1": (70, 70, 72), "b2": (70, 71, 71)}  # of 96
+    means = [statistics.fmean(n / 96 for n in counts) for counts in correct.values()]
+    assert means[0] != means[1]
+    ks = {
+        (scenario, "er" if scenario == "b2" else None, "ks", seed): counts[seed] / 96
+        for scenario, counts in correct.items()
+        for seed in SEEDS
+    }
+    results = read_study(write_study(tmp_path / "study", TASKS, SEEDS, VALUES | ks)).results
+    (column,) = [column for column in results.columns if column.task == "ks"]
+    assert results.mark(Row("b2", "er"), column) is None
+    (effect,) = [effect for effect in effects(results) if effect.helper == "er"]
+    assert effect.value == 0 and not effect.clear and relations([effect]) == []
+
+
 def test_missing_and_unfinished_runs_are_named_and_leave_their_cells_empty(tmp_path: Path) -> None:
     removed = [k for k in VALUES if k[0] == "c" or (k[:2] == ("b2", "er") and k[3] > 0)]
     kept = {key: value for key, value in VALUES.items() if key not in removed}
