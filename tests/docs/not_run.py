@@ -18,6 +18,7 @@ COMMANDS = {
     "python run_downstream.py": "s3prl's program cannot be imported; its flags are compared with "
     "its source",
     "python -m pytest tests/faults": "runs tests",
+    "s3prl-mtl study study -u hubert_tiny": "trains 165 times; tests/cli/test_study.py",
     "s3prl-mtl report paper": "needs a study; tests/study makes one",
     "s3prl-mtl report OUT": "needs a study; tests/study makes one",
     "s3prl-mtl train -u hf:microsoft/wavlm-base-plus@main": "downloads; parsed, and "
