@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -472,15 +473,20 @@ def _seeds(given: int | str | Sequence[int]) -> tuple[int, ...]:
 
 
 def _numbers(flag: str, text: str | Sequence[float]) -> list[float]:
+    """Finite numbers that differ in the names of runs, which have six digits of them."""
     try:
-        return [float(word) for word in (_words(text) if isinstance(text, str) else text)]
+        numbers = [float(word) for word in (_words(text) if isinstance(text, str) else text)]
     except ValueError:
+        numbers = []
+    names = {f"{number:g}" for number in numbers}
+    if not numbers or not all(map(math.isfinite, numbers)) or len(names) < len(numbers):
         raise UserError(
-            f"{text!r} is not a list of numbers.",
+            f"{text!r} is not a list of different numbers.",
             where=flag,
             fix="For example 0.25,0.5.",
             code="invalid-value",
-        ) from None
+        )
+    return numbers
 
 
 def _check_positive(flag: str, value: int | None) -> None:

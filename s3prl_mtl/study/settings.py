@@ -71,7 +71,7 @@ class StudySettings:
             name = SUPERB.format(task=task)
             own = [name] if name in packaged_settings() else []
         else:
-            own = [name.format(task=task) for name in self.frozen_config]
+            own = [name.replace("{task}", task) for name in self.frozen_config]
         return [*own, *self.config]
 
     def with_digests(self) -> StudySettings:
