@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from s3prl_mtl.api.calls import Override, PathLike, callable_from_python, listed
 from s3prl_mtl.api.run_inputs import (
+    MANIFESTS,
     Manifest,
     manifest_settings,
     require_tasks_of,
@@ -285,7 +286,7 @@ def check_corpus(
         tables = manifest_settings(manifest)
         given |= tables | changes
         unresolved = build_config(listed(config), given, overrides)
-        require_tasks_of(tables, unresolved, "--manifest")
+        require_tasks_of(tables, MANIFESTS, unresolved, "--manifest")
         resolved = resolve(unresolved)
         ((task, block),) = resolved.tasks.items()
         expert_class = load_task(task, block.package, folder=block.folder)

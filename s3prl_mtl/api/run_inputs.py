@@ -24,6 +24,7 @@ from s3prl_mtl.registry.task_names import require_in_run, task_packages
 
 RUNS = Path("result") / "downstream"
 """The parent folder of runs named with `-n`."""
+FRACTION = ".fraction"
 MANIFESTS = ".downstream_expert.datarc.manifests"
 
 
@@ -61,16 +62,16 @@ def config_of(
         base=saved.config if saved is not None else None,
         deferred=deferred,
     )
-    require_tasks_of(fractions, config, "--fraction")
-    require_tasks_of(tables, config, "--manifest")
+    require_tasks_of(fractions, FRACTION, config, "--fraction")
+    require_tasks_of(tables, MANIFESTS, config, "--manifest")
     return config
 
 
-def require_tasks_of(settings: Iterable[str], config: Config, flag: str) -> None:
-    """Check that a run has the tasks of settings, which it would ignore.
+def require_tasks_of(keys: Iterable[str], ending: str, config: Config, flag: str) -> None:
+    """Check that a run has the tasks of a flag: it ignores the settings of other tasks.
 
     Args:
-        settings: dotted keys that begin with a task.
+        keys: of settings: a task, then `ending`.
         config: of the run.
         flag: source of the settings.
 
@@ -78,8 +79,8 @@ def require_tasks_of(settings: Iterable[str], config: Config, flag: str) -> None
         UserError: names the task.
     """
     packages = task_packages(config, config["downstream"])
-    for key in settings:
-        task = key.removesuffix(".fraction").removesuffix(MANIFESTS)
+    for key in keys:
+        task = key.removesuffix(ending)
         require_in_run(task, packages, f"{flag} {task}")
 
 
@@ -104,12 +105,12 @@ def _fractions(shares: str | Mapping[str, float] | None) -> dict[str, float]:
         UserError: an entry is not of this form.
     """
     if isinstance(shares, Mapping):
-        return {f"{task}.fraction": share for task, share in shares.items()}
+        return {f"{task}{FRACTION}": share for task, share in shares.items()}
     settings = {}
     for entry in filter(None, map(str.strip, (shares or "").split(","))):
         task, _, share = entry.rpartition("=")
         try:
-            settings[f"{task}.fraction"] = float(share)
+            settings[f"{task}{FRACTION}"] = float(share)
         except ValueError:
             task = ""
         if not task:
