@@ -43,6 +43,7 @@ DEV = [
     "playwright",
     "pre-commit",
     "pytest",
+    "pytest-timeout",
     "pytest-xdist",
     "rapidfuzz",
     "ruff",

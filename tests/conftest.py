@@ -44,12 +44,18 @@ LONGEST = [
 ]
 """Files that take longest; the rest are short enough to fill the end of a run evenly."""
 
+SLOW_SECONDS = 3600
+"""Time limit of a slow test, in place of that in pyproject.toml."""
+
 Make = Callable[[Path], object]
 Install = Callable[..., None]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the longest files first, so that no worker waits for another at the end."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
     order = {str(TESTS / name): place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(str(item.path), len(order)))
 

@@ -265,13 +265,15 @@ class EpochLoader(DataLoader[Any]):
         """Undecodable utterances since the start of the iteration."""
         self.batches_read = 0
         """Batches since the start of the iteration, including skipped ones."""
+        self.reading: Iterator[Any] | None = None
+        """The iterator of DataLoader, with its worker processes."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.dropped = 0
         self.batches_read = 0
         with block_sigterm():
-            reading = super().__iter__()
-        return self._batches(reading)
+            self.reading = super().__iter__()
+        return self._batches(self.reading)
 
     def _batches(self, reading: Iterator[Any]) -> Iterator[Any]:
         for sent in reading:

@@ -17,7 +17,7 @@ from s3prl_mtl.data.workers import (
     StopSignalGuard,
     WorkerDeaths,
     block_sigterm,
-    remove_sigchld_handler,
+    worker_deaths_raise,
 )
 from s3prl_mtl.errors import UserError
 
@@ -115,6 +115,7 @@ class EpochReader:
             f"{task}, split {split!r}", f"{task}.downstream_expert.datarc.num_workers"
         )
         self._iterator: Iterator[Any] | None = None
+        self._loader: Any = None
         self._open()
         self.num_batches = self._count()
         self.utterances = getattr(self._loader, "utterances", 0)
@@ -152,7 +153,7 @@ class EpochReader:
             arguments["skip_batches"] = self._done
             arguments["shares"] = tuple(self.shares)
             arguments["num_shares"] = self.num_shares
-        self._iterator = None
+        self._loader = self._iterator = None
         with self._loader_context():
             self._loader = get_dataloader(self.split, **arguments)
             if not self._by_shares and isinstance(self._loader, DataLoader):
@@ -213,13 +214,17 @@ class EpochReader:
             self.dropped += getattr(self._loader, "dropped", 0)
             self._open()
 
+    def _reading(self) -> Any:
+        """The iterator of the DataLoader, if any; that of an `EpochLoader` is within another."""
+        return getattr(self._loader, "reading", None) or self._iterator
+
     @contextmanager
     def _loader_context(self) -> Iterator[None]:
         """Isolate the code of a loader from the random state and the signals of the process."""
         with ExitStack() as stack:
             if not self._by_shares:
                 stack.enter_context(self._random.active())
-            stack.enter_context(remove_sigchld_handler())
+            stack.enter_context(worker_deaths_raise(self._reading))
             yield
 
 

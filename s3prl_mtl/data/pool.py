@@ -19,7 +19,7 @@ from s3prl_mtl.data.workers import (
     StopSignalGuard,
     WorkerDeaths,
     block_sigterm,
-    remove_sigchld_handler,
+    worker_deaths_raise,
 )
 from s3prl_mtl.errors import UserError
 
@@ -104,7 +104,7 @@ class LoaderPool:
             self.close()  # The run was set to another position.
         while True:
             try:
-                with remove_sigchld_handler():
+                with worker_deaths_raise(lambda: self._reading[0] if self._reading else None):
                     if not self._reading:
                         self._position = self._current()
                         with block_sigterm():

@@ -10,6 +10,8 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 from s3prl_mtl.errors import UserError
 
@@ -146,20 +148,43 @@ def _is_worker_death(error: Exception, num_workers: int) -> bool:
 
 
 @contextmanager
-def remove_sigchld_handler() -> Iterator[None]:
-    """Remove on exit the SIGCHLD handler that torch installs when it starts loader workers.
+def worker_deaths_raise(current: Callable[[], Any]) -> Iterator[None]:
+    """Raise RuntimeError in this context, and only here, where a loader worker has died.
 
-    When a worker dies, it raises RuntimeError anywhere in the main thread, even within an
-    optimizer step. Without it, the loader reports the death when it waits for a batch.
+    A worker that is killed while it sends a batch leaves part of it in the pipe, and DataLoader
+    would wait for the rest for ever: the signal of the death has to interrupt it. torch installs
+    such a handler with the first loader and leaves it there, where it would raise even within an
+    optimizer step; it is removed on exit.
+
+    Outside the main thread, where Python cannot set handlers, only earlier deaths are noticed.
+
+    Args:
+        current: the iterator of a DataLoader that is read, or anything else.
     """
+    raised = False
+
+    def check(*_: object) -> None:
+        nonlocal raised
+        for worker in () if raised else getattr(current(), "_workers", ()):
+            if worker.exitcode:  # neither running nor ended by itself
+                raised = True  # once: another death must not interrupt the clean-up
+                raise RuntimeError(f"DataLoader worker (pid {worker.pid}): {_ending(worker)}")
+
     if threading.current_thread() is not threading.main_thread():
+        check()
         yield
         return
     before = signal.getsignal(signal.SIGCHLD)
     if getattr(before, "__module__", "").startswith("torch.utils.data"):
         before = signal.SIG_DFL
     try:
+        signal.signal(signal.SIGCHLD, check)
+        check()
         yield
     finally:
-        if signal.getsignal(signal.SIGCHLD) is not before:
-            signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+
+
+def _ending(worker: BaseProcess) -> str:
+    code = worker.exitcode or 0
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -33,6 +33,7 @@ from s3prl_mtl import load_task
 from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.data import UnreadableAudio, make_loader
 from s3prl_mtl.data.epoch_reader import Batch, EpochReader
+from tests.launcher import until
 from tests.mistakes import user_error
 
 
@@ -62,8 +63,10 @@ class ThirdParty:
         self.settings = settings
 
     def get_dataloader(self, split: str) -> DataLoader:
-        defaults = {} if "batch_sampler" in self.settings else {"batch_size": 2}
-        return DataLoader(self.dataset, collate_fn=collate, **defaults, **self.settings)
+        defaults: dict[str, Any] = {"collate_fn": collate}
+        if "batch_sampler" not in self.settings:
+            defaults["batch_size"] = 2
+        return DataLoader(self.dataset, **(defaults | self.settings))
 
 
 def read(expert: Any, **settings: Any) -> list[Batch]:
@@ -433,6 +436,30 @@ def test_replaced_workers_of_a_third_party_loader_read_the_same_batches():
     found = reader.next_round() + reader.next_round()
     kill(children() - before)
     assert contents(found + list(reader)) == contents(undisturbed)
+
+
+class Long(Dataset):
+    """Utterances whose batches do not fit in a pipe, and are not shared as tensors are."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return np.full(100_000, i)
+
+
+@pytest.mark.parametrize("killed", [1, 2])
+def test_a_worker_that_is_killed_while_it_sends_a_batch_is_replaced(killed: int):
+    expert = ThirdParty(Long(), num_workers=2, collate_fn=lambda items: (items, items))
+    reader = EpochReader("x", expert, "train", seed=3, training=True)
+    found = reader.next_round()
+    # Both wait for room in the pipe, or for the one that does.
+    workers = reader._reading()._workers
+    until(lambda: all(Path(f"/proc/{w.pid}/stat").read_text().split()[2] == "S" for w in workers))
+    for worker in workers[:killed]:
+        worker.kill()
+    found += list(reader)
+    assert [wav[0] for batch in found for wav in batch.wavs] == list(range(12))
 
 
 class Deadly(Utterances):

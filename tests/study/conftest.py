@@ -104,8 +104,11 @@ class FakeStudy:
         return [str(Path(folder).relative_to(self.out)) for folder in folders]
 
     def _lines(self) -> Iterator[tuple[list[str], str | None]]:
-        lines = self.file.read_text().splitlines() if self.file.is_file() else []
-        yield from map(json.loads, lines)
+        try:
+            text = self.file.read_text()
+        except FileNotFoundError:  # also if `execute` removes it now
+            return
+        yield from map(json.loads, text.splitlines())
 
 
 @pytest.fixture(autouse=True)

@@ -154,8 +154,10 @@ def test_more_runs_than_gpus_are_shared_out(fake_study) -> None:
 
 
 def _interrupt(study, names: list[str]) -> None:
-    until(lambda: all((study.out / name / "waits").exists() for name in names))
-    os.kill(os.getpid(), signal.SIGINT)
+    try:
+        until(lambda: all((study.out / name / "waits").exists() for name in names))
+    finally:  # else the main thread would wait for ever
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_ctrl_c_lets_running_runs_save_and_starts_no_others(fake_study) -> None:
@@ -190,10 +192,12 @@ def test_a_run_outlives_a_killed_study_and_is_waited_for(fake_study, tmp_path: P
     assert survey(study.runs, study.out)["a/seed0/ks"].status == "running"
 
     def finish() -> None:
-        until(lambda: "a/seed0/er" in study.trained())
-        study.orders.unlink()
-        orphan.send_signal(signal.SIGTERM)
-        orphan.wait()
+        try:
+            until(lambda: "a/seed0/er" in study.trained())
+        finally:  # else the main thread would wait for ever
+            study.orders.unlink()
+            orphan.send_signal(signal.SIGTERM)
+            orphan.wait()
 
     ender = threading.Thread(target=finish)
     ender.start()
