@@ -11,6 +11,10 @@ set -euo pipefail
 # thread per process there (OMP_NUM_THREADS=1).
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
+# Images of containers often set it. Each process would compile all modules that it imports again,
+# torch's alone in 1.7 s.
+unset PYTHONDONTWRITEBYTECODE
+
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 extras=$1
 
