@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def torchjd_balancer(
 class _Held:
     """An object of torchjd with its state. Not a submodule: torchjd's state dicts are incomplete.
 
-    A step without one of the tasks uses a new object for the others and leaves the state as it is.
+    For a step without some of the tasks, `of` makes an object of the others, without state.
     """
 
     def __init__(
@@ -84,9 +85,6 @@ class _Held:
     def advance(self) -> None:
         """Go to the next step."""
         self.step += 1
-        epoch = self.options.get(EPOCH_STEPS, DEFAULT_EPOCH_STEPS)
-        if EPOCH_STEPS in self.method.options and self.step % epoch == 0:
-            self.object.step()
 
     def state(self) -> dict[str, Any]:
         return {"step": self.step, "state": state_of(self.object)}
@@ -97,13 +95,20 @@ class _Held:
 
 
 class _Scalarized(WeightedLosses):
-    """A scalarizer with weights that the losses of the step do not change."""
+    """A scalarizer with weights that the losses of the step do not change.
+
+    A step without some of the tasks trains the learned parameters of the others. DWA compares the
+    mean losses of epochs: that of a task is over the steps that have it.
+    """
 
     def __init__(self, held: _Held) -> None:
         super().__init__(held.tasks)
         self._held = held
         # Learned with the heads.
         self.learned = nn.ParameterList(held.object.parameters())
+        self._epoch = _Epoch.of(self.tasks) if EPOCH_STEPS in held.method.options else None
+        self._used = self.weights()
+        self._weighted: list[str] = []
 
     def weights(self) -> Tensor:
         # A copy: calls of a scalarizer may count the losses that they get.
@@ -113,22 +118,75 @@ class _Scalarized(WeightedLosses):
     def combine(
         self, losses: Mapping[str, float], shared: Sequence[nn.Parameter], heads: Heads
     ) -> None:
-        if len(losses) == len(self.tasks):
-            with self._held.seeded():
-                total = self._held.object(self._vector([losses[task] for task in self.tasks]))
-            if len(self.learned):
-                total.backward()
+        self._used, self._weighted = self.weights(), list(losses)
+        if len(self.learned) and losses:
+            self._learn(losses)
+        if self._epoch is not None:
+            self._epoch.add(losses)
+            if self._epoch.is_over(self._held.options.get(EPOCH_STEPS, DEFAULT_EPOCH_STEPS)):
+                self._held.object(self._vector(self._epoch.means(self.tasks)))
+                self._held.object.step()
+                self._epoch = _Epoch.of(self.tasks)
         self._held.advance()
+
+    def metrics(self) -> dict[str, float]:
+        weights = dict(zip(self.tasks, self._used.tolist(), strict=True))
+        return {f"weight_{task}": weights[task] for task in self._weighted}
+
+    def _learn(self, losses: Mapping[str, float]) -> None:
+        """Backpropagate to the parameters of some tasks; each task has one of its own."""
+        rows = [self.tasks.index(task) for task in losses]
+        own = {
+            name: torch.stack([parameter[row] for row in rows])
+            for name, parameter in self._held.object.named_parameters()
+        }
+        scalarizer = self._held.of(list(losses))
+        torch.func.functional_call(scalarizer, own, self._vector(list(losses.values()))).backward()
 
     def _vector(self, values: Sequence[float]) -> Tensor:
         device = self.learned[0].device if len(self.learned) else torch.device("cpu")
         return to_device(torch.tensor(values), device)
 
     def get_extra_state(self) -> dict[str, Any]:
-        return self._held.state()
+        epoch = {} if self._epoch is None else {"epoch": asdict(self._epoch)}
+        return {**self._held.state(), **epoch}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self._held.restore(state)
+        if self._epoch is not None:
+            self._epoch = _Epoch(**state["epoch"])
+
+
+@dataclass
+class _Epoch:
+    """The losses of an epoch of DWA.
+
+    Args:
+        sums: of the losses of each task.
+        counts: of the steps with each task.
+        steps: since the epoch began.
+    """
+
+    sums: dict[str, float]
+    counts: dict[str, int]
+    steps: int = 0
+
+    @classmethod
+    def of(cls, tasks: Sequence[str]) -> _Epoch:
+        return cls(dict.fromkeys(tasks, 0.0), dict.fromkeys(tasks, 0))
+
+    def add(self, losses: Mapping[str, float]) -> None:
+        for task, loss in losses.items():
+            self.sums[task] += loss
+            self.counts[task] += 1
+        self.steps += 1
+
+    def is_over(self, steps: int) -> bool:
+        """Whether it had these steps, and a step with each task."""
+        return self.steps >= steps and all(self.counts.values())
+
+    def means(self, tasks: Sequence[str]) -> list[float]:
+        return [self.sums[task] / self.counts[task] for task in tasks]
 
 
 class _ScalarizedGradients(GradientBalancer):
@@ -147,6 +205,7 @@ class _ScalarizedGradients(GradientBalancer):
         self, losses: Mapping[str, float], shared: Sequence[nn.Parameter], heads: Heads
     ) -> None:
         tasks = [task for task in self.tasks if task in losses]
+        self._weights = {}
         if not tasks:
             return
         means = torch.tensor([losses[task] for task in tasks])
@@ -179,28 +238,35 @@ class _ScalarizedGradients(GradientBalancer):
 
 
 class _Aggregated(GradientBalancer):
-    """An aggregator. The metrics are its last weights, if it has any, and the conflicts."""
+    """An aggregator. The metrics are its weights in the last step, if any, and the conflicts."""
 
     def __init__(self, held: _Held) -> None:
         super().__init__(held.tasks)
         self._held = held
         self._weights: Tensor | None = None
-        if isinstance(held.object, WeightedAggregator):
-            held.object.weighting.register_forward_hook(self._keep_weights)
+        self._weighted: list[str] = []
 
     def aggregate(self, gradients: Tensor, tasks: Sequence[str]) -> Tensor:
-        with torch.no_grad(), self._held.seeded():
-            combined: Tensor = self._held.of(tasks)(gradients)
+        aggregator = self._held.of(tasks)
+        hook = (
+            aggregator.weighting.register_forward_hook(self._keep_weights)
+            if isinstance(aggregator, WeightedAggregator)
+            else nullcontext()
+        )
+        with torch.no_grad(), self._held.seeded(), hook:
+            combined: Tensor = aggregator(gradients)
         return combined
 
     def combine(
         self, losses: Mapping[str, float], shared: Sequence[nn.Parameter], heads: Heads
     ) -> None:
+        self._weights = None
+        self._weighted = [task for task in self.tasks if task in losses]
         super().combine(losses, shared, heads)
         self._held.advance()
 
     def metrics(self) -> dict[str, float]:
-        weights = {} if self._weights is None else by_task("weight", self.tasks, self._weights)
+        weights = {} if self._weights is None else by_task("weight", self._weighted, self._weights)
         return super().metrics() | weights
 
     def get_extra_state(self) -> dict[str, Any]:

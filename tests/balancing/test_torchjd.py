@@ -131,6 +131,86 @@ def test_a_step_without_a_task_leaves_the_state_as_it_is(method: Method):
     assert str(after["_extra_state"]["state"]) == str(before["_extra_state"]["state"])
 
 
+@pytest.mark.parametrize(
+    ("name", "term"),
+    [
+        ("uw", lambda s, loss: 0.5 * (-s).exp() * loss + 0.5 * s),
+        ("imtll", lambda s, loss: s.exp() * loss - s),
+    ],
+)
+@pytest.mark.parametrize("tasks", [NINE, NINE[3:6], NINE[7:8], []], ids=len)
+def test_the_tasks_of_a_step_learn_their_own_weights(name: str, term: Any, tasks: list[str]):
+    balancer = torchjd_balancer(torchjd_methods()[name], NINE, {})
+    (learned,) = balancer.parameters()
+    learned.data = torch.linspace(-1, 1, 9)
+    network, plain = take(balancer, step=3, tasks=tasks), Network()
+    own = {
+        task: torch.tensor(s, requires_grad=True)
+        for task, s in zip(NINE, learned.tolist(), strict=True)
+    }
+    losses = plain.losses(3, tasks)
+    if not tasks:
+        assert learned.grad is None
+        return
+    sum(term(own[task], loss) for task, loss in losses.items()).backward()
+    for ours, expected in zip(network.parameters(), plain.parameters(), strict=True):
+        assert (ours.grad is None) == (expected.grad is None)
+        if ours.grad is not None:
+            torch.testing.assert_close(ours.grad, expected.grad)
+    expected_grad = [own[t].grad.item() if t in tasks else 0.0 for t in NINE]
+    torch.testing.assert_close(learned.grad, torch.tensor(expected_grad))
+
+
+def test_dwa_weights_tasks_by_the_means_of_the_steps_that_had_them(tmp_path: Path):
+    tasks = ["a", "b", "c"]
+    settings = {"epoch_steps": 3, "temperature": 1.5}
+
+    def new() -> Balancer:
+        return torchjd_balancer(torchjd_methods()["dwa"], tasks, settings)
+
+    balancer = new()
+    steps: list[dict[str, float]] = [
+        # An epoch of three steps.
+        {"a": 1.0, "b": 2.0},
+        {"a": 3.0, "b": 2.0, "c": 5.0},
+        {"b": 8.0},
+        # One that ends with its fourth step, the first with c.
+        {"a": 1.0},
+        {"a": 2.0, "b": 3.0},
+        {},
+        {"c": 4.0},
+        {"a": 1.0, "c": 9.0},
+    ]
+    rates = torch.tensor([1.5 / 2.0, 3.0 / 4.0, 4.0 / 5.0])
+    weights = 3 * (rates / 1.5).softmax(0)
+    for number, losses in enumerate(steps):
+        expected = weights if number == 7 else torch.ones(3)
+        balancer.combine(losses, [], {})
+        assert balancer.metrics() == {
+            f"weight_{task}": pytest.approx(expected[tasks.index(task)].item()) for task in losses
+        }
+        torch.save(balancer.state_dict(), tmp_path / "state.pt")
+        balancer = new()
+        balancer.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+
+
+def test_logged_weights_are_those_of_the_last_step_and_its_tasks():
+    for name, options in (("graddrop", {}), ("upgrad", {}), ("stch", {"mu": 1.0}), ("random", {})):
+        balancer = torchjd_balancer(torchjd_methods()[name], NINE, options, seed=5)
+        for step, tasks in enumerate([NINE, NINE[2:5], []]):
+            network = take(balancer, step, tasks)
+            logged = balancer.metrics()
+            logged.pop("conflicting_pairs", None)
+            if name == "graddrop":  # It has no weights.
+                assert logged == {}
+                continue
+            assert list(logged) == [f"weight_{task}" for task in tasks]
+            if tasks:
+                rows = Network().jacobian(step, tasks)
+                weights = torch.tensor(list(logged.values()))
+                torch.testing.assert_close(network.shared_gradient(), weights @ rows)
+
+
 @pytest.mark.parametrize("method", AGGREGATORS, ids=lambda method: method.name)
 def test_a_gradient_that_is_not_finite_reaches_the_step_and_not_the_state(
     method: Method, monkeypatch: pytest.MonkeyPatch
