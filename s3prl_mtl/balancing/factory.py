@@ -153,6 +153,33 @@ def make_balancer(
     return balancer
 
 
+def check_steps(balancer: Balancer, steps: Sequence[Sequence[str]], rule: str) -> None:
+    """Refuse a balancer that cannot work with the tasks that a sampling rule gives its steps.
+
+    Args:
+        balancer: of the run.
+        steps: the different sets of tasks of the steps.
+        rule: for errors.
+
+    Raises:
+        UserError: the steps have one task each, and nothing to combine; or the method needs more
+            tasks than some steps have.
+    """
+    if min(map(len, steps)) == len(balancer.tasks):
+        return
+    if isinstance(balancer, GradientBalancer) and max(map(len, steps)) == 1:
+        raise UserError(
+            f"With the sampling {rule!r} each step has one task: the balancer has nothing to "
+            "combine.",
+            where="balancer and runner.sampling",
+            fix="Take --sampling all, or the balancer sum, fixed or uncertainty.",
+            code="conflicting-options",
+        )
+    from s3prl_mtl.balancing import torchjd_balancers  # slow to import
+
+    torchjd_balancers.check_steps(balancer, steps, rule)
+
+
 def _make(
     settings: Mapping[str, Any],
     tasks: Sequence[str],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -17,7 +18,10 @@ from s3prl_mtl.balancing.torchjd_methods import DEFAULT_EPOCH_STEPS, EPOCH_STEPS
 from s3prl_mtl.balancing.torchjd_state import restore_state, state_of
 from s3prl_mtl.balancing.weighted import WeightedLosses, by_task
 from s3prl_mtl.data.sampling import derived_seed
+from s3prl_mtl.errors import UserError
 from s3prl_mtl.nn import to_device
+
+logger = logging.getLogger(__name__)
 
 
 def torchjd_balancer(
@@ -44,6 +48,36 @@ def torchjd_balancer(
     # The losses of a step are on the CPU.
     held = _Held(method, tasks, options, seed, torch.device("cpu"))
     return _ScalarizedGradients(held) if method.keeps_gradients else _Scalarized(held)
+
+
+def check_steps(balancer: Balancer, steps: Sequence[Sequence[str]], rule: str) -> None:
+    """As `factory.check_steps`, for methods of torchjd; others pass.
+
+    Raises:
+        UserError: the method needs every task, or more tasks than some steps have.
+    """
+    if not isinstance(balancer, _Aggregated | _Scalarized | _ScalarizedGradients):
+        return
+    method, tasks, fewest = balancer.held.method, balancer.tasks, min(steps, key=len)
+    never = [task for task in tasks if not any(task in own for own in steps)]
+    what, fix = "", "Take --sampling all, or another balancer such as uncertainty."
+    if method.compares_tasks:
+        what = f"{method.name} learns only in steps with every task."
+    elif EPOCH_STEPS in method.options and never:
+        what = f"{method.name} needs losses of every task, also of {', '.join(never)}."
+        fix = "Give each task a weight above 0."
+    else:
+        try:
+            balancer.held.of(fewest)
+        except UserError as cause:
+            what, fix = cause.what, cause.fix or fix
+    if what:
+        raise UserError(
+            f"{what} With the sampling {rule!r} there are steps with {', '.join(fewest)} only.",
+            where="balancer and runner.sampling",
+            fix=fix,
+            code="conflicting-options",
+        )
 
 
 class _Held:
@@ -103,7 +137,7 @@ class _Scalarized(WeightedLosses):
 
     def __init__(self, held: _Held) -> None:
         super().__init__(held.tasks)
-        self._held = held
+        self.held = held
         # Learned with the heads.
         self.learned = nn.ParameterList(held.object.parameters())
         self._epoch = _Epoch.of(self.tasks) if EPOCH_STEPS in held.method.options else None
@@ -112,8 +146,8 @@ class _Scalarized(WeightedLosses):
 
     def weights(self) -> Tensor:
         # A copy: calls of a scalarizer may count the losses that they get.
-        with self._held.seeded():
-            return _weights(deepcopy(self._held.object), self._vector([1.0] * len(self.tasks)))
+        with self.held.seeded():
+            return _weights(deepcopy(self.held.object), self._vector([1.0] * len(self.tasks)))
 
     def combine(
         self, losses: Mapping[str, float], shared: Sequence[nn.Parameter], heads: Heads
@@ -123,11 +157,11 @@ class _Scalarized(WeightedLosses):
             self._learn(losses)
         if self._epoch is not None:
             self._epoch.add(losses)
-            if self._epoch.is_over(self._held.options.get(EPOCH_STEPS, DEFAULT_EPOCH_STEPS)):
-                self._held.object(self._vector(self._epoch.means(self.tasks)))
-                self._held.object.step()
+            if self._epoch.is_over(self.held.options.get(EPOCH_STEPS, DEFAULT_EPOCH_STEPS)):
+                self.held.object(self._vector(self._epoch.means(self.tasks)))
+                self.held.object.step()
                 self._epoch = _Epoch.of(self.tasks)
-        self._held.advance()
+        self.held.advance()
 
     def metrics(self) -> dict[str, float]:
         weights = dict(zip(self.tasks, self._used.tolist(), strict=True))
@@ -138,9 +172,9 @@ class _Scalarized(WeightedLosses):
         rows = [self.tasks.index(task) for task in losses]
         own = {
             name: torch.stack([parameter[row] for row in rows])
-            for name, parameter in self._held.object.named_parameters()
+            for name, parameter in self.held.object.named_parameters()
         }
-        scalarizer = self._held.of(list(losses))
+        scalarizer = self.held.of(list(losses))
         torch.func.functional_call(scalarizer, own, self._vector(list(losses.values()))).backward()
 
     def _vector(self, values: Sequence[float]) -> Tensor:
@@ -149,10 +183,10 @@ class _Scalarized(WeightedLosses):
 
     def get_extra_state(self) -> dict[str, Any]:
         epoch = {} if self._epoch is None else {"epoch": asdict(self._epoch)}
-        return {**self._held.state(), **epoch}
+        return {**self.held.state(), **epoch}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self._held.restore(state)
+        self.held.restore(state)
         if self._epoch is not None:
             self._epoch = _Epoch(**state["epoch"])
 
@@ -198,7 +232,7 @@ class _ScalarizedGradients(GradientBalancer):
 
     def __init__(self, held: _Held) -> None:
         super().__init__(held.tasks)
-        self._held = held
+        self.held = held
         self._weights: dict[str, float] = {}
 
     def combine(
@@ -209,11 +243,11 @@ class _ScalarizedGradients(GradientBalancer):
         if not tasks:
             return
         means = torch.tensor([losses[task] for task in tasks])
-        scalarizer = self._held.of(tasks)
+        scalarizer = self.held.of(tasks)
         if getattr(scalarizer, "_prev_losses", None) is not None:
             # FAMO learns from the losses after the update: those of the next step.
             scalarizer.update(means)
-        with self._held.seeded():
+        with self.held.seeded():
             weights = _weights(scalarizer, means)
         self._weights = dict(zip(tasks, weights.tolist(), strict=True))
         super().combine(losses, shared, heads)
@@ -221,7 +255,7 @@ class _ScalarizedGradients(GradientBalancer):
             for parameter in parameters:
                 if parameter.grad is not None and task in self._weights:
                     parameter.grad.mul_(self._weights[task])
-        self._held.advance()
+        self.held.advance()
 
     def aggregate(self, gradients: Tensor, tasks: Sequence[str]) -> Tensor:
         return gradients.new_tensor([self._weights[task] for task in tasks]) @ gradients
@@ -231,29 +265,36 @@ class _ScalarizedGradients(GradientBalancer):
         return super().metrics() | weights
 
     def get_extra_state(self) -> dict[str, Any]:
-        return self._held.state()
+        return self.held.state()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self._held.restore(state)
+        self.held.restore(state)
 
 
 class _Aggregated(GradientBalancer):
-    """An aggregator. The metrics are its weights in the last step, if any, and the conflicts."""
+    """An aggregator. The metrics are its weights in the last step, if any, and the conflicts.
+
+    If tasks are dropped and the method needs more than are left, a step takes their mean.
+    """
 
     def __init__(self, held: _Held) -> None:
         super().__init__(held.tasks)
-        self._held = held
+        self.held = held
         self._weights: Tensor | None = None
         self._weighted: list[str] = []
 
     def aggregate(self, gradients: Tensor, tasks: Sequence[str]) -> Tensor:
-        aggregator = self._held.of(tasks)
+        try:
+            aggregator = self.held.of(tasks)
+        except UserError as cause:
+            logger.warning("This step takes the mean of the gradients. %s", cause.what)
+            return gradients.mean(dim=0)
         hook = (
             aggregator.weighting.register_forward_hook(self._keep_weights)
             if isinstance(aggregator, WeightedAggregator)
             else nullcontext()
         )
-        with torch.no_grad(), self._held.seeded(), hook:
+        with torch.no_grad(), self.held.seeded(), hook:
             combined: Tensor = aggregator(gradients)
         return combined
 
@@ -263,17 +304,17 @@ class _Aggregated(GradientBalancer):
         self._weights = None
         self._weighted = [task for task in self.tasks if task in losses]
         super().combine(losses, shared, heads)
-        self._held.advance()
+        self.held.advance()
 
     def metrics(self) -> dict[str, float]:
         weights = {} if self._weights is None else by_task("weight", self._weighted, self._weights)
         return super().metrics() | weights
 
     def get_extra_state(self) -> dict[str, Any]:
-        return self._held.state()
+        return self.held.state()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self._held.restore(state)
+        self.held.restore(state)
 
     def _keep_weights(self, weighting: nn.Module, inputs: Any, weights: Tensor) -> None:
         self._weights = weights

@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
+from torchjd import Stateful
 
 from s3prl_mtl.errors import UserError, nearest
 
@@ -24,6 +25,12 @@ DEFAULT_EPOCH_STEPS = 1000
 
 INDEPENDENT_OF_LOSSES = {"constant", "dwa", "imtll", "mean", "random", "sum", "uw"}
 """Scalarizers with weights that the losses of the step do not change."""
+
+SEPARATE_STATE = {"dwa", "imtll", "uw"}
+"""Methods with a state for each task on its own; that of others compares the tasks of a step."""
+
+MANY_TASKS = 100
+"""The largest number of tasks that is tried for methods which need a minimum of them."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,11 @@ class Method:
     def keeps_gradients(self) -> bool:
         """Whether the gradients of the tasks are kept apart, also of those that weight losses."""
         return self.level == "gradient" or self.name not in INDEPENDENT_OF_LOSSES
+
+    @property
+    def compares_tasks(self) -> bool:
+        """Whether it has a state that only steps with every task change."""
+        return issubclass(self.kind, Stateful) and self.name not in SEPARATE_STATE
 
     @property
     def title(self) -> str:
@@ -85,11 +97,7 @@ class Method:
         """
         self._check(options)
         try:
-            # Some limits depend on the number of tasks and are checked in the first call only.
-            with torch.random.fork_rng(devices=[]):
-                example = self._construct(tasks, options, torch.device("cpu"))
-                size = len(tasks)
-                example(torch.eye(size) if self.level == "gradient" else torch.ones(size))
+            self._try_out(tasks, options)
             return self._construct(tasks, options, device)
         except ImportError as cause:
             missing, _, hint = str(cause).partition(" Install them with: ")
@@ -100,11 +108,33 @@ class Method:
                 code="missing-package",
             ) from cause
         except (TypeError, ValueError) as cause:
+            needed = self._fewest_tasks(options, len(tasks))
             raise UserError(
-                f"{self.name} does not take these settings: {str(cause).rstrip('.')}.",
+                f"{self.name} does not take these settings for {len(tasks)} tasks: "
+                f"{str(cause).rstrip('.')}.",
                 where=f"balancer {self.name}",
+                fix=f"With these options it needs {needed} tasks or more." if needed else None,
                 code="invalid-value",
             ) from cause
+
+    def _fewest_tasks(self, options: Mapping[str, Any], more_than: int) -> int | None:
+        """The number of tasks that these options need; None if no number is enough."""
+        if any(isinstance(value, Mapping) for value in options.values()):
+            return None
+        for count in range(more_than + 1, MANY_TASKS):
+            try:
+                self._try_out([""] * count, options)
+            except (TypeError, ValueError):
+                continue
+            return count
+        return None
+
+    def _try_out(self, tasks: Sequence[str], options: Mapping[str, Any]) -> None:
+        """Call an object once: limits of the number of tasks are checked then only."""
+        with torch.random.fork_rng(devices=[]):
+            example = self._construct(tasks, options, torch.device("cpu"))
+            size = len(tasks)
+            example(torch.eye(size) if self.level == "gradient" else torch.ones(size))
 
     def _construct(
         self, tasks: Sequence[str], options: Mapping[str, Any], device: torch.device

@@ -73,6 +73,23 @@ def depends_on_sizes(rule: str) -> bool:
     return rule.partition(":")[0] in ("proportional", "temperature")
 
 
+def tasks_of_steps(rule: str, tasks: Sequence[str]) -> list[list[str]]:
+    """The different sets of tasks that the steps of a rule have.
+
+    Raises:
+        UserError: as :func:`task_sampling`.
+    """
+    tasks_of = task_sampling(rule, tasks, dict.fromkeys(tasks, 1), seed=0)
+    kind, _, rest = rule.partition(":")
+    if kind == "weights":
+        weights = _values(rest, tasks)
+        return [[task] for task in tasks if weights.get(task, 1) > 0]
+    if kind in ("all", "every"):
+        steps = math.lcm(*_periods(rest, tasks).values()) if kind == "every" else 1
+        return [list(own) for own in dict.fromkeys(tuple(tasks_of(n + 1)) for n in range(steps))]
+    return [[task] for task in tasks]
+
+
 def _at_random(weights: Mapping[str, float], seed: int) -> TasksOf:
     tasks = list(weights)
     chances = torch.tensor(list(weights.values()), dtype=torch.float64)
@@ -85,13 +102,21 @@ def _at_random(weights: Mapping[str, float], seed: int) -> TasksOf:
     return tasks_of
 
 
-def _in_turn(text: str, tasks: Sequence[str]) -> TasksOf:
+def _periods(text: str, tasks: Sequence[str]) -> dict[str, int]:
+    """The number of steps after which each task returns."""
     named = "=" in text
     values = _values(text, tasks) if named else dict.fromkeys(tasks, _number(text, "every"))
     for task, value in values.items():
         if value < 1 or value != int(value):
-            raise _invalid(f"{task} cannot train every {value:g} steps.", "Give whole numbers.")
-    periods = {task: int(values.get(task, 1)) for task in tasks}
+            raise _invalid(
+                f"{task} cannot train every {value:g} steps.",
+                "Give whole numbers from 1, such as every:2 or every:ks=4.",
+            )
+    return {task: int(values.get(task, 1)) for task in tasks}
+
+
+def _in_turn(text: str, tasks: Sequence[str]) -> TasksOf:
+    periods = _periods(text, tasks)
 
     def tasks_of(step: int) -> list[str]:
         return [t for place, t in enumerate(tasks) if (step - 1 - place) % periods[t] == 0]

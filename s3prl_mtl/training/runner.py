@@ -11,7 +11,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from s3prl_mtl.balancing import Balancer, make_balancer
+from s3prl_mtl.balancing import Balancer, check_steps, make_balancer
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.best import best_files, best_of, name_in_run
 from s3prl_mtl.checkpoint.compatibility import warn_of_schedule
@@ -19,6 +19,7 @@ from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.config import Config, resolve
 from s3prl_mtl.data.randomness import seed_all
 from s3prl_mtl.data.sampling import derived_seed
+from s3prl_mtl.data.task_sampling import tasks_of_steps
 from s3prl_mtl.data.workers import default_workers
 from s3prl_mtl.distributed.shares import Placement
 from s3prl_mtl.distributed.sync import check_in_sync, resync_parameters
@@ -98,6 +99,9 @@ class MultiTaskRunner:
                     settings.balancer, settings.downstream, settings.seed, self.device
                 )
             )
+        rule = settings.runner.sampling
+        steps = tasks_of_steps(rule, settings.downstream)
+        world.run_on_all_ranks(partial(check_steps, balancer, steps, rule))
         seed_all(settings.seed)
 
         # Before minutes are spent on the corpora.
@@ -550,6 +554,7 @@ def evaluate_checkpoint(
     config = {
         **config,
         "distributed": {"parallel": "data", "placement": None},
+        "runner": {**config["runner"], "sampling": "all"},
         "balancer": {"name": "sum"},
     }
     runner = MultiTaskRunner(config, folder, resume=saved, world=world)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from s3prl_mtl.balancing import GradientBalancer, Sum, make_balancer
+from s3prl_mtl.balancing import GradientBalancer, Sum, check_steps, make_balancer
 from s3prl_mtl.balancing.factory import balancer_settings, parse_balancer
 from s3prl_mtl.config import build_config
+from s3prl_mtl.data.task_sampling import tasks_of_steps
 from tests.mistakes import user_error
 
 THIRD = """
@@ -106,3 +107,52 @@ def test_a_balancer_of_another_class_is_an_error(install):
     install("def DownstreamExpert(tasks): return 3\n", None, "three", "s3prl_mtl.balancers")
     with user_error("plugin-broken", where="three"):
         make_balancer({"name": "three"}, ["ks"])
+
+
+FOUR = ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("balancer", "rule", "fix"),
+    [
+        ("pcgrad", "uniform", "all"),
+        ("stch:mu=1", "every:4", "all"),
+        ("upgrad", "weights:a=2", "all"),
+        ("famo", "every:a=2", "all"),
+        ("gradvac", "every:2", "all"),
+        ("pcd", "every:b=3", "all"),
+        ("dwa", "weights:a=0", "weight above 0"),
+        ("krum:n_byzantine=1", "every:a=2", "4 tasks"),
+        ("trimmedmean:trim_number=1", "every:2", "3 tasks"),
+    ],
+)
+def test_a_balancer_that_cannot_work_with_the_sampling_is_refused(
+    balancer: str, rule: str, fix: str
+):
+    made = make_balancer(parse_balancer(balancer, "--balancer"), FOUR)
+    check_steps(made, [FOUR], "all")
+    with user_error("conflicting-options", where=r"runner\.sampling", fix=fix):
+        check_steps(made, tasks_of_steps(rule, FOUR), rule)
+
+
+@pytest.mark.parametrize(
+    ("balancer", "rule"),
+    [
+        ("fixed:a=2", "uniform"),
+        ("uw", "uniform"),
+        ("dwa", "weights:a=0.5"),
+        ("pcgrad", "every:2"),
+        ("stch:mu=1,weights.a=1,weights.b=1,weights.c=2,weights.d=1", "every:a=4"),
+        ("krum:n_byzantine=0", "every:a=2"),
+    ],
+)
+def test_other_balancers_take_any_sampling(balancer: str, rule: str):
+    made = make_balancer(parse_balancer(balancer, "--balancer"), FOUR)
+    check_steps(made, tasks_of_steps(rule, FOUR), rule)
+
+
+def test_a_method_says_how_many_tasks_it_needs():
+    with user_error("invalid-value", where="krum", fix="5 tasks"):
+        make_balancer({"name": "krum", "n_byzantine": 2}, FOUR)
+    with user_error("invalid-value", where="trimmedmean", fix="7 tasks"):
+        make_balancer({"name": "trimmedmean", "trim_number": 3}, FOUR)

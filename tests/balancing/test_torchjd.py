@@ -194,6 +194,22 @@ def test_dwa_weights_tasks_by_the_means_of_the_steps_that_had_them(tmp_path: Pat
         balancer.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
 
 
+@pytest.mark.parametrize(
+    ("name", "options"), [("krum", {"n_byzantine": 6}), ("trimmedmean", {"trim_number": 4})]
+)
+def test_a_step_with_fewer_tasks_than_the_method_needs_takes_their_mean(
+    name: str, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+):
+    balancer = torchjd_balancer(torchjd_methods()[name], NINE, options)
+    take(balancer, step=0)
+    assert not caplog.records
+    network = take(balancer, step=1, tasks=NINE[1:])
+    mean = Network().jacobian(1, NINE[1:]).mean(dim=0)
+    torch.testing.assert_close(network.shared_gradient(), mean)
+    assert name in caplog.text
+    assert not any(key.startswith("weight") for key in balancer.metrics())
+
+
 def test_logged_weights_are_those_of_the_last_step_and_its_tasks():
     for name, options in (("graddrop", {}), ("upgrad", {}), ("stch", {"mu": 1.0}), ("random", {})):
         balancer = torchjd_balancer(torchjd_methods()[name], NINE, options, seed=5)

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from s3prl_mtl.data.task_sampling import task_sampling
+from s3prl_mtl.data.task_sampling import task_sampling, tasks_of_steps
 from tests.mistakes import user_error
 
 TASKS = ["asr", "ks", "er"]
@@ -97,3 +97,17 @@ def test_a_split_of_unknown_size_has_no_proportion() -> None:
     with user_error("invalid-value", where=r"runner\.sampling"):
         task_sampling("proportional", TASKS, {**SIZES, "ks": None}, seed=0)
     task_sampling("uniform", TASKS, dict.fromkeys(TASKS), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "steps"),
+    [
+        ("all", [TASKS]),
+        ("proportional", [["asr"], ["ks"], ["er"]]),
+        ("weights:ks=0", [["asr"], ["er"]]),
+        ("every:2", [["asr", "er"], ["ks"]]),
+        ("every:ks=2,er=4", [["asr"], ["asr", "ks"], ["asr", "er"]]),
+    ],
+)
+def test_the_sets_of_tasks_of_all_steps(rule: str, steps: list[list[str]]) -> None:
+    assert tasks_of_steps(rule, TASKS) == steps

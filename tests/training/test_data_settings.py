@@ -252,6 +252,7 @@ def test_the_log_says_how_the_data_differ(make: Any, noise: Path, tmp_path: Path
         (["--speed", "fast"], "--speed"),
         (["--speed", "9"], r"perturb\.speed"),
         (["--sampling", "weights:sk=1"], r"runner\.sampling"),
+        (["--sampling", "uniform", "--balancer", "pcgrad"], r"balancer and runner\.sampling"),
     ],
 )
 def test_flags_that_cannot_be_followed_are_refused(
