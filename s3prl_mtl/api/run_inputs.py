@@ -109,10 +109,18 @@ def _fractions(shares: str | Mapping[str, float] | None) -> dict[str, float]:
     settings = {}
     for entry in filter(None, map(str.strip, (shares or "").split(","))):
         task, _, share = entry.rpartition("=")
+        twice = f"{task}{FRACTION}" in settings
         try:
             settings[f"{task}{FRACTION}"] = float(share)
         except ValueError:
             task = ""
+        if twice:
+            raise UserError(
+                f"{entry!r} is the second fraction of {task}.",
+                where="--fraction",
+                fix="Give each task once.",
+                code="conflicting-options",
+            )
         if not task:
             raise UserError(
                 f"{entry!r} is not of the form task=fraction.",

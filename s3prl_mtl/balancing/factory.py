@@ -53,6 +53,15 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     if "=" not in rest:
         return {"name": text}  # a name, or `package:name`
     pairs = [pair.strip() for pair in rest.split(",")]
+    keys = [pair.partition("=")[0].strip() for pair in pairs]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise UserError(
+            f"{twice!r} is given more than once.",
+            where=where,
+            fix="Give each option once.",
+            code="conflicting-options",
+        )
     malformed = [pair for pair in pairs if "=" not in pair]
     try:
         options = OmegaConf.to_container(OmegaConf.from_dotlist(pairs)) if not malformed else {}

@@ -41,8 +41,9 @@ def torchjd_balancer(
         device: of its state.
 
     Raises:
-        UserError: as `Method.build`.
+        UserError: as `Method.build` and `Method.check_tasks`.
     """
+    method.check_tasks(tasks, options)
     if method.level == "gradient":
         return _Aggregated(_Held(method, tasks, options, seed, torch.device(device)))
     # The losses of a step are on the CPU.

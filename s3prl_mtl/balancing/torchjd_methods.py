@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +29,9 @@ INDEPENDENT_OF_LOSSES = {"constant", "dwa", "imtll", "mean", "random", "sum", "u
 
 SEPARATE_STATE = {"dwa", "imtll", "uw"}
 """Methods with a state for each task on its own; that of others compares the tasks of a step."""
+
+SHARES = {"pref_vector", "weights"}
+"""Options by task that are weights: not negative, and not all 0."""
 
 MANY_TASKS = 100
 """The largest number of tasks that is tried for methods which need a minimum of them."""
@@ -148,6 +152,22 @@ class Method:
                 arguments[name] = value
         return self.kind(**arguments).to(device)
 
+    def check_tasks(self, tasks: Sequence[str], options: Mapping[str, Any]) -> None:
+        """Refuse options for other tasks than those of the run.
+
+        Raises:
+            UserError: names the option and the task.
+        """
+        for name, value in options.items():
+            for task in value if isinstance(value, Mapping) else ():
+                if task not in tasks:
+                    raise UserError(
+                        f"The run has no task {task!r} for {name} of {self.name}.",
+                        where=f"balancer.{name}.{task}",
+                        fix=nearest(str(task), list(tasks)),
+                        code="unknown-name",
+                    )
+
     def _check(self, options: Mapping[str, Any]) -> None:
         for name, value in options.items():
             where = f"balancer.{name}"
@@ -165,6 +185,19 @@ class Method:
                     f"{name} of {self.name} must be {kinds}, not {value!r}.",
                     where=where,
                     code="wrong-type",
+                )
+            numbers = list(value.values()) if isinstance(value, Mapping) else [value]
+            if any(isinstance(n, float) and not math.isfinite(n) for n in numbers):
+                raise UserError(
+                    f"{name} of {self.name} must be finite, not {value!r}.",
+                    where=where,
+                    code="invalid-value",
+                )
+            if name in SHARES and (min(numbers, default=0) < 0 or not any(numbers)):
+                raise UserError(
+                    f"{name} of {self.name} must be at least 0, and above 0 for a task: {value!r}.",
+                    where=where,
+                    code="invalid-value",
                 )
         if options.get(EPOCH_STEPS, 1) < 1:
             raise UserError(

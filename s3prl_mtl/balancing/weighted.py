@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,12 +56,21 @@ class Fixed(WeightedLosses):
                     fix=nearest(task, list(tasks)),
                     code="unknown-name",
                 )
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+            is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not is_number or not 0 <= weight < math.inf:
                 raise UserError(
                     f"The weight of {task} must be a number of at least 0, not {weight!r}.",
                     where=f"balancer.{task}",
+                    fix=f"For example: fixed:{task}=0.5.",
                     code="invalid-value",
                 )
+        if not any(weights.get(task, 1.0) for task in tasks):
+            raise UserError(
+                "The weights of all tasks are 0: nothing would be trained.",
+                where="balancer fixed",
+                fix="Give a task a weight above 0.",
+                code="invalid-value",
+            )
         values = [float(weights.get(task, 1.0)) for task in tasks]
         self.register_buffer("_weights", torch.tensor(values), persistent=False)
 

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from s3prl_mtl.balancing.factory import balancer_settings, parse_balancer
-from s3prl_mtl.config.checks import check_values, refusal
+from s3prl_mtl.config.checks import check_finite, check_values, refusal
 from s3prl_mtl.config.conflicts import (
     check_sampling,
     refuse_contradictions,
@@ -240,6 +240,7 @@ def _class_section(
                 fix=nearest(str(key), allowed),
                 code="unknown-key",
             )
+        check_finite(f"{section}.{key}", value, f"{section}.{key} in {origin}")
         if key == "lr" and not isinstance(value, int | float):
             raise UserError(
                 f"{section}.lr must be a number, not {value!r}.",

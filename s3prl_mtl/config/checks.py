@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -50,6 +51,7 @@ def check_value(key: str, value: Any, rules: Mapping[str, Any], origin: str) -> 
         UserError: names the key and the allowed values.
     """
     where = f"{key} in {origin}"
+    check_finite(key, value, where)
     choices = rules.get("one_of")
     if choices and isinstance(value, str) and not value.startswith("${") and value not in choices:
         raise UserError(
@@ -68,6 +70,21 @@ def check_value(key: str, value: Any, rules: Mapping[str, Any], origin: str) -> 
                 where=where,
                 code="invalid-value",
             )
+
+
+def check_finite(key: str, value: Any, where: str) -> None:
+    """Refuse numbers that are not finite, also in lists and mappings.
+
+    Raises:
+        UserError: names the key.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(
+            f"{key} must be a finite number, not {value}.", where=where, code="invalid-value"
+        )
+    inner = value.values() if isinstance(value, Mapping) else value
+    for entry in inner if isinstance(value, Mapping | list) else ():
+        check_finite(key, entry, where)
 
 
 def refusal(

@@ -150,6 +150,8 @@ def _values(text: str, tasks: Sequence[str]) -> dict[str, float]:
         task, _, number = map(str.strip, entry.partition("="))
         if task not in tasks:
             raise _invalid(f"The run has no task {task!r}.", nearest(task, list(tasks)))
+        if task in values:
+            raise _invalid(f"{task} is given more than once.", "Give each task once.")
         values[task] = _number(number, task)
     return values
 

@@ -73,6 +73,8 @@ def test_an_option_that_a_balancer_does_not_have_is_an_error():
         make_balancer({"name": "pcgrad", "seed": 1}, ["a"])
     with user_error("invalid-value", where="--balancer"):
         parse_balancer("fixed:asr=1,ks", "--balancer")
+    with user_error("conflicting-options", where="--balancer"):
+        parse_balancer("fixed:asr=1,asr=2", "--balancer")
 
 
 def config_of(*files: Path, **flags: Any) -> dict[str, Any]:

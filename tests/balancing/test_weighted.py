@@ -26,9 +26,15 @@ def test_fixed_weights_scale_the_loss_of_a_task_and_are_1_elsewhere():
 def test_a_weight_of_another_task_or_below_0_is_an_error():
     with user_error("unknown-name", where="balancer.taks3", fix="task3"):
         make_balancer({"name": "fixed", "taks3": 1}, NINE)
-    for weight in (-1, "much", True):
+    for weight in (-1, "much", True, math.nan, math.inf):
         with user_error("invalid-value", where="balancer.task3"):
             make_balancer({"name": "fixed", "task3": weight}, NINE)
+
+
+def test_weights_of_0_for_all_tasks_are_an_error():
+    with user_error("invalid-value", where="balancer fixed"):
+        make_balancer({"name": "fixed", "a": 0, "b": 0.0}, ["a", "b"])
+    make_balancer({"name": "fixed", "a": 0}, ["a", "b"])
 
 
 @pytest.mark.parametrize("tasks", [NINE, NINE[2:7]], ids=len)

@@ -50,6 +50,7 @@ def test_a_task_has_its_name_in_the_run(tmp_path: Path) -> None:
         ("{heads: {rl: 1}}", "unknown-key", r"heads\.rl", "'lr'"),
         ("{heads: {lr: fast}}", "wrong-type", r"heads\.lr", None),
         ("{heads: {lr: -1}}", "invalid-value", r"heads\.lr", None),
+        ("{heads: {lr: .nan}}", "invalid-value", r"heads\.lr", None),
         ("{encoder: {layer_decay: 1.5}}", "invalid-value", r"encoder\.layer_decay", None),
         ("{encoder: {layer_decay: 0}}", "invalid-value", r"encoder\.layer_decay", None),
         ("{encoder: {num_warmup_steps: 1.5}}", "wrong-type", r"num_warmup_steps", None),

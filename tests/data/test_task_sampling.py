@@ -81,6 +81,7 @@ def test_named_tasks_are_in_some_steps_and_the_others_in_all() -> None:
         "weights:asr=0,ks=0,er=0",
         "weights:sr=1",
         "weights:asr=nan",
+        "weights:asr=1,asr=2",
         "every:0",
         "every:1.5",
         "every:4",

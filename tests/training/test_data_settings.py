@@ -244,6 +244,8 @@ def test_the_log_says_how_the_data_differ(make: Any, noise: Path, tmp_path: Path
         (["--fraction", "ks"], "--fraction"),
         (["--fraction", "ks=much"], "--fraction"),
         (["--fraction", "=0.5"], "--fraction"),
+        (["--fraction", "ks=0.5,ks=0.6"], "--fraction"),
+        (["--fraction", "ks=nan"], r"ks\.fraction"),
         (["--fraction", "ks=1.5"], r"ks\.fraction"),
         (["--fraction", "sk=0.5"], r"sk"),
         (["--noise", "DIR:snr=loud"], "--noise"),
