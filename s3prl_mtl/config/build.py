@@ -23,6 +23,7 @@ from s3prl_mtl.config.conflicts import (
     refuse_contradictions,
     refuse_different_runs,
     refuse_frozen_and_unfrozen,
+    remarks_on_ignored,
     remarks_on_reach,
 )
 from s3prl_mtl.config.optimizer_groups import merge_groups, named_parts
@@ -164,6 +165,8 @@ def build_config(
     for task in chosen:
         complete_datarc(task, merged[task], blocks_of[task])
     refuse_frozen_and_unfrozen(merged)
+    for remark in remarks_on_ignored(merged):
+        deferred.add(remark)
     check_sampling(merged)
     references = OmegaConf.create(merged)
     _make_absolute(merged, references)

@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from s3prl_mtl.config.optimizer_groups import ENCODER, PARTS
 from s3prl_mtl.config.overrides import task_specs
 from s3prl_mtl.config.task_blocks import Config, Layer
 from s3prl_mtl.data.task_sampling import tasks_of_steps
@@ -107,6 +108,34 @@ def refuse_frozen_and_unfrozen(config: Config) -> None:
             fix="Give one of them; -f sets upstream.freeze to false.",
             code="conflicting-options",
         )
+
+
+def remarks_on_ignored(config: Config) -> Iterator[str]:
+    """A remark for each setting that another one leaves without an effect.
+
+    Not errors: a file, or the `-o` of a study, may serve several runs.
+
+    Args:
+        config: merged.
+    """
+    for key, reason in _ignored(config):
+        yield f"{key} has no effect: {reason}."
+
+
+def _ignored(config: Config) -> Iterator[tuple[str, str]]:
+    upstream, runner = config["upstream"], config["runner"]
+    groups = config["optimizer"].get("groups") or {}
+    frozen = "upstream.freeze (--freeze_upstream) freezes the whole encoder"
+    if upstream["freeze"] and upstream["freeze_layers"] is not None:
+        yield "upstream.freeze_layers", frozen
+    if upstream["freeze"] and ENCODER in groups:
+        yield f"optimizer.groups.{ENCODER}", frozen
+    for part in groups:
+        if part not in PARTS and part not in config["downstream"]:
+            yield f"optimizer.groups.{part}", f"the run does not have the task {part}"
+    after, total = runner["unfreeze_after"], runner["total_steps"]
+    if after is not None and after >= total:
+        yield "runner.unfreeze_after", f"the run has {total} steps, and the encoder stays frozen"
 
 
 def check_sampling(config: Config) -> None:

@@ -237,9 +237,6 @@ class MultiTaskRunner:
             write_yaml(self.source_config, self.folder / "config.yaml")
             write_placement(self.run.placement, self._costs, self.config, self.folder)
         self._log_summary()
-        conflicts = self.training_step.conflicts
-        if world.is_lead and conflicts.every and not conflicts.has_pairs:
-            logger.warning("No two tasks train the same parameters: --log_conflicts has no effect.")
         if self._resumed is not None and self._resumed.training is not None:
             self.evaluated_step = self._resumed.training.evaluated_step
             self.run_state.restore_training(self._resumed.training)
@@ -300,6 +297,11 @@ class MultiTaskRunner:
                     "destroy it: freeze it with --freeze_upstream, or set "
                     "optimizer.groups.encoder.lr.",
                     *(rate, HIGH_RATE),
+                )
+            conflicts = self.training_step.conflicts
+            if conflicts.every and not conflicts.has_pairs:
+                logger.warning(
+                    "No two tasks train the same parameters: --log_conflicts has no effect."
                 )
 
     def _train(self, recorder: Recorder | None) -> None:
@@ -433,6 +435,7 @@ class MultiTaskRunner:
         splits = self.splits("dev_splits") + self.splits("test_splits")
         logger.info("Reading the corpora.")
         self.world.run_on_all_ranks(lambda: check_splits(self.config, self.tasks))
+        self._log_summary()
         logger.info("Trying a training step.")
         self.world.run_on_all_ranks(self.training_step.try_out)
         logger.info("Trying one batch of %d evaluation splits.", len(splits))

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
 
@@ -140,8 +141,10 @@ class TrainingStep:
     def try_out(self) -> None:
         """Run one batch of every share, without an update. The ranks do not wait for each other.
 
+        A rank with all tasks also combines them; the state of the balancer stays as it is.
+
         Raises:
-            UserError: the loss of a task is not finite.
+            UserError: the loss of a task, or the combined gradient, is not finite.
         """
 
         def attempt(micro_batches: Sequence[MicroBatch], dropped: frozenset[str]) -> frozenset[str]:
@@ -149,11 +152,16 @@ class TrainingStep:
             for micro_batch in micro_batches:
                 self._backward(self._forward(micro_batch, sync, records), sync)
             sync.share_losses()
+            if len(sync.losses) == len(self.run.names):
+                self.balancer.combine(sync.losses, self.run.shared, self.run.heads)
             return dropped
 
         self.run.set_training(True)
         micro_batcher = self._micro_batcher(World(), SkipCounts(self.run.names))
+        state = deepcopy(self.balancer.state_dict())
         dropped = micro_batcher.take(1, [self.loaders.draw()], attempt)
+        broken = [block.name for block in self.run.blocks() if not block.has_finite_gradients]
+        self.balancer.load_state_dict(state)
         self.optimizer.zero_grad(set_to_none=True)
         if dropped:
             names = " and of ".join(sorted(dropped))
@@ -162,6 +170,15 @@ class TrainingStep:
                 where=f"the training split of {names}",
                 fix="Check the weights that training starts from (-k, -i), the settings and the "
                 "corpus of the task.",
+                code="non-finite",
+            )
+        if broken:
+            names = ", ".join(broken)
+            raise UserError(
+                f"The gradient of {names} is not finite in the first batch of training.",
+                where=f"the gradient of {names}",
+                fix="Try another balancer or other options of it (--balancer), or check the "
+                "weights that training starts from (-k, -i).",
                 code="non-finite",
             )
 

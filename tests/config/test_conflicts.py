@@ -86,3 +86,33 @@ def test_the_same_value_twice_is_accepted():
     flags = {**DATA, "downstream": ["ks"], "runner.total_steps": 5}
     config = build_config((), flags, "runner.total_steps=5,,args.downstream=ks")
     assert config["runner"]["total_steps"] == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("upstream: {freeze: true, freeze_layers: 2}", "upstream.freeze_layers"),
+        (
+            "upstream: {freeze: true}\noptimizer: {groups: {encoder: {lr: 1.0e-5}}}",
+            "optimizer.groups.encoder",
+        ),
+        ("optimizer: {groups: {asr: {lr: 1.0e-5}}}", "optimizer.groups.asr"),
+        ("runner: {unfreeze_after: 20, total_steps: 20}", "runner.unfreeze_after"),
+    ],
+)
+def test_a_setting_without_effect_is_a_warning(tmp_path: Path, text: str, key: str):
+    log = DeferredLog()
+    build_config(files(tmp_path, text), {**DATA, "downstream": ["ks"]}, deferred=log)
+    (warning,) = [text for _, text in log._buffered]
+    assert key in warning
+
+
+def test_settings_with_an_effect_are_not_reported(tmp_path: Path):
+    log = DeferredLog()
+    text = (
+        "upstream: {freeze_layers: 2}\n"
+        "optimizer: {groups: {encoder: {lr: 1.0e-5}, ks: {lr: 1.0e-3}}}\n"
+        "runner: {unfreeze_after: 19, total_steps: 20}"
+    )
+    build_config(files(tmp_path, text), {**DATA, "downstream": ["ks"]}, deferred=log)
+    assert not log._buffered
