@@ -183,6 +183,14 @@ def _perturbation(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.noise:
         folder, colon, ratios = arguments.noise.rpartition(":snr=")
         settings["noise"] = folder if colon else ratios
+        other = re.fullmatch(r".+:(\w*)=.*", settings["noise"])
+        if other and not os.path.exists(os.path.expanduser(settings["noise"])):
+            raise UserError(
+                f"--noise has no option {other[1]!r}.",
+                where=f"--noise {arguments.noise}",
+                fix="For example: musan/noise:snr=5-20.",
+                code="unknown-key",
+            )
         if colon:
             found = re.fullmatch(r"(-?[\d.]+)(?:-(-?[\d.]+))?", ratios)
             values = _floats([found[1], found[2] or found[1]]) if found else None

@@ -49,8 +49,8 @@ def parse_balancer(value: str | Mapping[str, Any], where: str) -> dict[str, Any]
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
-    name, _, rest = text.partition(":")
-    if "=" not in rest:
+    name, colon, rest = text.partition(":")
+    if "=" not in rest and not (colon and _is_known(name)):
         return {"name": text}  # a name, or `package:name`
     pairs = [pair.strip() for pair in rest.split(",")]
     keys = [pair.partition("=")[0].strip() for pair in pairs]
@@ -71,11 +71,19 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         raise UserError(
             f"{malformed[0]!r} is not of the form option=value.",
             where=where,
-            fix="For example: --balancer fixed:asr=1,ks=0.3.",
+            fix="For example: fixed:asr=1,ks=0.3, or pcgrad:per_parameter=true.",
             code="invalid-value",
         )
     assert isinstance(options, dict)
     return {"name": name, **{str(key): entry for key, entry in options.items()}}
+
+
+def _is_known(name: str) -> bool:
+    """Whether this package or torchjd has a balancer of the name."""
+    from s3prl_mtl.balancing.torchjd_methods import torchjd_methods  # slow to import
+
+    plain = name.lower().replace("_", "")
+    return plain in BUILT_IN or plain in torchjd_methods()
 
 
 def find_balancer(name: str) -> tuple[str, Any]:

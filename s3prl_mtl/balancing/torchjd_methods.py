@@ -99,16 +99,16 @@ class Method:
             UserError: an option is unknown, missing or of the wrong type, or torchjd refuses it, or
                 a package is missing.
         """
-        self._check(options)
+        self._check(tasks, options)
         try:
             self._try_out(tasks, options)
             return self._construct(tasks, options, device)
         except ImportError as cause:
-            missing, _, hint = str(cause).partition(" Install them with: ")
+            missing, _, _ = str(cause).partition(" Install them with: ")
             raise UserError(
                 f"{self.name}: {missing}",
                 where=f"balancer {self.name}",
-                fix=f"{hint}." if hint else None,
+                fix='pip install "s3prl-mtl[balancers]"',
                 code="missing-package",
             ) from cause
         except (TypeError, ValueError) as cause:
@@ -168,7 +168,7 @@ class Method:
                         code="unknown-name",
                     )
 
-    def _check(self, options: Mapping[str, Any]) -> None:
+    def _check(self, tasks: Sequence[str], options: Mapping[str, Any]) -> None:
         for name, value in options.items():
             where = f"balancer.{name}"
             if name not in self.options:
@@ -210,9 +210,22 @@ class Method:
                 raise UserError(
                     f"{self.name} needs the option {name}, {_in_words(self.options[name])}.",
                     where=f"balancer {self.name}",
-                    fix=f"--balancer {self.name}:{name}...",
+                    fix=f"For example: {self._example(tasks)}.",
                     code="missing-option",
                 )
+
+    def _example(self, tasks: Sequence[str]) -> str:
+        """The method with its required options, as `--balancer` takes it."""
+        given = [
+            text
+            for name in self.required
+            for text in (
+                [f"{name}.{task}=1" for task in tasks]
+                if self.options[name] == (Tensor,)
+                else [f"{name}=1"]
+            )
+        ]
+        return f"{self.name}:" + ",".join(given)
 
     def _by_task(self, name: str, values: Mapping[str, Any], tasks: Sequence[str]) -> Tensor:
         missing = [task for task in tasks if task not in values]

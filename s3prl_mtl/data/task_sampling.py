@@ -44,25 +44,26 @@ def task_sampling(
     if kind not in RULES:
         raise _invalid(f"The rule {kind!r} does not exist.", nearest(kind, list(RULES)))
     needs_values = kind in ("temperature", "weights", "every")
-    if needs_values != bool(rest):
-        example = {"temperature": "temperature:2", "every": "every:2"}.get(kind, "weights:asr=2")
-        raise _invalid(
-            f"{rule!r} is not complete." if needs_values else f"{kind} takes no values.",
-            f"Write {example if needs_values else kind}.",
-        )
+    if needs_values and not rest.strip():
+        raise _invalid(f"{rule!r} is not complete.", f"Write {_example(kind, tasks)}.")
+    if not needs_values and ":" in rule:
+        raise _invalid(f"{kind} takes no values.", f"Write {kind}.")
     if kind == "all":
         return lambda step: list(tasks)
     if kind == "every":
         return _in_turn(rest, tasks)
     if kind == "weights":
-        weights = {task: 1.0 for task in tasks} | _values(rest, tasks)
+        weights = {task: 1.0 for task in tasks} | _values(rest, tasks, kind)
     elif kind == "uniform":
         weights = {task: 1.0 for task in tasks}
     else:
-        temperature = 1.0 if kind == "proportional" else _number(rest, kind)
+        temperature = 1.0 if kind == "proportional" else _number(rest, kind, tasks)
         if temperature <= 0:
             raise _invalid(f"A temperature of {temperature:g}.", "Give a number above 0.")
-        weights = {task: _size(task, utterances) ** (1 / temperature) for task in tasks}
+        sizes = {task: _size(task, utterances) for task in tasks}
+        # Relative to the largest, so that no power is too large for a float.
+        largest = max(*sizes.values(), 1)
+        weights = {task: (size / largest) ** (1 / temperature) for task, size in sizes.items()}
     if min(weights.values()) < 0 or not any(weights.values()):
         raise _invalid(f"{rule!r} has a negative weight, or only 0.", "Give numbers above 0.")
     return _at_random(weights, seed)
@@ -82,7 +83,7 @@ def tasks_of_steps(rule: str, tasks: Sequence[str]) -> list[list[str]]:
     tasks_of = task_sampling(rule, tasks, dict.fromkeys(tasks, 1), seed=0)
     kind, _, rest = rule.partition(":")
     if kind == "weights":
-        weights = _values(rest, tasks)
+        weights = _values(rest, tasks, kind)
         return [[task] for task in tasks if weights.get(task, 1) > 0]
     if kind in ("all", "every"):
         steps = math.lcm(*_periods(rest, tasks).values()) if kind == "every" else 1
@@ -105,7 +106,10 @@ def _at_random(weights: Mapping[str, float], seed: int) -> TasksOf:
 def _periods(text: str, tasks: Sequence[str]) -> dict[str, int]:
     """The number of steps after which each task returns."""
     named = "=" in text
-    values = _values(text, tasks) if named else dict.fromkeys(tasks, _number(text, "every"))
+    every = "every"
+    values = (
+        _values(text, tasks, every) if named else dict.fromkeys(tasks, _number(text, every, tasks))
+    )
     for task, value in values.items():
         if value < 1 or value != int(value):
             raise _invalid(
@@ -143,27 +147,37 @@ def _size(task: str, utterances: Mapping[str, int | None]) -> int:
     return size
 
 
-def _values(text: str, tasks: Sequence[str]) -> dict[str, float]:
+def _values(text: str, tasks: Sequence[str], kind: str) -> dict[str, float]:
     """The numbers of `asr=2,ks=1`."""
-    values = {}
+    values: dict[str, float] = {}
     for entry in text.split(","):
-        task, _, number = map(str.strip, entry.partition("="))
+        task, equals, number = map(str.strip, entry.partition("="))
+        if not equals:
+            raise _invalid(
+                f"{entry!r} is not of the form task=number.", f"Write {_example(kind, tasks)}."
+            )
         if task not in tasks:
             raise _invalid(f"The run has no task {task!r}.", nearest(task, list(tasks)))
         if task in values:
             raise _invalid(f"{task} is given more than once.", "Give each task once.")
-        values[task] = _number(number, task)
+        values[task] = _number(number, kind, tasks)
     return values
 
 
-def _number(text: str, of: str) -> float:
+def _number(text: str, kind: str, tasks: Sequence[str]) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise _invalid(f"{text!r} is not a number, for {of}.", f"Write {of}=2, or every:2.")
+        raise _invalid(f"{text!r} is not a finite number.", f"Write {_example(kind, tasks)}.")
     return value
+
+
+def _example(kind: str, tasks: Sequence[str]) -> str:
+    """A rule of a kind, for errors."""
+    examples = {"temperature": "temperature:2", "every": f"every:2, or every:{tasks[0]}=2"}
+    return examples.get(kind, f"weights:{tasks[0]}=2")
 
 
 def _invalid(what: str, fix: str) -> UserError:

@@ -183,6 +183,13 @@ class _Encoder:
             return self.loaded
         return self.run.upstream() if self.run.kind is not None else None
 
+    def size(self) -> str:
+        """Its layers and their width, for errors; empty where it is not known."""
+        module = self.module()
+        if module is None:
+            return ""
+        return f"{module.num_hidden_states - 1} layers of width {module.hidden_size}"
+
 
 def _parse(text: str, by_layer: bool) -> list[Alpha]:
     """Parse `--alpha`.
@@ -239,6 +246,15 @@ def _outputs(out: Path, alphas: Sequence[Alpha]) -> list[Path]:
 
 def _check_same_parameters(base: _Encoder, tuned: _Encoder) -> None:
     reason = mismatch(base.state, tuned.state)
+    sizes = [one.size() for one in (base, tuned)]
+    if reason and all(sizes) and sizes[0] != sizes[1]:
+        raise UserError(
+            f"The encoders have different sizes: {base.where} has {sizes[0]}, {tuned.where} has "
+            f"{sizes[1]}.",
+            where=f"{base.where}, {tuned.where}",
+            fix="Give the encoder that the run was tuned from.",
+            code="checkpoint-mismatch",
+        )
     if reason:
         raise UserError(
             f"The parameters of the encoders do not match. Those of {tuned.where}: {reason}.",

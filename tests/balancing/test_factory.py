@@ -73,6 +73,9 @@ def test_an_option_that_a_balancer_does_not_have_is_an_error():
         make_balancer({"name": "pcgrad", "seed": 1}, ["a"])
     with user_error("invalid-value", where="--balancer"):
         parse_balancer("fixed:asr=1,ks", "--balancer")
+    for text in ("fixed:ks", "stch:mu", "sum:"):
+        with user_error("invalid-value", where="--balancer", fix="fixed:asr=1"):
+            parse_balancer(text, "--balancer")
     with user_error("conflicting-options", where="--balancer"):
         parse_balancer("fixed:asr=1,asr=2", "--balancer")
 
@@ -151,6 +154,15 @@ def test_a_balancer_that_cannot_work_with_the_sampling_is_refused(
 def test_other_balancers_take_any_sampling(balancer: str, rule: str):
     made = make_balancer(parse_balancer(balancer, "--balancer"), FOUR)
     check_steps(made, tasks_of_steps(rule, FOUR), rule)
+
+
+@pytest.mark.parametrize(
+    ("name", "example"),
+    [("stch", "stch:mu=1"), ("constant", "constant:weights.a=1,weights.b=1,"), ("krum", "krum:n_")],
+)
+def test_a_missing_option_is_shown_by_an_example(name: str, example: str):
+    with user_error("missing-option", where=name, fix=example):
+        make_balancer({"name": name}, FOUR)
 
 
 def test_a_method_says_how_many_tasks_it_needs():

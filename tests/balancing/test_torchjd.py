@@ -282,5 +282,5 @@ def test_options_are_checked_against_the_constructor():
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torchjd._mixins.find_spec", lambda name: None)
-    with user_error("missing-package", where="cagrad", fix=r"torchjd\[cagrad\]"):
+    with user_error("missing-package", where="cagrad", fix=r"s3prl-mtl\[balancers\]"):
         torchjd_balancer(torchjd_methods()["cagrad"], NINE, {"c": 0.5})

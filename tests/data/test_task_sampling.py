@@ -94,6 +94,31 @@ def test_rules_that_cannot_be_followed_are_refused(rule: str) -> None:
         task_sampling(rule, TASKS, SIZES, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("rule", "fix"),
+    [
+        ("temperature:nan", "temperature:2"),
+        ("temperature:", "temperature:2"),
+        ("weights:ks", "weights:asr=2"),
+        ("weights:ks=", "weights:asr=2"),
+        ("every:x", "every:2"),
+        ("every:0", "every:2"),
+        ("uniform:", "uniform"),
+    ],
+)
+def test_the_remedy_is_a_rule_of_the_same_kind(rule: str, fix: str) -> None:
+    with user_error("invalid-value", where=r"runner\.sampling", fix=fix):
+        task_sampling(rule, TASKS, SIZES, seed=0)
+
+
+@pytest.mark.parametrize("temperature", ["0.001", "1e-300", "1e300"])
+def test_any_temperature_draws(temperature: str) -> None:
+    tasks_of = task_sampling(f"temperature:{temperature}", TASKS, SIZES, seed=0)
+    drawn = {task for step in range(1, 200) for task in tasks_of(step)}
+    largest = max(TASKS, key=lambda task: SIZES[task])
+    assert drawn == (set(TASKS) if float(temperature) > 1 else {largest})
+
+
 def test_a_split_of_unknown_size_has_no_proportion() -> None:
     with user_error("invalid-value", where=r"runner\.sampling"):
         task_sampling("proportional", TASKS, {**SIZES, "ks": None}, seed=0)

@@ -142,11 +142,24 @@ def test_a_merged_run_predicts_and_evaluates(
 
 
 def test_encoders_that_do_not_match_are_named(run: Path, tmp_path: Path) -> None:
-    other = FIXTURES / "hubert" / "base_style.pt"
+    other = tmp_path / "other.pt"
+    model = load_hubert(BASE)
+    labels = model.label_embs_concat
+    model.label_embs_concat = torch.nn.Parameter(torch.cat([labels, labels]))
+    write_fairseq_checkpoint(other, model)
     with user_error("checkpoint-mismatch", where=r"--tuned .*run") as caught:
         merge(str(other), [str(run)], "0.5", tmp_path / "out.ckpt")
     assert "label_embs_concat of shape" in caught.value.what
     assert not (tmp_path / "out.ckpt").exists()
+
+
+def test_encoders_of_different_sizes_are_named_with_their_sizes(run: Path, tmp_path: Path) -> None:
+    other = FIXTURES / "hubert" / "large_style.pt"
+    with user_error("checkpoint-mismatch", where=r"--tuned .*run") as caught:
+        merge(str(other), [str(run)], "0.5", tmp_path / "out.ckpt")
+    for encoder in (load_hubert(other), load_hubert(BASE)):
+        size = f"{encoder.num_hidden_states - 1} layers of width {encoder.hidden_size}"
+        assert size in caught.value.what
 
 
 @pytest.mark.parametrize(

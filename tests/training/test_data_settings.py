@@ -250,6 +250,7 @@ def test_the_log_says_how_the_data_differ(make: Any, noise: Path, tmp_path: Path
         (["--fraction", "sk=0.5"], r"sk"),
         (["--noise", "DIR:snr=loud"], "--noise"),
         (["--noise", "DIR:snr=5-"], "--noise"),
+        (["--noise", "DIR:srn=5-20"], "--noise DIR:srn=5-20"),
         (["--noise", "nowhere"], "nowhere"),
         (["--speed", "fast"], "--speed"),
         (["--speed", "9"], r"perturb\.speed"),
