@@ -33,7 +33,10 @@ S3PRL = ["s3prl>=0.4.18", "torchaudio>=2.11"]
 TRANSFORMERS = ["transformers>=5"]
 HUB = ["huggingface_hub>=1.0"]
 ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
-BALANCERS = ["torchjd[full]>=0.18"]
+BALANCERS = [
+    "torchjd[cagrad,fairgrad,quadprog_projector]>=0.18",
+    'torchjd[nash_mtl]>=0.18; python_version < "3.13"',  # no wheel of ecos for 3.13
+]
 SERVE = ["fastapi>=0.115", "python-multipart>=0.0.18", "uvicorn>=0.30"]
 TRACKERS = ["mlflow-skinny>=3.5", "wandb>=0.22"]
 LM = ["ufal.flashlight-text>=0.0.7.1"]  # flashlight-text with KenLM, also for Python 3.13
@@ -108,7 +111,19 @@ setup(
         "lm": LM,
         "hf": ["datasets>=4.0"],  # those before execute scripts of data sets
         "docs": DOCS,
-        "dev": [*DEV, *DEMO, *DOCS, *S3PRL, *TRANSFORMERS, *HUB, *ONNX, *SERVE, *TRACKERS, *LM],
+        "dev": [
+            *DEV,
+            *DEMO,
+            *DOCS,
+            *S3PRL,
+            *TRANSFORMERS,
+            *HUB,
+            *ONNX,
+            *BALANCERS,
+            *SERVE,
+            *TRACKERS,
+            *LM,
+        ],
     },
     entry_points={
         "console_scripts": ["s3prl-mtl = s3prl_mtl.cli.main:main"],
