@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from s3prl_mtl.balancing import Balancer, Sum, make_balancer
+from s3prl_mtl.balancing.factory import BUILT_IN
+from s3prl_mtl.balancing.torchjd_methods import torchjd_methods
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.tracking.recorder import read_metrics
@@ -105,28 +107,38 @@ def test_gradients_kept_in_bfloat16_or_on_the_cpu_make_nearly_the_same_update(
         assert (changes[1] - changes[0]).norm() < 0.02 * changes[0].norm()
 
 
-BY_NAME = [
-    {"name": "uncertainty"},
-    {"name": "pcgrad"},
-    {"name": "pcgrad", "per_parameter": True},
-    {"name": "gradvac"},
-    {"name": "graddrop"},
-    {"name": "famo"},
-    {"name": "random"},
-    {"name": "uw"},
-]
+BY_TASK = {"asr": 0.5, "ks": 1.0, "er": 2.0}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "cagrad": {"c": 0.5},
+    "constant": {"weights": BY_TASK},
+    "cosmos": {"lambda_": 0.5, "weights": BY_TASK},
+    "fairgrad": {"alpha": 2.0},
+    "fixed": BY_TASK,
+    "krum": {"n_byzantine": 0},
+    "pbi": {"theta": 2, "weights": BY_TASK},
+    "stch": {"mu": 0.5},
+    "trimmedmean": {"trim_number": 1},
+}
+
+
+def by_name() -> list[dict[str, Any]]:
+    """Every balancer of this package and of torchjd whose packages are installed."""
+    methods = {name: method.missing_package() for name, method in torchjd_methods().items()}
+    names = [*BUILT_IN, *(n for n, missing in methods.items() if n not in BUILT_IN and not missing)]
+    kinds = [{"name": name, **OPTIONS.get(name, {})} for name in names]
+    return [*kinds, {"name": "pcgrad", "per_parameter": True}]
 
 
 @pytest.mark.slow
 def test_balancers_by_name_make_the_update_of_one_process(config: dict[str, Any], tmp_path: Path):
-    cases = [(kind, parts) for kind in BY_NAME for parts in (1, 2)]
-    (alone,) = run_ranks(1, balanced_steps, config, tmp_path / "one", cases)
-    on_two = run_ranks(2, balanced_steps, config, tmp_path / "two", cases)
-    for number in range(0, len(cases), 2):
-        whole = alone[number]
-        outcomes = [alone[number + 1], *(rank[number + i] for rank in on_two for i in (0, 1))]
-        for outcome in outcomes:
-            assert_same_update(whole, outcome)
+    cases = [(kind, 1) for kind in by_name()]
+    (alone,) = run_ranks(1, balanced_steps, config, tmp_path / "one", cases, seconds=300)
+    on_two = run_ranks(
+        2, balanced_steps, config, tmp_path / "two", [(kind, 2) for kind, _ in cases], seconds=300
+    )
+    for number, whole in enumerate(alone):
+        for rank in on_two:
+            assert_same_update(whole, rank[number])
     for one, other in zip(*on_two, strict=True):
         for name, value in one[1].items():
             assert torch.equal(value, other[1][name]), "the ranks have drifted apart"
@@ -138,7 +150,9 @@ def test_task_parallel_ranks_make_the_update_of_data_parallel_ones(
 ):
     for task in config["downstream"]:
         config[task]["downstream_expert"]["datarc"]["train_batch_size"] = 1
-    cases = [(kind, 1) for kind in [*KINDS, *BY_NAME]]
+    some = ("uncertainty", "pcgrad", "gradvac", "graddrop", "famo", "random", "uw")
+    kinds = [kind for kind in by_name() if kind["name"] in some]
+    cases = [(kind, 1) for kind in [*KINDS, *kinds]]
     config["distributed"] = {"parallel": "task", "placement": "0:asr,ks,er;1:asr,ks,er"}
     by_data, _ = run_ranks(2, balanced_steps, config, tmp_path / "data", cases)
     config["distributed"] = {"parallel": "task", "placement": "0:asr;1:ks,er"}
@@ -241,6 +255,32 @@ def test_a_run_with_a_balancer_is_resumed_bit_for_bit(
     half, end = (tmp_path / "whole" / f"states-{step}.ckpt" for step in (2, 4))
     train(World(), config, tmp_path / "resumed", half)
     assert_same(checkpoints.load(end), checkpoints.load(tmp_path / "resumed" / "states-4.ckpt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "sampling"),
+    [("uw", "uniform"), ("imtll", "every:2"), ("dwa:epoch_steps=1", "every:2")],
+)
+def test_weights_are_learned_from_steps_with_some_tasks_and_resumed_bit_for_bit(
+    ranks: int, name: str, sampling: str, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path
+):
+    config = long_config(
+        tiny_corpus, manifest_cache, balancer=name, runner__sampling=sampling, seed=1
+    )
+    run_ranks(ranks, train, config, tmp_path / "whole", None)
+    half, end = (tmp_path / "whole" / f"states-{step}.ckpt" for step in (2, 4))
+    run_ranks(ranks, train, config, tmp_path / "resumed", half)
+    whole = checkpoints.load(end)
+    assert_same(whole, checkpoints.load(tmp_path / "resumed" / "states-4.ckpt"))
+    balancer = whole.training.balancer
+    if name.startswith("dwa"):
+        # Two epochs of two steps, each with both tasks.
+        history = balancer["_extra_state"]["state"][""]["_previous_averages"]
+        assert len(history) == 2
+    else:
+        assert balancer["learned.0"].count_nonzero() == 2
 
 
 @pytest.mark.slow
