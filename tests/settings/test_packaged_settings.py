@@ -48,6 +48,17 @@ def test_a_config_is_built_from_packaged_settings(tmp_path: Path):
     assert config["downstream"] == ["ks"] and config["upstream"]["freeze"] is True
 
 
+def test_the_settings_of_speech_ft_are_its_shares_of_the_steps(tmp_path: Path):
+    flags = {"downstream": ["asr"], "data": str(tmp_path)}
+    config = build_config(["speech_ft"], flags=flags)
+    steps, schedule = config["runner"]["total_steps"], config["scheduler"]
+    assert config["runner"]["unfreeze_after"] == schedule["num_warmup_steps"] == 0.1 * steps
+    assert schedule["num_hold_steps"] == 0.4 * steps
+    assert config["optimizer"]["lr"] == 1e-4
+    upstream = config["upstream"]
+    assert (upstream["feature_selection"], upstream["freeze_layers"]) == ("last_hidden_state", 0)
+
+
 @pytest.mark.parametrize(
     ("typed", "named"), [("superb/kss", "superb/ks"), ("dmeo", "demo"), ("x.yaml", "superb/sv")]
 )
