@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from s3prl_mtl.api.calls import (
     PathLike,
     Words,
     callable_from_python,
-    comma_separated,
     listed,
     split_tasks,
 )
@@ -26,18 +26,21 @@ from s3prl_mtl.registry.task_names import choose_tasks
 from s3prl_mtl.study import learning_rates as sweeps
 from s3prl_mtl.study.commands import commands_of, script
 from s3prl_mtl.study.execution import Execution, lock_study, visible_gpus
-from s3prl_mtl.study.learning_rates import read_learning_rates
+from s3prl_mtl.study.learning_rates import check_rates, read_learning_rates
 from s3prl_mtl.study.plan import Plan, StudyRun, names_of
-from s3prl_mtl.study.record import RunState, survey
+from s3prl_mtl.study.record import RunState, started, survey
 from s3prl_mtl.study.settings import (
     SWEEP_FILE,
     StudySettings,
     read_settings,
+    refuse_changed_files,
     refuse_changes,
     write_settings,
 )
 from s3prl_mtl.study.slurm import write_slurm
 from s3prl_mtl.training.signals import StopSignals
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_ALPHAS = (0.25, 0.5, 0.75)
 
@@ -51,12 +54,14 @@ class PlannedStudy:
         settings: everything that decides its results.
         chosen: the runs to execute.
         jobs: runs at once; None for one a GPU.
+        saved: the settings in the folder; None before the study was started.
     """
 
     out: Path
     settings: StudySettings
     chosen: Sequence[StudyRun]
     jobs: int | None
+    saved: StudySettings | None = None
 
     def states(self) -> dict[str, RunState]:
         """The state of each run by its name, such as `a/seed0/ks`: `done`, `waiting`, ..."""
@@ -66,12 +71,18 @@ class PlannedStudy:
         """The commands of the chosen runs that are not done, as a shell script."""
         states = self.states()
         missing = [run for run in self.chosen if states[run.name].status != "done"]
-        return script(missing, self.settings, self.out)
+        return script(missing, _checked_files(self), self.out)
 
     def write_slurm(self) -> Path:
-        """Write job arrays of the chosen runs that are not done to `slurm`; returns the script."""
-        write_settings(self.settings, self.out)
-        return write_slurm(self.chosen, self.states(), self.out, self.jobs)
+        """Write job arrays of the chosen runs that are not done to `slurm`; returns the script.
+
+        Raises:
+            UserError: the runs would end with a mistake, or a config file has changed.
+        """
+        settings, states = _checked_files(self), self.states()
+        _check_runs(self.chosen, states, settings)
+        write_settings(settings, self.out)
+        return write_slurm(self.chosen, states, self.out, self.jobs)
 
 
 @dataclass(frozen=True)
@@ -129,7 +140,7 @@ def plan_study(
         the runs, with their states, commands and SLURM jobs.
 
     Raises:
-        UserError: a setting is wrong, or the folder has a study with other settings.
+        UserError: a setting is wrong, or runs of the study were started with other settings.
     """
     return _plan(Namespace(**locals()))
 
@@ -194,7 +205,7 @@ def study(
         cache_dir: folder of downloads and scanned corpora.
         device: `auto`, `cpu`, `cuda`.
         num_workers: processes of each run that read batches.
-        jobs: runs at once; by default one a GPU, without a GPU one.
+        jobs: runs at once; by default as in the last call, at first one a GPU, without a GPU one.
         run: execute only this run, such as `a/seed0/ks`.
 
     Returns:
@@ -202,7 +213,8 @@ def study(
         their output in their folders.
 
     Raises:
-        UserError: a setting is wrong, or the folder has a study with other settings.
+        UserError: a setting, the encoder or a corpus is wrong, or runs of the study were started
+            with other settings.
         Stopped: a signal came; the runs are saved. A `KeyboardInterrupt`.
     """
     arguments = Namespace(**locals())
@@ -251,32 +263,38 @@ def sweep_learning_rates(
         Stopped: a signal came; the runs are saved. A `KeyboardInterrupt`.
     """
     arguments = Namespace(**locals())
-    folder = Path(os.path.abspath(out))
+    folder = _folder(out)
     _check_positive("--jobs", jobs)
     _check_positive("--steps", steps)
     saved = read_settings(folder, SWEEP_FILE)
-    if comma_separated(scenario) not in (None, "a"):
+    if scenario is not None and _words("--scenario", scenario) != ["a"]:
         raise UserError(
             "Learning rates are found for scenario a.",
             where="--scenario",
             fix="Leave out the flag.",
             code="conflicting-options",
         )
+    _refuse_without_effect_on_sweeps(arguments)
     arguments.scenario = "a"
-    settings = _settings(arguments, saved)
-    if settings.steps is None:
+    given = _settings(arguments, saved)
+    if given.steps is None:
         raise UserError(
             "The longest runs of a comparison of learning rates need a number of steps.",
             where="--steps",
             code="missing-option",
         )
     if rates:
-        settings = replace(settings, rates=tuple(_numbers("--rates", rates)))
-    settings = replace(settings, rates=settings.rates or sweeps.DEFAULT_RATES)
+        given = replace(given, rates=tuple(_numbers("--rates", rates)))
+    given = replace(given, rates=given.rates or sweeps.DEFAULT_RATES)
+    found = started(sweeps.runs_so_far(saved, folder), folder) if saved is not None else []
     if saved is not None:
-        refuse_changes(saved, settings)
+        refuse_changes(saved, given, found)
+    settings = given.with_digests()
+    if saved is not None:
+        refuse_changed_files(saved, settings, found)
+    _check_runs(settings.plan.runs, {}, settings)
     gpus = [] if device == "cpu" else visible_gpus()
-    places = jobs or max(1, len(gpus))
+    places = settings.jobs or max(1, len(gpus))
     with StopSignals() as signals:
         held = lock_study(folder)
         try:
@@ -293,18 +311,104 @@ def sweep_learning_rates(
     return read_learning_rates(folder / sweeps.FILE)
 
 
+def _refuse_without_effect_on_sweeps(arguments: Namespace) -> None:
+    flags = {name: flag for name, (flag, _) in WITH_EFFECT_ON.items()}
+    for name, flag in (flags | {"learning_rates": "--learning-rates"}).items():
+        if getattr(arguments, name) is not None:
+            raise UserError(
+                "The flag has no effect on a comparison of learning rates: its runs are heads on "
+                "the frozen encoder, with the rates of --rates.",
+                where=flag,
+                fix="Leave it out.",
+                code="conflicting-options",
+            )
+    if arguments.seeds is not None and len(_seeds(arguments.seeds)) > 1:
+        raise UserError(
+            "Learning rates are compared with one seed.",
+            where="--seeds",
+            fix="Leave out the flag, or name one seed in a list: --seeds 7,",
+            code="conflicting-options",
+        )
+
+
+def _folder(out: PathLike) -> Path:
+    """The absolute path of the folder of a study.
+
+    Raises:
+        UserError: it, or a folder above it, is a file.
+    """
+    folder = Path(os.path.abspath(out))
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(
+                f"{path} is not a folder.",
+                where=f"OUT {out}",
+                fix="Give a folder, which need not exist yet.",
+                code="invalid-value",
+            )
+    return folder
+
+
 def _plan(arguments: Namespace) -> PlannedStudy:
-    out = Path(os.path.abspath(arguments.out))
+    out = _folder(arguments.out)
     _check_positive("--jobs", arguments.jobs)
     _check_positive("--steps", arguments.steps)
-    settings = _settings(arguments, read_settings(out))
+    saved = read_settings(out)
+    settings = _settings(arguments, saved)
+    if saved is not None:
+        refuse_changes(saved, settings, started(saved.plan.runs, out))
+    if settings != saved:
+        _name_flags_without_effect(arguments, settings.plan)
     if arguments.run is not None:
         chosen = [settings.plan.run(arguments.run)]
     else:
         # Of a study with more scenarios, only those that are named are executed.
-        scenarios = arguments.scenario and _words(arguments.scenario)
+        scenarios = arguments.scenario and _words("--scenario", arguments.scenario)
         chosen = settings.plan.runs_of(scenarios or settings.plan.scenarios)
-    return PlannedStudy(out, settings, chosen, arguments.jobs)
+    return PlannedStudy(out, settings, chosen, settings.jobs, saved)
+
+
+WITH_EFFECT_ON = {
+    "alphas": ("--alphas", {"d"}),
+    "leave_out": ("--leave_out", {"b2", "c", "d"}),
+    "joint_config": ("--joint_config", {"b1", "b2"}),
+    "balancer": ("--balancer", {"b1", "b2"}),
+    "log_conflicts": ("--log_conflicts", {"b1", "b2"}),
+}
+"""Arguments that have an effect on some scenarios, with their flags."""
+
+
+def _name_flags_without_effect(arguments: Namespace, plan: Plan) -> None:
+    """Name flags that do not concern the scenarios of the study: they are kept for later ones."""
+    for name, (flag, scenarios) in WITH_EFFECT_ON.items():
+        if getattr(arguments, name) is not None and not scenarios & set(plan.needed_scenarios):
+            logger.warning(
+                "%s has no effect on scenario %s; it is kept for scenarios that are added later.",
+                flag,
+                ", ".join(plan.needed_scenarios),
+            )
+
+
+def _checked_files(plan: PlannedStudy) -> StudySettings:
+    """The settings with the digests of the config files.
+
+    Raises:
+        UserError: a file is missing, or has changed since runs were started with it.
+    """
+    settings = plan.settings.with_digests()
+    if plan.saved is not None:
+        refuse_changed_files(plan.saved, settings, started(plan.saved.plan.runs, plan.out))
+    return settings
+
+
+def _check_runs(
+    runs: Sequence[StudyRun], states: Mapping[str, RunState], settings: StudySettings
+) -> None:
+    """Check the runs that are not done."""
+    from s3prl_mtl.study.preflight import check_runs
+
+    done = {name for name, state in states.items() if state.status == "done"}
+    check_runs([run for run in runs if run.name not in done], settings)
 
 
 def _execute(plan: PlannedStudy, device: str | None, alone: bool) -> StudyResults:
@@ -315,7 +419,9 @@ def _execute(plan: PlannedStudy, device: str | None, alone: bool) -> StudyResult
         device: of the runs.
         alone: one run of a study: the jobs of a cluster execute many of them beside each other.
     """
-    settings, out, runs = plan.settings, plan.out, plan.settings.plan.runs
+    settings, out, runs = _checked_files(plan), plan.out, plan.settings.plan.runs
+    if not alone:
+        _check_runs(plan.chosen, plan.states(), settings)
     gpus = [] if device == "cpu" else visible_gpus()
     jobs = 1 if alone else plan.jobs or max(1, len(gpus))
     with StopSignals() as signals:
@@ -356,7 +462,7 @@ def _settings(arguments: Namespace, saved: StudySettings | None) -> StudySetting
     """The settings of the flags over those of `study.json`.
 
     Raises:
-        UserError: no encoder or task is named, or settings differ from those of `study.json`.
+        UserError: no encoder or task is named, or a setting is wrong.
     """
     if saved is None:
         for flag, value in (("-u", arguments.upstream), ("-d", arguments.downstream)):
@@ -369,10 +475,12 @@ def _settings(arguments: Namespace, saved: StudySettings | None) -> StudySetting
                 )
     plan: dict[str, Any] = {}
     if arguments.downstream:
-        plan["specs"] = tuple(choose_tasks(split_tasks(arguments.downstream), {}, {}))
+        plan["specs"] = _tasks("-d", arguments.downstream)
     if arguments.scenario:
         added = saved.plan.scenarios if saved is not None else ()
-        plan["scenarios"] = tuple(dict.fromkeys([*added, *_words(arguments.scenario)]))
+        plan["scenarios"] = tuple(
+            dict.fromkeys([*added, *_words("--scenario", arguments.scenario)])
+        )
     if arguments.seeds is not None:
         plan["seeds"] = _seeds(arguments.seeds)
     if arguments.alphas:
@@ -380,12 +488,11 @@ def _settings(arguments: Namespace, saved: StudySettings | None) -> StudySetting
     elif "d" in plan.get("scenarios", ()) and (saved is None or not saved.plan.alphas):
         plan["alphas"] = DEFAULT_ALPHAS
     if arguments.leave_out:
-        left_out = choose_tasks(split_tasks(arguments.leave_out, "--leave_out"), {}, {})
-        plan["leave_out"] = names_of(left_out)
+        plan["leave_out"] = names_of(_tasks("--leave_out", arguments.leave_out))
     given: dict[str, Any] = {
         "plan": replace(saved.plan, **plan) if saved is not None else Plan(**plan)
     }
-    for name in ("upstream", "steps"):
+    for name in ("upstream", "steps", "jobs"):
         if getattr(arguments, name) is not None:
             given[name] = getattr(arguments, name)
     if arguments.override is not None:
@@ -396,11 +503,8 @@ def _settings(arguments: Namespace, saved: StudySettings | None) -> StudySetting
         if getattr(arguments, name):
             files = [entry for entry in listed(getattr(arguments, name)) if entry != "none"]
             given[name] = tuple(map(_absolute_if_file, files))
-    rates = arguments.learning_rates
-    if isinstance(rates, Mapping):
-        given["learning_rates"] = dict(rates)
-    elif rates:
-        given["learning_rates"] = read_learning_rates(Path(rates))
+    if arguments.learning_rates:
+        given["learning_rates"] = _learning_rates(arguments.learning_rates, given["plan"].tasks)
     for name, flags in (
         ("options", ("upstream_model_config", "upstream_feature_selection", "precision")),
         ("joint_options", ("balancer", "log_conflicts")),
@@ -409,11 +513,33 @@ def _settings(arguments: Namespace, saved: StudySettings | None) -> StudySetting
         words = _flags(arguments, flags)
         if words:
             given[name] = words
-    settings = replace(saved, **given) if saved is not None else StudySettings(**given)
-    settings = settings.with_digests()
-    if saved is not None:
-        refuse_changes(saved, settings)
-    return settings
+    return replace(saved, **given) if saved is not None else StudySettings(**given)
+
+
+def _tasks(flag: str, given: Words) -> tuple[str, ...]:
+    """The tasks of a flag, as after `-d`."""
+    _words(flag, given)
+    return tuple(choose_tasks(split_tasks(given, flag), {}, {}, None if flag == "-d" else flag))
+
+
+def _learning_rates(
+    given: PathLike | Mapping[str, float], tasks: Sequence[str]
+) -> dict[str, float]:
+    """The learning rates by task. A file may have those of other tasks than the study has.
+
+    Raises:
+        UserError: there is no such task, or a value is not a rate.
+    """
+    flag = "--learning-rates"
+    if isinstance(given, Mapping):
+        rates, where = check_rates(given, flag), flag
+    else:
+        rates, where = read_learning_rates(Path(given)), f"{flag} {given}"
+    found = {}
+    for task, rate in rates.items():
+        (name,) = [task] if task in tasks else choose_tasks([task], {}, {}, f"{task} in {where}")
+        found[name] = rate
+    return found
 
 
 PATHS = ("data", "cache_dir", "upstream_model_config")
@@ -449,16 +575,41 @@ def _override_text(override: Override) -> str:
     return ",,".join(f"{key}={json.dumps(value)}" for key, value in override.items())
 
 
-def _words(text: Words) -> list[str]:
-    words = text.split(",") if isinstance(text, str) else text
-    return [word for word in map(str.strip, words) if word]
+def _words(flag: str, given: str | Iterable[object]) -> list[str]:
+    """The entries of a list, or of the text of a flag.
+
+    Raises:
+        UserError: there is none, or one is given twice.
+    """
+    entries = given.split(",") if isinstance(given, str) else map(str, given)
+    words = [word for word in map(str.strip, entries) if word]
+    twice = next((word for word in words if words.count(word) > 1), None)
+    if twice is not None or not words:
+        raise UserError(
+            f"{twice} is given twice." if twice is not None else "The list is empty.",
+            where=flag,
+            fix=f"For example {EXAMPLES[flag]}.",
+            code="conflicting-options" if twice is not None else "invalid-value",
+        )
+    return words
+
+
+EXAMPLES = {
+    "-d": "ks,er",
+    "--leave_out": "ks,er",
+    "--scenario": "a,b1",
+    "--seeds": "3 for the seeds 0, 1 and 2; or 7,11",
+    "--alphas": "0.25,0.5",
+    "--rates": "1e-4,1e-3",
+}
 
 
 def _seeds(given: int | str | Sequence[int]) -> tuple[int, ...]:
     """The seeds of `--seeds 3`, or of `--seeds 3,5`."""
     text = str(given) if isinstance(given, int | str) else ",".join(map(str, given))
+    words = _words("--seeds", text)
     try:
-        numbers = [int(word) for word in _words(text)]
+        numbers = [int(word) for word in words]
     except ValueError:
         numbers = []
     many = "," in text or not isinstance(given, int | str)
@@ -466,24 +617,25 @@ def _seeds(given: int | str | Sequence[int]) -> tuple[int, ...]:
         raise UserError(
             f"{text!r} is neither a number of seeds nor a list.",
             where="--seeds",
-            fix="For example 3 for the seeds 0, 1 and 2; or 7,11.",
+            fix=f"For example {EXAMPLES['--seeds']}.",
             code="invalid-value",
         )
     return tuple(numbers) if many else tuple(range(numbers[0]))
 
 
-def _numbers(flag: str, text: str | Sequence[float]) -> list[float]:
+def _numbers(flag: str, given: str | Sequence[float]) -> list[float]:
     """Finite numbers that differ in the names of runs, which have six digits of them."""
+    words = _words(flag, given)
     try:
-        numbers = [float(word) for word in (_words(text) if isinstance(text, str) else text)]
+        numbers = [float(word) for word in words]
     except ValueError:
         numbers = []
     names = {f"{number:g}" for number in numbers}
-    if not numbers or not all(map(math.isfinite, numbers)) or len(names) < len(numbers):
+    if not all(map(math.isfinite, numbers)) or len(names) < len(words):
         raise UserError(
-            f"{text!r} is not a list of different numbers.",
+            f"{','.join(words)!r} is not a list of different numbers.",
             where=flag,
-            fix="For example 0.25,0.5.",
+            fix=f"For example {EXAMPLES[flag]}.",
             code="invalid-value",
         )
     return numbers

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from s3prl_mtl.study.results import Results
 
 
+MISSING_LINES = 10
+"""Runs without results that are printed."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", metavar="OUT", type=Path, nargs="?", help="the folder of a study or of a run"
@@ -61,8 +65,11 @@ def show_report(report: Report, primary: str | None = None) -> None:
     OUTPUT.print(terminal_table(results))
     if results.missing:
         OUTPUT.print(f"{missing_runs(results)}:")
-        for line in missing_lines(results):
+        lines = missing_lines(results)
+        for line in lines[:MISSING_LINES]:
             OUTPUT.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
+        if len(lines) > MISSING_LINES:
+            OUTPUT.print(f"  and {len(lines) - MISSING_LINES} more (table.md)", highlight=False)
     if primary:
         _print_ranking(primary, results)
     _print_path(report.path)

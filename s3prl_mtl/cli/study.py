@@ -106,14 +106,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write job arrays with dependencies to OUT/slurm, for the runs that are not done",
     )
-    action.add_argument(
+    action.add_argument("--run", metavar="RUN", help="execute only this run, such as a/seed0/ks")
+    parser.add_argument(
         "--lr-sweep",
         action="store_true",
         help="find the learning rates of frozen runs on dev, up to --steps, and write "
-        "OUT/learning_rates.yaml",
+        "OUT/learning_rates.yaml; with --status, show its state",
     )
     parser.add_argument("--rates", metavar="R,...", help="of --lr-sweep (default 1e-5 to 1e-1)")
-    action.add_argument("--run", metavar="RUN", help="execute only this run, such as a/seed0/ks")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -126,18 +126,16 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from s3prl_mtl.api.studies import plan_study, study, sweep_learning_rates
 
+    _refuse_without_effect(arguments)
+    if arguments.status and (arguments.lr_sweep or _is_sweep(arguments.out)):
+        _show_sweep(Path(os.path.abspath(arguments.out)))
+        return
     if arguments.lr_sweep:
         call(sweep_learning_rates, arguments)
         path = Path(os.path.abspath(arguments.out)) / "learning_rates.yaml"
         OUTPUT.print(path.read_text(encoding="utf-8"), end="", markup=False, highlight=False)
         OUTPUT.print(f"Wrote {path}", soft_wrap=True, markup=False, highlight=False)
         return
-    if arguments.rates:
-        raise UserError(
-            "The flag has no effect without --lr-sweep.",
-            where="--rates",
-            code="conflicting-options",
-        )
     if arguments.status:
         _show(call(plan_study, arguments))
     elif arguments.print:
@@ -147,6 +145,53 @@ def run(arguments: argparse.Namespace) -> None:
         OUTPUT.print(f"Submit with: bash {path}", soft_wrap=True, markup=False, highlight=False)
     else:
         _show_results(call(study, arguments), arguments)
+
+
+def _refuse_without_effect(arguments: argparse.Namespace) -> None:
+    for flag, given, other, wrong in (
+        ("--rates", arguments.rates, "without --lr-sweep", not arguments.lr_sweep),
+        ("--print", arguments.print, "with --lr-sweep", arguments.lr_sweep),
+        ("--slurm", arguments.slurm, "with --lr-sweep", arguments.lr_sweep),
+        ("--run", arguments.run, "with --lr-sweep", arguments.lr_sweep),
+        ("--jobs", arguments.jobs, "with --run", arguments.run),
+    ):
+        if given and wrong:
+            raise UserError(
+                f"The flag has no effect {other}.",
+                where=flag,
+                fix="Leave out one of the two." if other.startswith("with ") else "Leave it out.",
+                code="conflicting-options",
+            )
+
+
+def _is_sweep(out: Path) -> bool:
+    """Whether the folder has a comparison of learning rates only."""
+    from s3prl_mtl.study.settings import FILE, SWEEP_FILE
+
+    return (out / SWEEP_FILE).is_file() and not (out / FILE).is_file()
+
+
+def _show_sweep(out: Path) -> None:
+    """Print the state of a comparison of learning rates, and the time left of its round.
+
+    Raises:
+        UserError: the folder has none.
+    """
+    from s3prl_mtl.study.learning_rates import runs_so_far
+    from s3prl_mtl.study.record import survey
+    from s3prl_mtl.study.settings import SWEEP_FILE, read_settings
+    from s3prl_mtl.study.status import show_status
+
+    settings = read_settings(out, SWEEP_FILE)
+    if settings is None:
+        raise UserError(
+            f"{out} is not the folder of a comparison of learning rates.",
+            where="--lr-sweep --status",
+            fix="Give the folder that --lr-sweep was started with.",
+            code="file-missing",
+        )
+    runs = runs_so_far(settings, out)
+    show_status(runs, survey(runs, out), out, settings.jobs, settings.steps)
 
 
 def _show_results(results: StudyResults, arguments: argparse.Namespace) -> None:
@@ -163,12 +208,7 @@ def _show_results(results: StudyResults, arguments: argparse.Namespace) -> None:
 
 
 def _show(plan: PlannedStudy) -> None:
-    from s3prl_mtl.study.status import status_table, summary, time_left
+    from s3prl_mtl.study.status import show_status
 
-    runs = plan.settings.plan.runs
-    states = plan.states()
-    OUTPUT.print(status_table(runs, states, plan.out))
-    running = sum(state.status == "running" for state in states.values())
-    places = plan.jobs or max(1, running)
-    left = time_left(runs, states, plan.out, places, plan.settings.steps)
-    OUTPUT.print(summary(states, left), highlight=False)
+    settings = plan.settings
+    show_status(settings.plan.runs, plan.states(), plan.out, plan.jobs, settings.steps)

@@ -49,7 +49,7 @@ def commands_of(
     if settings.upstream_ckpt:
         words += ["-k", settings.upstream_ckpt]
     words += ["-d", ",".join(map(settings.plan.spec, run.tasks))]
-    for name in settings.configs_of(run.tasks[0] if scenario.frozen else None):
+    for name in settings.configs_of_run(run):
         words += ["-c", name]
     before = []
     if scenario.heads:
@@ -69,20 +69,26 @@ def commands_of(
             before.append(Command(tuple(merge), creates=merged))
             encoder = merged
         words += ["--init_upstream_ckpt", str(encoder)]
-    overrides = [settings.override] if settings.override else []
-    if rate is not None:
-        # Results on test are not to be seen before the rate is chosen.
-        overrides += [f"optimizer.lr={rate:g}", "runner.test_last=false", "runner.test_first=false"]
-    elif scenario.frozen and run.tasks[0] in settings.learning_rates:
-        overrides.append(f"optimizer.lr={settings.learning_rates[run.tasks[0]]:g}")
-    if overrides:
-        words += ["-o", ",,".join(overrides)]
+    override = override_of(run, settings, rate)
+    if override:
+        words += ["-o", override]
     steps = run.steps or settings.steps
     if steps is not None:
         words += ["--steps", str(steps)]
     words += [*settings.options, *settings.machine]
     words += ["--seed", str(run.seed), "-p", str(folder), "-a"]
     return [*before, Command(tuple(words))]
+
+
+def override_of(run: StudyRun, settings: StudySettings, rate: float | None = None) -> str:
+    """The text of `-o` of a run; arguments as of `commands_of`."""
+    overrides = [settings.override] if settings.override else []
+    if rate is not None:
+        # Results on test are not to be seen before the rate is chosen.
+        overrides += [f"optimizer.lr={rate:g}", "runner.test_last=false", "runner.test_first=false"]
+    elif run.frozen and run.tasks[0] in settings.learning_rates:
+        overrides.append(f"optimizer.lr={settings.learning_rates[run.tasks[0]]:g}")
+    return ",,".join(overrides)
 
 
 def script(runs: Iterable[StudyRun], settings: StudySettings, out: Path) -> str:

@@ -17,7 +17,7 @@ from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.study.commands import Command, commands_of
 from s3prl_mtl.study.dev_scores import DevScores, read_dev_scores, selecting_metric
 from s3prl_mtl.study.plan import Plan, StudyRun
-from s3prl_mtl.study.record import RunState
+from s3prl_mtl.study.record import RunState, survey
 from s3prl_mtl.study.settings import StudySettings
 
 FILE = "learning_rates.yaml"
@@ -52,40 +52,101 @@ def sweep(settings: StudySettings, out: Path, execute: Execute) -> dict[str, flo
     plan = settings.plan
     for task in plan.tasks:
         selecting_metric(plan.spec(task))
-    left = {task: list(settings.rates) for task in plan.tasks}
-    scores: dict[tuple[str, float], tuple[DevScores, int]] = {}
-    for part in ROUNDS:
-        steps = math.ceil(settings.steps / part)
-        runs = {
-            (task, rate): sweep_run(plan, task, rate, steps)
-            for task, rates in left.items()
+    rounds = Rounds(settings, out)
+    while rounds.runs:
+
+        def commands(run: StudyRun, rates: Mapping[str, float] = rounds.rates) -> list[Command]:
+            return commands_of(run, settings, out, rates[run.name])
+
+        rounds.end(execute(rounds.runs, commands))
+    _write(rounds, settings, out / FILE)
+    return rounds.best
+
+
+class Rounds:
+    """The course of a search: the runs of the present round, and the scores so far.
+
+    Args:
+        settings: with `rates`, and `steps` of the longest runs.
+        out: folder of the study.
+    """
+
+    def __init__(self, settings: StudySettings, out: Path) -> None:
+        self.settings = settings
+        self.out = out
+        self.left = {task: list(settings.rates) for task in settings.plan.tasks}
+        self.scores: dict[tuple[str, float], tuple[DevScores, int]] = {}
+        self._parts = list(ROUNDS)
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The best rate of each task, after a round."""
+        return {task: rates[0] for task, rates in self.left.items()}
+
+    @property
+    def steps(self) -> int:
+        """To which the runs of the present round are trained."""
+        assert self.settings.steps is not None
+        return math.ceil(self.settings.steps / self._parts[0])
+
+    @property
+    def runs(self) -> list[StudyRun]:
+        """Those of the present round; empty after the last one."""
+        return [run for _, _, run in self._present()]
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each run of the present round, by name."""
+        return {run.name: rate for _, rate, run in self._present()}
+
+    def _present(self) -> list[tuple[str, float, StudyRun]]:
+        return [
+            (task, rate, sweep_run(self.settings.plan, task, rate, self.steps))
+            for task, rates in self.left.items()
             for rate in rates
-        }
-        rate_of = {run.name: rate for (_, rate), run in runs.items()}
+            if self._parts
+        ]
 
-        def commands(run: StudyRun, rate_of: Mapping[str, float] = rate_of) -> list[Command]:
-            return commands_of(run, settings, out, rate_of[run.name])
+    def end(self, states: Mapping[str, RunState]) -> None:
+        """End the present round: keep the better rates.
 
-        states = execute(list(runs.values()), commands)
-        for key, run in runs.items():
+        Raises:
+            UserError: every rate of a task failed.
+        """
+        for task, rate, run in self._present():
             if states[run.name].status == "done":
                 # A sweep that was killed and started again may find runs of later rounds.
-                found = read_dev_scores(out / run.name, last_step=steps).get(key[0])
+                found = read_dev_scores(self.out / run.name, last_step=self.steps).get(task)
                 if found is not None:
-                    scores[key] = found, steps
-        for task, rates in left.items():
-            trained = [rate for rate in rates if (task, rate) in scores]
+                    self.scores[task, rate] = found, self.steps
+        for task, rates in self.left.items():
+            trained = [rate for rate in rates if (task, rate) in self.scores]
             if not trained:
                 raise UserError(
                     f"No learning rate of {task} gave a result.",
-                    where=str(out / FOLDER / plan.folder(task)),
+                    where=str(self.out / FOLDER / self.settings.plan.folder(task)),
                     fix="See output.txt there; try lower rates (--rates).",
                     code="non-finite",
                 )
-            left[task] = halve(trained, {r: scores[task, r][0] for r in trained}, part)
-    best = {task: rates[0] for task, rates in left.items()}
-    _write(best, scores, settings, out / FILE)
-    return best
+            scores = {rate: self.scores[task, rate][0] for rate in trained}
+            self.left[task] = halve(trained, scores, self._parts[0])
+        del self._parts[0]
+
+
+def runs_so_far(settings: StudySettings, out: Path) -> list[StudyRun]:
+    """Every run of an unfinished search so far, with the steps of its last round."""
+    rounds = Rounds(settings, out)
+    found: dict[str, StudyRun] = {}
+    while rounds.runs:
+        found |= {run.name: run for run in rounds.runs}
+        states = survey(rounds.runs, out)
+        if any(state.status in ("waiting", "running") for state in states.values()):
+            break
+        try:
+            rounds.end(states)
+        except UserError:  # every rate of a task failed
+            break
+    return list(found.values())
 
 
 def sweep_run(plan: Plan, task: str, rate: float, steps: int) -> StudyRun:
@@ -108,19 +169,14 @@ def halve(rates: Sequence[float], scores: Mapping[float, DevScores], part: int) 
     return sorted(rates, key=key)[:kept]
 
 
-def _write(
-    best: Mapping[str, float],
-    scores: Mapping[tuple[str, float], tuple[DevScores, int]],
-    settings: StudySettings,
-    path: Path,
-) -> None:
+def _write(rounds: Rounds, settings: StudySettings, path: Path) -> None:
     """Write the rates, with the dev scores of all rates as comments."""
     lines = [f"# Learning rates of heads on the frozen encoder {settings.upstream}, found on dev."]
-    for task, chosen in best.items():
+    for task, chosen in rounds.best.items():
         lines.append(f"{task}: {chosen:g}" if _is_plain(chosen) else f"{task}: {chosen:.1e}")
         for rate in sorted(settings.rates):
-            if (task, rate) in scores:
-                score, steps = scores[task, rate]
+            if (task, rate) in rounds.scores:
+                score, steps = rounds.scores[task, rate]
                 shown = f"{score.metric.title} {score.metric.shown(score.best)}"
                 lines.append(f"#   {rate:g}: {score.split} {shown}, {steps} steps")
             else:
@@ -139,16 +195,29 @@ def read_learning_rates(path: Path) -> dict[str, float]:
     Raises:
         UserError: it is missing, or holds something else.
     """
+    return check_rates(read_yaml(path, "--learning-rates"), str(path))
+
+
+def check_rates(values: Mapping[str, object], where: str) -> dict[str, float]:
+    """The learning rates as positive numbers.
+
+    Args:
+        values: by task.
+        where: source, for errors.
+
+    Raises:
+        UserError: a value is something else.
+    """
     rates = {}
-    for task, value in read_yaml(path, "--learning-rates").items():
+    for task, value in values.items():
         try:
-            rates[str(task)] = float(value)
+            rates[task] = float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError):
-            rates[str(task)] = math.nan
-        if not 0 < rates[str(task)] < math.inf:
+            rates[task] = math.nan
+        if not 0 < rates[task] < math.inf:
             raise UserError(
                 f"{value!r} is not a learning rate.",
-                where=f"{task} in {path}",
+                where=f"{task} in {where}",
                 fix="For example ks: 1.0e-3.",
                 code="invalid-value",
             )

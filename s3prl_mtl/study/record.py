@@ -101,6 +101,12 @@ def survey(runs: Sequence[StudyRun], out: Path) -> dict[str, RunState]:
     return states
 
 
+def started(runs: Sequence[StudyRun], out: Path) -> list[StudyRun]:
+    """The runs that are running, or have results or a checkpoint."""
+    states = survey(runs, out)
+    return [run for run in runs if states[run.name].step or states[run.name].status == "running"]
+
+
 def read_record(folder: Path) -> Record | None:
     """The record of a run; None if there is none, or it is damaged."""
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.atomic import replace_text
 from s3prl_mtl.settings import find_settings, packaged_settings
-from s3prl_mtl.study.plan import Plan
+from s3prl_mtl.study.plan import Plan, StudyRun
 
 FILE = "study.json"
 SWEEP_FILE = "sweep.json"
@@ -41,6 +41,7 @@ class StudySettings:
         joint_options: further words of runs that train the encoder.
         rates: learning rates to compare.
         machine: words that do not change results: folders, device, workers.
+        jobs: runs at once in the last execution; None for one a GPU.
         digests: of the files of `config` and others, by name.
     """
 
@@ -57,6 +58,7 @@ class StudySettings:
     joint_options: tuple[str, ...] = ()
     rates: tuple[float, ...] = ()
     machine: tuple[str, ...] = ()
+    jobs: int | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
 
     def configs_of(self, task: str | None) -> list[str]:
@@ -84,6 +86,10 @@ class StudySettings:
         content = {name: find_settings(name).read_bytes() for name in sorted(names)}
         digests = {name: hashlib.sha256(text).hexdigest() for name, text in content.items()}
         return replace(self, digests=digests)
+
+    def configs_of_run(self, run: StudyRun) -> list[str]:
+        """The words after `-c` of a run."""
+        return self.configs_of(run.tasks[0] if run.frozen else None)
 
     def to_plain(self) -> dict[str, Any]:
         """The content of `study.json`: what reports read, and `settings`."""
@@ -158,15 +164,25 @@ FLAGS = {
     "options": "-s, -g, --precision",
     "joint_options": "--balancer, --log_conflicts",
     "rates": "--rates",
-    "digests": "-c",
 }
 """The flag of each setting, for errors."""
 
 
-def refuse_changes(old: StudySettings, new: StudySettings) -> None:
-    """Refuse settings that the runs of a study were not started with.
+JOINT = ("joint_config", "joint_options")
+"""Settings of runs that train the encoder only."""
+GROWING = ("scenarios", "seeds", "alphas", "leave_out")
+"""Settings that may be added to."""
+
+
+def refuse_changes(old: StudySettings, new: StudySettings, started: Collection[StudyRun]) -> None:
+    """Refuse settings that runs of a study were not started with.
 
     A study may grow: scenarios, seeds, alphas and tasks to leave out may be added, not removed.
+
+    Args:
+        old: of the study.
+        new: of this call.
+        started: the runs that have results or a checkpoint.
 
     Raises:
         UserError: names the flag with its old and its new value.
@@ -174,15 +190,47 @@ def refuse_changes(old: StudySettings, new: StudySettings) -> None:
     was, now = _flat(old), _flat(new)
     for key, flag in FLAGS.items():
         before, after = was[key], now[key]
-        if key in ("scenarios", "seeds", "alphas", "leave_out"):
-            unchanged = set(before) <= set(after)
-        else:
-            unchanged = before == after
-        if not unchanged:
+        affected = [run for run in started if key not in JOINT or not run.frozen]
+        if before == after or not affected:
+            continue
+        if key not in GROWING:
             raise UserError(
                 f"The study was started with {flag} {_shown(before)}, not {_shown(after)}.",
                 where=flag,
                 fix="Leave out the flag to go on with that study, or choose another folder.",
+                code="resume-conflict",
+            )
+        if not set(before) <= set(after):
+            every = [*before, *(value for value in after if value not in before)]
+            raise UserError(
+                f"The study was started with {flag} {_shown(before)}: they can be added to, not "
+                "removed.",
+                where=flag,
+                fix=f"Name all of them: {flag} {_shown(tuple(every))}; or choose another folder.",
+                code="resume-conflict",
+            )
+
+
+def refuse_changed_files(
+    old: StudySettings, new: StudySettings, started: Iterable[StudyRun]
+) -> None:
+    """Refuse config files that have changed since runs were started with them.
+
+    Args:
+        old: of the study.
+        new: the same with the present digests.
+        started: the runs that have results or a checkpoint.
+
+    Raises:
+        UserError: names the file.
+    """
+    for name in dict.fromkeys(name for run in started for name in old.configs_of_run(run)):
+        if name in old.digests and old.digests[name] != new.digests[name]:
+            raise UserError(
+                "The config file has changed since runs of the study were started with it.",
+                where=name,
+                fix="Restore its content to go on with that study, or choose another folder. "
+                "--status works meanwhile.",
                 code="resume-conflict",
             )
 

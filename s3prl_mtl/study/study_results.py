@@ -17,7 +17,7 @@ from s3prl_mtl.study.results import Cell, Column, Results, Row
 from s3prl_mtl.study.settings import StudySettings, read_settings
 from s3prl_mtl.study.status import reason
 from s3prl_mtl.tasks.metric import Metric, metrics_of
-from s3prl_mtl.training.run_record import RunRecord
+from s3prl_mtl.training.run_record import NOT_STARTED, RunRecord
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ def _problem(run: StudyRun, states: Mapping[str, RunState], record: RunRecord) -
     if state.status == "done":
         return record.problem
     why = reason(run, states) or record.problem
-    return f"{state.status} ({why})" if why else state.status
+    return state.status if why in (None, NOT_STARTED) else f"{state.status} ({why})"
 
 
 def read_study(folder: Path) -> StudyFolder:

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 AVERAGED = 20
 """The last comparisons of gradients, whose mean is shown: one of them is noisy."""
 
+NOT_STARTED = "not started"
+"""The problem of a run without records."""
+
 Series = dict[int, float]
 """Values by step."""
 
@@ -73,7 +76,7 @@ class RunRecord:
     def problem(self) -> str | None:
         """Why the run has no final results; None if it has."""
         if not (self.folder / "metrics.jsonl").is_file():
-            return "not started"
+            return NOT_STARTED
         if read_finished(self.folder) is None:
             return f"not finished, at step {self.last_step} of {self.total_steps}"
         if not self.results:

@@ -23,7 +23,7 @@ from s3prl_mtl.upstreams.zoo.huggingface import (
     rebuild_transformers,
 )
 from s3prl_mtl.upstreams.zoo.s3prl_hub import zoo_names
-from s3prl_mtl.upstreams.zoo.s3prl_upstream import load_s3prl, rebuild_s3prl
+from s3prl_mtl.upstreams.zoo.s3prl_upstream import load_s3prl, rebuild_s3prl, zoo_module
 
 __all__ = [
     "Featurizer",
@@ -33,6 +33,7 @@ __all__ = [
     "Mask",
     "MaskedUtterance",
     "Upstream",
+    "check_upstream",
     "hubert_from_state",
     "load_upstream",
     "read_fairseq_checkpoint",
@@ -67,6 +68,30 @@ def load_upstream(
         _refuse_unknown_options(name, options, factory)
         upstream: Upstream = factory(ckpt, **options)
         return upstream.eval()
+    check_upstream(name)
+    _refuse_unknown_options(name, options, load_s3prl)
+    return load_s3prl(name, ckpt, **options).eval()
+
+
+def check_upstream(name: str, ckpt: str | os.PathLike[str] | None = None) -> None:
+    """Check the name of an upstream and the path of its checkpoint, without loading anything.
+
+    Args:
+        name: as for `load_upstream`; names of Hugging Face are not looked up.
+        ckpt: a local file or folder.
+
+    Raises:
+        UserError: an unknown name, or a path that does not exist.
+    """
+    if ckpt is not None and not os.path.exists(ckpt):
+        raise UserError(
+            f"The checkpoint {ckpt} does not exist.",
+            where=f"-k {ckpt}",
+            fix="Give the path of a file.",
+            code="checkpoint-missing",
+        )
+    if name.startswith(HUGGING_FACE) or find_upstream(name) is not None:
+        return
     in_zoo = zoo_names()
     if in_zoo and name not in in_zoo:
         raise UserError(
@@ -75,8 +100,7 @@ def load_upstream(
             fix=nearest(name, [*discover_upstreams(), *in_zoo]),
             code="unknown-name",
         )
-    _refuse_unknown_options(name, options, load_s3prl)
-    return load_s3prl(name, ckpt, **options).eval()
+    zoo_module(name)  # the error that names the missing package
 
 
 def rebuild_upstream(info: Mapping[str, Any], trust_remote_code: bool = False) -> Upstream:

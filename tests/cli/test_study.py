@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from s3prl_mtl import api
 from s3prl_mtl.api import studies
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.study.results import Row
@@ -16,6 +17,7 @@ from s3prl_mtl.study.settings import read_settings
 from s3prl_mtl.study.study_results import read_study
 from s3prl_mtl.tracking.recorder import read_results
 from tests.launcher import ROOT, Started, environment, until
+from tests.mistakes import user_error
 
 START = ["-u", "hubert_tiny", "-d", "ks,er", "--steps", "2", "--device", "cpu"]
 
@@ -31,7 +33,7 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _only_write(plan, device, alone) -> studies.StudyResults:
     from s3prl_mtl.study.settings import write_settings
 
-    write_settings(plan.settings, plan.out)
+    write_settings(studies._checked_files(plan), plan.out)
     return studies.StudyResults(plan.out, {}, [], None)
 
 
@@ -51,6 +53,15 @@ def test_the_settings_are_read_back(planned: Path) -> None:
     assert read_settings(planned) == before
 
 
+@pytest.fixture
+def begun(planned: Path) -> Path:
+    """A study of which a frozen and a joint run have a checkpoint."""
+    for name in ("a/seed0/ks", "b1/seed0"):
+        (planned / name).mkdir(parents=True)
+        (planned / name / "states-1.ckpt").touch()
+    return planned
+
+
 @pytest.mark.parametrize(
     ("words", "flag"),
     [
@@ -65,29 +76,55 @@ def test_the_settings_are_read_back(planned: Path) -> None:
         (["--leave_out", "ks"], "--leave_out"),
     ],
 )
-def test_changed_settings_are_refused_by_name(planned: Path, words, flag: str, capsys) -> None:
-    before = read_settings(planned)
-    assert main(["study", str(planned), *words, "--verbose"]) == 2
+def test_changed_settings_are_refused_by_name(begun: Path, words, flag: str, capsys) -> None:
+    before = read_settings(begun)
+    assert main(["study", str(begun), *words, "--verbose"]) == 2
     shown = capsys.readouterr().err
     assert "[resume-conflict]" in shown and f"Where: {flag}" in shown
-    assert read_settings(planned) == before
+    assert read_settings(begun) == before
 
 
-def test_a_changed_config_file_is_refused(planned: Path, tmp_path: Path, capsys) -> None:
-    own = tmp_path / "own.yaml"
-    own.write_text("runner: {log_step: 1}\n")
-    out = tmp_path / "other"
-    assert main(["study", str(out), *START, "-c", str(own)]) == 0
-    assert main(["study", str(out)]) == 0
-    own.write_text("runner: {log_step: 2}\n")
-    assert main(["study", str(out), "--verbose"]) == 2
-    assert "[resume-conflict]" in capsys.readouterr().err
-
-
-def test_a_study_may_grow(planned: Path) -> None:
-    words = ["--scenario", "d", "--alphas", "0.5", "--seeds", "2"]
+def test_settings_may_change_while_no_run_has_begun(planned: Path) -> None:
+    words = ["-u", "hubert", "-d", "ks,ic", "--steps", "3", "-o", "optimizer.lr=1"]
+    words += ["--balancer", "pcgrad", "--seeds", "4,5", "--leave_out", "ks"]
     assert main(["study", str(planned), *words]) == 0
     settings = read_settings(planned)
+    assert settings is not None and settings.upstream == "hubert" and settings.steps == 3
+    assert settings.plan.tasks == ("ks", "ic") and settings.plan.seeds == (4, 5)
+
+
+def test_settings_of_joint_runs_may_change_while_none_has_begun(begun: Path) -> None:
+    (begun / "b1/seed0/states-1.ckpt").unlink()
+    assert main(["study", str(begun), "--balancer", "pcgrad"]) == 0
+    assert main(["study", str(begun), "--steps", "3"]) == 2
+
+
+def test_a_changed_config_file_is_named_and_does_not_hide_the_state(
+    begun: Path, tmp_path: Path, capsys
+) -> None:
+    own, out = tmp_path / "own.yaml", tmp_path / "other"
+    own.write_text("runner: {log_step: 1}\n")
+    assert main(["study", str(out), *START, "-c", str(own)]) == 0
+    own.write_text("runner: {log_step: 3}\n")
+    assert main(["study", str(out), "--print"]) == 0  # no run has begun
+    (begun / "a").rename(out / "a")
+    for remove in (False, True):
+        if remove:
+            own.unlink()
+        capsys.readouterr()
+        assert main(["study", str(out), "--print", "--verbose"]) == 2
+        shown = capsys.readouterr().err
+        assert str(own) in shown and ("[file-missing]" if remove else "[resume-conflict]") in shown
+        assert main(["study", str(out), "--status"]) == 0
+        assert "a/seed0/ks" in capsys.readouterr().out
+
+
+def test_a_study_may_grow(begun: Path, capsys) -> None:
+    words = ["--scenario", "d", "--alphas", "0.5", "--seeds", "2"]
+    assert main(["study", str(begun), *words]) == 0
+    assert main(["study", str(begun), "--alphas", "0.9"]) == 2
+    assert "--alphas 0.5,0.9" in capsys.readouterr().err
+    settings = read_settings(begun)
     assert settings is not None
     assert settings.plan.scenarios == ("a", "b1", "b2", "c", "d")
     assert settings.plan.seeds == (0, 1) and len(settings.plan.runs) == 18
@@ -150,15 +187,76 @@ def test_learning_rates_are_those_of_frozen_runs(tmp_path: Path, capsys) -> None
         ([*START, "-c", "no-such-file.yaml"], "file-missing"),
         (["-u", "hubert_tiny", "-d", "ks,er", "--lr-sweep"], "missing-option"),
         ([*START, "--lr-sweep", "--scenario", "c"], "conflicting-options"),
+        ([*START, "--lr-sweep", "--balancer", "pcgrad"], "conflicting-options"),
+        ([*START, "--lr-sweep", "--print"], "conflicting-options"),
+        ([*START, "--run", "a/seed0/ks", "--jobs", "2"], "conflicting-options"),
+        ([*START, "--seeds", "1,1"], "conflicting-options"),
+        ([*START, "--scenario", "a,a"], "conflicting-options"),
+        ([*START, "--leave_out", "ks,ks"], "conflicting-options"),
+        (["-u", "hubert_tiny", "-d", "ks,ks"], "conflicting-options"),
+        ([*START, "--scenario", ","], "invalid-value"),
+        # Found by building the configs of the runs.
+        (["-u", "hubrt", "-d", "ks,er"], "unknown-name"),
+        ([*START, "-k", "no-such-file.pt"], "checkpoint-missing"),
+        ([*START, "-o", "optimizer.lrr=1", "--data", "."], "unknown-key"),
+        ([*START, "--balancer", "pcgrd", "--data", "."], "unknown-name"),
+        ([*START, "--balancer", "fixed:ks=1,er=1", "--data", "."], "unknown-name"),
+        ([*START, "--data", "."], "several"),
+        ([*START, "--data", "no-such-folder"], "file-missing"),
+        ([*START], "corpus-unset"),
+        ([*START, "--data", ".", "--lr-sweep"], "corpus-incomplete"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_written(
-    tmp_path: Path, words: list[str], code: str, capsys
+    tmp_path: Path, words: list[str], code: str, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("SUPERB_DATA", raising=False)
     out = tmp_path / "out"
     assert main(["study", str(out), *words, "--verbose"]) == 2
     assert f"[{code}]" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path, place: str, capsys) -> None:
+    (tmp_path / "file").touch()
+    assert main(["study", str(tmp_path / place), *START]) == 2
+    assert f"{tmp_path / 'file'} is not a folder" in capsys.readouterr().err
+
+
+def test_learning_rates_of_unknown_tasks_are_refused(tmp_path: Path, capsys) -> None:
+    rates = tmp_path / "rates.yaml"
+    rates.write_text("ks: 1.0e-2\nsid: 1.0e-1\n")  # sid is a task, of other studies
+    words = ["study", str(tmp_path / "out"), *START, "--print", "--verbose"]
+    assert main([*words, "--learning-rates", str(rates)]) == 0
+    rates.write_text("ks: 1.0e-2\nsd1: 1.0e-1\n")
+    assert main([*words, "--learning-rates", str(rates)]) == 2
+    shown = capsys.readouterr().err
+    assert "[unknown-name]" in shown and "sd1" in shown and str(rates) in shown
+    with user_error("unknown-name"):
+        api.plan_study(
+            tmp_path / "out",
+            upstream="hubert_tiny",
+            downstream="ks,er",
+            learning_rates={"kss": 0.1},
+        )
+
+
+def test_flags_that_concern_other_scenarios_are_kept_with_a_warning(
+    planned: Path, tmp_path: Path, capsys
+) -> None:
+    words = ["study", str(tmp_path / "other"), *START, "--scenario", "a"]
+    assert main([*words, "--alphas", "0.5", "--balancer", "pcgrad"]) == 0
+    shown = capsys.readouterr().err
+    assert shown.count("--alphas") == shown.count("--balancer") == 1
+    settings = read_settings(tmp_path / "other")
+    assert settings is not None and settings.plan.alphas == (0.5,)
+    assert settings.joint_options == ("--balancer", "pcgrad")
+
+
+def test_the_number_of_jobs_is_kept(planned: Path) -> None:
+    assert main(["study", str(planned), "--jobs", "3"]) == 0
+    assert api.plan_study(planned).jobs == 3
 
 
 def test_a_damaged_file_is_reported(tmp_path: Path, capsys) -> None:

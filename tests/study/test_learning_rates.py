@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.study.commands import Command
-from s3prl_mtl.study.learning_rates import FILE, read_learning_rates, sweep
+from s3prl_mtl.cli.main import main
+from s3prl_mtl.study.commands import Command, commands_of
+from s3prl_mtl.study.learning_rates import FILE, Rounds, read_learning_rates, runs_so_far, sweep
 from s3prl_mtl.study.plan import Plan, StudyRun
 from s3prl_mtl.study.record import RunState
-from s3prl_mtl.study.settings import StudySettings
+from s3prl_mtl.study.settings import SWEEP_FILE, StudySettings, write_settings
+from s3prl_mtl.training.run_dir import mark_finished
 from tests.mistakes import user_error
 
 RATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -120,3 +122,24 @@ def test_a_file_with_something_else_is_refused(tmp_path: Path, text: str) -> Non
     path.write_text(text)
     with user_error("invalid-value", where="ks in"):
         read_learning_rates(path)
+
+
+def test_the_state_of_an_unfinished_search_has_the_rates_of_its_round(tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path, lambda rate, step: rate)
+    assert [run.steps for run in runs_so_far(settings(), tmp_path)] == [100] * 5
+    rounds = Rounds(settings(), tmp_path)
+    trainer(rounds.runs, lambda run: commands_of(run, settings(), tmp_path, rounds.rates[run.name]))
+    for run in rounds.runs:
+        mark_finished(tmp_path / run.name, 100)
+    found = {run.name.rpartition("lr")[2]: run.steps for run in runs_so_far(settings(), tmp_path)}
+    assert found == {"1e-05": 100, "0.0001": 100, "0.001": 200, "0.01": 200, "0.1": 200}
+
+
+def test_status_shows_a_search(tmp_path: Path, capsys) -> None:
+    assert main(["study", str(tmp_path), "--lr-sweep", "--status"]) == 2
+    write_settings(settings(), tmp_path, SWEEP_FILE)
+    for words in ([], ["--lr-sweep"]):
+        capsys.readouterr()
+        assert main(["study", str(tmp_path), *words, "--status"]) == 0
+        shown = capsys.readouterr().out
+        assert "sweep/ks/lr0.001" in shown and "5 runs: 5 waiting" in shown

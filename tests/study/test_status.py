@@ -15,7 +15,7 @@ def left(tmp_path: Path, jobs: int, **states: RunState) -> float | None:
     """Of two heads and one joint run with 10 steps each."""
     known = {name.replace("__", "/"): state for name, state in states.items()}
     every = {run.name: known.get(run.name, RunState("waiting")) for run in PLAN.runs}
-    return time_left(PLAN.runs, every, tmp_path, jobs, 10)
+    return time_left(PLAN.runs, every, tmp_path, jobs, 10, dict.fromkeys(every))
 
 
 def done(seconds: float) -> RunState:

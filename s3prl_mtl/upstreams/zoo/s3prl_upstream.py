@@ -135,7 +135,7 @@ def load_s3prl(
     Raises:
         UserError: s3prl is not installed, has no such upstream, or could not load it.
     """
-    module = _module_of(name)
+    module = zoo_module(name)
     local = None if ckpt is None else str(ckpt)
     if local is not None and os.path.exists(os.path.expanduser(local)):
         local = os.path.abspath(os.path.expanduser(local))
@@ -184,7 +184,7 @@ def rebuild_s3prl(info: Mapping[str, Any]) -> S3prlUpstream:
     files = dict(info.get("files") or {})
     if info.get("skeleton") is not None:  # Format of 0.1: only the file given with -k.
         files[ckpt] = {"skeleton": info["skeleton"]}
-    module = _module_of(name)
+    module = zoo_module(name)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
         path = ckpt
         if ckpt in files and "://" not in ckpt:
@@ -195,7 +195,12 @@ def rebuild_s3prl(info: Mapping[str, Any]) -> S3prlUpstream:
     return S3prlUpstream(name, expert, ckpt, model_config, files, info.get("one_by_one", False))
 
 
-def _module_of(name: str) -> str:
+def zoo_module(name: str) -> str:
+    """The module of s3prl that has an upstream.
+
+    Raises:
+        UserError: s3prl is not installed, or has no such upstream.
+    """
     names = zoo_names()
     if not names:
         raise UserError(
