@@ -129,6 +129,28 @@ def expanded(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 
+def output_folder(path: PathLike, where: str) -> Path:
+    """The absolute path of a folder that may not exist yet.
+
+    Args:
+        path: of the folder.
+        where: source of the path, for errors.
+
+    Raises:
+        UserError: it, or a folder above it, is a file.
+    """
+    folder = Path(os.path.abspath(path))
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(
+                f"{place} is not a folder.",
+                where=f"{where} {path}",
+                fix="Give a folder, which need not exist yet.",
+                code="invalid-value",
+            )
+    return folder
+
+
 def comma_separated(words: Any) -> str | None:
     """Names or numbers as the text of a flag; None stays None."""
     if words is None or isinstance(words, str):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s3prl_mtl.api.calls import PathLike, callable_from_python, listed
+from s3prl_mtl.api.calls import PathLike, callable_from_python, listed, output_folder
 from s3prl_mtl.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from s3prl_mtl.training.affinity import Affinity
 
 logger = logging.getLogger(__name__)
+
+PAPER_FOLDER = "paper-report"
+"""Where the report of the paper's numbers is written by default."""
 
 
 @callable_from_python
@@ -72,7 +75,7 @@ def report(
         folder: of a study or a run.
         paper: report the numbers of the paper instead.
         primary: a task that must be in the study, whose auxiliary tasks the command ranks.
-        out: where to write; by default `folder`, or the folder `paper`.
+        out: where to write; by default `folder`, or `PAPER_FOLDER`.
 
     Returns:
         the page and the results that it shows.
@@ -92,7 +95,10 @@ def report(
             code="missing-option" if folder is None else "conflicting-options",
         )
     place = None if folder is None else Path(folder)
-    target = Path(out) if out is not None else place or Path("paper")
+    target = place or Path(PAPER_FOLDER)
+    if out is not None:
+        target = Path(out)
+        output_folder(target, "-o")
     if place is not None and not (place / "study.json").is_file():
         if not (place / "metrics.jsonl").is_file():
             read_study(place)  # the error that names both
@@ -162,6 +168,7 @@ def select(
     from s3prl_mtl.study.dev_scores import read_dev_scores
 
     place = Path(run)
+    _require_run(place)
     count = selection.parse_average(by) if by else None
     if by and count is None and by not in selection.RULES:
         raise UserError(
@@ -193,6 +200,22 @@ def select(
         else selection.compare(place, scores, references)
     )
     return Selection(choices, scores)
+
+
+def _require_run(folder: Path) -> None:
+    """Check that a folder is that of a run.
+
+    Raises:
+        UserError: it is not.
+    """
+    if (folder / "config.yaml").is_file():
+        return
+    if (folder / "study.json").is_file():
+        what, fix = "is the folder of a study, not of a run.", f"Choose a run: {folder}/b1/seed0."
+    else:
+        what = "is not the folder of a run."
+        fix = "Give a folder with config.yaml and metrics.jsonl, such as OUT/b1/seed0."
+    raise UserError(f"{folder} {what}", where=f"RUN {folder}", fix=fix, code="file-missing")
 
 
 def _references(run: Path, given: Sequence[Path]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from s3prl_mtl.api.calls import (
     Words,
     callable_from_python,
     listed,
+    output_folder,
     split_tasks,
 )
 from s3prl_mtl.api.reports import Report, report
@@ -263,7 +264,7 @@ def sweep_learning_rates(
         Stopped: a signal came; the runs are saved. A `KeyboardInterrupt`.
     """
     arguments = Namespace(**locals())
-    folder = _folder(out)
+    folder = output_folder(out, "OUT")
     _check_positive("--jobs", jobs)
     _check_positive("--steps", steps)
     saved = read_settings(folder, SWEEP_FILE)
@@ -331,26 +332,8 @@ def _refuse_without_effect_on_sweeps(arguments: Namespace) -> None:
         )
 
 
-def _folder(out: PathLike) -> Path:
-    """The absolute path of the folder of a study.
-
-    Raises:
-        UserError: it, or a folder above it, is a file.
-    """
-    folder = Path(os.path.abspath(out))
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise UserError(
-                f"{path} is not a folder.",
-                where=f"OUT {out}",
-                fix="Give a folder, which need not exist yet.",
-                code="invalid-value",
-            )
-    return folder
-
-
 def _plan(arguments: Namespace) -> PlannedStudy:
-    out = _folder(arguments.out)
+    out = output_folder(arguments.out, "OUT")
     _check_positive("--jobs", arguments.jobs)
     _check_positive("--steps", arguments.steps)
     saved = read_settings(out)

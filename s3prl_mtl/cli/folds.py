@@ -16,7 +16,10 @@ logger = logging.getLogger(__name__)
 
 SETTING = "er.downstream_expert.datarc.test_fold"
 FOLDS = "fold1,fold2,fold3,fold4,fold5"
-SET_HERE = ("-p", "--expdir", "-n", "--expname", "-a", "--auto_resume", "-e", "--past_exp")
+SET_HERE = {
+    *("-p", "--expdir", "-n", "--expname", "-a", "--auto_resume", "--auto-resume"),
+    *("-e", "--past_exp", "--past-exp"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
         SystemExit: the training of a fold fails; the same command goes on with it.
     """
     for flag in arguments.flags:
-        if flag in SET_HERE:
+        if flag.partition("=")[0] in SET_HERE:
             raise UserError(
                 f"{flag} is set for each fold: the runs are in DIR/<fold>.",
                 where=flag,

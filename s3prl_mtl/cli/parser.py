@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -21,11 +22,20 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: an unknown flag, or words that do not form a command line.
         """
-        for word in args or ():
-            if word == "--":
-                break
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)
+        words[:end] = map(self._spelled, words[:end])
+        for word in words[:end]:
             self._check_flag(word)
-        return super().parse_args(args, namespace)
+        return super().parse_args(words, namespace)
+
+    def _spelled(self, word: str) -> str:
+        """A long flag with the dashes and underscores of its name; any other word unchanged."""
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--") or flag in self._option_string_actions:
+            return word
+        names = {name.replace("_", "-"): name for name in self._option_string_actions}
+        return names.get(flag.replace("_", "-"), flag) + equals + value
 
     def error(self, message: str) -> NoReturn:
         raise UserError(

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from s3prl_mtl.api.reports import PAPER_FOLDER
 from s3prl_mtl.cli.parser import call
 from s3prl_mtl.tracking.console import OUTPUT
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         metavar="DIR",
         type=Path,
-        help="where to write (default: OUT; with --paper, the folder paper)",
+        help=f"where to write (default: OUT; with --paper, {PAPER_FOLDER})",
     )
 
 

@@ -46,7 +46,6 @@ def page(title: str, summary: Iterable[str], sections: Sequence[Section]) -> str
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         # An icon without content: browsers ask for one otherwise.
-        # An icon without content: browsers ask for one otherwise.
         '<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
         f"<header>\n<h1>{escape(title)}</h1>\n{paragraphs(summary)}\n"

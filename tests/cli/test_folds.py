@@ -31,7 +31,7 @@ def test_the_mean_is_that_of_the_five_folds(tmp_path: Path, capsys) -> None:
     assert numbers(tmp_path) == [*shown, f"{100 * mean:.2f}", f"{100 * deviation:.2f}"]
 
 
-@pytest.mark.parametrize("flag", ["-p", "-n", "-a"])
+@pytest.mark.parametrize("flag", ["-p", "-n", "-a", "--auto-resume"])
 def test_folders_are_not_among_the_flags(flag: str, tmp_path: Path) -> None:
     arguments = command_parser("folds").parse_args(
         ["-p", str(tmp_path), "--", "-d", "er", flag, "x"]

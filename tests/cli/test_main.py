@@ -20,7 +20,7 @@ import yaml
 from filelock import FileLock
 
 from s3prl_mtl.checkpoint import files as checkpoints
-from s3prl_mtl.cli.main import main
+from s3prl_mtl.cli.main import command_parser, main
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.training.run_dir import read_finished
 from s3prl_mtl.training.step import TrainingStep
@@ -459,3 +459,17 @@ def test_a_restart_by_torchrun_resumes_its_own_run_only(run_mtl, tmp_path: Path)
     own = run_mtl(*words, "--steps", "4", "-o", settings, **again)
     assert own.returncode == 0, own.stderr
     assert "states-2.ckpt at step 2" in own.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "study", "serve"])
+def test_flags_may_have_dashes_or_underscores(command: str) -> None:
+    parser = command_parser(command)
+    for flag in [name for name in parser._option_string_actions if name.startswith("--")]:
+        for spelled in (flag.replace("_", "-"), f"--{flag[2:].replace('-', '_')}"):
+            assert parser._spelled(spelled) == flag  # type: ignore[attr-defined]
+            assert parser._spelled(f"{spelled}=a_b-c") == f"{flag}=a_b-c"  # type: ignore[attr-defined]
+
+
+def test_words_after_the_separator_are_not_respelled() -> None:
+    words = ["-p", "out", "--", "--freeze-upstream", "--past-exp"]
+    assert command_parser("folds").parse_args(words).flags == words[3:]

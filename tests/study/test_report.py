@@ -299,3 +299,12 @@ def test_figures_are_the_same_each_time(tmp_path: Path) -> None:
     assert set(written[0]) == {
         f"{n}.{e}" for n in ("helps", "hurts", "effects") for e in ("svg", "png")
     }
+
+
+def test_the_papers_report_has_a_folder_of_its_own_and_a_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "--paper"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["paper-report"]
+    assert main(["report", "--paper", "-o", "paper-report/report.html"]) == 2

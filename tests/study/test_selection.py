@@ -204,3 +204,13 @@ def test_an_unknown_rule_names_the_nearest(runs: Path, capsys) -> None:
     assert main(["select", str(runs / "b1/seed0"), "--by", "mean-gian", "--verbose"]) == 2
     shown = capsys.readouterr().err
     assert "[unknown-name]" in shown and "'mean-gain'" in shown
+
+
+@pytest.mark.parametrize("by", [[], ["--by", "last"], ["--by", "average:2"]])
+def test_another_folder_than_that_of_a_run_is_named(tmp_path: Path, by: list[str], capsys) -> None:
+    (tmp_path / "study.json").write_text("{}")
+    for folder in (tmp_path, tmp_path / "missing"):
+        assert main(["select", str(folder), *by, "--verbose"]) == 2
+        shown = capsys.readouterr().err
+        assert "[file-missing]" in shown and f"Where: RUN {folder}" in shown
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
