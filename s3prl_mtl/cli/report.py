@@ -81,10 +81,12 @@ def _print_ranking(task: str, results: Results) -> None:
     from s3prl_mtl.study.relations import effects, ranking
 
     OUTPUT.print(f"\nAuxiliary tasks of {results.heading(task)}, relative change of its error, %:")
-    for helper, value in ranking(effects(results), task):
-        verb = "helps" if value > 0 else "hurts" if value < 0 else "no effect"
-        line = f"  {results.heading(helper):8}{shown_effect(value):>6}  {verb}"
-        OUTPUT.print(line, highlight=False)
+    notes = {True: ", exceeds the spread", False: ", within the spread", None: ", unknown spread"}
+    for one in ranking(effects(results), task):
+        verb = "helps" if one.value > 0 else "hurts" if one.value < 0 else "no effect"
+        line = f"  {results.heading(one.helper):8}{shown_effect(one.value):>6}  {verb}"
+        note = notes[one.clear] if one.value and len(results.seeds) > 1 else ""
+        OUTPUT.print(line + note, highlight=False)
 
 
 def _print_path(path: Path) -> None:

@@ -122,15 +122,17 @@ def relation_graph(
     tasks: Mapping[str, str],
     colour: str,
     strongest: float,
+    several: bool,
 ) -> Drawing:
     """Tasks on a circle, with an arrow from each task to those that it helps (or hurts).
 
     Args:
         name: of the files.
-        found: the relations to draw. Those that are not clear are dashed.
+        found: the relations to draw: dashed if they are within the spread.
         tasks: names and headings, clockwise from the top.
         colour: of the arrows, a key of `COLOURS`.
         strongest: the absolute effect with the widest arrow; that of related figures.
+        several: dot those of unknown spread. With a single seed all of them are solid.
     """
     size, node = 370.0, 21.0
     radius = size / 2 - node - 4
@@ -145,6 +147,9 @@ def relation_graph(
                 size / 2 - radius * math.cos(angle),
             )
         for relation in reversed(found):  # the strongest on top
+            line: Any = {True: "-", False: (0, (4, 3)), None: (0, (1, 2)) if several else "-"}[
+                relation.clear
+            ]
             strength = math.sqrt(min(1.0, abs(relation.value) / strongest)) if strongest else 1.0
             arrow = FancyArrowPatch(
                 places[relation.helper],
@@ -154,9 +159,9 @@ def relation_graph(
                 shrinkA=node,
                 shrinkB=node + 1,
                 linewidth=0.6 + 2.6 * strength,
-                linestyle="-" if relation.clear else (0, (4, 3)),
+                linestyle=line,
                 color=COLOURS[colour],
-                alpha=(0.25 + 0.75 * strength) * (1 if relation.clear else 0.6),
+                alpha=(0.25 + 0.75 * strength) * (1 if line == "-" else 0.6),
             )
             axes.add_patch(arrow)
         for task, (x, y) in places.items():
@@ -176,6 +181,7 @@ def heat_map(
     shown: Callable[[float], str],
     limit: float,
     pale: Sequence[Sequence[bool]] | None = None,
+    doubtful: Sequence[Sequence[bool]] | None = None,
 ) -> Drawing:
     """A matrix: positive numbers blue, negative ones orange, undefined ones without a colour.
 
@@ -185,7 +191,8 @@ def heat_map(
         rows, columns: headings; those of columns may have two lines.
         shown: the text of a number.
         limit: the absolute value with the strongest colour; larger ones have it too.
-        pale: True for numbers in muted text, as those within the spread.
+        pale: True for numbers in italics, as those within the spread.
+        doubtful: True for numbers with a question mark.
     """
     cell_width, cell_height = 33.0, 25.0
     left = 14 + 7.2 * max((len(row) for row in rows), default=0)
@@ -216,11 +223,12 @@ def heat_map(
                     alpha=STRONGEST * strength,
                 )
                 axes.add_patch(box)
+                mark = "?" if doubtful is not None and doubtful[i][j] else ""
                 muted = not defined or (pale is not None and pale[i][j])
                 axes.text(
                     x + cell_width / 2,
                     y + cell_height / 2,
-                    shown(value) if value is not None and defined else "·",
+                    shown(value) + mark if value is not None and defined else "·",
                     ha="center",
                     va="center_baseline",
                     size=10,
@@ -238,7 +246,7 @@ class Curve:
     Attributes:
         label: in the legend; curves of one label look alike.
         steps, values: of equal length.
-        style: `strong`, `plain`, `dashed` or `faint`.
+        style: `strong`, `plain`, `dotted`, `dashed` or `faint`.
     """
 
     label: str
@@ -250,6 +258,12 @@ class Curve:
 LINES: dict[str, dict[str, Any]] = {
     "strong": {"color": COLOURS["helps"], "linewidth": 2.2, "zorder": 4},
     "plain": {"color": COLOURS["hurts"], "linewidth": 1.6, "zorder": 3},
+    "dotted": {
+        "color": COLOURS["hurts"],
+        "linewidth": 1.4,
+        "linestyle": (0, (1, 1.5)),
+        "zorder": 3,
+    },
     "dashed": {"color": COLOURS["muted"], "linewidth": 1.4, "linestyle": (0, (4, 2)), "zorder": 3},
     "faint": {"color": COLOURS["faint"], "linewidth": 1.1, "zorder": 2},
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from s3prl_mtl.study.results import Column, Results, Row, equal_means
@@ -26,15 +26,19 @@ class Effect:
         value: the relative change of its error; positive if the task helps.
         spread: the standard deviation of the change between single runs, relative as well; None
             for fewer than two seeds of either scenario.
-        clear: whether the effect exceeds the spread. True in a study of one seed, whose spread is
-            unknown.
+        seeds: the number of seeds, of the scenario with fewer.
     """
 
     helper: str
     column: Column
     value: float
     spread: float | None
-    clear: bool
+    seeds: int
+
+    @property
+    def clear(self) -> bool | None:
+        """Whether the effect exceeds the spread; None if that is unknown."""
+        return None if self.spread is None else abs(self.value) > self.spread
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,14 @@ class Relation:
     Attributes:
         helper: the task that is left out.
         task: the other one.
-        value: the mean of the effects on its metrics, all above or all below 0.
-        clear: whether all of them are clear.
+        value: the mean of the effects on its metrics; in `relations`, all above or all below 0.
+        clear: whether all of them exceed the spread; None if that is unknown.
     """
 
     helper: str
     task: str
     value: float
-    clear: bool
+    clear: bool | None
 
 
 def effects(results: Results) -> list[Effect]:
@@ -88,10 +92,32 @@ def _effect(results: Results, row: Row, column: Column) -> Effect | None:
     spread = None
     if before.deviation is not None and after.deviation is not None:
         spread = math.hypot(before.deviation, after.deviation) / scale
-    value = worse / scale
-    one_seed = len(results.seeds) == 1
-    clear = one_seed if spread is None else abs(value) > spread
-    return Effect(row.left_out, column, value, spread, clear)
+    seeds = min(len(before.values), len(after.values))
+    return Effect(row.left_out, column, worse / scale, spread, seeds)
+
+
+def chance(seeds: int) -> float:
+    """The probability that an effect of zero exceeds the spread of some seeds.
+
+    For normal noise of equal size in both scenarios. The effect over the spread, times the root of
+    the number of seeds, has Student's t distribution with `2 * seeds - 2` degrees of freedom, whose
+    tail has a closed form for even numbers (Abramowitz and Stegun, 26.7.4).
+
+    Args:
+        seeds: at least two.
+    """
+    freedom = 2 * seeds - 2
+    angle = math.atan(math.sqrt(seeds / freedom))
+    term = total = 1.0
+    for number in range(2, freedom, 2):
+        term *= math.cos(angle) ** 2 * (number - 1) / number
+        total += term
+    return 1.0 - math.sin(angle) * total
+
+
+def expected_by_chance(found: Sequence[Effect]) -> float:
+    """How many effects would exceed the spread if no task had an effect."""
+    return sum(chance(effect.seeds) for effect in found if effect.spread is not None)
 
 
 def relations(found: Sequence[Effect]) -> list[Relation]:
@@ -99,31 +125,35 @@ def relations(found: Sequence[Effect]) -> list[Relation]:
 
     Pairs with metrics of unlike sign, or without an effect, are left out.
     """
-    pairs: dict[tuple[str, str], list[Effect]] = {}
-    for effect in found:
-        pairs.setdefault((effect.helper, effect.column.task), []).append(effect)
     agreed = [
-        Relation(
-            helper,
-            task,
-            statistics.fmean(effect.value for effect in group),
-            all(effect.clear for effect in group),
-        )
-        for (helper, task), group in pairs.items()
+        _relation(group)
+        for group in _by_pair(found)
         if all(effect.value > 0 for effect in group) or all(effect.value < 0 for effect in group)
     ]
     return sorted(agreed, key=lambda relation: -abs(relation.value))
 
 
-def ranking(found: Sequence[Effect], task: str) -> list[tuple[str, float]]:
+def ranking(found: Sequence[Effect], task: str) -> list[Relation]:
     """The auxiliary tasks of a primary one, the most helpful first.
 
-    Returns:
-        Names and the mean effects on the metrics of the primary task.
+    Metrics of the primary task may disagree in the sign of an effect, which then is not clear.
     """
-    values: dict[str, list[float]] = {}
+    ranked = [_relation(group) for group in _by_pair(found) if group[0].column.task == task]
+    return sorted(ranked, key=lambda relation: -relation.value)
+
+
+def _by_pair(found: Sequence[Effect]) -> Iterable[list[Effect]]:
+    """The effects of each task on each other one."""
+    pairs: dict[tuple[str, str], list[Effect]] = {}
     for effect in found:
-        if effect.column.task == task:
-            values.setdefault(effect.helper, []).append(effect.value)
-    means = {helper: statistics.fmean(group) for helper, group in values.items()}
-    return sorted(means.items(), key=lambda entry: -entry[1])
+        pairs.setdefault((effect.helper, effect.column.task), []).append(effect)
+    return pairs.values()
+
+
+def _relation(group: Sequence[Effect]) -> Relation:
+    signs = {effect.value > 0 for effect in group}
+    clear: bool | None = len(signs) == 1 and all(effect.clear is not False for effect in group)
+    if clear and any(effect.clear is None for effect in group):
+        clear = None
+    value = statistics.fmean(effect.value for effect in group)
+    return Relation(group[0].helper, group[0].column.task, value, clear)

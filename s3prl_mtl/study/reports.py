@@ -23,7 +23,7 @@ from s3prl_mtl.study.selection_section import selection_section
 from s3prl_mtl.study.study_results import PlannedRun, StudyFolder
 from s3prl_mtl.training.run_record import RunRecord
 
-STYLES = {"a": "dashed", "b1": "strong", "b2": "faint", "c": "plain", "d": "plain"}
+STYLES = {"a": "dashed", "b1": "strong", "b2": "faint", "c": "plain", "d": "dotted"}
 """Of curves, by scenario."""
 
 
@@ -55,7 +55,11 @@ def study_report(study: StudyFolder) -> ReportFiles:
             [_dev_curves(number, task, study) for number, task in enumerate(study.tasks)],
         ),
         *selection_section(study),
-        *layers_section(report, {_label(run, results): run.record for run in first}),
+        *layers_section(
+            report,
+            {_label(run, results): run.record for run in first},
+            f"The runs are those of seed {study.seeds[0]}. " if several else "",
+        ),
         *conflicts_section(report, joint, results.heading),
         *settings_section({_label(run, results, several): run.record for run in finished}),
     ]

@@ -10,13 +10,21 @@ from s3prl_mtl.study.figures import heat_map, relation_graph
 from s3prl_mtl.study.numbers import shown_effect, shown_value
 from s3prl_mtl.study.page import Section
 from s3prl_mtl.study.plan import SCENARIOS
-from s3prl_mtl.study.relations import Effect, Relation, effects, ranking, relations
+from s3prl_mtl.study.relations import (
+    Effect,
+    Relation,
+    effects,
+    expected_by_chance,
+    ranking,
+    relations,
+)
 from s3prl_mtl.study.report_files import ReportFiles
 from s3prl_mtl.study.results import NAMES, Column, Results, Row
 
 LEFT_OUT = '<span class="left-out">X</span>'
 EFFECT_LIMIT = 0.3
 """The relative change with the strongest colour."""
+EXCEEDS = {True: "yes", False: "no", None: "unknown"}
 WIDEST = 0.5
 """Relative changes from here on have the widest arrow."""
 
@@ -90,10 +98,12 @@ def _relations_body(report: ReportFiles, results: Results, found: Sequence[Effec
     tasks = {task: results.heading(task) for task in results.tasks}
     several = len(results.seeds) > 1
     dashed = " Dashed: within the spread between seeds." if several else ""
+    if several and any(relation.clear is None for relation in agreed):
+        dashed += " Dotted: of unknown spread, as one of the scenarios has a single seed."
     graphs = []
     for name, sign, verb in (("helps", 1, "helps"), ("hurts", -1, "hurts")):
         shown = [relation for relation in agreed if sign * relation.value > 0]
-        drawing = relation_graph(name, shown, tasks, name, strongest)
+        drawing = relation_graph(name, shown, tasks, name, strongest, several)
         listed = "; ".join(
             f"{tasks[r.helper]} {verb} {tasks[r.task]} by {shown_effect(abs(r.value))[1:]} %"
             for r in shown[:3]
@@ -115,7 +125,8 @@ def _relations_body(report: ReportFiles, results: Results, found: Sequence[Effec
                     "A task helps another one if that is worse without it: the effect is the "
                     "relative change of the error from (b-1), all tasks, to (b-2), all but one. "
                     "The error is the distance from the best possible value, for example 1 − "
-                    "accuracy. Pairs of tasks whose metrics disagree are in neither graph."
+                    "accuracy. Pairs of tasks whose metrics disagree are in neither graph.",
+                    *([spread_remark(found)] if several else []),
                 ]
             ),
             page.side_by_side(graphs),
@@ -126,10 +137,23 @@ def _relations_body(report: ReportFiles, results: Results, found: Sequence[Effec
     )
 
 
+def spread_remark(found: Sequence[Effect]) -> str:
+    """How many effects exceed the spread, and how many would by chance."""
+    known = [effect for effect in found if effect.spread is not None]
+    clear = sum(effect.clear is True for effect in known)
+    by_chance = expected_by_chance(found)
+    text = (
+        f"{clear} of {len(known)} effects on a metric exceed the spread between seeds (the "
+        "standard deviation of the difference of two runs). By chance alone about "
+        f"{by_chance:.0f} would, if no task had an effect on another and the noise were normal."
+    )
+    unknown = len(found) - len(known)
+    return f"{text} The spread of {unknown} more is unknown." if unknown else text
+
+
 def _relation_table(shown: Sequence[Relation], tasks: Mapping[str, str], several: bool) -> str:
     rows = [
-        [tasks[r.helper], tasks[r.task], shown_effect(r.value), "yes" if r.clear else "no"]
-        for r in shown
+        [tasks[r.helper], tasks[r.task], shown_effect(r.value), EXCEEDS[r.clear]] for r in shown
     ]
     header = ["task", "on", "effect, %", "exceeds the spread"]
     keep = 4 if several else 3
@@ -141,6 +165,7 @@ def _effects_figure(report: ReportFiles, results: Results, found: Sequence[Effec
     helpers = list(dict.fromkeys(effect.helper for effect in found))
     picked = [[by_place.get((helper, column)) for column in results.columns] for helper in helpers]
     names = [results.heading(helper) for helper in helpers]
+    several = len(results.seeds) > 1
     drawing = heat_map(
         "effects",
         [[None if effect is None else effect.value for effect in row] for row in picked],
@@ -148,14 +173,17 @@ def _effects_figure(report: ReportFiles, results: Results, found: Sequence[Effec
         [f"{column.heading}\n{column.metric.title}" for column in results.columns],
         shown_effect,
         EFFECT_LIMIT,
-        [[effect is not None and not effect.clear for effect in row] for row in picked],
+        [[effect is not None and effect.clear is False for effect in row] for row in picked],
+        [[several and effect is not None and effect.clear is None for effect in r] for r in picked],
     )
     header = ["left out", *(column.title for column in results.columns)]
     rows = [
         [name, *(_shown_spread(effect) for effect in row)]
         for name, row in zip(names, picked, strict=True)
     ]
-    faint = " Italics: within the spread between seeds." if len(results.seeds) > 1 else ""
+    faint = " Italics: within the spread between seeds." if several else ""
+    if several and any(effect.clear is None for effect in found):
+        faint += " With a question mark: of unknown spread."
     return report.draw(
         drawing,
         "Heat map of the effect of each task on each metric; the table below has its numbers.",
@@ -179,11 +207,21 @@ def ranking_rows(
     """For each primary task its heading, the tasks that help it, and those that hurt it."""
     rows = []
     for task in tasks:
-        ranked = [(results.heading(helper), value) for helper, value in ranking(found, task)]
-        helps = [f"{name} {shown_effect(value)}" for name, value in ranked if value > 0]
-        hurts = [f"{name} {shown_effect(value)}" for name, value in reversed(ranked) if value < 0]
+        ranked = ranking(found, task)
+        helps = [_ranked(results, one) for one in ranked if one.value > 0]
+        hurts = [_ranked(results, one) for one in reversed(ranked) if one.value < 0]
         rows.append([results.heading(task), ", ".join(helps), ", ".join(hurts)])
     return rows
+
+
+def _ranked(results: Results, relation: Relation) -> str:
+    """A task with its effect, and in a study of several seeds whether it exceeds the spread."""
+    return f"{results.heading(relation.helper)} {shown_effect(relation.value)}" + (
+        {True: "*", False: "", None: "?"}[relation.clear] if len(results.seeds) > 1 else ""
+    )
+
+
+RANKING_LEGEND = "*: exceeds the spread between seeds; ?: of unknown spread."
 
 
 RANKING = ["primary task", "helped by, the most first, %", "hurt by, the most first, %"]
@@ -191,4 +229,6 @@ RANKING = ["primary task", "helped by, the most first, %", "hurt by, the most fi
 
 def _ranking_table(results: Results, found: Sequence[Effect]) -> str:
     text = page.table(RANKING, ranking_rows(results, found, results.tasks), "auxiliary tasks")
+    if len(results.seeds) > 1:
+        text += page.paragraphs([RANKING_LEGEND])
     return f'<div class="settings">{text}</div>'

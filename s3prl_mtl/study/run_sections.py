@@ -69,7 +69,16 @@ def _curves(report: ReportFiles, drawn: CurvesOf) -> str:
     )
 
 
-def layers_section(report: ReportFiles, records: Mapping[str, RunRecord]) -> list[Section]:
+def layers_section(
+    report: ReportFiles, records: Mapping[str, RunRecord], which: str = ""
+) -> list[Section]:
+    """The learned layer weights.
+
+    Args:
+        report: the files.
+        records: of runs by their labels.
+        which: a sentence on the choice of runs, with a blank at its end.
+    """
     weighted = {label: r.layer_weights for label, r in records.items() if r.layer_weights}
     layers = sorted({layer for weights in weighted.values() for layer in weights})
     if not layers:
@@ -91,8 +100,8 @@ def layers_section(report: ReportFiles, records: Mapping[str, RunRecord]) -> lis
     body = report.draw(
         drawing,
         "Heat map of the learned weight of each layer in each run; the table has its numbers.",
-        "Weights of the hidden states in the features, in hundredths; a row sums to 1. Column 0 is "
-        "the input of the first layer.",
+        f"{which}Weights of the hidden states in the features, in hundredths; a row sums to 1. "
+        "Column 0 is the input of the first layer.",
         page.table(["run", *(f"layer {layer}" for layer in layers)], rows, "layer weights"),
     )
     return [Section("layers", "Layer weights", body)]

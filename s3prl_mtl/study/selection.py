@@ -12,7 +12,7 @@ The rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -135,8 +135,15 @@ def averages(run: Path, scores: Scores) -> list[Choice]:
     return [found[count] for count in sorted(found)]
 
 
-def choice_table(choices: Sequence[Choice], scores: Scores) -> tuple[list[str], list[list[str]]]:
+def choice_table(
+    choices: Sequence[Choice], scores: Scores, heading: Callable[[str], str] = str
+) -> tuple[list[str], list[list[str]]]:
     """A column for each rule with the dev score of each task and, in parentheses, its cost.
+
+    Args:
+        choices: of the rules.
+        scores: of the run.
+        heading: shown names of tasks.
 
     Returns:
         the header and the rows; parts of a cell are separated by line breaks.
@@ -148,7 +155,7 @@ def choice_table(choices: Sequence[Choice], scores: Scores) -> tuple[list[str], 
     rows = []
     for task, score in scores.items():
         metric = score.metric
-        row = [f"{task} {metric.title}{' %' if metric.percent else ''}"]
+        row = [f"{heading(task)} {metric.title}{' %' if metric.percent else ''}"]
         for choice in choices:
             value, cost = (
                 metric.shown(number).removesuffix(" %")

@@ -52,6 +52,8 @@ def _table(run: PlannedRun, references: Mapping[str, float], study: StudyFolder)
     scores = read_dev_scores(run.record.folder)
     if not scores:
         return ""
-    header, rows = choice_table(compare(run.record.folder, scores, references), scores)
+    header, rows = choice_table(
+        compare(run.record.folder, scores, references), scores, study.results.heading
+    )
     label = f"choices for {study.results.label(run.row)}"
     return page.table(header, rows, label)

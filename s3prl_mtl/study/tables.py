@@ -28,6 +28,8 @@ def legend(results: Results) -> list[str]:
     lines = ["Bold: better than (b-1); underlined: worse, by the means. Fractions are in percent."]
     if len(results.seeds) > 1:
         lines.append(f"Mean ± standard deviation over {len(results.seeds)} seeds.")
+    if any(fewer_seeds(results, *place) for place in results.cells):
+        lines.append("Marks compare means over different seeds where a number has fewer of them.")
     if any(cell.published is not None for cell in results.cells.values()):
         lines.append("In brackets: the paper's number (HuBERT Base, the full corpora).")
     splits = {c.title: c.split for c in results.columns if c.split not in ("", "test")}
@@ -186,9 +188,11 @@ def csv_effects(found: Sequence[Effect]) -> str:
     """A line for each effect: relative changes of the error, fractions."""
     records = []
     for effect in found:
-        exceeds = effect.clear if effect.spread is not None else None
         metric = effect.column.metric.name
-        values = [effect.helper, effect.column.task, metric, effect.value, effect.spread, exceeds]
+        values = (
+            *(effect.helper, effect.column.task, metric),
+            *(effect.value, effect.spread, effect.clear),
+        )
         records.append(dict(zip(EFFECT_FIELDS, values, strict=True)))
     return _csv(EFFECT_FIELDS, records)
 

@@ -47,7 +47,7 @@ def test_the_numbers_are_shown_as_printed() -> None:
 def test_a_task_helps_where_the_metric_is_worse_without_it() -> None:
     results = paper_results()
     found = effects(results)
-    assert len(found) == 80 and all(effect.clear for effect in found)
+    assert len(found) == 80 and all(effect.clear is None for effect in found)
     for effect in found:
         place = results.columns.index(effect.column)
         assert (effect.value > 0) == (PRINTED[effect.helper].split()[place] == "-")
@@ -72,5 +72,5 @@ def test_a_pair_whose_metrics_disagree_is_no_relation() -> None:
 
 def test_the_ranking_begins_with_the_most_helpful_task() -> None:
     ranked = ranking(effects(paper_results()), "sv")
-    assert ranked[0][0] == "sid" and ranked[-1][0] == "ic"
+    assert ranked[0].helper == "sid" and ranked[-1].helper == "ic"
     assert len(ranked) == 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import statistics
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,10 +13,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import scipy.stats
 
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.study.record import Record, lock, read_record, write_record
-from s3prl_mtl.study.relations import effects, relations
+from s3prl_mtl.study.relations import chance, effects, expected_by_chance, relations
+from s3prl_mtl.study.result_sections import ranking_rows
 from s3prl_mtl.study.results import Row
 from s3prl_mtl.study.study_results import read_study
 from s3prl_mtl.tracking.recorder import Recorder, Report
@@ -86,6 +89,25 @@ def test_only_effects_above_the_spread_are_clear(study: Path) -> None:
     assert [one.clear for one in relations(list(found.values()))] == [True, False]
 
 
+def test_chance_alone_exceeds_the_spread_as_often_as_the_page_says(study: Path) -> None:
+    for seeds in (2, 3, 5, 10):
+        exact = 2 * scipy.stats.t.sf(seeds**0.5, 2 * seeds - 2)
+        assert chance(seeds) == pytest.approx(exact, rel=1e-9)
+    found = effects(read_study(study).results)
+    assert expected_by_chance(found) == pytest.approx(2 * chance(3))
+    remark = "1 of 2 effects on a metric exceed the spread"
+    assert main(["report", str(study)]) == 0
+    assert remark in (study / "report.html").read_text()
+
+
+def test_the_ranking_says_which_effects_exceed_the_spread(study: Path) -> None:
+    results = read_study(study).results
+    assert ranking_rows(results, effects(results), TASKS) == [
+        ["KS", "ER +200*", ""],
+        ["ER", "", "KS −1.3"],
+    ]
+
+
 def test_means_that_differ_by_rounding_are_equal(tmp_path: Path) -> None:
     correct = {"b1": (70, 70, 72), "b2": (70, 71, 71)}  # of 96
     means = [statistics.fmean(n / 96 for n in counts) for counts in correct.values()]
@@ -102,7 +124,9 @@ def test_means_that_differ_by_rounding_are_equal(tmp_path: Path) -> None:
     assert effect.value == 0 and not effect.clear and relations([effect]) == []
 
 
-def test_missing_and_unfinished_runs_are_named_and_leave_their_cells_empty(tmp_path: Path) -> None:
+def test_missing_and_unfinished_runs_are_named_and_leave_their_cells_empty(
+    tmp_path: Path, capsys
+) -> None:
     removed = [k for k in VALUES if k[0] == "c" or (k[:2] == ("b2", "er") and k[3] > 0)]
     kept = {key: value for key, value in VALUES.items() if key not in removed}
     folder = write_study(tmp_path / "study", TASKS, SEEDS, kept)
@@ -116,10 +140,13 @@ def test_missing_and_unfinished_runs_are_named_and_leave_their_cells_empty(tmp_p
     (ks,) = [column for column in results.columns if column.task == "ks"]
     assert results.cell(Row("c"), ks).mean is None
     assert len(results.cell(Row("b2", "er"), ks).values) == 1
-    # Without a second seed the spread is unknown, so that no effect is clear.
-    assert [effect.helper for effect in effects(results)] == ["ks", "er"]
-    assert not any(effect.clear for effect in effects(results))
-    assert main(["report", str(folder)]) == 0
+    # Without a second seed the spread is unknown.
+    assert {effect.helper: effect.clear for effect in effects(results)} == {"ks": False, "er": None}
+    assert main(["report", str(folder), "--primary", "ks"]) == 0
+    assert "helps, unknown spread" in capsys.readouterr().out
+    page = (folder / "report.html").read_text()
+    assert "The spread of 1 more is unknown" in page and ">unknown</td>" in page
+    assert "different seeds" in page and "Dotted" in page and "question mark" in page
     for name in ("table.md", "report.html"):
         assert all(missing in (folder / name).read_text() for missing in results.missing)
 
@@ -130,6 +157,7 @@ def test_runs_that_do_not_count_are_named_with_their_state(study: Path) -> None:
     failed = study / "c/seed1/ks"
     unmark_finished(failed)
     write_record(replace(read_record(failed) or Record({}), failure="The corpus is empty."), failed)
+    shutil.rmtree(study / "c/seed2/ks")  # only begun
     held = lock(study / "c/seed2/ks")
     try:
         missing = read_study(study).results.missing
@@ -138,7 +166,7 @@ def test_runs_that_do_not_count_are_named_with_their_state(study: Path) -> None:
     outdated = {"b1/seed0", "b2/seed0/without-er", "c/seed0/er"}
     assert set(missing) == outdated | {"c/seed1/ks", "c/seed2/ks"}
     assert "again" in missing["b1/seed0"] and "The corpus is empty." in missing["c/seed1/ks"]
-    assert missing["c/seed2/ks"].startswith("running")
+    assert missing["c/seed2/ks"] == "running"
     (column, *_) = read_study(study).results.columns
     assert 0 not in read_study(study).results.cell(Row("b1"), column).values
 
