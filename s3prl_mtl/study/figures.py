@@ -87,6 +87,7 @@ class Drawing:
         opening = (
             f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(alt)}" style="'
             f'min-width:{0.9 * float(width):.0f}px;max-width:{1.3 * float(width):.0f}px" '
+            'preserveAspectRatio="xMinYMin" '
         )
         return re.sub(r"<svg [^>]*?(?=xmlns)", opening, text, count=1).strip()
 
@@ -300,7 +301,7 @@ def curves_figure(name: str, title: str, curves: Sequence[Curve], unit: str) -> 
         figure.legend(
             *axes.get_legend_handles_labels(),
             loc="lower center",
-            ncols=4,
+            ncols=5,
             frameon=False,
             fontsize=10,
             handlelength=1.6,

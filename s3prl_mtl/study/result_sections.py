@@ -231,4 +231,4 @@ def _ranking_table(results: Results, found: Sequence[Effect]) -> str:
     text = page.table(RANKING, ranking_rows(results, found, results.tasks), "auxiliary tasks")
     if len(results.seeds) > 1:
         text += page.paragraphs([RANKING_LEGEND])
-    return f'<div class="settings">{text}</div>'
+    return f'<div class="settings ranking">{text}</div>'

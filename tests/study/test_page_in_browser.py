@@ -104,3 +104,19 @@ def test_a_page_is_quiet_complete_and_fits(
     background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
     context.close()
+
+
+@pytest.mark.slow
+def test_no_figure_is_taller_than_a_printed_page(browser: Any, tmp_path: Path) -> None:
+    alphas = [number / 40 for number in range(40)]
+    study = write_study(tmp_path / "study", TASKS, SEEDS[:1], VALUES, alphas)
+    assert main(["report", str(study)]) == 0
+    tab = browser.new_page(viewport={"width": 700, "height": 1000})
+    tab.emulate_media(media="print")
+    tab.goto((study / "report.html").as_uri())
+    heights = tab.evaluate(
+        "[...document.querySelectorAll('figure')].map(one => one.getBoundingClientRect().height)"
+    )
+    # A4 without the margins has 269 mm.
+    assert heights and max(heights) < 269 / 25.4 * 96
+    tab.close()

@@ -16,8 +16,10 @@ import pytest
 import scipy.stats
 
 from s3prl_mtl.cli.main import main
+from s3prl_mtl.study.figures import LINES
 from s3prl_mtl.study.record import Record, lock, read_record, write_record
 from s3prl_mtl.study.relations import chance, effects, expected_by_chance, relations
+from s3prl_mtl.study.reports import STYLES
 from s3prl_mtl.study.result_sections import ranking_rows
 from s3prl_mtl.study.results import Row
 from s3prl_mtl.study.study_results import read_study
@@ -298,10 +300,15 @@ def test_the_cost_of_each_rule_is_shown_for_every_joint_run(study: Path) -> None
     assert main(["report", str(study)]) == 0
     text = (study / "report.html").read_text()
     section = text[text.index('<section id="selection"') : text.index('<section id="layers"')]
-    for row in ("(b-1) all tasks", "(b-2) all but KS", "(b-2) all but ER"):
+    for row in ("(b-1) all tasks", "(b-2) all but KS", "(b-2) all but ER", ">KS accuracy %<"):
         assert row in section
     assert "last\nstep 25" in section and "50.00\n(-39.00)" in section
     assert "mean-gain\nstep 20" in section and "59.00\n(-1.00)" in section
+
+
+def test_curves_of_each_scenario_look_different() -> None:
+    assert len(set(STYLES.values())) == len(STYLES) and set(STYLES.values()) <= set(LINES)
+    assert len({repr(line) for line in LINES.values()}) == len(LINES)
 
 
 def test_an_unfinished_run_has_a_report_that_says_so(tmp_path: Path) -> None:
