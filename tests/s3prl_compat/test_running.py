@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from s3prl_mtl.cli.main import main
 from s3prl_mtl.data.epoch_reader import EpochReader
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.errors import UserError
+from s3prl_mtl.study.plan import Plan
+from s3prl_mtl.study.preflight import check_runs
+from s3prl_mtl.study.settings import StudySettings
 from s3prl_mtl.tracking.recorder import read_results
 from s3prl_mtl.tracking.results_table import results_table
 from s3prl_mtl.training.preflight import check_splits
@@ -235,3 +239,14 @@ def test_ranks_share_one_epoch_of_an_expert_with_its_own_sampler(
     assert len(together) == expected, "the whole epoch, not the half of a DistributedSampler"
     if builder is fluent_commands:
         assert len({samples for _, samples in together}) == len(together)
+
+
+def test_a_study_checks_experts_of_s3prl_and_names_an_unknown_setting(
+    expert_folder, tmp_path: Path
+) -> None:
+    plan = Plan(specs=(f"s3prl:{expert_folder()}", "ks"), scenarios=("a", "b1"))
+    settings = StudySettings(plan=plan, upstream="hubert_tiny", steps=2)
+    (expert,) = [run for run in plan.runs if run.tasks == ("s3prl:tones",)]
+    check_runs([expert], settings)
+    with user_error("unknown-key", where="optimizer.lrr"):
+        check_runs([expert], replace(settings, override="optimizer.lrr=1"))
