@@ -94,7 +94,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num_workers", type=int, metavar="N", help="processes of each run that read batches"
     )
     where.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at once (default: one a GPU, without GPU one)"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="runs at once (default: as before; at first one a GPU, without GPU one)",
     )
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--status", action="store_true", help="show the state of the study")
