@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import shutil
 from collections import OrderedDict
 from pathlib import Path
@@ -58,7 +59,8 @@ def add_tables(folder: Path, corpus: Path) -> None:
             if not path.is_file():
                 continue
             if task == "er":
-                rows = path.read_text().replace("../", "")
+                # The new file is one folder up.
+                rows = re.sub(r"(?m)(^|,)\.\./", r"\1", path.read_text())
                 (folder / f"{'abc'[['train', 'dev', 'test'].index(new)]}.csv").write_text(rows)
                 continue
             with path.open(newline="") as file:
