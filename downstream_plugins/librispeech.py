@@ -118,7 +118,8 @@ def read_sets(root: Path, names: Sequence[str]) -> list[Transcript]:
 
 
 def set_findings(corpus: Corpus, root: Path, names: Sequence[str]) -> list[Finding]:
-    """Transcripts without words or with unexpected characters, and audio without a transcript."""
+    """Transcripts without words, with unexpected characters or of other names than the corpus has,
+    and audio without a transcript."""
     findings: list[Finding] = []
     for name in names:
         folder = root / name
@@ -149,6 +150,17 @@ def set_findings(corpus: Corpus, root: Path, names: Sequence[str]) -> list[Findi
                 )
             )
         findings += _unexpected_characters(name, read.transcripts)
+        unlike = [text for text in read.transcripts if speaker_of(text.id) is None]
+        if unlike:
+            findings.append(
+                Finding(
+                    f"{len(unlike)} of {len(read.transcripts)} transcripts of {name} are of "
+                    "utterances that are not named <speaker>-<chapter>-<number>. They are used.",
+                    where=f"{unlike[0].source}: {unlike[0].id}",
+                    fix="Remove transcripts that are not of the corpus, unless they are intended.",
+                    code="corpus-malformed",
+                )
+            )
         listed = {transcript.id for transcript in read.transcripts}
         # Transcripts without words have audio, too.
         others = [stem for stem in read.index if stem not in listed]

@@ -18,7 +18,16 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from s3prl_mtl.data import AudioIndex, Corpus, Finding, audio_stem, list_folders, walk_files
+from s3prl_mtl.data import (
+    AudioIndex,
+    Corpus,
+    Finding,
+    audio_stem,
+    list_folders,
+    note_read,
+    read_lines,
+    walk_files,
+)
 from s3prl_mtl.errors import UserError
 
 SPEAKER = re.compile(r"id1\d{4}")
@@ -30,6 +39,8 @@ NEWER_LISTS = (
 
 _UTTERANCE = re.compile(r"[^/]+/[^/]+/\d+\.\w+")
 """The files that the corpus has: `<speaker>/<video>/<number>.wav`."""
+IDENTIFICATION_SPLITS = ("iden_split.txt", "veri_test_class.txt")
+"""Names of the file that lists every utterance of VoxCeleb1."""
 _DEPTH = 3  # folders between the root and the speakers' folders
 _TEST_PART = re.compile(r"(^|[^a-z])test([^a-z]|$)", re.IGNORECASE)
 
@@ -220,6 +231,15 @@ def layout_findings(corpus: Corpus, files: VoxCelebFiles) -> list[Finding]:
                 )
             )
     return findings
+
+
+def every_utterance(root: Path) -> tuple[Path, set[str]] | None:
+    """The identification split in a folder and the utterances that it lists, without suffix."""
+    for path in (root / name for name in IDENTIFICATION_SPLITS):
+        note_read(path)
+        if path.is_file():
+            return path, {audio_stem(line.split()[-1]) for _, line in read_lines(path)}
+    return None
 
 
 def speaker_of(name: str) -> str:

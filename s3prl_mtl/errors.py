@@ -138,12 +138,17 @@ def _rebuild(kind: type[UserError], text: str, attributes: dict[str, Any]) -> Us
     return error
 
 
+_SHORT_LIST = 40
+
+
 def nearest(name: str, known: list[str], limit: int = 3) -> str:
     """A hint with the known names nearest to a misspelt one, or all names of a short list."""
     known = list(dict.fromkeys(known))
     close = difflib.get_close_matches(name, known, n=limit, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(repr(word) for word in close) + "?"
+    if len(known) > _SHORT_LIST:
+        return f"none of the {len(known)} known names is similar."
     return "known names: " + ", ".join(sorted(known)) + "."
 
 

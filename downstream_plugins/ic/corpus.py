@@ -92,12 +92,13 @@ class FluentSpeechCommands(Corpus):
                         code="label-unknown",
                     )
             name = PurePosixPath(row["path"])
-            path = audio.find(str(name)) or moved.find(str(name)) or self.root / name
+            path = audio.find(str(name)) or moved.find(str(name))
+            source = f"{self._table(split)}, line {number}"
+            if path is None:
+                path, source = self.root / name, f"{source}; {moved.without_result}"
             labels = {slot: row[slot] for slot in SLOTS}
             identifier = f"{name.parent.name}-{name.stem}"
-            found.append(
-                Utterance(identifier, path, labels, source=f"{self._table(split)}, line {number}")
-            )
+            found.append(Utterance(identifier, path, labels, source=source))
         return found
 
     def _index(self) -> AudioIndex:

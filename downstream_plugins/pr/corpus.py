@@ -4,8 +4,8 @@ Layout: LibriSpeech's folders (`<libri_root>/<set>/<speaker>/<chapter>/`), and l
 line `WORD  P1 P2 ...` for each word, in one of these forms:
 
 - LibriSpeech's own lexicon (OpenSLR 11), and the output of a grapheme-to-phoneme model;
-- CMUdict: comments begin with `;;;` (or ` #` after the phones), further pronunciations of a word
-  are `WORD(1)` or `WORD(2)`, the encoding may be Latin-1;
+- CMUdict: comments begin with `;;;` or `##` (or ` #` after the phones), further pronunciations of a
+  word are `WORD(1)` or `WORD(2)`, the encoding may be Latin-1;
 - Kaldi's `lexiconp.txt` and `lexiconp_silprob.txt`: numbers between the word and its phones;
 - s3prl's and fairseq's files of grapheme-to-phoneme output: `WORD<TAB>P1 P2 ...`, with or without a
   number.
@@ -44,6 +44,7 @@ VOCABULARY = (*SPECIAL_TOKENS, "SIL", "SPN", *sorted(STRESSED_VOWELS + CONSONANT
 
 _LISTED_WORDS = 10
 _NUMBER = re.compile(r"\d*\.?\d+(e-?\d+)?", re.IGNORECASE)
+_COMMENT = re.compile(r"\s*(;;;|##|#\s)")
 _VARIANT = re.compile(r"(?<=.)\(\d+\)$")
 
 
@@ -188,7 +189,7 @@ def parse_entry(line: str) -> tuple[str, list[str]]:
 
 def _lexicon_lines(file: Path) -> list[tuple[int, str]]:
     lines = read_lines(file, other_encoding="latin-1")
-    return [(number, line) for number, line in lines if not line.lstrip().startswith(";;;")]
+    return [(number, line) for number, line in lines if not _COMMENT.match(line)]
 
 
 def _checked(

@@ -7,7 +7,10 @@ Layout, in each of `train/`, `dev/`, `test/`::
     utt2spk     <utterance> <speaker>
     reco2dur    <recording> <duration>        seconds
     spk2utt     <speaker> <utterance> ...     read where there is no utt2spk
-    rttm                                      not read
+    rttm        SPEAKER <recording> 1 <start> <duration> ...     compared with segments
+
+Where there is neither utt2spk nor spk2utt, the names of the utterances state the speakers, if all
+of them are `<speaker>-<recording>...`.
 
 Paths of another machine are found below the data folder by their last components
 (:class:`s3prl_mtl.data.MovedFiles`), also in another audio format.
@@ -103,7 +106,7 @@ class Libri2Mix(Corpus):
             found = self.missing_folder(folder, f"the split {split} in Kaldi form", "data_dir")
             for name in () if found else FILES:
                 if name == "utt2spk" and not _has_utt2spk(folder):
-                    continue
+                    continue  # the speakers are in spk2utt, or in the names
                 found += self.missing_file(folder / name, f"Kaldi's {name}", "data_dir")
                 if not found and (folder / name).stat().st_size == 0:
                     found.append(
@@ -139,8 +142,12 @@ class Libri2Mix(Corpus):
             seconds = _seconds(durations[recording], folder / "reco2dur", recording)
             frames = int(seconds * SAMPLE_RATE / self.frame_shift)
             path = _audio_path(folder, recording, location)
+            source = f"{folder / 'wav.scp'}, line {number}"
             if not is_file(path):
-                path = moved.find(location) or path
+                located = moved.find(location)
+                path, source = (
+                    (located, source) if located else (path, f"{source}; {moved.without_result}")
+                )
             spoken = segments.get(recording, [])
             whole = split != "train"
             parts = chunks(frames, self.chunk_size, self.frame_shift)
@@ -158,7 +165,7 @@ class Libri2Mix(Corpus):
                         labels,
                         start_seconds=start * self.frame_shift / SAMPLE_RATE,
                         duration_seconds=(end - start) * self.frame_shift / SAMPLE_RATE,
-                        source=f"{folder / 'wav.scp'}, line {number}",
+                        source=source,
                     )
                 )
         return found
@@ -190,6 +197,7 @@ class Libri2Mix(Corpus):
         findings += _segment_findings(lines, recordings, durations, folder / "segments")
         spoken = {line.recording for line in lines}
         findings += self._speaker_findings(split, lines)
+        findings += _rttm_findings(folder / "rttm", lines)
         silent = [name for name in recordings if name not in spoken]
         if silent:
             findings.append(
@@ -433,16 +441,78 @@ def _segment_findings(
     ]
 
 
+def _rttm_findings(path: Path, lines: Sequence[_SegmentLine]) -> list[Finding]:
+    """Recordings with other times of speech in `rttm`, if it exists, than in `segments`."""
+    note_read(path)
+    if not path.is_file():
+        return []
+    stated: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for _, line in read_lines(path):
+        kind, recording, _, start, duration, *_ = [*line.split(), *([""] * 5)]
+        if kind != "SPEAKER":
+            continue
+        try:
+            stated[recording].append((float(start), float(start) + float(duration)))
+        except ValueError:
+            stated[recording].append((math.nan, math.nan))
+    spoken: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for segment in lines:
+        spoken[segment.recording].append((segment.start, segment.end))
+    differ = [
+        name for name in sorted({*stated, *spoken}) if not _same_times(stated[name], spoken[name])
+    ]
+    if not differ:
+        return []
+    return [
+        Finding(
+            f"{len(differ)} of {len({*stated, *spoken})} recordings have other times of speech in "
+            "rttm than in segments. Those of segments are used.",
+            where=f"{path}: {differ[0]}",
+            fix="Take both from one preparation of the corpus, or remove rttm.",
+        )
+    ]
+
+
+def _same_times(
+    first: Sequence[tuple[float, float]], second: Sequence[tuple[float, float]]
+) -> bool:
+    """Whether two lists of (start, end) are the same up to rounding, in any order."""
+    return len(first) == len(second) and all(
+        abs(one - other) <= TOLERANCE_SECONDS
+        for pair in zip(sorted(first), sorted(second), strict=True)
+        for one, other in zip(*pair, strict=True)
+    )
+
+
 def _has_utt2spk(folder: Path) -> bool:
+    """Whether the speakers are in `utt2spk`, which is then required."""
     note_read(folder)
-    return (folder / "utt2spk").exists() or not (folder / "spk2utt").exists()
+    return (folder / "utt2spk").exists() or not (
+        (folder / "spk2utt").exists() or _speakers_of_names(folder / "segments")
+    )
 
 
 def _read_speakers(folder: Path) -> Mapping[str, str]:
-    """The speaker of each utterance, from `utt2spk`, or from `spk2utt` if there is none."""
+    """The speaker of each utterance, from `utt2spk`, `spk2utt` or the names of the utterances."""
     if _has_utt2spk(folder):
         return _read_table(folder / "utt2spk")
-    return _from_spk2utt(folder)
+    if (folder / "spk2utt").exists():
+        return _from_spk2utt(folder)
+    return _speakers_of_names(folder / "segments")
+
+
+def _speakers_of_names(path: Path) -> dict[str, str]:
+    """The speakers of utterances named `<speaker>-<recording>...`; empty if others are among
+    them."""
+    if not path.is_file():
+        return {}
+    speakers: dict[str, str] = {}
+    for line in _segment_lines(path):
+        speaker, separator, _ = line.utterance.partition(f"-{line.recording}")
+        if not separator or not speaker:
+            return {}
+        speakers[line.utterance] = speaker
+    return speakers
 
 
 def _from_spk2utt(folder: Path) -> Mapping[str, str]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from downstream_plugins.voxceleb1 import (
     VoxCelebFiles,
     check_speakers,
+    every_utterance,
     find_files,
     layout_findings,
     layout_problems,
@@ -35,6 +36,7 @@ from s3prl_mtl.data import (
     Utterance,
     absolute,
     apply_gain,
+    audio_stem,
     listed_once,
     read_lines,
     trim_silence,
@@ -47,6 +49,8 @@ MINIMUM_TRIMMED_SAMPLES = 2 * SAMPLE_RATE
 DEV_TRIALS = 20_000
 DEV_SPEAKERS = 40
 DEV_SEED = 0
+PUBLISHED = {"train": Official(speakers=1211), "test": Official(4708, speakers=len(TEST_SPEAKERS))}
+"""Without the number of training utterances, which depends on the rule of 2 s."""
 
 
 @dataclass(frozen=True)
@@ -149,16 +153,50 @@ class VoxCeleb1Verification(Corpus):
         return {"speakers": sorted({speaker_of(name) for name in names})}
 
     def findings(self, split: str) -> list[Finding]:
-        """Folders and files that are not used; trials that contradict their names or repeat."""
+        """Folders and files that are not used; training files that the split file of `sid` lacks or
+        has in addition; trials that contradict their names or repeat."""
         if split == self.splits[0]:
-            return layout_findings(self, self.files)
+            return [*layout_findings(self, self.files), *self._list_findings()]
         return _trial_findings(self.trials(split), split)
+
+    def _list_findings(self) -> list[Finding]:
+        """Differences between the training files and the list of all utterances, if it is there."""
+        every = every_utterance(self.root)
+        if every is None:
+            return []
+        path, listed = every
+        listed = {name for name in listed if speaker_of(name) not in TEST_SPEAKERS}
+        files = {audio_stem(name): file for name, file in training_files(self.files).items()}
+        unlisted = [file for name, file in files.items() if name not in listed]
+        absent = sorted(listed - files.keys())
+        findings = []
+        if unlisted:
+            findings.append(
+                Finding(
+                    f"{len(unlisted)} of {len(files)} training files are not in {path.name}, which "
+                    "lists all utterances of VoxCeleb1. They are used.",
+                    where=str(unlisted[0]),
+                    fix="Remove files that are not of the corpus, unless they are intended.",
+                    code="corpus-malformed",
+                )
+            )
+        if absent:
+            findings.append(
+                Finding(
+                    f"{len(absent)} of {len(listed)} utterances of training speakers that "
+                    f"{path.name} lists have no file.",
+                    where=absent[0],
+                    fix="Complete the corpus, unless this part of it is intended.",
+                    code="corpus-incomplete",
+                )
+            )
+        return findings
 
     def notes(self) -> list[str]:
         return self.files.notes()
 
     def official(self, split: str) -> Official | None:
-        return Official(4708, speakers=len(TEST_SPEAKERS)) if split == "test" else None
+        return PUBLISHED.get(split)
 
     def speaker(self, utterance_id: str, labels: Mapping[str, Any]) -> str | None:
         return speaker_of(utterance_id)

@@ -199,7 +199,7 @@ def _count(corpus: Corpus, split: _Split) -> SplitCounts:
 def _partial_splits(counts: Sequence[SplitCounts]) -> Iterator[Finding]:
     for count in counts:
         official = count.official
-        if official is None or count.utterances < SMALL * (official.utterances or 0):
+        if official is None or _is_small(count, official):
             continue
         missing = [
             f"{found} of {expected} {name}"
@@ -221,6 +221,13 @@ def _partial_splits(counts: Sequence[SplitCounts]) -> Iterator[Finding]:
                 fix="Complete the corpus, unless this part of it is intended.",
                 code="corpus-incomplete",
             )
+
+
+def _is_small(count: SplitCounts, official: Official) -> bool:
+    """Whether a split is a small part of the published one, by utterances or else by speakers."""
+    if official.utterances is not None:
+        return count.utterances < SMALL * official.utterances
+    return (count.speakers or 0) < SMALL * (official.speakers or 0)
 
 
 def _audio(manifest: Manifest) -> pa.Table:

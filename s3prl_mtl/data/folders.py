@@ -264,7 +264,7 @@ class MovedFiles:
 
     `/home/me/mix/dev/wav/1.wav` is the file below the folder whose path shares the most last
     components with it, and has the same name (:func:`audio_stem`). If two files share as many, none
-    is found.
+    is found. Formats that cannot be read (`.m4a`) are found only if there is no other.
 
     Args:
         root: the folder. It is listed at the first search.
@@ -279,7 +279,7 @@ class MovedFiles:
         if self._by_name is None:
             self._by_name = defaultdict(list)
             for name in walk_files(self.root):
-                if is_audio(name):
+                if is_audio(name) or _undecodable(name):
                     self._by_name[audio_stem(name.rsplit("/", 1)[-1])].append(name)
         *folders, file = path.replace("\\", "/").split("/")
         found: dict[int, set[str]] = defaultdict(set)
@@ -292,6 +292,11 @@ class MovedFiles:
             return None
         named = [name for name in best if PurePosixPath(name).name == file]
         return self.root / (named or best)[0]
+
+    @property
+    def without_result(self) -> str:
+        """For errors about a file that was not found: where it was looked for."""
+        return f"no file of its name, or several, below {self.root}"
 
 
 def _common_tail(first: list[str], second: list[str]) -> int:

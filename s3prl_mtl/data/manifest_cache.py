@@ -164,8 +164,8 @@ def _report(corpus: Corpus, split: str, total: int, found: Scan) -> None:
 def _remedy(skipped: Sequence[tuple[str, str]]) -> str:
     """What to do about unusable files, by the reasons of the scan."""
     reasons = [reason for _, reason in skipped]
-    missing = sum(reason.startswith(MISSING) for reason in reasons)
     undecodable = sum(UNDECODABLE in reason for reason in reasons)
+    missing = sum(reason.startswith(MISSING) and UNDECODABLE not in reason for reason in reasons)
     remedies = []
     if missing:
         remedies.append(
@@ -177,7 +177,7 @@ def _remedy(skipped: Sequence[tuple[str, str]]) -> str:
             f"Convert the {undecodable} files that cannot be read, such as with "
             "`ffmpeg -i 1.m4a 1.flac`."
         )
-    if missing + undecodable < len(reasons):
+    if any(UNDECODABLE not in reason and not reason.startswith(MISSING) for reason in reasons):
         remedies.append("Replace damaged files, or remove them from the corpus and its lists.")
     return " ".join(remedies)
 

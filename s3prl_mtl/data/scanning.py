@@ -6,9 +6,11 @@ import hashlib
 import logging
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ from s3prl_mtl.data.audio import (
     libsndfile_reason,
     load_waveform,
 )
-from s3prl_mtl.data.folders import AUDIO_SUFFIXES, PACKED_SUFFIXES, UNDECODABLE_SUFFIXES
+from s3prl_mtl.data.folders import AUDIO_SUFFIXES, UNDECODABLE_SUFFIXES
 from s3prl_mtl.data.utterance import Utterance
 
 logger = logging.getLogger(__name__)
@@ -201,16 +203,54 @@ def _instead(path: Path) -> str:
     if path.is_dir():
         return "it is a folder"
     if path.parent.is_dir():
-        # A few look-ups: the folder may hold 100 000 files.
-        suffixes = sorted(AUDIO_SUFFIXES | UNDECODABLE_SUFFIXES)
-        others = [path.with_suffix(suffix) for suffix in suffixes]
-        others += [path.with_name(path.name + suffix) for suffix in PACKED_SUFFIXES]
-        same = [other.name for other in others if file_size(other) is not None]
-        return f"there is {same[0]}" if same else "in any audio format"
+        same = _named_alike(path)
+        if not same:
+            return "in any audio format"
+        suffix = os.path.splitext(same[0])[1].lower()
+        if suffix in UNDECODABLE_SUFFIXES:
+            return f"there is {same[0]}, but {suffix} {UNDECODABLE} (libsndfile has no decoder)"
+        return f"there is {same[0]}"
     absent = path.parent
     while not absent.parent.is_dir():
         absent = absent.parent
-    return f"there is no folder {absent}"
+    same = _named_alike(absent)
+    return f"there is no folder {absent}" + (f", but {same[0]}" if same else "")
+
+
+def _named_alike(path: Path) -> list[str]:
+    """Names beside a missing file or folder that differ from it in the suffix or in case.
+
+    Audio first, then audio that cannot be read, then the shortest name.
+    """
+
+    def rank(name: str) -> tuple[int, int, str]:
+        suffix = os.path.splitext(name)[1].lower()
+        decodable = 0 if suffix in AUDIO_SUFFIXES else 1 if suffix in UNDECODABLE_SUFFIXES else 2
+        return decodable, len(name), name
+
+    stem = path.stem.lower()
+    try:
+        names = _names_in(path.parent, os.stat(path.parent).st_mtime_ns)
+    except OSError:
+        return []  # may be entered, but not listed
+    same = [
+        name
+        for name in names.get(stem.split(".")[0], [])
+        if name.lower() == stem or name.lower().startswith(f"{stem}.")
+    ]
+    return sorted(same, key=rank)
+
+
+@lru_cache(maxsize=8)
+def _names_in(folder: Path, modified: int) -> dict[str, list[str]]:
+    """The names in a folder, by their part before the first dot, in lower case.
+
+    Kept while the folder does not change: one with 100 000 files may lack many of them.
+    """
+    names: dict[str, list[str]] = defaultdict(list)
+    for name in os.listdir(folder):
+        names[name.lower().split(".")[0]].append(name)
+    return names
 
 
 def _content(path: Path) -> str | None:

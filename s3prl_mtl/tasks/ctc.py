@@ -26,7 +26,7 @@ WRONG_SYMBOL = "\N{REPLACEMENT CHARACTER}"
 a symbol which the vocabulary lacks cannot count as recognised."""
 
 MAXIMUM_IMPOSSIBLE = 0.01
-"""Largest fraction of training utterances with more symbols than frames; more is an error."""
+"""Largest fraction of a split with more symbols than frames; more is an error."""
 
 ZEROED = "zeroed_utterances"
 """Metric of training: utterances whose loss `zero_infinity` set to 0 since the last log."""
@@ -164,7 +164,7 @@ class TranscriptionExpert(TaskExpert):
                     where=f"utterance {impossible[0]}",
                     fix="Pair each transcript with its own audio.",
                     code="targets-too-long",
-                    certain=split == self.train_split and share > MAXIMUM_IMPOSSIBLE,
+                    certain=share > MAXIMUM_IMPOSSIBLE,
                 )
             )
         if unknown:

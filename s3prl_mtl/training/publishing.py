@@ -163,5 +163,6 @@ class Publisher:
         if layers.scalars:
             recorder.write(layers)
             recorder.keep(layers)
-            shown = " ".join(f"{value:.3f}" for value in layers.values.values())
-            logger.info("step %d  weights of the layers: %s", step, shown)
+            if checkpoint is None:  # an evaluation logs only the metrics that it was asked for
+                shown = " ".join(f"{value:.3f}" for value in layers.values.values())
+                logger.info("step %d  weights of the layers: %s", step, shown)

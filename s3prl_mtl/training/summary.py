@@ -69,9 +69,9 @@ def training_summary(config: RunConfig, parts: Mapping[str, list[str]], step: in
         decay += f" (the warm-up of {warmup} steps ends at {rate * steps / warmup:g})"
     rows = [[name, *cells] for name, cells in parts.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    what = f"Training steps {step + 1} to {steps}" if step < steps else f"No steps after {step}"
     lines = [
-        f"Training steps {step + 1} to {config.runner.total_steps} of {config.upstream.name} on "
-        f"{', '.join(config.downstream)}:",
+        f"{what} of {config.upstream.name} on {', '.join(config.downstream)}:",
         *(
             "  " + "  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip()
             for row in rows

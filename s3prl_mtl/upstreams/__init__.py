@@ -97,7 +97,11 @@ def check_upstream(name: str, ckpt: str | os.PathLike[str] | None = None) -> Non
         raise UserError(
             f"Neither a plugin nor s3prl's zoo has an upstream {name!r}.",
             where=f"-u {name}",
-            fix=nearest(name, [*discover_upstreams(), *in_zoo]),
+            fix=f"For this path, give -u hubert -k {name}, or -u {HUGGING_FACE}{name} for a folder "
+            "of transformers with another model."
+            if os.path.exists(os.path.expanduser(name))
+            else nearest(name, [*discover_upstreams(), *in_zoo])
+            + " `s3prl-mtl upstreams --all` lists them.",
             code="unknown-name",
         )
     zoo_module(name)  # the error that names the missing package

@@ -245,7 +245,9 @@ def test_two_processes_may_build_the_same_cache_at_once(listed_corpus, tmp_path)
     ("there", "reason", "remedy"),
     [
         ("u000.flac", r"u000\.wav: missing, there is u000\.flac", "--data"),
-        ("u000.m4a", r"u000\.wav: missing, there is u000\.m4a", "--data"),
+        ("u000.m4a", r"there is u000\.m4a, but \.m4a files cannot be read", "ffmpeg"),
+        ("u000.wav.part", r"u000\.wav: missing, there is u000\.wav\.part", "--data"),
+        ("U000.WAV", r"u000\.wav: missing, there is U000\.WAV", "--data"),
         ("u0001.wav", r"u000\.wav: missing, in any audio format", "1 missing"),
         (None, r"u000\.wav: missing, in any audio format", "1 missing"),
     ],

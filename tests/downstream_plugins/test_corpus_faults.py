@@ -157,6 +157,18 @@ def speakers_of_two_tables(data: Path) -> None:
     rewrite([data / "Libri2Mix" / "dev" / "spk2utt"], lambda text: "X" + text)
 
 
+def rttm_of_another_preparation(data: Path) -> None:
+    lines = [line.split() for line in (data / "Libri2Mix/test/rttm").read_text().splitlines()]
+    later = [[*line[:3], str(float(line[3]) + 1), *line[4:]] for line in lines]
+    (data / "Libri2Mix/test/rttm").write_text("".join(f"{' '.join(line)}\n" for line in later))
+
+
+def rttm_without_a_recording(data: Path) -> None:
+    path = data / "Libri2Mix" / "dev" / "rttm"
+    recording = path.read_text().split()[1]
+    lines_of(path, lambda line: recording not in line)
+
+
 def columns_sorted_separately(data: Path) -> None:
     path = data / "fluent_speech_commands_dataset" / "data" / "train_data.csv"
     rewrite([path], lambda text: text.replace(",fq8vNhANbc,", ",nKTqBYzMpF,"))
@@ -187,6 +199,8 @@ METADATA = [
     Case("sv", trial_of_one_utterance, "corpus-inconsistent", WARNING, "veri_test2.txt, line 13"),
     Case("sd", one_speaker_for_all_segments, "corpus-inconsistent", ERROR, "somebody"),
     Case("sd", speakers_of_two_tables, "corpus-inconsistent", ERROR, "spk2utt"),
+    Case("sd", rttm_of_another_preparation, "corpus-inconsistent", WARNING, "test/rttm"),
+    Case("sd", rttm_without_a_recording, "corpus-inconsistent", WARNING, "dev/rttm"),
     Case("ic", columns_sorted_separately, "corpus-inconsistent", WARNING, "train_data.csv, line 2"),
     Case("ic", row_twice_with_other_labels, "corpus-malformed", ERROR, "AmFhA9Rmr0"),
     Case("asr", transcript_twice, "corpus-malformed", ERROR, "1682-101682-0000"),
@@ -231,6 +245,17 @@ def augmented_copies_of_speakers(data: Path) -> None:
         quieter(path, path.with_name(f"{path.stem}_noise.wav"))
 
 
+def audio_that_no_list_names(data: Path) -> None:
+    path = first(data, "VoxCeleb1/dev/wav/id10001/*/*.wav")
+    quieter(path, path.with_name("00099.wav"))
+
+
+def folder_that_is_not_a_speaker(data: Path) -> None:
+    folder = data / "LibriSpeech" / "train-clean-100" / "notes" / "1"
+    quieter(first(data, "LibriSpeech/dev-clean/*/*/*.flac"), folder / "notes-1-0000.flac")
+    (folder / "notes-1.trans.txt").write_text("notes-1-0000 SOMETHING\n")
+
+
 def audio_without_the_folder_of_a_video(data: Path) -> None:
     speaker = data / "VoxCeleb1" / "dev" / "wav" / "id10001"
     quieter(first(speaker, "*/*.wav"), speaker / "00009.wav")
@@ -246,6 +271,11 @@ FOLDER_CONTENTS = [
     Case("sv", audio_without_the_folder_of_a_video, "corpus-malformed", WARNING, "00009.wav"),
 ]
 IGNORED = [case for case in FOLDER_CONTENTS if case.certain == WARNING]
+FOLDER_CONTENTS += [
+    Case("sv", audio_that_no_list_names, "corpus-malformed", WARNING, "00099.wav"),
+    Case("asr", folder_that_is_not_a_speaker, "corpus-malformed", WARNING, "notes-1-0000"),
+]
+"""Also what is used, since it has a name of the corpus or a transcript."""
 
 
 # ---------------------------------------------------- D: what is missing leaves a trace
@@ -287,6 +317,11 @@ def speaker_that_is_only_evaluated(data: Path) -> None:
     lines_of(data / "VoxCeleb1" / "iden_split.txt", lambda line: not line.startswith("1 id10002"))
 
 
+def half_of_the_training_speakers(data: Path) -> None:
+    for path in sorted((data / "VoxCeleb1" / "dev" / "wav").iterdir())[2:]:
+        shutil.rmtree(path)
+
+
 def one_training_speaker(data: Path) -> None:
     for path in sorted((data / "VoxCeleb1" / "dev" / "wav").iterdir())[1:]:
         shutil.rmtree(path)
@@ -299,6 +334,7 @@ MISSING = [
     Case("ic", table_with_its_heading_only, "corpus-empty", ERROR, "valid_data.csv"),
     Case("er", one_actor_of_a_session, "corpus-incomplete", WARNING, "Session1"),
     Case("sid", speaker_that_is_only_evaluated, "corpus-incomplete", ERROR, "class id10002"),
+    Case("sv", half_of_the_training_speakers, "corpus-incomplete", WARNING, "8 of 16 utterances"),
     Case("sv", one_training_speaker, "corpus-incomplete", ERROR, "datarc.dev_trials"),
 ]
 
@@ -322,10 +358,17 @@ def audio_cut_to_a_sixth(data: Path) -> None:
         soundfile.write(path, samples[: len(samples) // 6], rate)
 
 
+def short_audio_of_test(data: Path) -> None:
+    for path in (data / "LibriSpeech" / "test-clean").rglob("*.flac"):
+        samples, rate = soundfile.read(path)
+        soundfile.write(path, samples[: len(samples) // 6], rate)
+
+
 HIDDEN = [
     Case("sf", digits_and_accents_in_commands, "label-unknown", WARNING, "Ivy-snips-train-0"),
     Case("asr", accents_of_dev_only, "label-unknown", WARNING, "2584-102584"),
     Case("pr", audio_cut_to_a_sixth, "targets-too-long", ERROR, "1682-101682"),
+    Case("asr", short_audio_of_test, "targets-too-long", ERROR, "split 'test-clean'"),
 ]
 
 
@@ -385,6 +428,26 @@ def packed_audio(data: Path) -> None:
         path.rename(path.with_name(f"{path.name}.gz"))
 
 
+def renamed(suffix: str) -> Callable[[Path], None]:
+    def rename(data: Path) -> None:
+        for path in (data / "Libri2Mix" / "train" / "wav").iterdir():
+            path.rename(path.with_suffix(suffix))
+
+    return rename
+
+
+def speakers_in_another_case(data: Path) -> None:
+    for path in (data / "VoxCeleb1" / "dev" / "wav").iterdir():
+        if path.name == "id10001":
+            path.rename(path.with_name("ID10001"))
+
+
+def paths_of_another_machine(data: Path) -> None:
+    path = data / "Libri2Mix" / "train" / "wav.scp"
+    rewrite([path], lambda text: text.replace(" wav/", " /export/mix/"))
+    shutil.rmtree(data / "Libri2Mix" / "train" / "wav")
+
+
 def links_to_another_disk(data: Path) -> None:
     for path in (data / "VoxCeleb1" / "dev").rglob("*.wav"):
         path.unlink()
@@ -404,6 +467,11 @@ INSTEAD = [
     Case("pr", folder_within_its_own_name, "layout", ERROR, "LibriSpeech/LibriSpeech/dev-clean"),
     Case("sd", folder_in_another_case, "layout", ERROR, "has libri2mix"),
     Case("ic", packed_audio, "corpus-incomplete", ERROR, ".wav.gz (listed in"),
+    Case("sd", renamed(".m4a"), "corpus-incomplete", ERROR, ".m4a files cannot be read"),
+    Case("sd", renamed(".sph"), "corpus-incomplete", ERROR, ".sph (listed in"),
+    Case("sd", renamed(".wav.bak"), "corpus-incomplete", ERROR, ".wav.bak (listed in"),
+    Case("sid", speakers_in_another_case, "corpus-incomplete", ERROR, "id10001, but ID10001"),
+    Case("sd", paths_of_another_machine, "corpus-incomplete", ERROR, "below "),
     Case("sid", links_to_another_disk, "corpus-incomplete", ERROR, "a link to /mnt/gone/00001.wav"),
     Case("asr", written(b"<!DOCTYPE html>"), "corpus-incomplete", ERROR, "a web page"),
     Case("asr", written(b"PK\x03\x04"), "corpus-incomplete", ERROR, "a zip archive"),

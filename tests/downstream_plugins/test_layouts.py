@@ -105,11 +105,18 @@ def moved_libri2mix(root: Path) -> None:
         (root / "Libri2Mix" / split / "utt2spk").unlink()
 
 
+def speakers_in_the_names_only(root: Path) -> None:
+    for path in [*root.glob("Libri2Mix/*/utt2spk"), *root.glob("Libri2Mix/*/spk2utt")]:
+        path.unlink()
+
+
 def cmudict(root: Path) -> None:
     path = root / "LibriSpeech" / "librispeech-lexicon.txt"
     lines = path.read_text().splitlines()
     more = [f"{line.split()[0]}(1) AH0" for line in lines]
-    text = "\n".join([";;; CAF\u00c9", *lines, *more, "CAF\u00c9  K AE0 F EY1"])
+    text = "\n".join(
+        ["## CMUdict 0.6", "# comment", ";;; CAF\u00c9", *lines, *more, "CAF\u00c9  K AE0 F EY1"]
+    )
     path.write_bytes(text.encode("latin-1"))
 
 
@@ -194,6 +201,7 @@ VARIANTS = [
     ("er", blanks_in_iemocap),
     ("ic", moved_fluent),
     ("sd", moved_libri2mix),
+    ("sd", speakers_in_the_names_only),
     ("pr", cmudict),
     ("pr", probabilities),
     ("pr", silence_probabilities),

@@ -26,3 +26,15 @@ def test_utterances_whose_ctc_loss_was_set_to_zero_are_logged_with_the_loss(
     values = {e["metric"]: e["value"] for e in read_metrics(tmp_path) if e["task"] == "sf"}
     assert values["loss"] == 0 and values["zeroed_utterances"] == count
     assert f"{count} of sf" in caplog.messages[-1] and "loss 0.000" in caplog.messages[-1]
+
+
+def test_only_training_logs_the_weights_of_the_layers(
+    tiny_corpus: Path, manifest_cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    runner = MultiTaskRunner(make_config(tiny_corpus, manifest_cache, "ks"), tmp_path)
+    reports = runner.evaluator.evaluate([("ks", "test")])
+    for sources, is_logged in (({}, True), ({"ks": "states-1.ckpt"}, False)):
+        caplog.clear()
+        with Recorder(tmp_path) as recorder, caplog.at_level(logging.INFO):
+            runner.publisher.publish_evaluation(recorder, reports, keep_best=False, sources=sources)
+        assert any("weights of the layers" in m for m in caplog.messages) == is_logged

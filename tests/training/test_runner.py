@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import multiprocessing
 import shutil
@@ -417,7 +418,10 @@ def test_another_end_of_the_decay_is_said_when_a_run_is_resumed(
     saved = checkpoints.load(tmp_path / ("states-1.ckpt" if steps == 1 else "states-2.ckpt"))
     config["runner"]["total_steps"] = steps
     caplog.clear()
+    caplog.set_level(logging.INFO)
     MultiTaskRunner(config, tmp_path / "more", resume=saved).train()
     said = [r for r in caplog.records if r.name == "s3prl_mtl.checkpoint.compatibility"]
     assert bool(said) == is_said
     assert all(("finished" in r.getMessage()) == (saved.step == 2) for r in said)
+    announced = any(text.startswith("Training steps") for text in caplog.messages)
+    assert announced == (steps > saved.step)

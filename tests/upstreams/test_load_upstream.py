@@ -71,6 +71,21 @@ def test_unknown_name_is_refused_with_the_nearest(
         load_upstream("somebody_encoder")
 
 
+@pytest.mark.parametrize("name", ["model.pt", "folder"])
+def test_a_path_in_place_of_a_name_names_the_flags_that_load_it(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.mkdir() if name == "folder" else path.touch()
+    for fix in (f"-u hubert -k {path}", f"-u hf:{path}"):
+        with user_error("unknown-name", where=f"-u {path}", fix=fix):
+            load_upstream(str(path))
+
+
+def test_a_name_unlike_all_others_is_not_answered_by_a_long_list() -> None:
+    with user_error("unknown-name", fix="upstreams --all") as caught:
+        load_upstream("qqqqqqqq")
+    assert len(str(caught.value)) < 300
+
+
 def test_plugin_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     use_plugins(monkeypatch, fbank="s3prl_mtl.upstreams.builtin:hubert_tiny")
     assert load_upstream("fbank").hidden_size == 96  # It takes precedence over the zoo's.
