@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -202,6 +201,8 @@ class SpeakerDiarization(TaskExpert):
         The order with the least squared difference where both chunks overlap: the head numbers the
         speakers of each chunk anew. If fewer speak there, the order of the others is arbitrary.
         """
+        from scipy.optimize import linear_sum_assignment  # slow to import
+
         rate = SAMPLE_RATE / self.frame_shift
         behind = previous.output[round((chunk.start - previous.start) * rate) :]
         both = min(len(behind), len(chunk.output))

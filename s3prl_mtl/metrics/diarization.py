@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import linear_sum_assignment
 
 from s3prl_mtl.errors import UserError
 
@@ -128,6 +127,8 @@ def diarization_errors(reference: ArrayLike, hypothesis: ArrayLike) -> Diarizati
     Source: the rules of NIST's md-eval. Same result as `diarization_error_rate`, which uses
     pyannote.metrics, but fast enough for a search over thresholds.
     """
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     expected, found = _same_shape(reference, hypothesis)
     shared = expected.T.astype(np.int64) @ found.astype(np.int64)
     _, mapped = linear_sum_assignment(shared, maximize=True)

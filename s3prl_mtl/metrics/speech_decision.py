@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.signal import medfilt
 
 from s3prl_mtl.metrics.diarization import DiarizationErrors, diarization_errors
 
@@ -33,14 +32,12 @@ def decide_speech(
     """
     if median_filter < 1 or median_filter % 2 == 0:
         raise ValueError(f"a median filter must have a positive odd length, found {median_filter}")
-    decisions = (np.asarray(probabilities) > threshold).astype(np.float32)
+    decisions = np.asarray(probabilities) > threshold
     if median_filter > 1:
-        # scipy warns if the filter is longer than its input, so pad explicitly.
-        silence = np.zeros((median_filter // 2, decisions.shape[1]), dtype=np.float32)
-        padded = np.concatenate([silence, decisions, silence])
-        decisions = medfilt(padded, (median_filter, 1))[
-            len(silence) : len(silence) + len(decisions)
-        ]
+        # The median of zeros and ones is what most of them are.
+        half = median_filter // 2
+        counts = np.pad(decisions.astype(np.int64), ((half + 1, half), (0, 0))).cumsum(axis=0)
+        decisions = counts[median_filter:] - counts[:-median_filter] > half
     return decisions.astype(np.int8)
 
 

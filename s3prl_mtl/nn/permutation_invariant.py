@@ -6,7 +6,6 @@ from itertools import permutations
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from s3prl_mtl.nn.padding import frame_mask
@@ -66,5 +65,7 @@ def _enumerated(costs: Tensor) -> Tensor:
 
 def _assigned(costs: Tensor) -> Tensor:
     """The cheapest permutations (B, S) of costs (B, S, S), by linear assignment on the CPU."""
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     orders = [torch.from_numpy(linear_sum_assignment(chunk)[1]) for chunk in costs.cpu().numpy()]
     return to_device(torch.stack(orders), costs.device)

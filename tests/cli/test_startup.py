@@ -39,6 +39,18 @@ def test_nothing_heavy_is_imported(lines: list[list[str]]) -> None:
     assert done.stdout.splitlines()[-1] == "imported:"
 
 
+def test_listing_tasks_imports_no_scipy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.format(lines=[["tasks"]])],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = done.stdout.splitlines()[-1].split()
+    assert "torch" in imported, "the states of the tasks are those of their imported packages"
+    assert not {"scipy", "transformers", "tensorboard", "matplotlib"} & set(imported)
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
