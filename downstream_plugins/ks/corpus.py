@@ -98,7 +98,9 @@ class SpeechCommands(Corpus):
         noise = self.train_folder / NOISE_FOLDER
         if not train and not AudioIndex(noise):
             expected = f"files of noise, for the class {SILENCE}"
-            train.append(self.problem(noise, "has no audio", expected, "speech_commands_root"))
+            others = list_files(noise)
+            what = f"has no audio, but {others[0]}" if others else "has no audio"
+            train.append(self.problem(noise, what, expected, "speech_commands_root"))
         return [*train, *test]
 
     def _root_problems(

@@ -448,6 +448,11 @@ def paths_of_another_machine(data: Path) -> None:
     shutil.rmtree(data / "Libri2Mix" / "train" / "wav")
 
 
+def noise_as_tensors(data: Path) -> None:
+    for path in (data / "speech_commands_v0.01" / "_background_noise_").iterdir():
+        path.rename(path.with_suffix(".pt"))
+
+
 def links_to_another_disk(data: Path) -> None:
     for path in (data / "VoxCeleb1" / "dev").rglob("*.wav"):
         path.unlink()
@@ -472,6 +477,7 @@ INSTEAD = [
     Case("sd", renamed(".wav.bak"), "corpus-incomplete", ERROR, ".wav.bak (listed in"),
     Case("sid", speakers_in_another_case, "corpus-incomplete", ERROR, "id10001, but ID10001"),
     Case("sd", paths_of_another_machine, "corpus-incomplete", ERROR, "below "),
+    Case("ks", noise_as_tensors, "layout", ERROR, "has no audio, but brown_noise.pt"),
     Case("sid", links_to_another_disk, "corpus-incomplete", ERROR, "a link to /mnt/gone/00001.wav"),
     Case("asr", written(b"<!DOCTYPE html>"), "corpus-incomplete", ERROR, "a web page"),
     Case("asr", written(b"PK\x03\x04"), "corpus-incomplete", ERROR, "a zip archive"),
