@@ -9,7 +9,8 @@ The speakers' folders may also lie elsewhere below the root, such as all in `wav
 `vox1_dev_wav/wav` and `vox1_test_wav/wav` (the names of the archives): they are found by their
 names, `id10001` to `id11251`. Audio may be converted to another format.
 
-Utterances are named like in the lists: `id10001/1zcIwhmdeo4/00001.wav`.
+Utterances are named like in the lists: `id10001/1zcIwhmdeo4/00001.wav`. Lists may have further
+folders before, such as those of another machine.
 """
 
 from __future__ import annotations
@@ -238,8 +239,14 @@ def every_utterance(root: Path) -> tuple[Path, set[str]] | None:
     for path in (root / name for name in IDENTIFICATION_SPLITS):
         note_read(path)
         if path.is_file():
-            return path, {audio_stem(line.split()[-1]) for _, line in read_lines(path)}
+            names = (listed_name(line.split()[-1]) for _, line in read_lines(path))
+            return path, {audio_stem(name) for name in names}
     return None
+
+
+def listed_name(path: str) -> str:
+    """The utterance that a list names: the last three parts, `<speaker>/<video>/<number>.wav`."""
+    return "/".join(path.replace("\\", "/").split("/")[-3:])
 
 
 def speaker_of(name: str) -> str:

@@ -17,6 +17,7 @@ from downstream_plugins.voxceleb1 import (
     find_files,
     layout_findings,
     layout_problems,
+    listed_name,
     missing_audio_path,
     speaker_of,
 )
@@ -154,6 +155,7 @@ class VoxCeleb1Identification(Corpus):
                     code="corpus-malformed",
                 )
             where = f"{self.meta_data}, line {number}"
-            check_speakers("sid", fields[1:], where)
-            lines.append((fields[0], fields[1], where))
+            name = listed_name(fields[1])
+            check_speakers("sid", [name], where)
+            lines.append((fields[0], name, where))
         return lines

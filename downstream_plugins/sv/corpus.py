@@ -25,6 +25,7 @@ from downstream_plugins.voxceleb1 import (
     find_files,
     layout_findings,
     layout_problems,
+    listed_name,
     missing_audio_path,
     speaker_of,
 )
@@ -148,8 +149,20 @@ class VoxCeleb1Verification(Corpus):
         return long_enough_trimmed if split == "train" else None
 
     def label_space(self) -> dict[str, Any]:
-        """The training speakers, sorted, including those with short utterances only."""
+        """The training speakers, sorted, including those with short utterances only.
+
+        Raises:
+            UserError: there are none.
+        """
         names = training_files(self.files)
+        if not names:
+            raise UserError(
+                "sv: no audio of a training speaker: the folders of VoxCeleb1 hold test speakers "
+                "(id10270 to id10309) only, or are named as the test part.",
+                where=", ".join(str(place.folder) for place in self.files.places),
+                fix="Add the development part, such as in `dev/wav`.",
+                code="corpus-empty",
+            )
         return {"speakers": sorted({speaker_of(name) for name in names})}
 
     def findings(self, split: str) -> list[Finding]:
@@ -298,8 +311,9 @@ def read_trials(path: Path) -> list[Trial]:
                 code="corpus-malformed",
             )
         where = f"{path}, line {number}"
-        check_speakers("sv", fields[1:], where)
-        trials.append(Trial(int(fields[0]), fields[1], fields[2], where))
+        names = [listed_name(field) for field in fields[1:]]
+        check_speakers("sv", names, where)
+        trials.append(Trial(int(fields[0]), names[0], names[1], where))
     return trials
 
 

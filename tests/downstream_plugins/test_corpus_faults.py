@@ -322,6 +322,13 @@ def half_of_the_training_speakers(data: Path) -> None:
         shutil.rmtree(path)
 
 
+def dev_in_the_folder_of_test(data: Path) -> None:
+    root = data / "VoxCeleb1"
+    (root / "dev").rename(root / "moved")
+    (root / "test").rename(root / "dev")
+    (root / "moved").rename(root / "test")
+
+
 def one_training_speaker(data: Path) -> None:
     for path in sorted((data / "VoxCeleb1" / "dev" / "wav").iterdir())[1:]:
         shutil.rmtree(path)
@@ -335,6 +342,7 @@ MISSING = [
     Case("er", one_actor_of_a_session, "corpus-incomplete", WARNING, "Session1"),
     Case("sid", speaker_that_is_only_evaluated, "corpus-incomplete", ERROR, "class id10002"),
     Case("sv", half_of_the_training_speakers, "corpus-incomplete", WARNING, "8 of 16 utterances"),
+    Case("sv", dev_in_the_folder_of_test, "corpus-empty", ERROR, "VoxCeleb1/test/wav"),
     Case("sv", one_training_speaker, "corpus-incomplete", ERROR, "datarc.dev_trials"),
 ]
 

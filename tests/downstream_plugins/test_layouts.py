@@ -105,6 +105,11 @@ def moved_libri2mix(root: Path) -> None:
         (root / "Libri2Mix" / split / "utt2spk").unlink()
 
 
+def voxceleb_lists_of_another_machine(root: Path) -> None:
+    lists = [root / "VoxCeleb1" / name for name in ("iden_split.txt", "veri_test2.txt")]
+    rewrite(lists, lambda text: text.replace(" id1", " /data/vox1/wav/id1"))
+
+
 def speakers_in_the_names_only(root: Path) -> None:
     for path in [*root.glob("Libri2Mix/*/utt2spk"), *root.glob("Libri2Mix/*/spk2utt")]:
         path.unlink()
@@ -197,6 +202,7 @@ VARIANTS = [
     *[(task, flat_voxceleb) for task in ("sid", "sv")],
     *[(task, archives_of_voxceleb) for task in ("sid", "sv")],
     *[(task, linked_voxceleb) for task in ("sid", "sv")],
+    *[(task, voxceleb_lists_of_another_machine) for task in ("sid", "sv")],
     ("ks", nested_speech_commands),
     ("er", blanks_in_iemocap),
     ("ic", moved_fluent),
