@@ -336,13 +336,15 @@ def affinity(
     from s3prl_mtl.checkpoint import files as checkpoints
     from s3prl_mtl.checkpoint.compatibility import check_evaluate
     from s3prl_mtl.config import build_config
-    from s3prl_mtl.training.affinity import measure_affinity, open_run
+    from s3prl_mtl.training.affinity import measure_affinity, open_run, require_several_tasks
 
     if steps < 1:
         raise UserError(
             f"{steps} is not a positive number.", where=f"--steps {steps}", code="invalid-value"
         )
     saved, path = checkpoints.load_newest(Path(run), flag="RUN", set_aside=False)
+    # Settings of the run may name tasks that a best checkpoint does not have.
+    require_several_tasks(saved, str(path))
     if groups is not None and not 0 < groups <= len(saved.tasks):
         raise UserError(
             f"{len(saved.tasks)} tasks cannot be divided into {groups} groups.",

@@ -61,6 +61,7 @@ def config_of(
         overrides=overrides,
         base=saved.config if saved is not None else None,
         deferred=deferred,
+        trains=arguments.mode == "train",
     )
     require_tasks_of(fractions, FRACTION, config, "--fraction")
     require_tasks_of(tables, MANIFESTS, config, "--manifest")

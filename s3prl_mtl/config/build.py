@@ -83,6 +83,7 @@ def build_config(
     overrides: str | None = None,
     base: Mapping[str, Any] | None = None,
     deferred: DeferredLog | None = None,
+    trains: bool = True,
 ) -> Config:
     """Merge and check the config of a run; references such as `${data}` stay in it.
 
@@ -97,6 +98,8 @@ def build_config(
         base: the config of an earlier run, a layer over the defaults.
         deferred: receives warnings about the files, for the log of the run; None logs them
             at once.
+        trains: the config is for training. An evaluation of some tasks of a run ignores settings
+            such as a sampling rule that names the others.
 
     Raises:
         UserError: an unknown key, a value of the wrong type or range, a missing file, or a path
@@ -104,7 +107,7 @@ def build_config(
     """
     if deferred is None:
         with DeferredLog() as log:
-            return build_config(files, flags, overrides, base, log)
+            return build_config(files, flags, overrides, base, log, trains)
     read = [(read_yaml(path, "-c"), path) for path in map(find_settings, files)]
     typed: list[Layer] = [
         (nested(key, value), f"the command line ({key})") for key, value in (flags or {}).items()
@@ -165,9 +168,10 @@ def build_config(
     for task in chosen:
         complete_datarc(task, merged[task], blocks_of[task])
     refuse_frozen_and_unfrozen(merged)
-    for remark in remarks_on_ignored(merged):
-        deferred.add(remark)
-    check_sampling(merged)
+    if trains:
+        for remark in remarks_on_ignored(merged):
+            deferred.add(remark)
+        check_sampling(merged)
     references = OmegaConf.create(merged)
     _make_absolute(merged, references)
     if not OmegaConf.select(references, "data"):

@@ -93,6 +93,21 @@ class Affinity:
         return [[self.tasks[i] for i in group] for group in best]
 
 
+def require_several_tasks(saved: RunCheckpoint, where: str) -> None:
+    """Refuse a checkpoint of one task.
+
+    Raises:
+        UserError: names the task.
+    """
+    if len(saved.tasks) < 2:
+        raise _no_affinity(f"The checkpoint has one task, {', '.join(saved.tasks)}.", where)
+
+
+def _no_affinity(what: str, where: str) -> UserError:
+    fix = "Give a run that trains an encoder on several tasks."
+    return UserError(what, where=where, fix=fix, code="not-supported")
+
+
 def open_run(saved: RunCheckpoint, config: Config, folder: Path, where: str) -> MultiTaskRunner:
     """The run of a checkpoint on one process, with its optimizer at the rate of the config.
 
@@ -103,7 +118,7 @@ def open_run(saved: RunCheckpoint, config: Config, folder: Path, where: str) -> 
         where: the checkpoint, for errors.
 
     Raises:
-        UserError: a task or its corpus is not usable, or no two tasks share trained parameters.
+        UserError: a task or its corpus is not usable, or the tasks share no trained parameters.
     """
     config = {
         **config,
@@ -112,15 +127,8 @@ def open_run(saved: RunCheckpoint, config: Config, folder: Path, where: str) -> 
     }
     runner = MultiTaskRunner(config, folder, resume=saved)
     run, optimizer = runner.run, runner.training_step.optimizer
-    if len(run.names) < 2 or not run.shared:
-        raise UserError(
-            f"The checkpoint has one task, {run.names[0]}."
-            if len(run.names) < 2
-            else "The tasks share no trained parameters: the encoder is frozen.",
-            where=where,
-            fix="Give a run that trains an encoder on several tasks.",
-            code="not-supported",
-        )
+    if not run.shared:
+        raise _no_affinity("The tasks share no trained parameters: the encoder is frozen.", where)
     if saved.training is None:
         logger.warning("The checkpoint has no state of the optimizer: its step is a first one.")
         return runner

@@ -192,7 +192,8 @@ def raise_together(mistakes: Sequence[UserError]) -> None:
 
 
 def together(mistakes: Sequence[UserError]) -> UserError:
-    """One report of at least one mistake."""
+    """One report of at least one mistake; one of several tasks is in it once."""
+    mistakes = list({(str(m), m.code): m for m in mistakes}.values())
     if len(mistakes) == 1:
         return mistakes[0]
     lines = "\n  ".join(str(mistake) for mistake in mistakes)

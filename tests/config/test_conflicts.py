@@ -107,6 +107,17 @@ def test_a_setting_without_effect_is_a_warning(tmp_path: Path, text: str, key: s
     assert key in warning
 
 
+@pytest.mark.parametrize("rule", ["weights:er=2", "every:er=2", "every:2"])
+def test_an_evaluation_of_some_tasks_ignores_settings_of_training(rule: str):
+    settings = {"runner.sampling": rule, "optimizer.groups": {"er": {"lr": 1e-3}}}
+    run = build_config(flags={**DATA, **settings, "downstream": ["ks", "er"]})
+    with user_error("invalid-value", where=r"runner\.sampling"):
+        build_config(base=run, flags={"downstream": ["ks"]})
+    log = DeferredLog()
+    config = build_config(base=run, flags={"downstream": ["ks"]}, deferred=log, trains=False)
+    assert config["downstream"] == ["ks"] and not log._buffered
+
+
 def test_settings_with_an_effect_are_not_reported(tmp_path: Path):
     log = DeferredLog()
     text = (

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 
+from s3prl_mtl import api
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.config import build_config, resolve
@@ -47,6 +48,18 @@ def noise(tmp_path: Path) -> Path:
 
 
 # ------------------------------------------------------------------------- tasks of a step
+
+
+def test_a_part_of_the_tasks_of_a_sampled_run_is_evaluated(make: Any, tmp_path: Path) -> None:
+    steps = {"runner__total_steps": 2, "runner__test_last": False}
+    config = make("ks,er", runner__sampling="every:er=2", balancer="fixed:er=2", **steps)
+    MultiTaskRunner(config, tmp_path).train()
+    for words in (["-t", "ks:test"], ["--best", "-t", "ks:dev"]):
+        assert main(["evaluate", "-e", str(tmp_path), *words]) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["ks"].keys() >= {"dev", "test"}
+    best = tmp_path / "ks" / "dev-best.ckpt"
+    with user_error("not-supported", where=str(best)):
+        api.affinity(best, steps=1)
 
 
 @pytest.mark.parametrize("rule", ["uniform", "proportional", "every:ks=2", "every:3"])
@@ -208,6 +221,13 @@ def test_noise_of_an_evaluation_leaves_training_alone(
 def test_the_speed_of_timed_labels_is_not_changed(make: Any, tmp_path: Path) -> None:
     with user_error("not-supported", where=r"perturb\.speed"):
         MultiTaskRunner(make("sd", perturb__speed=[0.9, 1.1]), tmp_path)
+
+
+def test_a_mistake_that_concerns_all_tasks_is_reported_once(
+    make: Any, noise: Path, tmp_path: Path
+) -> None:
+    with user_error("invalid-value", where=r"perturb\.snr"):
+        MultiTaskRunner(make(perturb__noise=str(noise), perturb__snr=[20.0, 5.0]), tmp_path)
 
 
 def test_robustness_of_a_run_is_measured_beside_its_results(
