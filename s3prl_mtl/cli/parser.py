@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -15,6 +16,11 @@ R = TypeVar("R")
 
 class Parser(argparse.ArgumentParser):
     """A parser that raises a `UserError` for a mistake, instead of printing the usage."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # argparse takes `-0.5` as a value, but `-0.5,0.3` and `-0.5:0.3` as flags.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse the words of a command line.

@@ -14,7 +14,7 @@ import s3prl_mtl
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.compatibility import check_resume
 from s3prl_mtl.checkpoint.restore import encoder_weights
-from s3prl_mtl.cli.main import main
+from s3prl_mtl.cli.main import command_parser, main
 from s3prl_mtl.config import build_config
 from s3prl_mtl.export import export
 from s3prl_mtl.export.merge import merge
@@ -179,6 +179,12 @@ def test_a_mistake_of_the_command_line_is_named(
     (tmp_path / "there.ckpt").touch()
     with user_error(code, where=where):
         merge(str(BASE), [str(run)], alpha, tmp_path / out, by_layer)
+
+
+@pytest.mark.parametrize("alpha", ["-0.5", "-.5,0.3", "-1e-1,0.2", "-0.5:0.3"])
+def test_a_flag_takes_negative_numbers(alpha: str) -> None:
+    words = ["--base", "hubert", "--tuned", "run", "-o", "out.pt", "--alpha", alpha]
+    assert command_parser("merge").parse_args(words).alpha == alpha
 
 
 def test_weights_are_one_for_all_encoders_or_one_for_each(run: Path, tmp_path: Path) -> None:
