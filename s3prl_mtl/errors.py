@@ -149,7 +149,7 @@ def nearest(name: str, known: list[str], limit: int = 3) -> str:
         return "did you mean " + " or ".join(repr(word) for word in close) + "?"
     if len(known) > _SHORT_LIST:
         return f"none of the {len(known)} known names is similar."
-    return "known names: " + ", ".join(sorted(known)) + "."
+    return "known names: " + (", ".join(sorted(known)) or "none") + "."
 
 
 def require_packages(names: Sequence[str], where: str, extra: str) -> None:

@@ -184,6 +184,9 @@ class Method:
                 raise UserError(
                     f"{name} of {self.name} must be {kinds}, not {value!r}.",
                     where=where,
+                    fix=f"For example: {self._by_task_example(name, tasks)}."
+                    if Tensor in self.options[name]
+                    else None,
                     code="wrong-type",
                 )
             numbers = list(value.values()) if isinstance(value, Mapping) else [value]
@@ -227,13 +230,17 @@ class Method:
         ]
         return f"{self.name}:" + ",".join(given)
 
+    def _by_task_example(self, name: str, tasks: Sequence[str]) -> str:
+        """The method with an option by task, as `--balancer` takes it."""
+        return f"{self.name}:" + ",".join(f"{name}.{task}=1" for task in tasks)
+
     def _by_task(self, name: str, values: Mapping[str, Any], tasks: Sequence[str]) -> Tensor:
         missing = [task for task in tasks if task not in values]
         if missing:
             raise UserError(
                 f"{name} of {self.name} has no value for {', '.join(missing)}.",
                 where=f"balancer.{name}",
-                fix=f"{self.name}:" + ",".join(f"{name}.{task}=1" for task in tasks),
+                fix=f"For example: {self._by_task_example(name, tasks)}.",
                 code="missing-option",
             )
         return torch.tensor([float(values[task]) for task in tasks])

@@ -230,10 +230,12 @@ def _check_unchanged(
 
 
 def _changed(key: str, was: Any, now: Any) -> UserError:
+    before, after = ("not set" if value is None else repr(value) for value in (was, now))
+    leave = "Leave it out" if was is None else f"Leave it at {was!r}"
     return UserError(
-        f"{key} was {was!r} when the checkpoint was saved and is {now!r} now.",
+        f"{key} was {before} when the checkpoint was saved and is {after} now.",
         where=f"{key} in the config, or its flag",
-        fix=f"Leave it at {was!r}, or start a new run.",
+        fix=f"{leave}, or start a new run.",
         code="resume-conflict",
     )
 

@@ -71,6 +71,8 @@ def test_an_option_that_a_balancer_does_not_have_is_an_error():
         make_balancer({"name": "pcgrad", "per_parameter": 1}, ["a"])
     with user_error("unknown-key", where="balancer.seed"):
         make_balancer({"name": "pcgrad", "seed": 1}, ["a"])
+    with user_error("unknown-key", where=r"balancer\.lr", fix="none"):
+        config_of(balancer="uncertainty:lr=1")
     with user_error("invalid-value", where="--balancer"):
         parse_balancer("fixed:asr=1,ks", "--balancer")
     for text in ("fixed:ks", "stch:mu", "sum:"):

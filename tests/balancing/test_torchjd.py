@@ -280,6 +280,15 @@ def test_options_are_checked_against_the_constructor():
             torchjd_balancer(methods[name], NINE, options)
 
 
+def test_the_remedy_for_an_option_by_task_names_the_tasks():
+    for name, options, code in [
+        ("constant", {"weights": 1}, "wrong-type"),
+        ("constant", {"weights": {"task0": 1}}, "missing-option"),
+    ]:
+        with user_error(code, where=r"balancer\.weights", fix=r"weights\.task8="):
+            torchjd_balancer(torchjd_methods()[name], NINE, options)
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torchjd._mixins.find_spec", lambda name: None)
     with user_error("missing-package", where="cagrad", fix=r"s3prl-mtl\[balancers\]"):

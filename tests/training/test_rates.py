@@ -161,8 +161,9 @@ def test_a_run_cannot_resume_with_other_parts(make_config, tmp_path: Path):
         "runner.unfreeze_after": 1,
     }
     for key, value in changes.items():
-        with user_error("resume-conflict", where=re.escape(key)):
+        with user_error("resume-conflict", where=re.escape(key)) as caught:
             check_resume(saved, make_config(**{key: value}), None)
+        assert "None" not in str(caught.value)
 
 
 @pytest.mark.parametrize("count", [0, 2])
