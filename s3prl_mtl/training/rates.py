@@ -16,8 +16,8 @@ from s3prl_mtl.upstreams import Upstream
 
 HIGH_RATE = 1e-3
 """Rates above this one have destroyed pre-trained encoders (s3prl issues 521 and 583)."""
-RANDOM_UPSTREAM = "hubert_tiny"
-"""An upstream whose weights are not pre-trained."""
+TINY_UPSTREAM = "hubert_tiny"
+"""An upstream that tolerates higher rates: it is trained at 3e-3 in the demo."""
 
 
 def freeze_layers(upstream: Upstream, count: int) -> None:
@@ -112,11 +112,14 @@ def rates(optimizer: Optimizer) -> dict[str, float]:
 
 
 def high_rate(config: RunConfig, upstream: Upstream) -> float | None:
-    """The rate of a pre-trained encoder if it is above `HIGH_RATE` and the encoder is trained."""
+    """The rate of a pre-trained encoder if it is above `HIGH_RATE` and the encoder is trained.
+
+    None for `TINY_UPSTREAM`.
+    """
     own = settings_of(ENCODER, config.optimizer.get("groups", {}))
     rate = own.get("lr", config.optimizer.get("lr", 0.0))
-    pretrained = config.upstream.name != RANDOM_UPSTREAM
-    return rate if pretrained and _trained(upstream) and rate > HIGH_RATE else None
+    tolerant = config.upstream.name == TINY_UPSTREAM
+    return rate if not tolerant and _trained(upstream) and rate > HIGH_RATE else None
 
 
 def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
