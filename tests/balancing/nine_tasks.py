@@ -21,14 +21,16 @@ class Network(nn.Module):
         self.shared = nn.Linear(6, 5)
         self.heads = nn.ModuleDict({task: nn.Linear(5, 1) for task in NINE})
 
-    def losses(self, step: int, tasks: Sequence[str] = NINE) -> dict[str, Tensor]:
-        """The losses of a step, which has utterances of its own."""
+    def losses(
+        self, step: int, tasks: Sequence[str] = NINE, own: slice = slice(None)
+    ) -> dict[str, Tensor]:
+        """The mean losses of a step, which has eight utterances; the summands of some of them."""
         generator = torch.Generator().manual_seed(step)
         inputs = torch.randn(8, 6, generator=generator)
         targets = torch.randn(9, 8, 1, generator=generator)
         hidden = self.shared(inputs).tanh()
         return {
-            task: (self.heads[task](hidden) - targets[NINE.index(task)]).square().mean()
+            task: (self.heads[task](hidden) - targets[NINE.index(task)])[own].square().sum() / 8
             for task in tasks
         }
 

@@ -87,6 +87,36 @@ def test_an_aggregator_combines_the_jacobian_as_torchjd(method: Method, tmp_path
             torch.testing.assert_close(ours.grad, own.grad)
 
 
+KEEPING = [method for method in SCALARIZERS if method.keeps_gradients]
+
+
+@pytest.mark.parametrize("method", [*AGGREGATORS, *KEEPING], ids=lambda m: f"{m.level}-{m.name}")
+def test_two_ranks_combine_nine_tasks_as_one_process(method: Method):
+    alone, ranks = balancer_of(method), [balancer_of(method) for _ in range(2)]
+    for step in range(STEPS):
+        whole, networks = take(alone, step), [Network() for _ in ranks]
+        means = {task: loss.item() for task, loss in Network().losses(step).items()}
+        parameters = [
+            (list(n.shared.parameters()), {t: list(h.parameters()) for t, h in n.heads.items()})
+            for n in networks
+        ]
+        for rank, (balancer, network) in enumerate(zip(ranks, networks, strict=True)):
+            balancer.begin_step()
+            for task in NINE:
+                own = (slice(3), slice(3, 8))[rank]
+                balancer.backward(network.losses(step, [task], own), *parameters[rank])
+        for sums in zip(*(balancer.partial_sums() for balancer in ranks), strict=True):
+            total = torch.stack(sums).sum(dim=0)
+            for partial in sums:
+                partial.copy_(total)
+        for balancer, network, trained in zip(ranks, networks, parameters, strict=True):
+            balancer.combine(means, *trained)
+            torch.testing.assert_close(
+                network.shared_gradient(), whole.shared_gradient(), rtol=1e-4, atol=1e-6
+            )
+        assert torch.equal(networks[0].shared_gradient(), networks[1].shared_gradient())
+
+
 @pytest.mark.parametrize("method", SCALARIZERS, ids=lambda method: method.name)
 def test_a_scalarizer_has_the_gradients_of_torchjd(method: Method, tmp_path: Path):
     balancer = balancer_of(method)
