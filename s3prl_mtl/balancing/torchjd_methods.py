@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -135,7 +136,9 @@ class Method:
 
     def _try_out(self, tasks: Sequence[str], options: Mapping[str, Any]) -> None:
         """Call an object once: limits of the number of tasks are checked then only."""
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # Of solvers, about their speed.
+            warnings.simplefilter("ignore")
             example = self._construct(tasks, options, torch.device("cpu"))
             size = len(tasks)
             example(torch.eye(size) if self.level == "gradient" else torch.ones(size))

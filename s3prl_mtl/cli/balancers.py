@@ -18,7 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(_arguments: argparse.Namespace) -> None:
     """Print every balancer, with its options."""
-    from s3prl_mtl.balancing.base import GradientBalancer
     from s3prl_mtl.balancing.factory import BUILT_IN, KEPT_OPTION, balancer_settings
     from s3prl_mtl.balancing.torchjd_methods import torchjd_methods
     from s3prl_mtl.registry.plugins import OUR_PACKAGE, discover_balancers
@@ -30,13 +29,12 @@ def run(_arguments: argparse.Namespace) -> None:
     for name, kind in BUILT_IN.items():
         options = balancer_settings(name)
         listed = "TASK=WEIGHT" if options is None else ", ".join(options)
-        level = "gradients" if issubclass(kind, GradientBalancer) else "losses"
-        table.add_row(name, level, package, listed, _first_line(kind))
+        table.add_row(name, _combines(kind), package, listed, _first_line(kind))
     for name, plugin in discover_balancers().items():
         try:
             found, options = plugin.load(), balancer_settings(name)
             listed = "any" if options is None else ", ".join(options)
-            table.add_row(name, "", str(plugin), listed, _first_line(found))
+            table.add_row(name, _combines(found), str(plugin), listed, _first_line(found))
         except (Exception, SystemExit) as cause:
             table.add_row(name, "", str(plugin), "", "broken")
             broken.append(why_broken(cause, "Balancer", name, plugin))
@@ -52,6 +50,15 @@ def run(_arguments: argparse.Namespace) -> None:
     OUTPUT.print(table)
     for paragraph in broken:
         OUTPUT.print(paragraph, markup=False, soft_wrap=True)
+
+
+def _combines(entry: object) -> str:
+    """What a balancer combines; empty for a factory, which does not say it."""
+    from s3prl_mtl.balancing.base import GradientBalancer
+
+    if not inspect.isclass(entry):
+        return ""
+    return "gradients" if issubclass(entry, GradientBalancer) else "losses"
 
 
 def _first_line(entry: object) -> str:

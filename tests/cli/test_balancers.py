@@ -80,7 +80,7 @@ def test_balancers_are_listed_with_their_options(capsys, install, monkeypatch):
     rows = {r[0]: r[1:] for r in ([c.strip() for c in line.split("│")[1:-1]] for line in lines)}
     assert rows["pcgrad"][0] == "gradients" and rows["pcgrad"][2] == "per_parameter, gradients"
     assert rows["uncertainty"][0] == "losses" and rows["fixed"][2] == "TASK=WEIGHT"
-    assert rows["mine"][1] == "mine 0.1" and rows["mine"][3] == "Adds."
+    assert rows["mine"][:2] == ["losses", "mine 0.1"] and rows["mine"][3] == "Adds."
     assert rows["theirs"][3] == "broken" and "ZeroDivisionError" in shown
     assert rows["gradvac"][2] == "beta, eps, gradients" and rows["cagrad"][2].startswith(
         "c (required)"
