@@ -40,6 +40,7 @@ from s3prl_mtl.config.task_blocks import (
     complete_datarc,
     mentions_data,
 )
+from s3prl_mtl.config.task_options import named_balancer, named_sampling
 from s3prl_mtl.errors import UserError, nearest
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.fileio.yaml_files import read_yaml
@@ -47,6 +48,7 @@ from s3prl_mtl.mtl_branch.config import translate
 from s3prl_mtl.mtl_branch.corpora import look_in
 from s3prl_mtl.optim.factory import optimizer_settings, scheduler_settings
 from s3prl_mtl.registry.task_names import (
+    Packages,
     choose_tasks,
     rename_blocks,
     split_specs,
@@ -152,7 +154,7 @@ def build_config(
         deferred.add(remark)
     known = {*chosen, *run_sections, "downstream"}
     layers, others = blocks_left_out(layers, base, known, deferred)
-    merged = _merge({**blocks_of, **others}, layers)
+    merged = _merge({**blocks_of, **others}, layers, {**held, **packages})
     for task in others:
         del merged[task]
     for task in chosen:
@@ -163,6 +165,8 @@ def build_config(
         else:
             merged[task]["package"] = packages[task]
     merged["downstream"] = chosen
+    rule = merged["runner"]["sampling"]
+    merged["runner"]["sampling"] = named_sampling(rule, {**held, **packages})
     if "groups" in merged["optimizer"]:
         merged["optimizer"]["groups"] = named_parts(merged, {**held, **packages})
     for task in chosen:
@@ -179,12 +183,13 @@ def build_config(
     return merged
 
 
-def _merge(blocks: Config, layers: Sequence[Layer]) -> Config:
+def _merge(blocks: Config, layers: Sequence[Layer], packages: Packages) -> Config:
     """Merge the layers over the defaults, checking each; plain values, references unresolved.
 
     Args:
         blocks: the default block of every task.
         layers: without blocks of other tasks.
+        packages: of the tasks of the run, and of the run that it resumes.
     """
     defaults = read_yaml(DEFAULT_PATH, "defaults")
     # `unsafe_merge` changes its first argument; `merge` would copy the whole for each layer.
@@ -196,7 +201,9 @@ def _merge(blocks: Config, layers: Sequence[Layer]) -> Config:
             {key: value for key, value in layer.items() if key not in {*blocks, "downstream"}}
         )
         if isinstance(own.get("balancer"), str | dict):
-            own["balancer"] = parse_balancer(own["balancer"], f"balancer in {origin}")
+            values = parse_balancer(own["balancer"], f"balancer in {origin}")
+            name = values.get("name", settings["balancer"]["name"])
+            own["balancer"] = named_balancer(str(name), values, packages, origin)
         for section, settings_of in CLASS_SETTINGS.items():
             own = _class_section(own, section, settings, defaults, settings_of, origin)
         if settings.specaug is None and isinstance(own.get("specaug"), dict):

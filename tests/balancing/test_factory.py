@@ -102,6 +102,26 @@ def test_the_config_takes_a_section_or_a_text(tmp_path: Path):
         config_of(file, overrides="config.balancer.lrr=0")
 
 
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("fixed:asv=0.5,s3prl-mtl:ks=2", {"sv": 0.5, "ks": 2}),
+        ("stch:mu=1,weights.asv=1,weights.ks=3", {"mu": 1, "weights": {"sv": 1, "ks": 3}}),
+    ],
+)
+def test_options_by_task_take_other_names_of_tasks(text: str, options: dict[str, Any]):
+    name = text.partition(":")[0]
+    assert config_of(downstream=["ks", "asv"], balancer=text) == {"name": name, **options}
+
+
+def test_values_for_two_names_of_a_task_are_refused():
+    two = ["ks", "sv"]
+    overrides = "balancer.name=fixed,,balancer.asv=2"
+    assert config_of(downstream=two, overrides=overrides) == {"name": "fixed", "sv": 2}
+    with user_error("conflicting-options", where="balancer"):
+        config_of(downstream=two, balancer="fixed:sv=1,asv=2")
+
+
 def test_another_package_adds_a_balancer(install):
     install(THIRD, None, "mine", "s3prl_mtl.balancers")
     balancer = make_balancer(config_of(balancer="mine:factor=3.0"), ["ks"], seed=7)

@@ -94,6 +94,19 @@ def test_the_arguments_of_the_branch_can_be_overridden(tmp_path: Path):
     assert config["seed"] == 1
 
 
+@pytest.mark.parametrize(
+    ("rule", "named"),
+    [
+        ("weights:asv=2,s3prl-mtl:ks=1", "weights:sv=2,ks=1"),
+        ("every:asv=2", "every:sv=2"),
+        ("every:2", "every:2"),
+    ],
+)
+def test_a_sampling_rule_takes_other_names_of_tasks(tmp_path: Path, rule: str, named: str):
+    config = config_of(tmp_path, f"runner: {{sampling: '{rule}'}}", tasks="ks,asv")
+    assert config["runner"]["sampling"] == named
+
+
 def test_all_is_the_nine_tasks():
     assert parse_tasks("all") == ["asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd"]
     assert parse_tasks("ks, asv,ks") == ["ks", "sv"]
