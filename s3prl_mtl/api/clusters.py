@@ -126,7 +126,7 @@ def _cluster(arguments: Namespace, out: Path, show: Show) -> FrameLabels:
     check_outputs(out, arguments.split, fits=arguments.centers is None)
     name, features, origin = _features(arguments)
     settings = settings_of(name, features, origin)
-    known = check_centers(arguments.centers, settings) if arguments.centers else None
+    known = check_centers(arguments.centers, settings, out) if arguments.centers else None
     audio = _audio(arguments, show)
     if known is None:
         fit = Fit(
@@ -139,7 +139,7 @@ def _cluster(arguments: Namespace, out: Path, show: Show) -> FrameLabels:
     else:
         centers = known
     out.mkdir(parents=True, exist_ok=True)
-    if known is None:
+    if not (out / CENTERS).exists():
         # Finding them takes longest: with the file, interrupted labelling can be repeated.
         write_centers(out / CENTERS, centers)
     counts = write_labels(out, arguments.split, audio, features, centers, show)

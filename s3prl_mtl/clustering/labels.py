@@ -128,21 +128,41 @@ def find_centers(
     return Centers(found, {**settings, **made_with})
 
 
-def check_centers(path: Path, settings: dict[str, Any]) -> Centers:
-    """Read centres, and check that they are of the same features.
+def check_centers(path: Path, settings: dict[str, Any], out: Path) -> Centers:
+    """Read centres, and check that they are of the same features and of the labels in a folder.
+
+    Args:
+        path: of the centres.
+        settings: see :func:`settings_of`.
+        out: the folder of the labels, which may have centres.
 
     Raises:
-        UserError: they are of other features or of another encoder.
+        UserError: they are of other features, of another encoder, or not those in the folder.
     """
     centers = read_centers(path)
+    if (out / CENTERS).is_file():
+        present = read_centers(out / CENTERS).centers
+        if not np.array_equal(centers.centers, present):
+            raise UserError(
+                "The labels in the folder are of other centres.",
+                where=f"--centers {path}, {out / CENTERS}",
+                fix="Name another folder, or label with its own centres: "
+                f"--centers {out / CENTERS}.",
+                code="conflicting-options",
+            )
     for key, value in settings.items():
         if key != "upstream" and centers.settings.get(key) != value:
             what = "another encoder" if key == "encoder" else f"{key} {centers.settings.get(key)}"
+            made_with = [
+                str(centers.settings[name])
+                for name in ("features", "upstream")
+                if name in centers.settings
+            ]
             raise UserError(
                 f"The centres are of {what}.",
                 where=f"--centers {path}",
                 fix="Give the features and the encoder that the centres were made with: "
-                f"{centers.settings.get('features')}, {centers.settings.get('upstream', '')}.",
+                f"{', '.join(made_with)}.",
                 code="checkpoint-mismatch",
             )
     return centers

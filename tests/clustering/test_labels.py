@@ -155,7 +155,7 @@ def test_an_interruption_leaves_no_labels(
     cluster(tmp_path / "first", "--audio", audio / "b c", "--clusters", 4)
     with user_error("audio-unreadable", "z.flac"):
         cluster(out, "--audio", audio, "--centers", tmp_path / "first" / "centers.npz")
-    assert not list(out.iterdir())
+    assert [path.name for path in out.iterdir()] == ["centers.npz"]
 
 
 def test_refuses_to_overwrite(audio: Path, tmp_path: Path) -> None:
@@ -166,9 +166,25 @@ def test_refuses_to_overwrite(audio: Path, tmp_path: Path) -> None:
     with user_error("file-exists", "labels"):
         cluster(out, "--audio", audio, "--centers", out / "centers.npz")
     cluster(tmp_path / "more", "--audio", audio, "--clusters", 5)
+    (out / "centers.npz").unlink()
     with user_error("conflicting-options", "dict.km.txt"):
         same = ["--centers", tmp_path / "more" / "centers.npz"]
         cluster(out, "--audio", audio, *same, "--split", "dev")
+
+
+def test_refuses_other_centres_than_those_of_the_labels(audio: Path, tmp_path: Path) -> None:
+    out, other = tmp_path / "labels", tmp_path / "other"
+    cluster(out, "--audio", audio, "--clusters", 4)
+    cluster(other, "--audio", audio / "b c", "--clusters", 4)
+    with user_error("conflicting-options", r"other/centers\.npz.*labels/centers\.npz"):
+        cluster(out, "--audio", audio, "--split", "dev", "--centers", other / "centers.npz")
+    assert not (out / "dev.km").exists()
+    # Labels by centres from elsewhere have them, too.
+    third = tmp_path / "third"
+    cluster(third, "--audio", audio, "--split", "dev", "--centers", other / "centers.npz")
+    assert (third / "centers.npz").exists()
+    with user_error("conflicting-options", r"labels/centers\.npz.*third/centers\.npz"):
+        cluster(third, "--audio", audio, "--centers", out / "centers.npz")
 
 
 @pytest.mark.parametrize(
