@@ -32,8 +32,8 @@ class UnitLabelledAudio(Corpus):
     """Audio whose frames have classes, one of each label set.
 
     Labels: for each label set `offsets`, where its line begins in the file of labels, which is read
-    when the utterance is (a manifest with the labels themselves would have gigabytes); `samples`,
-    as in the list.
+    when the utterance is (a manifest with the labels themselves would have gigabytes), and `rates`,
+    its labels per second; `samples`, as in the list.
 
     Args:
         path: the folder of the lists, labels and dictionaries.
@@ -106,15 +106,22 @@ class UnitLabelledAudio(Corpus):
         """
         self.check_split(split)
         tsv = self.path / f"{split}.tsv"
-        offsets = []
+        offsets, rates = [], []
         for label_set in self.label_sets:
-            found = read_unit_labels(tsv, self.labels(split, label_set), label_rate=self.label_rate)
-            offsets.append(_line_offsets(self.labels(split, label_set)))
+            km = self.labels(split, label_set)
+            classes = read_dictionary(self.dictionary(label_set))
+            found = read_unit_labels(tsv, km, label_rate=self.label_rate, classes=classes)
+            offsets.append(_line_offsets(km))
+            rates.append(found.label_rate)
         return [
             Utterance(
                 name,
                 found.root / name,
-                {"samples": samples, "offsets": [lines[number] for lines in offsets]},
+                {
+                    "samples": samples,
+                    "offsets": [lines[number] for lines in offsets],
+                    "rates": rates,
+                },
                 source=f"{tsv}, line {number + 2}",
             )
             for number, (name, samples) in enumerate(found.files)

@@ -58,7 +58,7 @@ def read_unit_labels(
     km: str | os.PathLike[str],
     *,
     label_rate: float | None = None,
-    num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
 ) -> UnitLabels:
     """Read a pair of files, and check that they belong together. The audio is not opened.
 
@@ -66,7 +66,7 @@ def read_unit_labels(
         tsv: the audio files.
         km: the labels.
         label_rate: labels per second; None: the one of `LABEL_RATES` that fits the counts.
-        num_classes: of the dictionary; None: labels are any numbers from 0.
+        classes: of the dictionary; None: labels are any numbers from 0.
 
     Raises:
         UserError: a file is missing or malformed, the number of lines differs, the number of labels
@@ -94,17 +94,26 @@ def read_unit_labels(
             f"of audio, and {counts[line]} labels at {rate:g} per second.",
             f"{km}, line {line + 1}; {tsv}, line {line + 2}",
         )
-    if num_classes is not None:
-        for line, found in enumerate(labels, 1):
-            if len(found) and found.max() >= num_classes:
-                raise UserError(
-                    f"The class {found.max()} is not one of the {num_classes} classes of the "
-                    "dictionary.",
-                    where=f"{km}, line {line}",
-                    fix="Give the dictionary that was written with these labels.",
-                    code="label-unknown",
-                )
+    if classes is not None:
+        _check_classes(labels, classes, km)
     return UnitLabels(root, files, labels, rate)
+
+
+def _check_classes(labels: Sequence[np.ndarray], classes: Sequence[str], km: Path) -> None:
+    known = [int(name) for name in classes if name.isdecimal()]
+    # One more, for labels above the largest class.
+    is_known = np.zeros(max(known, default=0) + 2, dtype=bool)
+    is_known[known] = True
+    for line, found in enumerate(labels, 1):
+        unknown = found[~is_known[np.minimum(found, len(is_known) - 1)]]
+        if len(unknown):
+            raise UserError(
+                f"The class {unknown[0]} is not one of the {len(classes)} classes of the "
+                "dictionary.",
+                where=f"{km}, line {line}",
+                fix="Give the dictionary that was written with these labels.",
+                code="label-unknown",
+            )
 
 
 def _guess_rate(counts: np.ndarray, samples: np.ndarray, km: Path) -> float:
@@ -206,10 +215,10 @@ def read_dictionary(path: str | os.PathLike[str]) -> list[str]:
     """The classes of a `dict.km.txt`, in their order.
 
     Raises:
-        UserError: the file is missing or malformed.
+        UserError: the file is missing or malformed, or has a class twice.
     """
     path = Path(path)
-    classes = []
+    classes: dict[str, int] = {}
     for number, line in read_lines(path):
         words = line.split()
         if len(words) != 2 or not words[1].isdecimal():
@@ -219,8 +228,15 @@ def read_dictionary(path: str | os.PathLike[str]) -> list[str]:
                 fix="Give the dictionary that was written with the labels.",
                 code="corpus-malformed",
             )
-        classes.append(words[0])
-    return classes
+        if words[0] in classes:
+            raise UserError(
+                f"The class {words[0]!r} is in line {classes[words[0]]}, too.",
+                where=f"{path}, line {number}",
+                fix="Give the dictionary that was written with the labels.",
+                code="corpus-malformed",
+            )
+        classes[words[0]] = number
+    return list(classes)
 
 
 def write_dictionary(path: Path, counts: Sequence[int]) -> None:

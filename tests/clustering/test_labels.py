@@ -48,7 +48,7 @@ def test_labels_are_the_nearest_centres(audio: Path, tmp_path: Path) -> None:
         "dict.km.txt",
         "centers.npz",
     }
-    read = read_unit_labels(out / "train.tsv", out / "train.km", num_classes=5)
+    read = read_unit_labels(out / "train.tsv", out / "train.km", classes=list("01234"))
     assert read.label_rate == 100.0
     assert [name for name, _ in read.files] == [
         *("0.wav", "2.wav", "4.wav"),
@@ -84,7 +84,7 @@ def test_hidden_states_of_a_layer(audio: Path, tmp_path: Path) -> None:
     out = tmp_path / "labels"
     flags = ["--features", "layer:2", "-u", "hubert_tiny", "--device", "cpu"]
     cluster(out, "--audio", audio, "--clusters", 4, *flags)
-    read = read_unit_labels(out / "train.tsv", out / "train.km", num_classes=4)
+    read = read_unit_labels(out / "train.tsv", out / "train.km", classes=list("0123"))
     assert read.label_rate == 50.0
     centers = read_centers(out / "centers.npz")
     (states,) = HiddenLayer(load_upstream("hubert_tiny"), 2)([read_audio(audio / "4.wav")])
@@ -141,7 +141,7 @@ def test_the_training_audio_of_tasks(
     libri = {p.relative_to(data).as_posix() for p in data.glob("LibriSpeech/train-*/*/*/*.flac")}
     assert {path for path in paths if path.startswith("LibriSpeech")} == libri
     assert {path.split("/")[0] for path in paths} == {"LibriSpeech", "speech_commands_v0.01"}
-    read_unit_labels(out / "train.tsv", out / "train.km", num_classes=5)
+    read_unit_labels(out / "train.tsv", out / "train.km", classes=list("01234"))
 
 
 def test_an_interruption_leaves_no_labels(

@@ -92,7 +92,18 @@ def test_refuses_a_rate_that_does_not_fit(pair: tuple[Path, Path]) -> None:
 
 def test_refuses_classes_that_the_dictionary_lacks(pair: tuple[Path, Path]) -> None:
     with user_error("label-unknown", "train.km, line 2"):
-        read_unit_labels(*pair, num_classes=17)
+        read_unit_labels(*pair, classes=[str(number) for number in range(17)])
+    present = np.unique(np.concatenate(read_km(pair[1])))
+    read_unit_labels(*pair, classes=[str(number) for number in present])
+    with user_error("label-unknown", "train.km, line"):
+        read_unit_labels(*pair, classes=[str(number) for number in present[1:]])
+
+
+def test_refuses_a_class_that_the_dictionary_has_twice(tmp_path: Path) -> None:
+    path = tmp_path / "dict.km.txt"
+    path.write_text("0 3\n1 2\n0 1\n")
+    with user_error("corpus-malformed", r"dict\.km\.txt, line 3"):
+        read_dictionary(path)
 
 
 @pytest.mark.parametrize("line", ["1 2 x", "", "-1 2", "1,2", "1.5"])

@@ -151,10 +151,24 @@ def test_labels_of_other_audio(make_expert, labelled: Path, tmp_path: Path) -> N
     (folder / "dev.km").write_text("\n".join(lines[:-1]) + "\n")
     with user_error("corpus-inconsistent", where=r"dev\.km"):
         make_expert(folder).prepare("dev")
-    first, *others = lines
-    (folder / "dev.km").write_text("\n".join(["99" + first[1:], *others]) + "\n")
-    with user_error("label-unknown", where=r"dev\.km"):
-        next(iter(make_expert(folder).get_dataloader("dev")))
+    *others, last = lines
+    (folder / "dev.km").write_text("\n".join([*others, "99" + last[1:]]) + "\n")
+    with user_error("label-unknown", where=rf"dev\.km, line {len(lines)}"):
+        make_expert(folder).prepare("dev")
+
+
+def test_a_split_with_another_label_rate(
+    make_expert, labelled: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "units"
+    shutil.copytree(labelled, folder)
+    twice = write_unit_labels(tmp_path / "twice", tiny_corpus, rate=100)
+    shutil.copy(twice / "dev.km", folder)
+    expert = make_expert(folder)
+    expert.prepare("dev")
+    (finding,) = expert.findings("dev", expert._split_cuts["dev"])
+    assert finding.certain and finding.code == "corpus-inconsistent"
+    assert finding.where == "dev.km"
 
 
 def test_files_that_are_longer_than_listed(make_expert, labelled: Path, tmp_path: Path) -> None:
