@@ -165,7 +165,10 @@ class MaskedPrediction(TaskExpert):
 
     @torch.no_grad()
     def _start_from(self, upstream: Upstream) -> None:
-        """Start the head from the parameters of the encoder's own pre-training, if all fit."""
+        """Start the head from the parameters of the encoder's own pre-training, if all fit.
+
+        Class embeddings are taken by the names of the classes, where the encoder has these.
+        """
         parameters = dict(self.named_parameters())
         own = {name: value for name, value in upstream.state_dict().items() if name in parameters}
         different = [
@@ -174,12 +177,41 @@ class MaskedPrediction(TaskExpert):
             for name, parameter in parameters.items()
             if name not in own or own[name].shape != parameter.shape
         ]
+        theirs = upstream.pretraining_classes
+        if not different and theirs is not None:
+            different = self._different_classes(theirs)
         if not different:
             for name, parameter in parameters.items():
                 parameter.copy_(own[name])
+            if theirs is not None:
+                embeddings = own["label_embs_concat"]
+                self.label_embs_concat.copy_(embeddings[self._rows_of_classes(theirs)])
             self.starts_from = "the encoder's pre-training"
         elif own:
             self.starts_from = f"random weights: the encoder has {different[0]}"
+
+    def _different_classes(self, theirs: Sequence[Sequence[str]]) -> list[str]:
+        """What the label sets of the encoder's pre-training have in place of the head's."""
+        ours = self.labels["dictionaries"]
+        if len(theirs) != len(ours):
+            return [f"{len(theirs)} label sets, not {len(ours)}"]
+        return [
+            f"{len(classes)} classes in place of the {len(ours[name])} of {name}"
+            if len(classes) != len(ours[name])
+            else f"other classes than those of {name}"
+            for name, classes in zip(ours, theirs, strict=True)
+            if set(classes) != set(ours[name])
+        ]
+
+    def _rows_of_classes(self, theirs: Sequence[Sequence[str]]) -> list[int]:
+        """The row of the encoder's embeddings of each row of the head's."""
+        rows: list[int] = []
+        for ours, classes in zip(self.labels["dictionaries"].values(), theirs, strict=True):
+            first = len(rows)
+            rows += range(first, first + SPECIAL_SYMBOLS)
+            place = {name: number for number, name in enumerate(classes, first + SPECIAL_SYMBOLS)}
+            rows += (place[name] for name in ours)
+        return rows
 
     # ----------------------------------------------------------------------------- data
 

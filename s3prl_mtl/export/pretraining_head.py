@@ -15,8 +15,9 @@ from s3prl_mtl.checkpoint.contents import TaskCheckpoint
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.upstreams import Hubert
+from s3prl_mtl.upstreams.hubert.config import SPECIAL_SYMBOLS
 from s3prl_mtl.upstreams.hubert.encoder import build_hubert
-from s3prl_mtl.upstreams.hubert.fairseq_file import SPECIAL_SYMBOLS, make_dictionary, make_header
+from s3prl_mtl.upstreams.hubert.fairseq_file import make_dictionary, make_header
 
 logger = logging.getLogger(__name__)
 

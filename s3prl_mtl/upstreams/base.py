@@ -131,6 +131,12 @@ class Upstream(nn.Module, ABC):
         """Settings of the pre-training, under fairseq's names; empty if they are not known."""
         return {}
 
+    @property
+    def pretraining_classes(self) -> list[list[str]] | None:
+        """The classes of each label set of the pre-training, in the order of their embeddings; None
+        if they are not known."""
+        return None
+
     def num_frames(self, samples: int) -> int:
         """Frames of an utterance of so many samples."""
         raise NotImplementedError(f"{type(self).__name__} cannot mask frames.")

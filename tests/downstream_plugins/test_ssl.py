@@ -30,6 +30,8 @@ from tests.distributed.test_updates import (
 from tests.mistakes import user_error
 from tests.unit_labelled import CLASSES, write_unit_labels
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
 
 @pytest.fixture(scope="session")
 def labelled(made_once: Callable[..., Path], tiny_corpus: Path) -> Path:
@@ -226,6 +228,44 @@ def test_the_head_starts_from_the_encoders_where_it_fits(tmp_path: Path) -> None
         assert torch.equal(expert.final_proj.weight, upstream.final_proj.weight) is fits
         assert torch.equal(expert.label_embs_concat, upstream.label_embs_concat) is fits
         assert ("[104, 32]" in expert.starts_from) is not fits
+
+
+def test_class_embeddings_are_taken_by_the_names_of_the_classes(tmp_path: Path) -> None:
+    upstream = load_upstream("hubert_tiny")
+
+    def head(dictionaries: dict[str, list[str]]) -> MaskedPrediction:
+        labels = {"label_rate": 50, "dictionaries": dictionaries}
+        return MaskedPrediction(96, 320, {}, tmp_path, labels=labels, upstream=upstream)
+
+    names = [str(number) for number in range(100)]
+    other_order = head({"km": names[::-1]})
+    own = upstream.label_embs_concat
+    assert torch.equal(other_order.label_embs_concat, torch.cat([own[:4], own[4:].flip(0)]))
+    # As many embeddings, but other classes.
+    for dictionaries, said in (
+        ({"km": [f"unit{name}" for name in names]}, "other classes than those of km"),
+        ({"km": names[:46], "km2": names[:50]}, "1 label sets, not 2"),
+    ):
+        expert = head(dictionaries)
+        assert len(expert.label_embs_concat) == len(own)
+        assert not torch.equal(expert.label_embs_concat, own)
+        assert not torch.equal(expert.final_proj.weight, upstream.final_proj.weight)
+        assert said in expert.starts_from
+
+
+def test_label_sets_in_another_order_start_from_random_weights(tmp_path: Path) -> None:
+    upstream = load_upstream("hubert", FIXTURES / "hubert" / "odd_base.pt")
+    five, seven = ([str(number) for number in range(size)] for size in (5, 7))
+    for dictionaries, fits in (
+        ({"a": five, "b": seven}, True),
+        ({"b": seven, "a": five}, False),
+    ):
+        labels = {"label_rate": 50, "dictionaries": dictionaries}
+        expert = MaskedPrediction(
+            upstream.hidden_size, 320, {}, tmp_path, labels=labels, upstream=upstream
+        )
+        assert torch.equal(expert.label_embs_concat, upstream.label_embs_concat) is fits
+        assert ("5 classes in place of the 7 of b" in expert.starts_from) is not fits
 
 
 # ---------------------------------------------------------------------------------- training

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.upstreams.base import HiddenStates, Mask, Upstream, check_waveforms
-from s3prl_mtl.upstreams.hubert.config import HubertConfig
+from s3prl_mtl.upstreams.hubert.config import SPECIAL_SYMBOLS, HubertConfig
 from s3prl_mtl.upstreams.hubert.convolutions import ConvolutionalFrontEnd, ScaleGradient
 from s3prl_mtl.upstreams.hubert.dropout import dropout
 from s3prl_mtl.upstreams.hubert.layers import layer_norm, linear
@@ -93,6 +93,18 @@ class Hubert(Upstream):
             return header.get("args") or {}
         parts = (header["cfg"].get(name) or {} for name in ("task", "criterion", "model"))
         return {key: value for part in parts for key, value in part.items()}
+
+    @property
+    def pretraining_classes(self) -> list[list[str]] | None:
+        """See :class:`Upstream`; from the dictionaries of fairseq's file."""
+        state = (self.fairseq_header or {}).get("task_state") or {}
+        found = [(entry or {}).get("symbols") or [] for entry in state.get("dictionaries") or []]
+        # The embeddings have those of the special symbols, too.
+        if sum(map(len, found)) != self.config.label_embeddings[0]:
+            return None
+        if any(symbols[: len(SPECIAL_SYMBOLS)] != SPECIAL_SYMBOLS for symbols in found):
+            return None
+        return [symbols[len(SPECIAL_SYMBOLS) :] for symbols in found] or None
 
     def num_frames(self, samples: int) -> int:
         """See :class:`Upstream`; 0 if the utterance is too short."""

@@ -22,14 +22,13 @@ from s3prl_mtl.fileio.safe_torch import (
     safe_load,
     to_plain,
 )
-from s3prl_mtl.upstreams.hubert.config import HubertConfig
+from s3prl_mtl.upstreams.hubert.config import SPECIAL_SYMBOLS, HubertConfig
 from s3prl_mtl.upstreams.hubert.encoder import Hubert, build_hubert
 from s3prl_mtl.upstreams.hubert.transformers_format import folder_of, read_transformers_folder
 
 logger = logging.getLogger(__name__)
 
 KIND = "fairseq HuBERT checkpoint"
-SPECIAL_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>"]
 CONVERTED = {"model_cfg", "task_cfg", "model_weight"}
 """Keys of the files that s3prl converts from fairseq's."""
 FINE_TUNED = {"hubert_ctc": "w2v_encoder.w2v_model.", "hubert_seq2seq": "encoder.w2v_model."}
