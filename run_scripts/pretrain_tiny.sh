@@ -27,7 +27,10 @@ make_labels() {  # FOLDER FLAGS...: of the corpus and of another one, for dev
     local labels=$1
     shift
     [ -f "$labels/dev.km" ] && return
-    [ -f "$labels/train.km" ] || s3prl-mtl cluster "$labels" --audio corpus --clusters 100 "$@"
+    if [ ! -f "$labels/train.km" ]; then
+        rm -rf "$labels"  # of an interrupted run
+        s3prl-mtl cluster "$labels" --audio corpus --clusters 100 "$@"
+    fi
     s3prl-mtl cluster "$labels" --audio dev --split dev --centers "$labels/centers.npz" "${@:3}"
 }
 

@@ -17,7 +17,7 @@ from s3prl_mtl.clustering.kmeans import Centers, fit_centers, read_centers
 from s3prl_mtl.data import SAMPLE_RATE
 from s3prl_mtl.data.unit_labels import read_dictionary, write_dictionary, write_km, write_tsv
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.fileio.atomic import atomic_path
+from s3prl_mtl.fileio.atomic import atomic_path, remove_partials
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,14 @@ def check_outputs(out: Path, split: str, *, fits: bool) -> None:
             where=f"--split {split}",
             fix="Give a name such as train.",
             code="invalid-name",
+        )
+    if fits and (out / CENTERS).exists() and not list(out.glob("*.km")):
+        raise UserError(
+            f"{out} has centres, but no labels: labelling was interrupted, or is going on.",
+            where=str(out),
+            fix=f"Label the same audio with them: --centers {out / CENTERS} in place of the other "
+            "flags of k-means. Or remove the file.",
+            code="file-exists",
         )
     names = [f"{split}.tsv", f"{split}.km", *([CENTERS, DICTIONARY] if fits else [])]
     for path in (out / name for name in names):
@@ -199,6 +207,7 @@ def write_labels(
     _log_short(len(audio.files) - len(used.files), features.minimum_samples)
     total = len(used.files)
     counts = np.zeros(len(centers.centers), dtype=np.int64)
+    remove_partials(out, f"{split}.km")
     with atomic_path(out / f"{split}.km") as partial:
         with partial.open("w", encoding="ascii") as file:
             for done, found in enumerate(features_of(used, range(total), features), 1):
@@ -206,9 +215,10 @@ def write_labels(
                 counts += np.bincount(labels, minlength=len(counts))
                 write_km(file, labels)
                 progress("labelling", done, total)
+        # The labels are the last: where they are, the others are, too.
+        if not (out / DICTIONARY).exists():
+            write_dictionary(out / DICTIONARY, counts.tolist())
         write_tsv(out / f"{split}.tsv", used.root, used.files)
-    if not (out / DICTIONARY).exists():
-        write_dictionary(out / DICTIONARY, counts.tolist())
     return counts
 
 

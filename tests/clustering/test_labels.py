@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,20 @@ def test_an_interruption_leaves_no_labels(
     with user_error("audio-unreadable", "z.flac"):
         cluster(out, "--audio", audio, "--centers", tmp_path / "first" / "centers.npz")
     assert [path.name for path in out.iterdir()] == ["centers.npz"]
+
+
+def test_a_killed_command_is_continued_with_its_centres(audio: Path, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "labels"
+    cluster(whole, "--audio", audio, "--clusters", 4)
+    out.mkdir()
+    shutil.copy(whole / "centers.npz", out)
+    (out / ".partial-123-train.km").write_text("1 2\n3")
+    with user_error("file-exists", "labels", fix=r"--centers \S+/labels/centers\.npz"):
+        cluster(out, "--audio", audio, "--clusters", 4)
+    cluster(out, "--audio", audio, "--centers", out / "centers.npz")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.iterdir()
+    }
 
 
 def test_refuses_to_overwrite(audio: Path, tmp_path: Path) -> None:
