@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ class Alpha:
 
     first: float
     last: float
-    text: str
+    text: str = field(compare=False)
 
     def of_layer(self, layer: int, layers: int) -> float:
         """The weight of layer 1 to `layers`; the front end, 0, has that of the first."""
@@ -92,7 +92,8 @@ def merge(
             code="conflicting-options",
         )
     encoders = [first, *(_Encoder.open_tuned(name) for name in tuned[1:])]
-    origin = _Encoder.open_base(base, first)
+    origin, *encoders = _with_equal_heads([_Encoder.open_base(base, first), *encoders])
+    first = encoders[0]
     for encoder in encoders:
         _check_same_parameters(origin, encoder)
     for number, path in enumerate(outputs):
@@ -162,7 +163,15 @@ class _Encoder:
             return replace(found, state={**found.state, **head})
         elif path.is_file() or checkpoints.states_files(path):
             return cls._open(path, f"--base {name}")
-        upstream = load_upstream(name)
+        try:
+            upstream = load_upstream(name)
+        except UserError as cause:
+            if cause.code != "unknown-name":
+                raise
+            # Its place is -u, which is not a flag of this command.
+            raise UserError(
+                cause.what, where=f"--base {name}", fix=cause.fix, code=cause.code
+            ) from cause
         return cls(f"--base {name}", encoder_weights(upstream.s3prl_state_dict()), loaded=upstream)
 
     @classmethod
@@ -220,7 +229,7 @@ def _outputs(out: Path, alphas: Sequence[Alpha]) -> list[Path]:
     """The files to write: one for each alpha, if there are several.
 
     Raises:
-        UserError: one exists, or the suffix is unknown.
+        UserError: one exists, the suffix is unknown, or two alphas have one file.
     """
     if out.suffix not in SUFFIXES:
         raise UserError(
@@ -230,6 +239,13 @@ def _outputs(out: Path, alphas: Sequence[Alpha]) -> list[Path]:
             code="invalid-value",
         )
     outputs = [out]
+    if len(set(alphas)) < len(alphas):
+        raise UserError(
+            "An alpha is given more than once.",
+            where=f"--alpha {','.join(alpha.text for alpha in alphas)}",
+            fix="Give each once: each has a file.",
+            code="conflicting-options",
+        )
     if len(alphas) > 1:
         words = [alpha.text.replace(":", "-") for alpha in alphas]
         outputs = [out.with_name(f"{out.stem}-{word}{out.suffix}") for word in words]
@@ -242,6 +258,26 @@ def _outputs(out: Path, alphas: Sequence[Alpha]) -> list[Path]:
                 code="file-exists",
             )
     return outputs
+
+
+def _with_equal_heads(encoders: Sequence[_Encoder]) -> list[_Encoder]:
+    """Encoders that all have a head of pre-training, or none.
+
+    Folders of transformers and fine-tuned files have none. The result has one if the first tuned
+    encoder does; others without one take that of the base.
+
+    Args:
+        encoders: the base and the tuned ones.
+    """
+    heads = [{key: v for key, v in one.state.items() if key.startswith(PARTS)} for one in encoders]
+    origin, first, *_ = heads
+    if all(heads) or not any(heads):
+        return list(encoders)
+    equal = []
+    for one, own in zip(encoders, heads, strict=True):
+        bare = {key: value for key, value in one.state.items() if key not in own}
+        equal.append(replace(one, state={**bare, **(own or origin)} if first else bare))
+    return equal
 
 
 def _check_same_parameters(base: _Encoder, tuned: _Encoder) -> None:

@@ -171,6 +171,8 @@ def test_encoders_of_different_sizes_are_named_with_their_sizes(run: Path, tmp_p
         ("0.1", "out.ckpt", True, "invalid-value", "--alpha"),
         ("0.1", "out", False, "invalid-value", "-o "),
         ("0.1", "there.ckpt", False, "file-exists", "-o "),
+        ("0.1,0.2,0.1", "out.ckpt", False, "conflicting-options", "--alpha"),
+        ("0.1:1,.1:1", "out.ckpt", True, "conflicting-options", "--alpha"),
     ],
 )
 def test_a_mistake_of_the_command_line_is_named(
@@ -200,7 +202,7 @@ def test_a_fairseq_file_has_no_heads_for_a_checkpoint(tmp_path: Path) -> None:
 def test_a_missing_run_or_base_is_named(run: Path, tmp_path: Path) -> None:
     with user_error("checkpoint-missing", where=r"/no/run"):
         merge(str(BASE), ["/no/run"], "0.1", tmp_path / "out.ckpt")
-    with user_error("unknown-name", where=r"hubrt"):
+    with user_error("unknown-name", where=r"--base hubrt"):
         merge("hubrt", [str(run)], "0.1", tmp_path / "out.ckpt")
 
 
@@ -230,6 +232,20 @@ def test_the_base_may_be_a_folder_of_transformers(suffix: str, run: Path, tmp_pa
     base, end = base_state(), tuned("odd_base").state_dict()
     base |= {name: end[name] for name in base if name.startswith(PARTS)}
     check(state_of(out), {n: base[n] + 0.25 * (end[n] - base[n]) for n in base})
+
+
+def test_a_tuned_folder_of_transformers_has_no_head(run: Path, tmp_path: Path) -> None:
+    """Merged after a run, it keeps the head of the base; merged first, there is none."""
+    folder = transformers_folder(tuned("odd_base"), tmp_path)
+    base, end = base_state(), tuned("odd_base").state_dict()
+    bare = {name for name in base if not name.startswith(PARTS)}
+    expected = {name: base[name] + 0.75 * (end[name] - base[name]) for name in bare}
+    (one,) = merge(str(BASE), [str(folder), str(run)], "0.25,0.5", tmp_path / "one.pt")
+    found = state_of(one)
+    check({name: found[name] for name in bare}, expected)
+    head = {name: base[name] + 0.5 * (end[name] - base[name]) for name in base.keys() - bare}
+    (two,) = merge(str(BASE), [str(run), str(folder)], "0.5,0.25", tmp_path / "two.ckpt")
+    check(state_of(two), expected | head)
 
 
 def test_runs_from_a_folder_of_transformers_are_merged_with_it(tmp_path: Path) -> None:
