@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from s3prl_mtl.balancing import make_balancer
 from s3prl_mtl.checkpoint.compatibility import requiring_all_tasks
 from s3prl_mtl.config import build_config, resolve
 from s3prl_mtl.config.overrides import ARGUMENT_KEYS
+from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.study.commands import override_of
@@ -37,7 +39,7 @@ def check_runs(runs: Sequence[StudyRun], settings: StudySettings) -> None:
     configs = []
     # Those with most tasks first: one error names all tasks that lack a folder.
     for run in sorted(kinds.values(), key=lambda run: -len(run.tasks)):
-        with requiring_all_tasks():
+        with requiring_all_tasks(), _naming(run, settings):
             # The runs log the warnings.
             plain = build_config(
                 settings.configs_of_run(run),
@@ -48,13 +50,31 @@ def check_runs(runs: Sequence[StudyRun], settings: StudySettings) -> None:
         config = resolve(plain)
         if config.upstream.config is not None:
             read_yaml(config.upstream.config, "-g")
-        make_balancer(config.balancer, config.downstream, config.seed)
+        with _naming(run, settings):
+            make_balancer(config.balancer, config.downstream, config.seed)
         configs.append(config)
     checked: set[tuple[str, str]] = set()
     for config in configs:
         corpora = {task: str(config.tasks[task].downstream_expert) for task in config.downstream}
         check_layouts(config, [task for task in corpora if (task, corpora[task]) not in checked])
         checked |= set(corpora.items())
+
+
+@contextmanager
+def _naming(run: StudyRun, settings: StudySettings) -> Iterator[None]:
+    """Name a run that lacks tasks of the study in errors: a setting may name one of these.
+
+    Raises:
+        UserError: as raised inside, with the name of the run.
+    """
+    try:
+        yield
+    except UserError as cause:
+        lacking = [task for task in settings.plan.tasks if task not in run.tasks]
+        if type(cause) is not UserError or cause.where is None or not lacking:
+            raise
+        place = f"{cause.where}, in the run {run.name} (without {', '.join(lacking)})"
+        raise UserError(cause.what, where=place, fix=cause.fix, code=cause.code) from cause
 
 
 def _flags(run: StudyRun, settings: StudySettings) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -215,6 +216,16 @@ def test_mistakes_are_found_before_anything_is_written(
     assert main(["study", str(out), *words, "--verbose"]) == 2
     assert f"[{code}]" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["--balancer", "fixed:ks=1,er=1"], ["-o", "runner.sampling=weights:ks=2,er=2"]]
+)
+def test_the_run_that_lacks_the_task_of_a_setting_is_named(
+    words: list[str], tmp_path: Path, capsys
+) -> None:
+    assert main(["study", str(tmp_path / "out"), *START, "--data", ".", *words]) == 2
+    assert re.search(r"/seed0/\S+ \(without (ks|er)\)", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
