@@ -215,26 +215,31 @@ class MaskedPrediction(TaskExpert):
 
     # ----------------------------------------------------------------------------- data
 
-    def findings(self, split: str, cuts: Manifest) -> list[Finding]:
-        """Labels of another rate than those of the head, and of other audio: files of another
-        length than the list says."""
-        findings = super().findings(split, cuts)
-        all_labels = list(cuts.labels())
+    def cuts(self, split: str) -> Manifest:
+        """The utterances of a split.
+
+        Raises:
+            UserError: the labels have another rate than those that the head is trained on.
+        """
+        cuts = super().cuts(split)
         # Of a split, all labels of a label set have one rate.
-        rates = all_labels[0]["rates"] if all_labels else []
+        rates: list[float] = next((labels["rates"] for labels in cuts.labels()), [])
         for name, rate in zip(self.label_sets, rates, strict=False):
             if not math.isclose(rate, self.labels["label_rate"]):
-                findings.append(
-                    Finding(
-                        f"The labels have another rate than those that the head is trained on: "
-                        f"{rate:g} per second, not {self.labels['label_rate']:g}.",
-                        where=f"{split}.{name}",
-                        fix="Label all splits with the same centres (s3prl-mtl cluster --centers).",
-                        code="corpus-inconsistent",
-                        certain=True,
-                    )
+                assert isinstance(self.corpus, UnitLabelledAudio)
+                raise UserError(
+                    "ssl: the labels have another rate than those that the head is trained on: "
+                    f"{rate:g} per second, not {self.labels['label_rate']:g}.",
+                    where=str(self.corpus.labels(split, name)),
+                    fix="Label all splits with the same centres (s3prl-mtl cluster --centers).",
+                    code="corpus-inconsistent",
                 )
-        listed = np.array([labels["samples"] for labels in all_labels]) / SAMPLE_RATE
+        return cuts
+
+    def findings(self, split: str, cuts: Manifest) -> list[Finding]:
+        """Files of another length than the list says: their labels are of other audio."""
+        findings = super().findings(split, cuts)
+        listed = np.array([labels["samples"] for labels in cuts.labels()]) / SAMPLE_RATE
         different = np.abs(np.asarray(cuts.durations) - listed) > TOLERANCE_SECONDS
         if different.any():
             first = int(np.argmax(different))
