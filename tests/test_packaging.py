@@ -48,7 +48,7 @@ def test_the_wheel_carries_every_yaml_file_and_the_weights(wheel: Path):
         for pattern in ("*.py", "*.yaml", "*.pt", "py.typed")
         for path in package.rglob(pattern)
     }
-    assert len([name for name in wanted if name.endswith(".yaml")]) == 23
+    assert len([name for name in wanted if name.endswith(".yaml")]) == 24
     assert wanted <= names
     assert not any(name.startswith("tests/") for name in names)
 
