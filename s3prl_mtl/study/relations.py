@@ -99,20 +99,15 @@ def _effect(results: Results, row: Row, column: Column) -> Effect | None:
 def chance(seeds: int) -> float:
     """The probability that an effect of zero exceeds the spread of some seeds.
 
-    For normal noise of equal size in both scenarios. The effect over the spread, times the root of
-    the number of seeds, has Student's t distribution with `2 * seeds - 2` degrees of freedom, whose
-    tail has a closed form for even numbers (Abramowitz and Stegun, 26.7.4).
+    For normal noise of equal size in both scenarios: the effect over the spread, times the root of
+    the number of seeds, has Student's t distribution with `2 * seeds - 2` degrees of freedom.
 
     Args:
         seeds: at least two.
     """
-    freedom = 2 * seeds - 2
-    angle = math.atan(math.sqrt(seeds / freedom))
-    term = total = 1.0
-    for number in range(2, freedom, 2):
-        term *= math.cos(angle) ** 2 * (number - 1) / number
-        total += term
-    return 1.0 - math.sin(angle) * total
+    from scipy.special import stdtr  # slow to import
+
+    return 2 * float(stdtr(2 * seeds - 2, -math.sqrt(seeds)))
 
 
 def expected_by_chance(found: Sequence[Effect]) -> float:
