@@ -64,6 +64,7 @@ CODES = {
     "plugin-broken": "A plugin that cannot be imported or is of the wrong kind.",
     "ranks-differ": "Ranks that hold different weights.",
     "resume-conflict": "A change that a run cannot be resumed with.",
+    "run-failed": "A training in a process of its own that failed or was stopped.",
     "several": "Several mistakes, reported together.",
     "targets-too-long": "Targets of CTC that are longer than the frames of their audio.",
     "torch-file-refused": "A file of torch.save that would execute code, or is damaged.",

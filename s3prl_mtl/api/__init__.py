@@ -18,8 +18,17 @@ if TYPE_CHECKING:
         manifest,
         shard,
     )
+    from s3prl_mtl.api.cross_validation import CrossValidation, FoldNotTrained, folds
     from s3prl_mtl.api.encoders import export, merge
     from s3prl_mtl.api.evaluation import evaluate
+    from s3prl_mtl.api.listings import (
+        ListedBalancer,
+        ListedTask,
+        ListedUpstream,
+        balancers,
+        tasks,
+        upstreams,
+    )
     from s3prl_mtl.api.prediction import Predictions, predict
     from s3prl_mtl.api.reports import (
         MeasuredAffinity,
@@ -34,6 +43,7 @@ if TYPE_CHECKING:
     from s3prl_mtl.api.studies import (
         PlannedStudy,
         StudyResults,
+        demo,
         plan_study,
         study,
         sweep_learning_rates,
@@ -41,7 +51,12 @@ if TYPE_CHECKING:
     from s3prl_mtl.api.training import train
 
 __all__ = [
+    "CrossValidation",
+    "FoldNotTrained",
     "FrameLabels",
+    "ListedBalancer",
+    "ListedTask",
+    "ListedUpstream",
     "MeasuredAffinity",
     "PlannedStudy",
     "Predictions",
@@ -53,10 +68,13 @@ __all__ = [
     "UnscoredSplits",
     "WrittenTables",
     "affinity",
+    "balancers",
     "check_corpus",
     "cluster",
+    "demo",
     "evaluate",
     "export",
+    "folds",
     "make_corpus",
     "manifest",
     "merge",
@@ -68,11 +86,18 @@ __all__ = [
     "shard",
     "study",
     "sweep_learning_rates",
+    "tasks",
     "train",
+    "upstreams",
 ]
 
 _HOMES = {
+    "CrossValidation": "cross_validation",
+    "FoldNotTrained": "cross_validation",
     "FrameLabels": "clusters",
+    "ListedBalancer": "listings",
+    "ListedTask": "listings",
+    "ListedUpstream": "listings",
     "MeasuredAffinity": "reports",
     "PlannedStudy": "studies",
     "Predictions": "prediction",
@@ -84,10 +109,13 @@ _HOMES = {
     "UnscoredSplits": "run_results",
     "WrittenTables": "corpora",
     "affinity": "reports",
+    "balancers": "listings",
     "check_corpus": "corpora",
     "cluster": "clusters",
+    "demo": "studies",
     "evaluate": "evaluation",
     "export": "encoders",
+    "folds": "cross_validation",
     "make_corpus": "corpora",
     "manifest": "corpora",
     "merge": "encoders",
@@ -99,7 +127,9 @@ _HOMES = {
     "shard": "corpora",
     "study": "studies",
     "sweep_learning_rates": "studies",
+    "tasks": "listings",
     "train": "training",
+    "upstreams": "listings",
 }
 
 

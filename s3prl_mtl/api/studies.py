@@ -7,7 +7,8 @@ import logging
 import math
 import os
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from s3prl_mtl.api.calls import (
     output_folder,
     split_tasks,
 )
+from s3prl_mtl.api.corpora import make_corpus
 from s3prl_mtl.api.reports import Report, report
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.task_names import choose_tasks
@@ -310,6 +312,77 @@ def sweep_learning_rates(
         finally:
             os.close(held)
     return read_learning_rates(folder / sweeps.FILE)
+
+
+DEMO_FOLDER = Path(".demo")
+
+# Whatever the environment says: the matrix products of the demo are too small for two threads,
+# which would wait for each other, spinning, during half of a step.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+LEFT_OUT_OF_DEMO = "asr"
+"""The task of the pair of (b-2) and (c): without the most expensive one, (b-2) is done first, and
+(c) is trained beside the end of (b-1)."""
+
+
+@callable_from_python
+def demo(
+    folder: PathLike = DEMO_FOLDER,
+    *,
+    full: bool = False,
+    steps: int | None = None,
+    progress: bool | None = False,
+) -> StudyResults:
+    """Run a study of the nine tasks on the synthetic mini corpus: the command `demo`.
+
+    Args:
+        folder: of corpus and study; an interrupted demo is resumed there.
+        full: leave each task out in turn, not only one: 28 trainings in place of 12.
+        steps: of every training; by default those of the packaged settings `demo`.
+        progress: show the progress of the corpus; None on a terminal only.
+
+    Returns:
+        the state of the runs, and the page of the report.
+
+    Raises:
+        UserError: the folder cannot be used, or has another study.
+        Stopped: a signal came; the runs are saved. A `KeyboardInterrupt`.
+    """
+    place = output_folder(folder, "FOLDER")
+    _check_positive("--steps", steps)
+    logger.info("Making the mini corpus in %s.", place / "corpus")
+    corpus = make_corpus(place / "corpus", size="mini", seed=0, progress=progress)
+    left_out: str | None = "all" if full else LEFT_OUT_OF_DEMO
+    if not full and (place / "study.json").is_file():
+        left_out = None  # a full demo goes on as such
+    with _environment(ONE_THREAD):
+        return study(
+            place,
+            upstream="hubert_tiny",
+            downstream="all",
+            leave_out=left_out,
+            steps=steps,
+            frozen_config=["demo", "demo_frozen"],
+            joint_config="demo",
+            data=corpus,
+            cache_dir=place / "cache",
+            jobs=2,
+        )
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment for the processes that are started."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _refuse_without_effect_on_sweeps(arguments: Namespace) -> None:

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
-from s3prl_mtl.cli import make_corpus
-
-# Whatever the environment says: the matrix products of the demo are too small for two threads,
-# which would wait for each other, spinning, during half of a step.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-
-LEFT_OUT = "asr"
-"""The task of the pair of (b-2) and (c): without the most expensive one, (b-2) is done first, and
-(c) is trained beside the end of (b-1)."""
+from s3prl_mtl.cli.parser import call
+from s3prl_mtl.cli.study import show_results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,19 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Make the corpus; continue as the study, with its exit code."""
-    folder = arguments.folder
-    corpus = folder / "corpus"
-    make_corpus.run(argparse.Namespace(directory=corpus, size="mini", seed=0))
-    words = ["study", str(folder), "-u", "hubert_tiny", "-d", "all"]
-    words += ["--frozen_config", "demo", "--frozen_config", "demo_frozen", "--joint_config", "demo"]
-    words += ["--data", str(corpus), "--cache_dir", str(folder / "cache"), "--jobs", "2"]
-    if arguments.full:
-        words += ["--leave_out", "all"]
-    elif not (folder / "study.json").is_file():  # a full demo goes on as such
-        words += ["--leave_out", LEFT_OUT]
-    words += ["--steps", str(arguments.steps)] if arguments.steps else []
-    command = [sys.executable, "-m", "s3prl_mtl", *words]
-    sys.stdout.flush()
-    # Not a child process: signals reach the study alone, which lets its runs save.
-    os.execve(sys.executable, command, {**os.environ, **ONE_THREAD})
+    """Make the corpus, execute the study and show its table.
+
+    Raises:
+        SystemExit: a run failed.
+        Stopped: a signal came; the runs are saved.
+    """
+    from s3prl_mtl.api.studies import demo, plan_study
+
+    results = call(demo, arguments, progress=None)
+    show_results(results, plan_study(arguments.folder))

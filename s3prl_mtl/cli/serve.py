@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--decoder", metavar="NAME=VALUE,...", help="decode asr by lm=FILE,lexicon=FILE,beam=N,..."
     )
     parser.add_argument(
+        "--nbest", type=int, default=1, metavar="N", help="transcripts of a file (with an lm)"
+    )
+    parser.add_argument(
         "--timestamps", action="store_true", help="add the times of words (asr), phones (pr)"
     )
     add_trust(parser)
@@ -75,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = PredictSettings(
         arguments.run,
         tasks,
-        transcribing=Transcribing(decoder, timestamps=arguments.timestamps),
+        transcribing=Transcribing(decoder, arguments.nbest, arguments.timestamps),
         trust_remote_code=arguments.trust_remote_code,
     )
     listener = _listen(arguments.host, arguments.port)

@@ -147,7 +147,8 @@ def run(arguments: argparse.Namespace) -> None:
         path = call(plan_study, arguments).write_slurm()
         OUTPUT.print(f"Submit with: bash {path}", soft_wrap=True, markup=False, highlight=False)
     else:
-        _show_results(call(study, arguments), arguments)
+        results = call(study, arguments)
+        show_results(results, None if arguments.run else call(plan_study, arguments))
 
 
 def _refuse_without_effect(arguments: argparse.Namespace) -> None:
@@ -197,11 +198,18 @@ def _show_sweep(out: Path) -> None:
     show_status(runs, survey(runs, out), out, settings.jobs, settings.steps)
 
 
-def _show_results(results: StudyResults, arguments: argparse.Namespace) -> None:
-    from s3prl_mtl.api.studies import plan_study
+def show_results(results: StudyResults, plan: PlannedStudy | None) -> None:
+    """Print the state of a study and its table.
 
-    if arguments.run is None:
-        _show(call(plan_study, arguments))
+    Args:
+        results: of the runs that were executed.
+        plan: of the study; None if only one run was executed.
+
+    Raises:
+        SystemExit: a run failed.
+    """
+    if plan is not None:
+        _show(plan)
         if results.report is not None:
             show_report(results.report)
     if results.missing:

@@ -27,7 +27,7 @@ def no_predict_error(task: str, expert_class: type) -> UserError:
     return UserError(
         f"The expert of {task} cannot predict for audio without labels.",
         where=f"{expert_class.__module__}.{expert_class.__qualname__}",
-        fix="Define `predict` in its class (see docs/plugins.md).",
+        fix="Name other tasks, or add `predict` to its class (docs/plugins.md).",
         code="not-supported",
     )
 

@@ -20,13 +20,29 @@ class FoldResult:
 
     Attributes:
         task, split, metric: what was evaluated.
-        values: by fold, those that are finite; fractions.
+        values: by fold, None where it is missing or not finite; fractions.
     """
 
     task: str
     split: str
     metric: Metric
-    values: Mapping[str, float]
+    values: Mapping[str, float | None]
+
+    @property
+    def mean(self) -> float | None:
+        """None where folds are missing: a mean over some of them is another quantity."""
+        found = self._complete()
+        return statistics.fmean(found) if found else None
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation of the sample; None for one fold, or where folds are missing."""
+        found = self._complete()
+        return statistics.stdev(found) if len(found) > 1 else None
+
+    def _complete(self) -> list[float]:
+        found = [value for value in self.values.values() if value is not None]
+        return found if len(found) == len(self.values) else []
 
 
 def fold_results(folders: Mapping[str, Path]) -> list[FoldResult]:
@@ -35,13 +51,13 @@ def fold_results(folders: Mapping[str, Path]) -> list[FoldResult]:
     Args:
         folders: of the runs, by fold.
     """
-    values: dict[tuple[str, str, Metric], dict[str, float]] = {}
+    values: dict[tuple[str, str, Metric], dict[str, float | None]] = {}
     for fold, folder in folders.items():
         record = RunRecord(folder)
         for result in record.results if record.problem is None else ():
             if result.last.value is not None:
                 key = (result.task, result.split, result.metric)
-                values.setdefault(key, {})[fold] = result.last.value
+                values.setdefault(key, dict.fromkeys(folders))[fold] = result.last.value
     return [FoldResult(*key, found) for key, found in values.items()]
 
 
@@ -49,13 +65,9 @@ def _rows(folders: Mapping[str, Path]) -> tuple[list[str], list[list[str]]]:
     header = ["task", "split", "metric", *folders, "mean", "standard deviation"]
     rows = []
     for result in fold_results(folders):
-        shown, values = result.metric.shown, list(result.values.values())
-        cells = [shown(result.values[fold]) if fold in result.values else "" for fold in folders]
-        # A mean over some of the folds is another quantity.
-        complete = len(values) == len(folders)
-        mean = shown(statistics.fmean(values)) if complete else ""
-        deviation = shown(statistics.stdev(values)) if complete and len(values) > 1 else ""
-        rows.append([result.task, result.split, result.metric.title, *cells, mean, deviation])
+        numbers = [*result.values.values(), result.mean, result.deviation]
+        cells = ["" if number is None else result.metric.shown(number) for number in numbers]
+        rows.append([result.task, result.split, result.metric.title, *cells])
     return header, rows
 
 

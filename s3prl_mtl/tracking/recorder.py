@@ -51,6 +51,7 @@ class Report:
         problem: why the split cannot be scored; its scalars are NaN then.
         checkpoint: the file in the run's folder that the numbers are of; None for the weights in
             training.
+        conditions: what the numbers depend on, as the expert states it.
         metrics: declared by the expert, for the log.
     """
 
@@ -61,6 +62,7 @@ class Report:
     head: TaskCheckpoint | None = None
     problem: UserError | None = None
     checkpoint: str | None = None
+    conditions: str = ""
     metrics: Sequence[Metric] = ()
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
@@ -159,8 +161,15 @@ class Recorder:
         value: float,
         step: int,
         checkpoint: str | None = None,
+        conditions: str = "",
     ) -> None:
         """Write one number: a line of `metrics.jsonl`, a point of a curve.
+
+        Args:
+            task, split, metric, value, step: of the number.
+            checkpoint: file in the run's folder; None for the weights in training.
+            conditions: what the number depends on. Kept of evaluations of checkpoints, whose
+                settings may differ from those in the `config.yaml` of the run.
 
         Raises:
             UserError: the disk is full.
@@ -176,6 +185,8 @@ class Recorder:
         }
         if checkpoint is not None:
             entry["checkpoint"] = checkpoint
+            if conditions:
+                entry["conditions"] = conditions
         try:
             self._lines.write(json.dumps(entry) + "\n")
             self._lines.flush()
@@ -223,7 +234,15 @@ class Recorder:
     def write(self, report: Report) -> None:
         """Write all numbers of a split."""
         for metric, value, step in report.scalars:
-            self.record(report.task, report.split, metric, value, step, report.checkpoint)
+            self.record(
+                report.task,
+                report.split,
+                metric,
+                value,
+                step,
+                report.checkpoint,
+                report.conditions,
+            )
 
     def keep(self, report: Report) -> None:
         """Replace the entry of a split in `results.json`; non-finite numbers are left out."""
@@ -287,7 +306,8 @@ def _read_results(folder: Path) -> dict[str, Any]:
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of `metrics.jsonl`, oldest first: step, task, split, metric, value.
 
-    Records of an evaluation of a checkpoint also have its file name, `checkpoint`.
+    Records of an evaluation of a checkpoint also have its file name, `checkpoint`, and
+    `conditions` where the expert states them.
 
     Raises:
         UserError: the folder is not that of a run, or a line is damaged.

@@ -29,11 +29,13 @@ class Number:
         value: None if it is not finite.
         step: of the weights.
         checkpoint: their file in the folder of the run; None for weights in training.
+        conditions: what the value depends on; None if the settings of the run say it.
     """
 
     value: float | None
     step: int
     checkpoint: str | None = None
+    conditions: str | None = None
 
     @property
     def source(self) -> str:
@@ -91,7 +93,9 @@ def read_run(
     for entry in read_metrics(run):
         if entry["task"] not in (FEATURIZER, GRADIENTS, "run"):
             key = (entry["task"], entry["split"], entry["metric"])
-            number = Number(entry["value"], entry["step"], entry.get("checkpoint"))
+            number = Number(
+                entry["value"], entry["step"], entry.get("checkpoint"), entry.get("conditions")
+            )
             first.setdefault(key, number)
             last[key] = number
     results = []

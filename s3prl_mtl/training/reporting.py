@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from s3prl_mtl.config.task_blocks import uses_tables
 from s3prl_mtl.errors import SharedMistake, UserError
+from s3prl_mtl.tasks.base import TaskExpert
 from s3prl_mtl.tasks.metric import metrics_of
 from s3prl_mtl.tracking.recorder import FEATURIZER, Report
 from s3prl_mtl.training.task import Task
@@ -29,6 +31,8 @@ def report_split(
         total_batches: batches of the epoch; 0 if unknown.
     """
     report = Report(task.name, split, metrics=metrics_of(task.expert))
+    if isinstance(task.expert, TaskExpert):
+        report.conditions = stated_conditions(task.expert, task.expert.settings)
     save_names = task.expert.log_records(
         split,
         records=records,
@@ -39,6 +43,19 @@ def report_split(
     )
     report.save_names = list(save_names or [])
     return report
+
+
+def stated_conditions(expert: Any, downstream_expert: Mapping[str, Any]) -> str:
+    """What the results of a task depend on; "" if its expert does not state it.
+
+    Args:
+        expert: or its class.
+        downstream_expert: its settings.
+    """
+    state = getattr(expert, "conditions", None)
+    stated = str(state(downstream_expert)) if callable(state) else ""
+    data = "own data" if uses_tables({"downstream_expert": downstream_expert}) else ""
+    return ", ".join(filter(None, (data, stated)))
 
 
 def unscored_report(task: Task, split: str, step: int, problem: UserError) -> Report:

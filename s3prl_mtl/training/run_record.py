@@ -12,7 +12,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from s3prl_mtl.config.task_blocks import uses_tables
 from s3prl_mtl.data.corpus_report import CorpusSizes
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml
@@ -21,6 +20,7 @@ from s3prl_mtl.tasks.metric import Metric
 from s3prl_mtl.tracking.recorder import FEATURIZER, GRADIENTS, read_metrics, read_results
 from s3prl_mtl.tracking.results_table import Result, read_run
 from s3prl_mtl.tracking.trackers import flatten
+from s3prl_mtl.training.reporting import stated_conditions
 from s3prl_mtl.training.run_dir import CORPORA, read_finished
 
 logger = logging.getLogger(__name__)
@@ -161,17 +161,25 @@ class RunRecord:
         return [[pairs.get((a, b), pairs.get((b, a))) for b in tasks] for a in tasks]
 
     def conditions(self, task: str) -> str:
-        """What the results of a task depend on, as its expert states it; "" if it does not."""
+        """What the results of a task depend on, as its expert states it; "" if it does not.
+
+        An evaluation may have had other settings than the run: then both are named.
+        """
+        numbers = [result.last for result in self.results if result.task == task]
+        found = [
+            self._conditions_of_run(task) if number.conditions is None else number.conditions
+            for number in numbers
+        ]
+        return "; ".join(dict.fromkeys(found or [self._conditions_of_run(task)]))
+
+    def _conditions_of_run(self, task: str) -> str:
         block = self.block(task)
         try:
             expert = load_task(task, block.get("package"), folder=block.get("folder"))
         except UserError as problem:  # the package may have been uninstalled since the run
             logger.warning("%s", problem)
             return ""
-        state = getattr(expert, "conditions", None)
-        stated = str(state(block.get("downstream_expert") or {})) if callable(state) else ""
-        data = "own data" if uses_tables(block) else ""
-        return ", ".join(filter(None, (data, stated)))
+        return stated_conditions(expert, block.get("downstream_expert") or {})
 
 
 def flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

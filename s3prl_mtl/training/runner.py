@@ -11,7 +11,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from s3prl_mtl.balancing import Balancer, check_steps, make_balancer
+from s3prl_mtl.balancing import Balancer, GradientBalancer, check_steps, make_balancer
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.checkpoint.best import best_files, best_of, name_in_run
 from s3prl_mtl.checkpoint.compatibility import warn_of_schedule
@@ -302,6 +302,12 @@ class MultiTaskRunner:
             if conflicts.every and not conflicts.has_pairs:
                 logger.warning(
                     "No two tasks train the same parameters: --log_conflicts has no effect."
+                )
+            balancer = self.training_step.balancer
+            if isinstance(balancer, GradientBalancer) and not self.run.shared:
+                logger.warning(
+                    "No two tasks train the same parameters: --balancer %s has no effect.",
+                    config.balancer["name"],
                 )
 
     def _train(self, recorder: Recorder | None) -> None:

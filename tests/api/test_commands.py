@@ -26,12 +26,7 @@ FUNCTIONS = {
     },
 }
 TERMINAL_ONLY_COMMANDS = {
-    "demo": "make_corpus and study with fixed arguments; replaces its own process",
     "serve": "a process that goes on; s3prl_mtl.load predicts within the program",
-    "folds": "a loop over train with an `override`, in processes of their own",
-    "tasks": "a listing: discover_tasks and check_corpus have its content",
-    "upstreams": "a listing for reading",
-    "balancers": "a listing for reading",
 }
 
 EVERYWHERE = {

@@ -62,3 +62,20 @@ def test_the_state_of_the_balancer_stays_as_it_is(
     assert str(balancer.state_dict()) == before
     assert math.isfinite(sum(runner.train_step().losses.values()))
     assert torch.tensor([p.isfinite().all() for p in runner.upstream.parameters()]).all()
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"), [("last_hidden_state", True), ("hidden_states", False)]
+)
+def test_a_balancer_without_common_parameters_is_named(
+    layers: str, said: bool, tiny_corpus: Path, manifest_cache: Path, tmp_path: Path, caplog
+):
+    config = make_config(
+        tiny_corpus,
+        manifest_cache,
+        "ks,er",
+        **{"upstream.freeze": True, "upstream.feature_selection": layers},
+        balancer={"name": "pcgrad"},
+    )
+    MultiTaskRunner(config, tmp_path).try_out()
+    assert ("--balancer pcgrad has no effect" in caplog.text) is said

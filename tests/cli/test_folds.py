@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from s3prl_mtl.cli.folds import run
-from s3prl_mtl.cli.main import command_parser, main
+from s3prl_mtl import api
+from s3prl_mtl.cli.main import main
+from s3prl_mtl.study.fold_results import fold_results
 from tests.mistakes import user_error
 from tests.study.studies import write_run
 
@@ -29,21 +30,30 @@ def test_the_mean_is_that_of_the_five_folds(tmp_path: Path, capsys) -> None:
     shown = [f"{100 * value:.2f}" for value in ACCURACIES]
     mean, deviation = statistics.fmean(ACCURACIES), statistics.stdev(ACCURACIES)
     assert numbers(tmp_path) == [*shown, f"{100 * mean:.2f}", f"{100 * deviation:.2f}"]
+    (found,) = api.folds(tmp_path).results
+    assert dict(found.values) == dict(zip(FOLDS, ACCURACIES, strict=True))
+    assert (found.mean, found.deviation) == pytest.approx((mean, deviation))
+
+
+def test_a_fold_without_a_number_leaves_no_mean(tmp_path: Path) -> None:
+    write_run(tmp_path / "fold1", {"er": 0.5})
+    (found,) = fold_results({"fold1": tmp_path / "fold1", "fold2": tmp_path / "fold2"})
+    assert found.values == {"fold1": 0.5, "fold2": None}
+    assert found.mean is None and found.deviation is None
 
 
 @pytest.mark.parametrize("flag", ["-p", "-n", "-a", "--auto-resume"])
 def test_folders_are_not_among_the_flags(flag: str, tmp_path: Path) -> None:
-    arguments = command_parser("folds").parse_args(
-        ["-p", str(tmp_path), "--", "-d", "er", flag, "x"]
-    )
     with user_error("conflicting-options", where=flag):
-        run(arguments)
+        api.folds(tmp_path, flags=["-d", "er", flag, "x"])
 
 
 def test_a_training_that_fails_ends_the_command_with_its_exit_code(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as end:
         main(["folds", "-p", str(tmp_path), "--values", "fold1", "--", "-d", "no-such-task"])
     assert end.value.code == 2
+    with user_error("run-failed", where="fold1"):
+        api.folds(tmp_path, flags=["-d", "no-such-task"], values=["fold1"])
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_mtl.cli import tasks
+from s3prl_mtl import api
+from s3prl_mtl.api import listings
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.registry.plugins import discover_tasks
 from s3prl_mtl.tracking.console import OUTPUT
@@ -48,7 +49,7 @@ def wide_terminal(monkeypatch: pytest.MonkeyPatch):
 def few_tasks(monkeypatch: pytest.MonkeyPatch):
     """List only `ks` and the tasks of other packages."""
     monkeypatch.setattr(
-        tasks,
+        listings,
         "discover_tasks",
         lambda: {
             n: p for n, p in discover_tasks().items() if n == "ks" or p.package != "s3prl-mtl"
@@ -194,6 +195,24 @@ def test_two_packages_with_one_name_are_both_listed(
     assert found["bells:tones"][4].startswith("ok")
 
 
+def test_the_records_of_tasks_say_what_the_table_says(few_tasks, install, tiny_corpus: Path):
+    install("import no_such_module_anywhere\n", None)
+    found = {task.name: task for task in api.tasks(data=tiny_corpus)}
+    ks, tones = found["ks"], found["tones"]
+    assert (ks.metrics, ks.corpus) == (("accuracy",), "Speech Commands v0.01")
+    assert (ks.data, ks.problems, ks.state, ks.error) == ("present", (), "ok", None)
+    assert tones.state == "broken" and "no_such_module_anywhere" in str(tones.error)
+    more = {task.name for task in api.tasks(all=True)} - set(found)
+    assert "s3prl:a2o-vc-vcc2020" in more and all(name.startswith("s3prl:") for name in more)
+
+
+def test_the_records_of_balancers_say_what_must_be_given():
+    found = {entry.name: entry for entry in api.balancers()}
+    assert (found["fixed"].combines, found["fixed"].options) == ("losses", None)
+    assert found["krum"].combines == "gradients" and found["krum"].required == ("n_byzantine",)
+    assert found["krum"].options is not None and "gradients" in found["krum"].options
+
+
 def test_upstreams_are_listed_with_their_descriptions(capsys, install):
     install(
         "def DownstreamExpert(): 'Listens to :func:`~a.b` and ``c``.'\n",
@@ -241,6 +260,6 @@ def test_a_checkout_of_s3prl_without_a_version_is_listed_without_one(
     def nowhere(_name: str) -> str:
         raise PackageNotFoundError("s3prl")
 
-    monkeypatch.setattr(tasks, "version", nowhere)
+    monkeypatch.setattr(listings, "version", nowhere)
     assert main(["tasks", "--all"]) == 0
     assert "\ns3prl's " in capsys.readouterr().out

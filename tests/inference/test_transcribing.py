@@ -15,6 +15,8 @@ import s3prl_mtl
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.config import build_config
 from s3prl_mtl.inference.transcribing import parse_decoder
+from s3prl_mtl.tracking.recorder import read_metrics
+from s3prl_mtl.training.run_record import RunRecord
 from s3prl_mtl.training.runner import MultiTaskRunner
 from tests.downstream_plugins.ngram import count_bigrams, write_arpa
 from tests.mistakes import user_error
@@ -202,6 +204,8 @@ def test_an_evaluation_reports_both_error_rates_and_leaves_the_run_as_it_is(
     assert {key: results[key] for key in without} == pytest.approx(without)
     assert results["wer_lm"] != results["wer"]
     assert (run / "config.yaml").read_text() == config
+    (with_lm,) = {entry["conditions"] for entry in read_metrics(run) if entry["metric"] == "wer_lm"}
+    assert "lm.arpa" in with_lm and RunRecord(run).conditions("asr") == with_lm
 
 
 def test_a_run_resumes_with_a_decoder_whose_files_stay_outside_of_checkpoints(

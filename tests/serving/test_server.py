@@ -16,6 +16,7 @@ import soundfile
 
 import s3prl_mtl
 from s3prl_mtl.cli.main import main
+from tests.downstream_plugins.ngram import count_bigrams, write_arpa
 from tests.launcher import send, until
 from tests.serving.servers import Server, answer, form, make_run, received
 
@@ -53,6 +54,23 @@ def test_answers_are_those_of_python(
     assert answers["file"] == path.name and answers["asr"]["text"] == expected["asr"]["text"]
     assert answers["ks"]["class"] == expected["ks"]["class"]
     assert answers["ks"]["probability"] == pytest.approx(expected["ks"]["probability"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_transcripts_of_a_language_model_are_listed(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("flashlight.lib.text")
+    write_arpa(tmp_path / "lm.arpa", *count_bigrams(["A B", "B A"]))
+    (tmp_path / "words").write_text("A\nB\n")
+    # A head that learned nothing prefers blanks: a word has to be worth something.
+    decoder = f"lm={tmp_path}/lm.arpa,lexicon={tmp_path}/words,beam=20,word_score=20"
+    path = sound(tmp_path / "a.wav", 2)
+    words = ["--task", "asr", "--decoder", decoder, "--nbest", "2", "--timestamps"]
+    with Server(run, tmp_path / "log", *words) as server:
+        status, answers = server.predict(path.name, path.read_bytes())
+    assert status == 200
+    texts = [entry["text"] for entry in answers["asr"]["nbest"]]
+    assert len(set(texts)) == 2 and texts[0] == answers["asr"]["text"]
+    assert [entry["word"] for entry in answers["asr"]["times"]] == texts[0].split()
 
 
 def test_long_audio_is_predicted_in_chunks(server: Server, tmp_path: Path) -> None:
@@ -170,6 +188,7 @@ def test_requests_at_the_same_time_have_their_own_answers(server: Server, tmp_pa
         (["--timeout", "0"], "invalid-value"),
         (["--max_waiting", "-1"], "invalid-value"),
         (["--task", "nothing", "--port", "0"], "unknown-name"),
+        (["--nbest", "2", "--port", "0"], "missing-option"),
     ],
 )
 def test_mistakes_of_the_command_are_found(
