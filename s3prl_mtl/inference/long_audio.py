@@ -37,7 +37,7 @@ class PartAnswers:
 class LongRecording:
     """The predictions of a recording whose chunks come one after another.
 
-    It takes the memory of the outputs of the heads, about 10 MB an hour for nine tasks.
+    It takes the memory of the outputs of the heads, about 5 MB an hour for nine tasks.
 
     Args:
         run: the trained run.

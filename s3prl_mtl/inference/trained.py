@@ -21,6 +21,7 @@ from s3prl_mtl.inference.audio_input import (
 )
 from s3prl_mtl.inference.chunking import CHUNK_SECONDS, OVERLAP_SECONDS, Chunking
 from s3prl_mtl.inference.long_audio import LongRecording
+from s3prl_mtl.inference.memory import release_freed
 from s3prl_mtl.inference.predictions import (
     Answer,
     align_chunk,
@@ -36,6 +37,9 @@ from s3prl_mtl.registry.task_names import Packages, find_in_run, require_in_run
 from s3prl_mtl.tasks.chunks import Chunk
 from s3prl_mtl.training.task import Task
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder, layers, wants_hidden_states
+
+SECONDS_BETWEEN_RELEASES = 200.0
+"""Audio between two releases of freed memory, which take 2 % of the time."""
 
 
 class TrainedRun:
@@ -67,6 +71,7 @@ class TrainedRun:
         self._tasks = dict(tasks)
         self._skipped = dict(skipped)
         self.step = step
+        self._unreleased_seconds = 0.0
         encoder.set_training(False)
         for task in self._tasks.values():
             task.expert.eval()
@@ -198,6 +203,11 @@ class TrainedRun:
             predicted = of_head(expert, own, lengths, self._label(name))
             for answer, prediction in zip(answers, predicted, strict=True):
                 answer[name] = prediction
+        del hidden, features
+        self._unreleased_seconds += sum(map(len, waveforms)) / SAMPLE_RATE
+        if self._unreleased_seconds >= SECONDS_BETWEEN_RELEASES:
+            release_freed()
+            self._unreleased_seconds = 0.0
         return answers
 
     def predictable(self, tasks: Sequence[str] | None = None) -> list[str]:
