@@ -164,6 +164,13 @@ def _delimited_rows(path: Path, delimiter: str) -> Iterator[Row]:
                     else "A column has no name.",
                     f"{path}, line 1",
                 )
+            if len(header) == 1 and (others := {",", ";", "\t"} & set(header[0])):
+                raise malformed(
+                    f"The line has one column, {header[0]!r}.",
+                    f"{path}, line 1",
+                    f"Fields of a {path.suffix} file are separated by {_SEPARATORS[delimiter]}, "
+                    f"not by {_SEPARATORS[min(others)]}.",
+                )
             last = reader.line_num
             for fields in reader:
                 first, last = last + 1, reader.line_num
@@ -184,6 +191,8 @@ def _delimited_rows(path: Path, delimiter: str) -> Iterator[Row]:
                 f"The line cannot be read: {error}.", f"{path}, line {reader.line_num}", _QUOTES
             ) from error
 
+
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 _QUOTES = (
     'A field that begins with a quotation mark ends with one, and has those within doubled: """Yes"'

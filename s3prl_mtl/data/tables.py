@@ -139,4 +139,6 @@ def audio_path(row: Row, folder: Path) -> Path:
             else "The row has no audio: neither `path` nor `audio`.",
             row.source,
         )
+    if "\0" in named:
+        raise malformed(f"{named!r} is not a path: it has a NUL character.", row.source)
     return absolute(os.path.join(folder, os.path.expanduser(named)))

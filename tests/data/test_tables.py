@@ -96,6 +96,19 @@ def test_a_damaged_file_is_named_with_its_line(
         read_table(make(name, content))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "fix"),
+    [
+        ("t.csv", "path;label\na.wav;go\n", "semicolons"),
+        ("t.csv", "path\tlabel\na.wav\tgo\n", "tabs"),
+        ("t.tsv", "path,label\na.wav,go\n", "commas"),
+    ],
+)
+def test_another_separator_is_named(make: Made, name: str, content: str, fix: str):
+    with user_error("file-malformed", where="line 1$", fix=fix):
+        read_table(make(name, content))
+
+
 def test_a_field_may_be_longer_than_the_limit_of_the_csv_module(make: Made):
     table = read_table(make("t.csv", f'path,segments\na.wav,"{"x" * 200_000}"\n'))
     assert [len(text) for text in values(table, "segments")] == [200_000]

@@ -460,6 +460,7 @@ def write(path: Path, text: str) -> Path:
         ("path,label\na.wav,go,2\n", "file-malformed", "line 2$"),
         ("path,label,label\na.wav,go,no\n", "file-malformed", "line 1$"),
         ("path,label\n", "corpus-empty", r"t\.csv$"),
+        ("path,label\na\0.wav,go\n", "file-malformed", "line 2$"),
         ("id,path,label\nx,a.wav,go\nx,b.wav,no\n", "corpus-duplicates", "line 2; .*line 3$"),
         ("path,label,start\na.wav,go,soon\n", "corpus-malformed", "line 2$"),
         ("path,label,duration\na.wav,go,-1\n", "corpus-malformed", "line 2$"),
