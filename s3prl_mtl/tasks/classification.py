@@ -65,7 +65,17 @@ class ClassificationExpert(TaskExpert):
         """
         cuts = super().cuts(split)
         for labels in cuts.distinct_labels():
-            self.target(labels)
+            try:
+                self.target(labels)
+            except UserError as error:
+                utterances = self.corpus.utterances(split)
+                first = next(one for one in utterances if dict(one.labels) == labels)
+                raise UserError(
+                    error.what,
+                    where=f"{first.source or first.path}; {error.where}",
+                    fix=error.fix,
+                    code=error.code,
+                ) from error
         return cuts
 
     def target(self, labels: Mapping[str, Any]) -> int | Tensor:

@@ -242,6 +242,17 @@ def test_a_run_trains_and_evaluates_on_tables(task: str, tiny_corpus: Path, tmp_
     assert main(["evaluate", "-e", str(tmp_path / "run"), "-t", f"{task}:dev"]) == 0
 
 
+def test_a_class_that_training_lacks_is_named_with_its_line(tmp_path: Path):
+    for name in "abc":
+        soundfile.write(tmp_path / f"{name}.wav", [0.1, -0.1] * 8_000, 16_000)
+    train_table = write(tmp_path / "train.csv", "path,label\na.wav,go\n")
+    dev = write(tmp_path / "dev.csv", "path,label\nb.wav,go\nc.wav,stop\n")
+    with user_error("label-unknown", where=r"dev\.csv, line 3; .*classes", fix="go"):
+        check_corpus(
+            "er", manifest={"er": {"train": train_table, "dev": dev}}, cache_dir=tmp_path / "cache"
+        )
+
+
 def test_tables_that_exist_are_kept(tiny_corpus: Path, tmp_path: Path):
     mine = write(tmp_path / "test.csv", "path,label\nmine.wav,happy\n")
     with user_error("file-exists", where=str(tmp_path)):
