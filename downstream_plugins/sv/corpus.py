@@ -170,7 +170,7 @@ class VoxCeleb1Verification(Corpus):
         has in addition; trials that contradict their names or repeat."""
         if split == self.splits[0]:
             return [*layout_findings(self, self.files), *self._list_findings()]
-        return _trial_findings(self.trials(split), split)
+        return trial_findings(self.trials(split), split, speaker_of)
 
     def _list_findings(self) -> list[Finding]:
         """Differences between the training files and the list of all utterances, if it is there."""
@@ -244,13 +244,22 @@ class VoxCeleb1Verification(Corpus):
         return draw_trials(list(training_files(self.files)))
 
 
-def _trial_findings(trials: Sequence[Trial], split: str) -> list[Finding]:
-    wrong = [t for t in trials if t.label != (speaker_of(t.first_id) == speaker_of(t.second_id))]
+def trial_findings(
+    trials: Sequence[Trial], split: str, speaker: Callable[[str], str]
+) -> list[Finding]:
+    """Trials that contradict the speakers, repeat, or compare an utterance with itself.
+
+    Args:
+        trials: of the split.
+        split: its name.
+        speaker: of an utterance, by its id.
+    """
+    wrong = [t for t in trials if t.label != (speaker(t.first_id) == speaker(t.second_id))]
     pairs = Counter(frozenset((trial.first_id, trial.second_id)) for trial in trials)
     again = [t for t in trials if pairs[frozenset((t.first_id, t.second_id))] > 1]
     alone = [trial for trial in trials if trial.first_id == trial.second_id]
     cases = (
-        (wrong, "have another label than the speakers of their names", True),
+        (wrong, "have another label than their speakers", True),
         (again, "have the utterances of another trial", False),
         (alone, "compare an utterance with itself", False),
     )

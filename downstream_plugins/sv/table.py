@@ -8,8 +8,13 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from downstream_plugins.sv.corpus import Trial, VoxCeleb1Verification, long_enough_trimmed
-from s3prl_mtl.data import Corpus, Row, TableCorpus, files_by_split, read_lines
+from downstream_plugins.sv.corpus import (
+    Trial,
+    VoxCeleb1Verification,
+    long_enough_trimmed,
+    trial_findings,
+)
+from s3prl_mtl.data import Corpus, Finding, Row, TableCorpus, files_by_split, read_lines
 from s3prl_mtl.errors import UserError
 
 
@@ -62,6 +67,14 @@ class VerificationTable(TableCorpus):
 
     def content_check(self, split: str) -> Callable[[Tensor], bool] | None:
         return long_enough_trimmed if split == self.splits[0] else None
+
+    def findings(self, split: str) -> list[Finding]:
+        """Columns that are not used; trials that contradict the column `speaker` or repeat."""
+        findings = super().findings(split)
+        if split not in self.trial_files:
+            return findings
+        speakers = {u.id: u.labels["speaker"] for u in self.utterances(split)}
+        return [*findings, *trial_findings(self.trials(split), split, speakers.__getitem__)]
 
     def classes(self, labels: Mapping[str, Any]) -> list[str]:
         return []

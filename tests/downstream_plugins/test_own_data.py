@@ -155,6 +155,15 @@ def test_sv_without_trials_says_which_are_missing(tmp_path: Path):
         VerificationTable({"train": tmp_path / "x.csv"}, trials="t.txt")  # type: ignore[arg-type]
 
 
+def test_trials_that_contradict_the_speakers_are_reported(tmp_path: Path):
+    table = write(tmp_path / "dev.csv", "id,path,speaker\n1,a.wav,x\n2,b.wav,x\n3,c.wav,y\n")
+    trials = write(tmp_path / "trials.txt", "1 1 2\n0 1 3\n1 2 3\n")
+    corpus = VerificationTable({"train": table, "dev": table}, trials={"dev": trials})
+    assert corpus.findings("train") == []
+    (finding,) = corpus.findings("dev")
+    assert finding.certain and finding.where.endswith("trials.txt, line 3")
+
+
 def config_of_flags(*entries: str) -> dict[str, Any]:
     words = ["-u", "hubert_tiny", "-d", "ks"]
     words += [word for entry in entries for word in ("--manifest", entry)]
