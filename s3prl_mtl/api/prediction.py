@@ -267,7 +267,8 @@ def _listed(path: Path) -> list[Path]:
             where=f"--list {path}",
             code="file-unreadable" if path.exists() else "file-missing",
         ) from cause
-    found = [Path(line) for line in content.splitlines() if line.strip()]
+    lines = content.removeprefix("\ufeff").splitlines()
+    found = [Path(line) for line in lines if line.strip()]
     if not found:
         raise UserError("The list is empty.", where=f"--list {path}", code="missing-option")
     return found

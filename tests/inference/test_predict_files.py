@@ -88,7 +88,7 @@ def test_a_folder_a_list_and_files_have_the_same_lines(
         seconds = SECONDS.get(str(Path(line["file"]).relative_to(audio)), 0)
         assert ("chunks" in line.get("ks", {})) == (seconds > 4)
     listed = tmp_path / "list.txt"
-    listed.write_text("\n".join(str(audio / name) for name in files) + "\n\n")
+    listed.write_text("\n".join(str(audio / name) for name in files) + "\n\n", "utf-8-sig")
     out = tmp_path / "out.jsonl"
     predict(run, *CHUNKS, "--list", listed, "--batch_seconds", 0.1, "-o", out, code=2)
     assert close(lines_of(out.read_text()), folder)
