@@ -41,6 +41,7 @@ FIELDS = {
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"description": "Audio that cannot be used, or an unknown task.", "content": ERROR},
     413: {"description": "A request or audio above the limits.", "content": ERROR},
+    422: {"description": "A form with other, missing or repeated fields.", "content": ERROR},
     503: {"description": "Too many requests wait.", "content": ERROR},
     504: {"description": "No answer in time.", "content": ERROR},
 }

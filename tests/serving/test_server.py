@@ -119,7 +119,11 @@ def test_the_run_and_the_interface_are_described(server: Server, run: Path) -> N
     assert health["tasks"] == ["asr", "ks", "er"] and health["open_requests"] == 0
     interface = json.loads(server.get("/openapi.json")[1])
     assert list(interface["paths"]) == ["/predict", "/health"]
-    assert {"400", "413", "503", "504"} < set(interface["paths"]["/predict"]["post"]["responses"])
+    responses = interface["paths"]["/predict"]["post"]["responses"]
+    assert set(responses) == {"200", "400", "413", "422", "503", "504"}
+    for code in responses.keys() - {"200"}:
+        schema = responses[code]["content"]["application/json"]["schema"]
+        assert schema["properties"].keys() == {"error", "code"}
     for page in ("/", "/docs"):
         status, text = server.get(page)
         assert status == 200 and not re.search(r"""(src|href)=["']?(https?:)?//""", text)
