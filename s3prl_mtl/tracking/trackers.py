@@ -205,8 +205,9 @@ class MLflow(Tracker):
     """A run of MLflow, at `MLFLOW_TRACKING_URI` (default: `mlruns` beside the run directory), in
     the experiment `MLFLOW_EXPERIMENT_NAME` (default: s3prl-mtl).
 
-    The settings are its parameters. A resumed run continues the same one; steps that are taken
-    again have the same values.
+    The settings are its parameters, which MLflow never changes: those of the last start are in
+    the artifact `config.yaml`. A resumed run continues the same one; steps that are taken again
+    have the same values.
     """
 
     packages = ("mlflow",)
@@ -251,6 +252,8 @@ class MLflow(Tracker):
                     for key, value in flat[start : start + 100]
                 ]
                 self._client.log_batch(self._id, params=parameters)
+            if run.config:
+                self._client.log_text(self._id, as_yaml(run.config), "config.yaml")
 
     def _create(self, run: TrackedRun) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "s3prl-mtl")
@@ -300,6 +303,13 @@ def find_trackers(text: str) -> dict[str, Callable[[TrackedRun], Tracker]]:
             require_packages(BUILT_IN[name].packages, f"--track {name}", "trackers")
         elif name in plugins or ":" in name:
             found[name] = find_plugin(TRACKERS, name).load()
+        elif name == NO_TRACKER:
+            raise UserError(
+                f"{NO_TRACKER!r} stands alone.",
+                where=f"--track {text}",
+                fix="Leave it out, or the others.",
+                code="conflicting-options",
+            )
         else:
             raise UserError(
                 f"There is no tracker named {name!r}.",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -185,6 +186,11 @@ def test_mlflow_continues_one_run_in_a_local_folder(
     assert {point.step: point.value for point in history} == EXPECTED
     artifacts = {file.path for file in client.list_artifacts(found.info.run_id)}
     assert {"conflicts-3.png", "conflicts-4.png", "results.json"} <= artifacts
+    longer = TrackedRun(tmp_path / "run", {**CONFIG, "runner": {"total_steps": 9}}, resumed_at=4)
+    for tracker in start_trackers("mlflow", longer).values():
+        tracker.finish(failed=False)
+    (settings,) = (tmp_path / "mlruns").rglob("artifacts/config.yaml")
+    assert yaml.safe_load(settings.read_text()) == longer.config
 
 
 def test_several_trackers_get_the_same_numbers(tmp_path: Path):
@@ -275,6 +281,8 @@ def test_a_tracker_that_fails_is_left_out_with_one_warning(
 def test_an_unknown_tracker_is_refused_with_the_nearest():
     with user_error("unknown-name", where="--track csv,tensorbord", fix="'tensorboard'"):
         find_trackers("csv,tensorbord")
+    with user_error("conflicting-options", where="--track none,csv"):
+        find_trackers("none,csv")
 
 
 def test_none_tracks_nothing():
