@@ -157,6 +157,9 @@ def _report(corpus: Corpus, split: str, total: int, found: Scan) -> None:
         raise UserError(
             f"{corpus.task}: split {split!r} of {corpus.title} has no usable utterances.",
             where=json.dumps(corpus.settings),
+            fix=f"Add others: the definition of the task excludes {len(found.rejected)} of {total}."
+            if found.rejected
+            else None,
             code="corpus-empty",
         )
 

@@ -164,6 +164,16 @@ def test_trials_that_contradict_the_speakers_are_reported(tmp_path: Path):
     assert finding.certain and finding.where.endswith("trials.txt, line 3")
 
 
+def test_training_without_a_long_utterance_says_what_excludes_them(tmp_path: Path):
+    for name in "ab":
+        soundfile.write(tmp_path / f"{name}.wav", [0.1, -0.1] * 8_000, 16_000)
+    table = write(tmp_path / "t.csv", "path,speaker\na.wav,x\nb.wav,y\n")
+    with user_error("corpus-empty", where=r"t\.csv", fix="2 of 2"):
+        check_corpus(
+            "sv", manifest={"sv": {"train": table, "dev": table}}, cache_dir=tmp_path / "cache"
+        )
+
+
 def config_of_flags(*entries: str) -> dict[str, Any]:
     words = ["-u", "hubert_tiny", "-d", "ks"]
     words += [word for entry in entries for word in ("--manifest", entry)]
