@@ -46,7 +46,7 @@ class PseudoLabels:
             "already transcribed": self.repeated,
         }
         left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
-        used = f"{TASK}: {len(self.utterances)} pseudo-labelled utterances of {path}"
+        used = f"{len(self.utterances)} pseudo-labelled utterances of {path}"
         return f"{used}; left out: {left_out or 'none'}."
 
 

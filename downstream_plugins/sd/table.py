@@ -57,6 +57,7 @@ class RecordingTable(TableCorpus):
         self.chunk_size = chunk_size
         self.frame_shift = frame_shift
         self._rttm_files: dict[Path, dict[str, Spoken]] = {}
+        self._rttm_rows: dict[Path, dict[str, bool]] = {}
         super().__init__(
             manifests, num_speakers=num_speakers, chunk_size=chunk_size, frame_shift=frame_shift
         )
@@ -156,7 +157,8 @@ class RecordingTable(TableCorpus):
         return spoken
 
     def _from_rttm(self, row: Row) -> Spoken:
-        """The segments of a recording; of all lines if the file has only one recording."""
+        """The segments of a recording; of all lines if the file has only one recording, and no
+        other row names it."""
         table = Path(row.source.rpartition(", ")[0])
         path = absolute(table.parent / row.text("rttm"))
         note_read(path)
@@ -164,6 +166,16 @@ class RecordingTable(TableCorpus):
             self._rttm_files[path] = _read_rttm(path)
         found = self._rttm_files[path]
         named = row.text("id") if "id" in row.values else Path(row.text("path")).stem
+        rows = self._rttm_rows.setdefault(path, {})
+        rows[row.source] = named in found
+        if len(found) == 1 and len(rows) > 1 and not all(rows.values()):
+            raise UserError(
+                f"{len(rows)} rows name the file, which has segments of one recording only, "
+                f"{next(iter(found))!r}.",
+                where=f"{path}, for {row.source}",
+                fix="Give each recording its own file, or name it there as in the column `id`.",
+                code="corpus-inconsistent",
+            )
         if named not in found and len(found) != 1:
             raise UserError(
                 f"The file has no segment of the recording {named!r}.",

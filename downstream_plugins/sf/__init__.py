@@ -100,7 +100,7 @@ class SlotFilling(TranscriptionExpert):
                     f"No word of split {split!r} is in a slot: the error rates of slot values are "
                     "undefined.",
                     where=f"split {split!r} of sf",
-                    fix=f"Check the slots in {IOB_FILE}.",
+                    fix=f"Check the slots in {IOB_FILE}, or in the column `slots` of own data.",
                     code="undefined-metric",
                     certain=split != self.train_split,
                 )

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         select,
     )
     from s3prl_mtl.api.run_results import RunResults, UnscoredSplits
+    from s3prl_mtl.api.service import serve
     from s3prl_mtl.api.studies import (
         PlannedStudy,
         StudyResults,
@@ -83,6 +84,7 @@ __all__ = [
     "report",
     "results",
     "select",
+    "serve",
     "shard",
     "study",
     "sweep_learning_rates",
@@ -124,6 +126,7 @@ _HOMES = {
     "report": "reports",
     "results": "reports",
     "select": "reports",
+    "serve": "service",
     "shard": "corpora",
     "study": "studies",
     "sweep_learning_rates": "studies",

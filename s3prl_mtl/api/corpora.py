@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,7 +40,11 @@ def progress_bars() -> Iterator[Show]:
     """Bars on standard error, a line for each name, if progress is shown."""
     from rich.progress import Progress
 
-    with Progress(console=MESSAGES, disable=not progress_is_shown()) as shown:
+    with Progress(
+        console=MESSAGES,
+        redirect_stdout=sys.stdout.isatty(),  # not of a file or a pipe
+        disable=not progress_is_shown(),
+    ) as shown:
         bars: dict[str, Any] = {}
 
         def show(name: str, done: int, total: int | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -106,10 +107,12 @@ class Method:
             return self._construct(tasks, options, device)
         except ImportError as cause:
             missing, _, _ = str(cause).partition(" Install them with: ")
+            # The extra lacks it there: it has no wheel.
+            ecos = " ecos" if "ecos" in missing and sys.version_info >= (3, 13) else ""
             raise UserError(
                 f"{self.name}: {missing}",
                 where=f"balancer {self.name}",
-                fix='pip install "s3prl-mtl[balancers]"',
+                fix=f'pip install "s3prl-mtl[balancers]"{ecos}',
                 code="missing-package",
             ) from cause
         except (TypeError, ValueError) as cause:

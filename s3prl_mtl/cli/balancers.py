@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Column, Table
 
 from s3prl_mtl.tracking.console import OUTPUT
@@ -25,12 +26,13 @@ def run(_arguments: argparse.Namespace) -> None:
     from s3prl_mtl.api.listings import balancers
 
     names = [Column(title, no_wrap=True) for title in ("balancer", "combines", "package")]
-    table = Table(*names, "options", "description")
+    table = Table(*names, Column("options", overflow="fold"), "description")
     found = balancers()
     for entry in found:
         title = "broken" if entry.error else entry.description
         title += f" ({entry.needs})" if entry.needs else ""
-        table.add_row(entry.name, entry.combines, entry.package, _options(entry), title)
+        cells = (entry.name, entry.combines, entry.package, _options(entry), title)
+        table.add_row(*map(escape, cells))  # extras of packages are in brackets
     OUTPUT.print(table)
     for entry in found:
         if entry.error:

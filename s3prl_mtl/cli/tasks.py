@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     # Names are copied into commands, so other columns wrap first.
     names = [Column(title, no_wrap=True) for title in ("task", "package")]
-    table = Table(*names, "metric", "corpus", "data", "state")
+    table = Table(*names, "metric", Column("corpus", overflow="fold"), "data", "state")
     paragraphs: dict[str, str] = {}
     missing: dict[str, dict[str, Sequence[str]]] = {}
     for task in tasks(data=arguments.data):

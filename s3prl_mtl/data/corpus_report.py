@@ -382,6 +382,13 @@ def _untrained_classes(corpus: Corpus, splits: Sequence[_Split]) -> Iterator[Fin
     train, *evaluated = splits
     if not train.classes:
         return
+    if len(train.classes) == 1:
+        yield Finding(
+            f"All utterances of split {train.name!r} are of one class.",
+            where=f"class {next(iter(train.classes))}",
+            fix="Add utterances of other classes.",
+            code="corpus-incomplete",
+        )
     for split in evaluated:
         missing = sorted(split.classes.keys() - train.classes.keys())
         if missing:

@@ -359,7 +359,7 @@ def read_lines(path: Path, other_encoding: str | None = None) -> list[tuple[int,
             raise UserError(
                 "The file is not UTF-8 text.",
                 where=f"{path}, byte {error.start}",
-                fix="Convert it to UTF-8, for example with `iconv -f LATIN1 -t UTF-8`.",
+                fix="Convert it to UTF-8, with `iconv -f LATIN1 -t UTF-8`, or -f UTF-16.",
                 code="file-malformed",
             ) from error
         text = content.decode(other_encoding)

@@ -172,8 +172,8 @@ def _remedy(skipped: Sequence[tuple[str, str]]) -> str:
     remedies = []
     if missing:
         remedies.append(
-            f"Add the {missing} missing files, remove their lines from the list, or name the "
-            "folder that has them (`--data`)."
+            f"Add the {missing} missing files, remove their lines from the list, or correct the "
+            "folder (`--data`) or the paths in the list."
         )
     if undecodable:
         remedies.append(

@@ -339,6 +339,8 @@ def _digest(frames: int, rate: int, samples: np.ndarray) -> int | None:
 def _make_cut(utterance: Utterance, recording: Recording, digest: int | None) -> Cut:
     start = utterance.start_seconds
     end = recording.duration
+    if start >= end:
+        raise _Unusable(f"it ends at {end:.2f} s, the utterance starts at {start:.2f} s")
     if utterance.duration_seconds is not None:
         asked = start + utterance.duration_seconds
         if asked - end > _ROUNDING_SECONDS:

@@ -228,7 +228,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise malformed(
             "The line is not UTF-8 text.",
             f"{path}, line {number}",
-            "Convert the file to UTF-8, for example with `iconv -f LATIN1 -t UTF-8`.",
+            "Convert the file to UTF-8, for example with `iconv -f LATIN1 -t UTF-8`, or -f UTF-16.",
         ) from error
     except _DAMAGED as error:
         raise malformed(f"The file cannot be read: {error}.", str(path)) from error

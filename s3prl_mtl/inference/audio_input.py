@@ -67,7 +67,7 @@ def read_utterance(path: str | os.PathLike[str]) -> Tensor:
         raise UserError(
             "The path is a folder, not an audio file.",
             where=str(path),
-            fix="Give the files in it.",
+            fix="Give files. The command `predict` takes folders that have audio.",
             code="audio-unreadable",
         )
     return check_length(read_audio(path), path)

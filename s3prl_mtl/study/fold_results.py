@@ -62,7 +62,7 @@ def fold_results(folders: Mapping[str, Path]) -> list[FoldResult]:
 
 
 def _rows(folders: Mapping[str, Path]) -> tuple[list[str], list[list[str]]]:
-    header = ["task", "split", "metric", *folders, "mean", "standard deviation"]
+    header = ["task", "split", "metric", *folders, "mean", "std"]
     rows = []
     for result in fold_results(folders):
         numbers = [*result.values.values(), result.mean, result.deviation]

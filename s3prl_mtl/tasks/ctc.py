@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -132,7 +133,8 @@ class TranscriptionExpert(TaskExpert):
         """Utterances with fewer frames than CTC needs, symbols that the vocabulary lacks, and a
         split without any text."""
         impossible: list[str] = []
-        unknown: dict[str, str] = {}
+        unknown: Counter[str] = Counter()
+        with_unknown: list[str] = []
         has_text = False
         utterances = zip(cuts.ids(), cuts.labels(), cuts.durations.tolist(), strict=True)
         for utterance_id, labels, seconds in utterances:
@@ -141,7 +143,9 @@ class TranscriptionExpert(TaskExpert):
             symbols.append(self.end_symbol)
             if self._frames(seconds) < frames_needed(symbols):
                 impossible.append(utterance_id)
-            unknown |= {s: utterance_id for s in symbols if s not in self.symbol_numbers}
+            lacking = [symbol for symbol in symbols if symbol not in self.symbol_numbers]
+            unknown.update(lacking)
+            with_unknown += [utterance_id] if lacking else []
         findings = []
         if not has_text:
             findings.append(
@@ -168,12 +172,12 @@ class TranscriptionExpert(TaskExpert):
                 )
             )
         if unknown:
-            listed = ", ".join(repr(symbol) for symbol in sorted(unknown)[:10])
+            listed = ", ".join(f"{symbol!r} {count}" for symbol, count in unknown.most_common(10))
             findings.append(
                 Finding(
-                    f"Split {split!r} has {len(unknown)} symbols that the vocabulary lacks: "
-                    f"{listed}. They count as errors.",
-                    where=f"utterance {next(iter(unknown.values()))}",
+                    f"{len(with_unknown)} of {len(cuts)} utterances of split {split!r} have "
+                    f"symbols that the vocabulary lacks, which count as errors: {listed} times.",
+                    where=f"utterance {with_unknown[0]}",
                     fix="Remove or replace them in the transcripts.",
                     code="label-unknown",
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,6 +74,7 @@ class StepProgress(_Shown):
             TextColumn("{task.fields[speed]}"),
             TextColumn("{task.fields[loss]}"),
             console=MESSAGES,
+            redirect_stdout=sys.stdout.isatty(),  # not of a file or a pipe
             expand=True,
             disable=not (shown and progress_is_shown()),
         )
@@ -120,6 +122,7 @@ class EvaluationProgress(_Shown):
             TextColumn("{task.fields[batches]}", table_column=Column(no_wrap=True)),
             TimeRemainingColumn(compact=True),
             console=MESSAGES,
+            redirect_stdout=sys.stdout.isatty(),  # not of a file or a pipe
             expand=True,
             transient=True,
             disable=not (shown and progress_is_shown()),
@@ -183,6 +186,7 @@ class FileProgress(_Shown):
             BarColumn(bar_width=None),
             TimeRemainingColumn(compact=True),
             console=MESSAGES,
+            redirect_stdout=sys.stdout.isatty(),  # not of a file or a pipe
             disable=not (shown and MESSAGES.is_terminal),
         )
         self._bar = self._progress.add_task(

@@ -25,10 +25,6 @@ FUNCTIONS = {
         if name.replace("-", "_") in api.__all__
     },
 }
-TERMINAL_ONLY_COMMANDS = {
-    "serve": "a process that goes on; s3prl_mtl.load predicts within the program",
-}
-
 EVERYWHERE = {
     "help": "text",
     argparse.SUPPRESS: "--version, text",
@@ -55,6 +51,7 @@ TERMINAL_ONLY = {
 PYTHON_ONLY = {
     "progress": "the terminal decides",
     "on_line": "the command prints the line",
+    "on_start": "the command prints the address",
     "lines": "for tests of single clauses",
     "overrides": "the flag is --override",
 }
@@ -77,8 +74,7 @@ def flags_of(command: str) -> set[str]:
 
 
 def test_every_command_has_a_function() -> None:
-    assert set(FUNCTIONS) | set(TERMINAL_ONLY_COMMANDS) == set(COMMANDS)
-    assert not set(FUNCTIONS) & set(TERMINAL_ONLY_COMMANDS)
+    assert set(FUNCTIONS) == set(COMMANDS)
     assert set(MODES) <= set(FUNCTIONS)
 
 

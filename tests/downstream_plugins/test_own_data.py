@@ -261,6 +261,30 @@ def test_a_run_trains_and_evaluates_on_tables(task: str, tiny_corpus: Path, tmp_
     assert main(["evaluate", "-e", str(tmp_path / "run"), "-t", f"{task}:dev"]) == 0
 
 
+def test_an_rttm_file_of_one_recording_is_that_of_one_row(tmp_path: Path):
+    write(tmp_path / "one.rttm", "SPEAKER a0 1 0.0 0.5 <NA> <NA> ann <NA> <NA>\n")
+    rows = "path,duration,rttm\n{}.wav,1.0,one.rttm\n"
+    named = RecordingTable({"train": write(tmp_path / "one.csv", rows.format("other"))})
+    assert named.utterances("train")[0].labels["segments"] == [[0, 0.0, 0.5]]
+    for first, second in (("a0", "a1"), ("a1", "a0")):
+        table = write(
+            tmp_path / f"{first}.csv", rows.format(first) + f"{second}.wav,1.0,one.rttm\n"
+        )
+        with user_error("corpus-inconsistent", where=r"one\.rttm, for"):
+            RecordingTable({"train": table}).utterances("train")
+
+
+def test_a_table_of_one_class_is_named(tmp_path: Path):
+    for name in "abc":
+        soundfile.write(tmp_path / f"{name}.wav", [0.1, -0.1] * 8_000, 16_000)
+    tables = {
+        split: write(tmp_path / f"{split}.csv", f"path,label\n{name}.wav,go\n")
+        for split, name in zip(("train", "dev", "test"), "abc", strict=True)
+    }
+    report = check_corpus("er", manifest={"er": tables}, cache_dir=tmp_path / "cache")
+    assert [f.where for f in report.findings if f.code == "corpus-incomplete"] == ["class go"]
+
+
 def test_a_class_that_training_lacks_is_named_with_its_line(tmp_path: Path):
     for name in "abc":
         soundfile.write(tmp_path / f"{name}.wav", [0.1, -0.1] * 8_000, 16_000)

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import warnings
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 from s3prl_mtl.tracking import console as consoles
 from s3prl_mtl.tracking import progress
 from s3prl_mtl.tracking.console import TerminalHandler, show_message
-from s3prl_mtl.tracking.progress import EvaluationProgress, StepProgress
+from s3prl_mtl.tracking.progress import EvaluationProgress, FileProgress, StepProgress
 
 NINE = dict.fromkeys(["asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd"], 12.3456)
 PATH = "/scratch/corpora/" + "a-long-folder/" * 8 + "file.wav"
@@ -100,3 +101,15 @@ def test_the_log_on_a_terminal_wraps_between_words(terminal: Console):
     handler.handle(logging.makeLogRecord({"msg": f"Resuming {PATH} [now].", "levelno": 20}))
     lines = shown(terminal)
     assert any(PATH in line for line in lines) and "[now]." in lines[-1]
+
+
+def test_what_goes_to_a_file_is_not_taken_by_the_bar(
+    terminal: Console, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`predict RUN FILES > out.jsonl` in a terminal."""
+    (tmp_path / "a.wav").write_bytes(b"audio")
+    with FileProgress([tmp_path / "a.wav"], 0) as files, StepProgress(0, 3):
+        print('{"file": "a.wav"}')
+        files.advance(1)
+    assert capsys.readouterr().out == '{"file": "a.wav"}\n'
+    assert not any("a.wav" in line for line in shown(terminal))

@@ -167,4 +167,6 @@ def _remedy(error: BaseException, ckpt: str | None, model_config: Mapping[str, A
         return "Give its config file with -g."
     if isinstance(error, OSError):
         return "Download its checkpoint where there is a network, or give a local one with -k."
+    if isinstance(error, KeyError) and model_config is not None:
+        return "Its config file (-g) lacks this setting; s3prl's package has examples."
     return "Install the packages it needs, or choose another upstream."

@@ -64,7 +64,7 @@ def test_confident_transcripts_are_added_and_the_others_counted(libri: Path) -> 
     assert texts(corpus) == {"19-198-0000.flac": "THE CAT", "0.wav": "A DOG RAN", "1.wav": "HOME"}
     assert texts(corpus, "dev-clean") == {"84-121-0000.flac": "THE CAT"}
     (note,) = corpus.notes()
-    assert note.startswith(f"asr: 2 pseudo-labelled utterances of {path}")
+    assert note.startswith(f"2 pseudo-labelled utterances of {path}")
     for count in ("1 below the confidence 0.9", "1 without words", "1 with an error",
                   "2 already transcribed"):  # fmt: skip
         assert count in note
