@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import re
 import signal
 import threading
 import types
@@ -80,24 +79,14 @@ def _check_types(function: Callable[..., Any], arguments: Mapping[str, Any]) -> 
             raise UserError(
                 f"{name}={value!r} is of the type {type(value).__name__}.",
                 where=f"{function.__name__}()",
-                fix=f"Its type is {_written_out(written[name])}.",
+                fix=f"Its type is {_shown(hints[name])}.",
                 code="wrong-type",
             )
 
 
-WRITTEN_OUT = {
-    "Manifest": "Mapping[str, Mapping[str, PathLike]] | str",
-    "Override": "str | Mapping[str, Any]",
-    "Words": "str | Sequence[str]",
-    "PathLike": "str | os.PathLike[str]",
-}
-"""Aliases in annotations, as users know them."""
-
-
-def _written_out(annotation: str) -> str:
-    for alias, meaning in WRITTEN_OUT.items():
-        annotation = re.sub(rf"(?<![\w.]){alias}\b", meaning, annotation)
-    return annotation
+def _shown(hint: Any) -> str:
+    """A type as users know it, without the names of aliases and of modules."""
+    return inspect.formatannotation(hint).replace("collections.abc.", "")
 
 
 def _alternatives(hint: Any) -> Iterator[Any]:

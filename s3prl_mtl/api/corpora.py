@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from s3prl_mtl.api.run_inputs import (
 )
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import load_task
-from s3prl_mtl.tracking.console import MESSAGES, progress_is_shown, showing_progress
+from s3prl_mtl.tracking.console import progress_is_shown, showing_progress
 
 if TYPE_CHECKING:
     from s3prl_mtl.config import RunConfig
@@ -38,13 +37,9 @@ _FRAME_SAMPLES = 320
 @contextmanager
 def progress_bars() -> Iterator[Show]:
     """Bars on standard error, a line for each name, if progress is shown."""
-    from rich.progress import Progress
+    from s3prl_mtl.tracking.progress import MessageBars
 
-    with Progress(
-        console=MESSAGES,
-        redirect_stdout=sys.stdout.isatty(),  # not of a file or a pipe
-        disable=not progress_is_shown(),
-    ) as shown:
+    with MessageBars(shown=progress_is_shown()) as shown:
         bars: dict[str, Any] = {}
 
         def show(name: str, done: int, total: int | None) -> None:

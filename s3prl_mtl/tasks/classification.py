@@ -69,7 +69,9 @@ class ClassificationExpert(TaskExpert):
                 self.target(labels)
             except UserError as error:
                 utterances = self.corpus.utterances(split)
-                first = next(one for one in utterances if dict(one.labels) == labels)
+                first = next((one for one in utterances if dict(one.labels) == labels), None)
+                if first is None:
+                    raise
                 raise UserError(
                     error.what,
                     where=f"{first.source or first.path}; {error.where}",

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.columns import Columns
 from rich.console import RenderableType
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from s3prl_mtl.tracking.console import MESSAGES, progress_is_shown
@@ -33,6 +33,23 @@ def total_loss(losses: Mapping[str, float]) -> float:
     """The sum of the losses of the tasks that are finite; NaN if none is."""
     finite = [loss for loss in losses.values() if math.isfinite(loss)]
     return math.fsum(finite) if finite else math.nan
+
+
+class MessageBars(Progress):
+    """Bars on the terminal of messages. A file or pipe that is the standard output gets its lines.
+
+    Args:
+        columns: of each bar; by default those of rich.
+        shown: whether there is anything to see.
+        options: of rich's `Progress`.
+    """
+
+    def __init__(self, *columns: str | ProgressColumn, shown: bool, **options: Any) -> None:
+        # Lines on the same terminal would break the bars: rich prints them above.
+        above = sys.stdout.isatty()
+        super().__init__(
+            *columns, console=MESSAGES, redirect_stdout=above, disable=not shown, **options
+        )
 
 
 class _Shown:
@@ -73,10 +90,8 @@ class StepProgress(_Shown):
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[speed]}"),
             TextColumn("{task.fields[loss]}"),
-            console=MESSAGES,
-            redirect_stdout=sys.stdout.isatty(),  # not of a file or a pipe
             expand=True,
-            disable=not (shown and progress_is_shown()),
+            shown=shown and progress_is_shown(),
         )
         self._bar = self._progress.add_task("train", completed=done, total=total, speed="", loss="")
         self._audio: deque[tuple[float, float]] = deque(maxlen=RATE_STEPS + 1)
@@ -116,16 +131,14 @@ class EvaluationProgress(_Shown):
     """
 
     def __init__(self, shown: bool = True) -> None:
-        self._progress = Progress(
+        self._progress = MessageBars(
             TextColumn("{task.description}", table_column=Column(no_wrap=True)),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[batches]}", table_column=Column(no_wrap=True)),
             TimeRemainingColumn(compact=True),
-            console=MESSAGES,
-            redirect_stdout=sys.stdout.isatty(),  # not of a file or a pipe
             expand=True,
             transient=True,
-            disable=not (shown and progress_is_shown()),
+            shown=shown and progress_is_shown(),
         )
         self._bar = self._progress.add_task("", total=None, batches="")
         self._total: int | None = None
@@ -148,7 +161,7 @@ class EvaluationProgress(_Shown):
         self._progress.update(self._bar, completed=done, batches=shown)
 
 
-class _LineAndLosses(Progress):
+class _LineAndLosses(MessageBars):
     """A progress bar with a table of losses below, in as many columns as fit."""
 
     losses: list[str]
@@ -181,13 +194,11 @@ class FileProgress(_Shown):
         self._before = self._bytes = sum(self._sizes[:done])
         self._shown = shown
         self._logged_at = self._started_at
-        self._progress = Progress(
+        self._progress = MessageBars(
             TextColumn("{task.fields[files]} files"),
             BarColumn(bar_width=None),
             TimeRemainingColumn(compact=True),
-            console=MESSAGES,
-            redirect_stdout=sys.stdout.isatty(),  # not of a file or a pipe
-            disable=not (shown and MESSAGES.is_terminal),
+            shown=shown and MESSAGES.is_terminal,
         )
         self._bar = self._progress.add_task(
             "files", completed=self._bytes, total=sum(self._sizes), files=self._files()
