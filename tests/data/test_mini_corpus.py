@@ -16,6 +16,8 @@ import pytest
 import soundfile
 
 from s3prl_mtl.data.mini_corpus import make_corpus
+from s3prl_mtl.data.mini_corpus.espeak import ESPEAK_RATE
+from s3prl_mtl.data.mini_corpus.rendering import scaled_tract
 from tests.mistakes import user_error
 
 # The 71 symbols that SUPERB's phone recognition knows, less SIL and SPN.
@@ -105,6 +107,16 @@ def test_speech_is_louder_than_the_noise(corpus: Path) -> None:
         frames = waveform[: len(waveform) // 400 * 400].reshape(-1, 400)
         loudness = np.sort(10 * np.log10(np.mean(frames**2, axis=1)))
         assert loudness[-len(loudness) // 10] - loudness[0] > 12, path
+
+
+@pytest.mark.parametrize("scale", [0.9, 0.9524, 0.97, 0.9977, 1.0, 1.02, 1.1])
+def test_a_scaled_vocal_tract_scales_frequencies_and_keeps_their_level(scale: float) -> None:
+    hertz = 3000.0
+    tone = np.sin(2 * np.pi * hertz * np.arange(ESPEAK_RATE) / ESPEAK_RATE)
+    scaled = scaled_tract(tone, scale)
+    spectrum = np.abs(np.fft.rfft(scaled * np.hanning(len(scaled))))
+    assert np.argmax(spectrum) * 16_000 / len(scaled) == pytest.approx(hertz * scale, rel=1e-2)
+    assert np.sqrt(np.mean(scaled**2)) == pytest.approx(np.sqrt(0.5), rel=0.02)
 
 
 def test_librispeech_transcripts_match_the_audio(corpus: Path) -> None:
@@ -207,10 +219,10 @@ def test_voxceleb_lists_name_the_audio(corpus: Path) -> None:
     assert tested.isdisjoint(path.split("/")[0] for path in folders["dev"])
 
 
-def test_voxceleb_trials_are_right_and_of_test_speakers(corpus: Path) -> None:
+def test_voxceleb_trials_are_right_and_of_the_speakers_of_their_part(corpus: Path) -> None:
     root = corpus / "VoxCeleb1"
-    files = audio_files(root / "test" / "wav")
-    for name in ("veri_test.txt", "veri_test2.txt"):
+    for name in ("veri_test.txt", "veri_test2.txt", "veri_dev.txt"):
+        files = audio_files(root / ("dev" if name == "veri_dev.txt" else "test") / "wav")
         trials = [line.split() for line in lines(root / name)]
         assert len(trials) == len({tuple(trial) for trial in trials})
         labels = Counter(label for label, _, _ in trials)

@@ -41,7 +41,7 @@ LAYOUTS = (
 )
 IDENTITY_FILE = "mini_corpus.json"
 Identity = dict[str, str | int]
-VERSION = 2  # increment when the same size and seed give other bytes
+VERSION = 3  # increment when the same size and seed give other bytes
 _CHUNK = 8
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,7 +50,10 @@ def render(root: Path, seed: int, recording: Recording) -> Rendered:
 
     path = root / recording.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, waveform, SAMPLE_RATE, subtype="PCM_16")
+    # Through memory: soundfile waits for the disk after each file that it writes itself.
+    content = io.BytesIO()
+    soundfile.write(content, waveform, SAMPLE_RATE, format=path.suffix[1:], subtype="PCM_16")
+    path.write_bytes(content.getvalue())
     spans = tuple(
         ((offset + position) / SAMPLE_RATE, (offset + position + len(speech)) / SAMPLE_RATE)
         for position, speech in placed
@@ -72,7 +77,7 @@ def _speak(phrase: Phrase, rng: np.random.Generator) -> np.ndarray:
         pitch=np.clip(speaker.pitch + prosody.pitch + rng.uniform(-3, 3), 0, 99),
         pitch_range=np.clip(speaker.pitch_range * prosody.pitch_range, 0, 99),
     )
-    speech = _trimmed(_scaled_tract(speech, speaker.tract_scale))
+    speech = _trimmed(scaled_tract(speech, speaker.tract_scale))
     for hertz, gain_db in speaker.resonances:
         speech = sosfilt(_peak_filter(hertz, gain_db), speech)
     if prosody.tilt_db:
@@ -82,9 +87,11 @@ def _speak(phrase: Phrase, rng: np.random.Generator) -> np.ndarray:
     return _limited(speech)
 
 
-def _scaled_tract(speech: np.ndarray, scale: float) -> np.ndarray:
+def scaled_tract(speech: np.ndarray, scale: float) -> np.ndarray:
     """Resample to 16 kHz as if the sample rate had been `scale` times as high."""
-    up, down = 320, round(ESPEAK_RATE * 320 / SAMPLE_RATE * scale)
+    # In lowest terms, as resample_poly takes it: the filter is designed for these factors.
+    ratio = Fraction(320, round(ESPEAK_RATE * 320 / SAMPLE_RATE * scale))
+    up, down = ratio.numerator, ratio.denominator
     return resample_poly(speech, up, down, window=_low_pass(up, down))
 
 

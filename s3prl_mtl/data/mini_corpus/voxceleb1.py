@@ -5,6 +5,7 @@ VoxCeleb1/
   test/wav/<speaker>/<video>/<n>.wav        id10270, ... (at most id10309)
   iden_split.txt                            <1 train | 2 dev | 3 test> <speaker>/<video>/<n>.wav
   veri_test.txt  veri_test2.txt             <1 same | 0 other> <wav> <wav>, test speakers only
+  veri_dev.txt                              the same of development speakers (not in the original)
 """
 
 from __future__ import annotations
@@ -92,12 +93,16 @@ def plan(size: str, seed: int) -> Plan:
         if recording.path.startswith(f"{ROOT}/test/")
     ]
     trials = draw_trials(test_clips, amounts.trials, rng)
+    # Of the videos that identification holds out: an evaluation reads few utterances.
+    dev_clips = [name for code, name in map(str.split, codes) if code != "1"]
+    dev_trials = draw_trials(sorted(set(dev_clips) - set(test_clips)), amounts.trials, rng)
 
     def write_side_files(root: Path, _renderings: Renderings) -> None:
         write_lines(root / ROOT / "iden_split.txt", codes)
         # In the original, veri_test2 is veri_test without a few wrong trials.
         write_lines(root / ROOT / "veri_test.txt", trials)
         write_lines(root / ROOT / "veri_test2.txt", trials)
+        write_lines(root / ROOT / "veri_dev.txt", dev_trials)
 
     return Plan(recordings, write_side_files)
 
