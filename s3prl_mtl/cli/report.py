@@ -59,11 +59,13 @@ def show_report(report: Report, primary: str | None = None) -> None:
         report: of a study, or of the paper's numbers.
         primary: print the auxiliary tasks of this one.
     """
-    from s3prl_mtl.study.tables import missing_lines, missing_runs, terminal_table
+    from s3prl_mtl.study.tables import legend, missing_lines, missing_runs, terminal_table
 
     results = report.results
     assert results is not None
     OUTPUT.print(terminal_table(results))
+    for line in legend(results, means_only=True):
+        OUTPUT.print(line, markup=False, highlight=False)
     if results.missing:
         OUTPUT.print(f"{missing_runs(results)}:")
         lines = missing_lines(results)

@@ -23,14 +23,20 @@ def heading(column: Column) -> str:
     return f"{column.metric.title}{ARROWS.get(column.metric.better, '')}"
 
 
-def legend(results: Results) -> list[str]:
-    """Sentences on how to read the table, and what its numbers depend on."""
+def legend(results: Results, means_only: bool = False) -> list[str]:
+    """Sentences on how to read the table, and what its numbers depend on.
+
+    Args:
+        results: of the table.
+        means_only: the table has no deviations and no numbers of the paper.
+    """
     lines = ["Bold: better than (b-1); underlined: worse, by the means. Fractions are in percent."]
     if len(results.seeds) > 1:
-        lines.append(f"Mean ± standard deviation over {len(results.seeds)} seeds.")
+        shown = "Mean" if means_only else "Mean ± standard deviation"
+        lines.append(f"{shown} over {len(results.seeds)} seeds.")
     if any(fewer_seeds(results, *place) for place in results.cells):
         lines.append("Marks compare means over different seeds where a number has fewer of them.")
-    if any(cell.published is not None for cell in results.cells.values()):
+    if not means_only and any(cell.published is not None for cell in results.cells.values()):
         lines.append("In brackets: the paper's number (HuBERT Base, the full corpora).")
     splits = {c.title: c.split for c in results.columns if c.split not in ("", "test")}
     if splits:

@@ -23,6 +23,7 @@ from s3prl_mtl.study.reports import STYLES
 from s3prl_mtl.study.result_sections import ranking_rows
 from s3prl_mtl.study.results import Row
 from s3prl_mtl.study.study_results import read_study
+from s3prl_mtl.study.tables import legend
 from s3prl_mtl.tracking.recorder import Recorder, Report
 from s3prl_mtl.training.run_dir import mark_finished, unmark_finished
 from tests.mistakes import user_error
@@ -72,6 +73,14 @@ def test_a_cell_is_the_mean_over_the_seeds_with_its_standard_deviation(study: Pa
     assert float(cell["standard_deviation"]) == pytest.approx(statistics.stdev(NOISE))
     assert cell["seeds"] == "3" and cell["mark"] == "worse"
     assert cells(study)["(b-2)", "ks", "er"]["mark"] == "better"
+
+
+def test_the_terminal_says_how_to_read_the_table(study: Path, capsys) -> None:
+    assert main(["report", str(study)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    lines = legend(read_study(study).results, means_only=True)
+    assert sum(f"{len(SEEDS)} seeds" in line for line in lines) == 1
+    assert all(line in shown for line in lines)
 
 
 def test_the_papers_number_stands_beside_the_frozen_encoders(study: Path) -> None:
