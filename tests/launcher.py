@@ -142,6 +142,9 @@ def until(
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds:g} s:\n{story()}"
+        # The only sleep of the tests, and no result depends on its length. The conditions are about
+        # processes that do not report to us (frozen, killed, of an agent in between) and files and
+        # stores that they write: no pipe or event tells when one becomes true.
         time.sleep(0.02)
 
 

@@ -100,6 +100,11 @@ def test_the_package_has_the_listed_subpackages_only() -> None:
     assert found == files | set(LAYER_OF) - {"errors"}
 
 
+def test_every_subpackage_has_a_folder_of_tests() -> None:
+    tested = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert set(LAYER_OF) - {"errors"} <= tested
+
+
 @pytest.mark.parametrize("subpackage", sorted(set(LAYER_OF) - {"errors"}))
 def test_a_subpackage_imports_only_from_lower_layers(subpackage: str) -> None:
     below = {other for other in LAYER_OF if LAYER_OF[other] > LAYER_OF[subpackage]}

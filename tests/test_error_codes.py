@@ -19,6 +19,13 @@ SOURCES = sorted(
     for path in (ROOT / folder).rglob("*.py")
 )
 TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py") if "fixtures" not in path.parts)
+TEXT = re.compile(
+    r"\.(what|where|fix|err|stderr|getMessage)\b|caplog\.(text|messages)"
+    r"|str\([^()]*(error|\.value)\)|\bproblems?\b"
+)
+"""Code that gives the text of an error, a warning, a finding or a problem of a corpus."""
+PHRASE = re.compile(r"(?<![\w.'-])[a-z]+( [a-z]+){2,}")
+"""Three lower-case words: a piece of a sentence, not a name."""
 
 
 def relative(path: Path) -> str:
@@ -71,3 +78,14 @@ def test_no_test_matches_the_text_of_an_error(path: Path) -> None:
         }
         if named & set(ERRORS):
             assert not any(keyword.arg == "match" for keyword in call.keywords), call.lineno
+
+
+@pytest.mark.parametrize("path", TESTS, ids=relative)
+def test_no_test_asserts_a_phrase_of_a_message(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    checked = [node.test for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    checked = [test for test in checked if TEXT.search(ast.unparse(test))]
+    checked += [keyword.value for call in calls(path, "user_error") for keyword in call.keywords]
+    for node in (node for test in checked for node in ast.walk(test)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not PHRASE.search(node.value), f"line {node.lineno}: {node.value!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -66,7 +67,7 @@ def test_a_best_checkpoint_has_no_training_state() -> None:
 def test_an_absent_part_is_named(key: str) -> None:
     state = content()
     del state[key]
-    with user_error("checkpoint-incomplete", where=rf"^{key} of a file"):
+    with user_error("checkpoint-incomplete", where=rf"^{key}\b.*\ba file\b"):
         RunCheckpoint.from_dict(state, "a file")
 
 
@@ -74,7 +75,7 @@ def test_an_absent_part_is_named(key: str) -> None:
 def test_an_absent_part_of_a_task_is_named(key: str) -> None:
     state = content()
     del state["Tasks"]["ks"][key]
-    with user_error("checkpoint-incomplete", where=rf"^{key} of task ks in a file"):
+    with user_error("checkpoint-incomplete", where=rf"^{key}\b.*\bks\b.*\ba file\b"):
         RunCheckpoint.from_dict(state, "a file")
 
 
@@ -128,17 +129,17 @@ def test_the_first_names_of_each_kind_are_shown_and_the_others_counted() -> None
     with user_error("checkpoint-mismatch", where="^-i$") as caught:
         load_strictly(module, weights, "the head", "-i")
     for shown in (
-        ": 1.weight, 1.bias, 2.weight and 55 more;",
-        ": other.0, other.1, other.2 and 2 more;",
-        ": 0.weight of shape (3, 2) instead of (2, 2).",
+        r" 1\.weight, 1\.bias, 2\.weight\b[^;,.]*\b55\b",
+        r" other\.0, other\.1, other\.2\b[^;,.]*\b2\b",
+        r" 0\.weight\b[^;]*\(3, 2\)[^;]*\(2, 2\)",
     ):
-        assert shown in caught.value.what
+        assert re.search(shown, caught.value.what)
 
 
 def test_a_value_of_another_type_is_named() -> None:
     with user_error("checkpoint-mismatch") as caught:
         load_strictly(nn.Linear(2, 2), {"weight": torch.zeros(2, 2), "bias": 5}, "it", "-i")
-    assert "bias of shape int instead of (2,)" in caught.value.what
+    assert re.search(r"\bbias\b.*\bint\b.*\(2,\)", caught.value.what)
 
 
 def test_s3prls_prefix_is_kept_if_names_would_collide() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -106,8 +107,8 @@ def test_missing_speakers_and_classes_are_counted_too(make, report):
     corpus = make()
     corpus.published = {"train": Official(4, speakers=3, classes=2), "dev": Official(2, classes=5)}
     train, dev = report(corpus).findings
-    assert "2 of 3 speakers" in train.what and "utterances" not in train.what
-    assert "2 of 5 classes" in dev.what
+    counted = [re.findall(r"\d+ of \d+ \w+", finding.what) for finding in (train, dev)]
+    assert counted == [["2 of 3 speakers"], ["2 of 5 classes"]]
 
 
 def test_a_split_that_is_a_copy_of_train_is_an_error(make, report):

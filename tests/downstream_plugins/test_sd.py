@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from downstream_plugins.sd import SpeakerDiarization
+from downstream_plugins.sd import (
+    DEFAULT_MEDIAN_FILTER,
+    DEFAULT_THRESHOLD,
+    SpeakerDiarization,
+)
 from downstream_plugins.sd.corpus import Libri2Mix
 from tests.mistakes import user_error
 
@@ -73,7 +77,9 @@ def test_without_dev_the_decision_is_the_default_and_this_is_logged(
     expert = build(tmp_path)
     with caplog.at_level(logging.WARNING):
         values = expert.measure("test", {"decisions": RIGHT, "recordings": [recording()]})
-    assert "no threshold was chosen on dev" in caplog.text
+    (record,) = caplog.records
+    default = (DEFAULT_THRESHOLD, DEFAULT_MEDIAN_FILTER)
+    assert (record.name, record.args) == ("downstream_plugins.sd", ("test", *default))
     assert expert.decision == {}
     # The median of 11 frames sees silence beyond both ends, and so loses nothing but edges.
     assert values["der"] <= 0.05

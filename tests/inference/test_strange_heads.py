@@ -18,6 +18,7 @@ import torch
 import s3prl_mtl
 from s3prl_mtl.cli.main import main
 from s3prl_mtl.config import build_config
+from s3prl_mtl.errors import nearest
 from s3prl_mtl.registry.plugins import load_task
 from s3prl_mtl.training.runner import MultiTaskRunner
 from tests.mistakes import user_error
@@ -135,7 +136,7 @@ def test_a_head_that_fails_is_named_and_affects_one_file_only(
 ):
     trained = s3prl_mtl.load(run, ["moody", "ks"], device="cpu")
     monkeypatch.setattr(sys.modules["guest_tasks"].Moody, "says", staticmethod(says))
-    with user_error("expert-failed", where="'moody' of package guest-tasks") as caught:
+    with user_error("expert-failed", where="'moody'.*guest-tasks") as caught:
         trained.predict([files[1]])
     assert re.search(reason, caught.value.what)
     assert trained.predict([files[1]], ["ks"])[0]["ks"]["class"]
@@ -211,10 +212,11 @@ def test_a_head_without_segments_writes_no_rttm(
 
 def test_a_task_of_another_package_is_not_mistaken_for_a_misspelling(run: Path, files: list[Path]):
     trained = s3prl_mtl.load(run, ["ks"], device="cpu")
+    suggestion, _, _ = nearest("ks", ["ks"]).partition("'ks'")
     for call in (
         lambda: trained.predict(files[:1], ["foo:ks"]),
         lambda: s3prl_mtl.load(run, ["foo:ks"], device="cpu"),
     ):
-        with user_error("unknown-name", fix="ks of package s3prl-mtl") as caught:
+        with user_error("unknown-name", fix=r"\bks\b.*\bs3prl-mtl\b") as caught:
             call()
-        assert "did you mean" not in str(caught.value)
+        assert suggestion and suggestion not in str(caught.value)

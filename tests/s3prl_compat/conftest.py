@@ -37,7 +37,7 @@ class DownstreamExpert(nn.Module):
         return nn.functional.cross_entropy(logits, torch.tensor(labels, device=logits.device))
 
     def log_records(self, split, records, logger, global_step, **kwargs):
-        print(split, "is measured")
+        print("measured:", split)
         logger.add_audio("tone", None, global_step=global_step, sample_rate=16000)
         seen = sum(records[name].shape == (2,) for name in records["names"])
         logger.add_scalar(f"tones/{split}-seen", seen, global_step=global_step)

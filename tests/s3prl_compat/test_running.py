@@ -41,7 +41,7 @@ def test_records_that_are_not_lists_reach_log_records_unchanged(tones, tmp_path,
     with caplog.at_level(logging.INFO):
         runner.train()
     assert read_results(tmp_path / "run")["s3prl:tones"]["dev"] == {"seen": 5.0}
-    assert "dev is measured" in [record.getMessage() for record in caplog.records]
+    assert "measured: dev" in [record.getMessage() for record in caplog.records]
 
 
 def test_settings_that_an_expert_removes_are_restored_for_the_next_loader(tones, tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import os
+import re
 import shutil
 import statistics
 from collections.abc import Iterator
@@ -20,12 +22,13 @@ from s3prl_mtl.study.figures import LINES
 from s3prl_mtl.study.record import Record, lock, read_record, write_record
 from s3prl_mtl.study.relations import chance, effects, expected_by_chance, relations
 from s3prl_mtl.study.reports import STYLES
-from s3prl_mtl.study.result_sections import ranking_rows
+from s3prl_mtl.study.result_sections import EXCEEDS, ranking_rows, spread_remark
 from s3prl_mtl.study.results import Row
 from s3prl_mtl.study.study_results import read_study
 from s3prl_mtl.study.tables import legend
 from s3prl_mtl.tracking.recorder import Recorder, Report
 from s3prl_mtl.training.run_dir import mark_finished, unmark_finished
+from s3prl_mtl.training.run_record import RunRecord
 from tests.mistakes import user_error
 from tests.study.studies import write_run, write_study
 
@@ -143,7 +146,8 @@ def test_missing_and_unfinished_runs_are_named_and_leave_their_cells_empty(
     folder = write_study(tmp_path / "study", TASKS, SEEDS, kept)
     write_run(folder / "c/seed0/ks", {"ks": 0.5}, steps=10)
     results = read_study(folder).results
-    assert results.missing["c/seed0/ks"] == "waiting (not finished, at step 10 of 20)"
+    unfinished = results.missing["c/seed0/ks"]
+    assert unfinished.startswith("waiting") and re.findall(r"\d+", unfinished) == ["10", "20"]
     assert {name for name in results.missing if name.startswith("b2")} == {
         "b2/seed1/without-er",
         "b2/seed2/without-er",
@@ -154,12 +158,32 @@ def test_missing_and_unfinished_runs_are_named_and_leave_their_cells_empty(
     # Without a second seed the spread is unknown.
     assert {effect.helper: effect.clear for effect in effects(results)} == {"ks": False, "er": None}
     assert main(["report", str(folder), "--primary", "ks"]) == 0
-    assert "helps, unknown spread" in capsys.readouterr().out
+    (ranked,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  ER "))
+    assert "helps" in ranked and EXCEEDS[None] in ranked
+    remark = spread_remark(effects(results))
     page = (folder / "report.html").read_text()
-    assert "The spread of 1 more is unknown" in page and ">unknown</td>" in page
-    assert "different seeds" in page and "Dotted" in page and "question mark" in page
+    assert remark in page and f">{EXCEEDS[None]}</td>" in page
     for name in ("table.md", "report.html"):
         assert all(missing in (folder / name).read_text() for missing in results.missing)
+    # A study without gaps does not need the words on unknown spreads and different seeds.
+    complete = write_study(tmp_path / "complete", TASKS, SEEDS, VALUES)
+    assert main(["report", str(complete)]) == 0
+    found = read_study(complete).results
+    (added,) = set(legend(results)) - set(legend(found))
+    assert html.escape(added) in page
+    *_, unknown = re.findall(r"\d+", remark)
+    assert unknown == "1" and remark.count(".") == spread_remark(effects(found)).count(".") + 1
+    for more, fewer in zip(captions(folder), captions(complete), strict=True):
+        assert more.count(".") == fewer.count(".") + 1
+
+
+def captions(folder: Path) -> list[str]:
+    """Of the three figures on the relations of tasks."""
+    text = (folder / "report.html").read_text()
+    relations_of_tasks = text[text.index('<section id="relations"') :].partition("</section>")[0]
+    found = re.findall(r"<figcaption>(.*?)</figcaption>", relations_of_tasks, re.DOTALL)
+    assert len(found) == 3
+    return found
 
 
 def test_runs_that_do_not_count_are_named_with_their_state(study: Path) -> None:
@@ -167,7 +191,8 @@ def test_runs_that_do_not_count_are_named_with_their_state(study: Path) -> None:
     mark_finished(study / "a/seed0/ks", 20)
     failed = study / "c/seed1/ks"
     unmark_finished(failed)
-    write_record(replace(read_record(failed) or Record({}), failure="The corpus is empty."), failed)
+    failure = "The corpus is empty."
+    write_record(replace(read_record(failed) or Record({}), failure=failure), failed)
     shutil.rmtree(study / "c/seed2/ks")  # only begun
     held = lock(study / "c/seed2/ks")
     try:
@@ -176,7 +201,7 @@ def test_runs_that_do_not_count_are_named_with_their_state(study: Path) -> None:
         os.close(held or 0)
     outdated = {"b1/seed0", "b2/seed0/without-er", "c/seed0/er"}
     assert set(missing) == outdated | {"c/seed1/ks", "c/seed2/ks"}
-    assert "again" in missing["b1/seed0"] and "The corpus is empty." in missing["c/seed1/ks"]
+    assert "again" in missing["b1/seed0"] and failure in missing["c/seed1/ks"]
     assert missing["c/seed2/ks"] == "running"
     (column, *_) = read_study(study).results.columns
     assert 0 not in read_study(study).results.cell(Row("b1"), column).values
@@ -324,11 +349,10 @@ def test_an_unfinished_run_has_a_report_that_says_so(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a & <b>", {"ks": 0.9}, steps=10)
     assert main(["report", str(run)]) == 0
     text = (run / "report.html").read_text()
-    assert (
-        "Not finished, at step 10 of 20" in text
-        and "a &amp; &lt;b&gt;" in text
-        and "<b>" not in text
-    )
+    problem = RunRecord(run).problem
+    assert problem is not None and problem[1:] in text
+    assert re.findall(r"\d+", problem) == ["10", "20"]
+    assert "a &amp; &lt;b&gt;" in text and "<b>" not in text
     assert "training-curves" in [
         section["id"] for section in Page(run / "report.html").all("section")
     ]

@@ -31,6 +31,8 @@ from s3prl_mtl.tracking.trackers import (
 from tests.launcher import until
 from tests.mistakes import user_error
 
+NO_ROUTE = "no route to host"
+
 CONFIG = {"seed": 3, "runner": {"total_steps": 4}, "balancer": {"name": "sum"}}
 
 
@@ -238,7 +240,7 @@ class Unwilling(Tracker):
     """Raises an error of its own at the start."""
 
     def __init__(self, run: TrackedRun) -> None:
-        raise ConnectionError("no route to host")
+        raise ConnectionError(NO_ROUTE)
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -258,7 +260,7 @@ class Broken(Tracker):
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         if step > 1:
-            raise ConnectionError("no route to host")
+            raise ConnectionError(NO_ROUTE)
 
     def finish(self, failed: bool) -> None:
         raise AssertionError("it was left out before")
@@ -274,7 +276,7 @@ def test_a_tracker_that_fails_is_left_out_with_one_warning(
         for step in range(1, 5):
             recorder.record("ks", "train", "loss", 1.0, step)
     (warning,) = caplog.records
-    assert "broken" in warning.getMessage() and "no route to host" in warning.getMessage()
+    assert "broken" in warning.getMessage() and NO_ROUTE in warning.getMessage()
     assert [entry["step"] for entry in read_metrics(tmp_path)] == [1, 2, 3, 4]
 
 

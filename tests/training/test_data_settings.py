@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from tests.comparison import assert_same
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_updates import make_config, weights_of
 from tests.mistakes import user_error
+from tests.training_summaries import summaries
 
 TASKS = ["ks", "er", "ic"]
 
@@ -251,11 +253,15 @@ def test_the_log_says_how_the_data_differ(make: Any, noise: Path, tmp_path: Path
     caplog.set_level(logging.INFO)
     plain = {"runner__total_steps": 1, "runner__test_last": False}
     MultiTaskRunner(make(**plain), tmp_path / "plain").train()
-    assert "share of the training" not in caplog.text and "waveforms" not in caplog.text
+    (as_it_is,) = summaries(caplog)
+    caplog.clear()
     settings = {"runner__sampling": "every:3", "ks__fraction": 0.25, "perturb__noise": str(noise)}
     MultiTaskRunner(make(**plain, **settings), tmp_path / "other").train()
-    for part in ("every:3", "0.25 of ks", f"{noise} at 5 to 20 dB"):
-        assert part in caplog.text
+    (changed,) = summaries(caplog)
+    # Nothing else is added, and nothing of it is said of the plain run.
+    sampling, share, noisy = changed[len(as_it_is) :]
+    assert "every:3" in sampling and re.search(r"\b0\.25\b.*\bks\b", share)
+    assert re.search(rf"{re.escape(str(noise))}\b.*\b5\b.*\b20 dB", noisy)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import pytest
 import torch
@@ -149,7 +150,7 @@ def test_every_further_division_is_logged(caplog: pytest.LogCaptureFixture):
 def test_an_utterance_that_does_not_fit_ends_the_run():
     with user_error("out-of-memory", where="step 1") as caught:
         Memory(limit=0).attempts()
-    assert "1 utterances" in str(caught.value)
+    assert re.findall(r"\d+", caught.value.what) == ["1"]
 
 
 def test_a_step_is_divided_until_no_pass_is_longer_than_the_limit():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def test_an_encoder_of_fairseq_is_refused_with_file_and_parameter(
     write_fairseq_checkpoint(path, model)
     with user_error("non-finite", where=r"broken\.pt") as caught:
         load_upstream("hubert", path)
-    assert f"1 of {weight.numel()} values of {name}" in caught.value.what
+    assert re.search(rf"\b1\b.*\b{weight.numel()}\b", caught.value.what)
+    assert name in caught.value.what
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -69,8 +71,9 @@ def test_a_state_of_the_optimizer_that_is_nan_is_refused(config: dict[str, Any],
     state = next(iter(runner.training_step.optimizer.state.values()))
     state["exp_avg"].view(-1)[0] = math.nan
     path = runner.save()
-    with user_error("non-finite", where=path.name, fix="before the training failed"):
+    with user_error("non-finite", where=path.name) as caught:
         checkpoints.load(path)
+    assert "exp_avg" in caught.value.what and caught.value.fix
 
 
 def test_a_total_of_losses_that_are_all_nan_is_nan():
@@ -90,7 +93,7 @@ def test_a_head_of_s3prl_is_refused(value: float, config: dict[str, Any], tmp_pa
         torch.save({"Downstream": head}, file)
     with user_error("non-finite", where=r"hubert_tiny_asr\.ckpt") as caught:
         MultiTaskRunner({**config, "init_ckpt": str(tmp_path / "heads")}, tmp_path / "run")
-    assert "projector.bias of the head of asr" in caught.value.what
+    assert re.search(r"\bprojector\.bias\b.*\basr\b", caught.value.what)
 
 
 @pytest.mark.parametrize("task", ["ks", "asr"])

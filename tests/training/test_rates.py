@@ -19,6 +19,7 @@ from s3prl_mtl.upstreams import Hubert
 from s3prl_mtl.upstreams.hubert.tiny import TINY_WEIGHTS
 from tests.comparison import assert_same
 from tests.mistakes import user_error
+from tests.training_summaries import summaries
 
 SMALL_HEADS = Path(__file__).parents[2] / "run_scripts" / "demo.yaml"
 GROUPS = {
@@ -98,7 +99,7 @@ def test_the_rate_of_each_part_is_logged_and_in_the_summary(
         MultiTaskRunner(config, tmp_path).train()
     logged = {e["metric"]: e["value"] for e in read_metrics(tmp_path) if "lr" in e["metric"]}
     assert logged == {"lr_encoder": 1e-4, "lr_featurizer": 3e-3, "lr_ks": 1e-3, "lr_er": 2e-3}
-    (summary,) = (text for text in caplog.messages if text.startswith("Training steps"))
+    (summary,) = map("\n".join, summaries(caplog))
     for part in ("encoder 0.0001 (layer_decay 0.5", "featurizer 0.003", "ks 0.001", "er 0.002"):
         assert part in summary
 

@@ -326,5 +326,5 @@ def test_convolutions_are_parsed(text: str) -> None:
     ],
 )
 def test_other_texts_for_convolutions_are_refused(text: object) -> None:
-    with user_error("invalid-settings", where="conv_feature_layers of here"):
+    with user_error("invalid-settings", where=r"\bconv_feature_layers\b.*\bhere\b"):
         parse_conv_layers(text, where="here")

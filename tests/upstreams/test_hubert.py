@@ -192,7 +192,7 @@ def test_long_batches_are_cut_without_changing_the_result(
 
 def test_too_short_utterance_is_named() -> None:
     model = encoder("base_style")
-    with user_error("audio-too-short", where="waveform 1 of the 2", fix="400 samples"):
+    with user_error("audio-too-short", where=r"\b1\b.*\b2\b", fix=r"\b400\b"):
         model([torch.zeros(400), torch.zeros(399)])
     assert model([torch.randn(400)]).lengths == [1]
 

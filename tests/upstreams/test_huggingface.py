@@ -246,7 +246,7 @@ def test_a_loud_neighbour_of_the_same_length_has_no_effect(saved):
 
 
 def test_utterances_of_unsupported_lengths_are_named(saved):
-    with user_error("audio-too-short", where=r"waveform 1 of the 2 .*200 samples"):
+    with user_error("audio-too-short", where=r"\b1\b.*\b2\b.*\b200\b"):
         load_upstream(f"hf:{saved('wav2vec2')}")(waveforms(8000, 200))
     with user_error("audio-too-long", where="-u hf:.*whisper") as caught:
         load_upstream(f"hf:{saved('whisper')}")(waveforms(64_000))

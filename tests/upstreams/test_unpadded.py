@@ -19,7 +19,7 @@ def normalised(wavs: list[Tensor]) -> list[Tensor]:
 
 def test_a_short_waveform_with_undefined_values_is_too_short():
     wavs = [torch.rand(900), torch.rand(500), torch.rand(500)]
-    with user_error("audio-too-short", where=r"waveform 1 of the 3 .*500 samples"):
+    with user_error("audio-too-short", where=r"\b1\b.*\b3\b.*\b500\b"):
         encode_by_length(wavs, normalised, "model")
     assert encode_by_length(wavs[:1], normalised, "model").lengths == [2]
 
@@ -30,7 +30,7 @@ def test_the_error_names_the_waveform_that_is_too_short():
         return [batch / batch.abs().amax(dim=(1, 2), keepdim=True)]
 
     wavs = [torch.rand(900), torch.zeros(900)]
-    with user_error("audio-too-short", where=r"waveform 1 of the 2 .*900 samples"):
+    with user_error("audio-too-short", where=r"\b1\b.*\b2\b.*\b900\b"):
         encode_by_length(wavs, silent_fails, "model")
 
 

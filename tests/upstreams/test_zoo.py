@@ -250,9 +250,9 @@ def test_utterances_of_equal_length_do_not_affect_each_other(checkpoint_of):
 def test_an_utterance_without_a_frame_is_named(checkpoint_of):
     for name in ("wav2vec2_local", "wavlm_local"):
         upstream = load_upstream(name, checkpoint_of(name))
-        with user_error("audio-too-short", where=r"waveform 1 of the 2 .*200 samples"):
+        with user_error("audio-too-short", where=r"\b1\b.*\b2\b.*\b200\b"):
             upstream(waveforms(8000, 200))
-    with user_error("audio-too-short", where=r"waveform 1 of the 2 .*200 samples"):
+    with user_error("audio-too-short", where=r"\b1\b.*\b2\b.*\b200\b"):
         load_upstream("fbank")(waveforms(8000, 200))
 
 
@@ -260,7 +260,7 @@ def test_an_utterance_without_a_frame_is_named(checkpoint_of):
 def test_a_single_frame_that_cannot_be_normalised_is_too_short(name: str):
     """s3prl divides by the deviation over time, which is undefined for one frame."""
     upstream = load_upstream(name)
-    with user_error("audio-too-short", where=r"waveform 2 of the 3 .*401 samples"):
+    with user_error("audio-too-short", where=r"\b2\b.*\b3\b.*\b401\b"):
         upstream(waveforms(8000, 16_000, 401))
     assert torch.isfinite(upstream(waveforms(8000, 720)).states).all()
 

@@ -8,6 +8,7 @@ import torch
 from downstream_plugins.er.corpus import IEMOCAP
 from downstream_plugins.er.dialogue_order import DIALOGUES
 from s3prl_mtl.data import load_cuts
+from s3prl_mtl.data.scanning import UNDECODABLE
 from tests.mistakes import user_error
 
 EMOTIONS = ["neu", "hap", "exc", "ang", "sad", "fru", "xxx", "sur"]
@@ -170,4 +171,4 @@ def test_a_listed_file_that_is_gone_is_reported_with_its_line(iemocap, tmp_path)
     path.rename(path.with_suffix(".m4a"))
     with user_error("corpus-incomplete", where=r"EmoEvaluation/Ses01\w+\.txt, line 3") as caught:
         load_cuts(IEMOCAP(root=iemocap), "test", tmp_path / "cache")
-    assert ".m4a files cannot be read" in str(caught.value)
+    assert f".m4a {UNDECODABLE}" in str(caught.value)

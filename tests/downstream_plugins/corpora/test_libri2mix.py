@@ -162,7 +162,7 @@ def test_malformed_side_files_are_named(mix, write_text, name, text, code, where
 def test_problems_name_missing_tables(mix):
     (mix / "dev" / "segments").unlink()
     (problem,) = Libri2Mix(data_dir=mix).problems()
-    assert "segments does not exist" in problem and "datarc.data_dir" in problem
+    assert str(mix / "dev" / "segments") in problem and "datarc.data_dir" in problem
 
 
 def all_findings(root):
