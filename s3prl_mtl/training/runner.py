@@ -240,7 +240,7 @@ class MultiTaskRunner:
             self.evaluated_step = self._resumed.training.evaluated_step
             self.run_state.restore_training(self._resumed.training)
             if world.is_lead:
-                warn_of_schedule(self._resumed, self.source_config)
+                warn_of_schedule(self._resumed, self.config)
             self._resumed = None
         self._signals = signals
         reevaluate = self.splits("dev_splits") if self._evaluation_is_pending() else []
