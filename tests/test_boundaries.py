@@ -113,6 +113,24 @@ def test_a_subpackage_imports_only_from_lower_layers(subpackage: str) -> None:
         assert not outside, f"{relative(path)} imports from {outside}"
 
 
+ALLOWED_IN_BALANCING = {
+    ("s3prl_mtl.data.sampling", "derived_seed"),
+    ("s3prl_mtl.nn", "to_device"),
+    ("s3prl_mtl.registry.plugins", "BALANCERS"),
+    ("s3prl_mtl.registry.plugins", "discover_balancers"),
+    ("s3prl_mtl.registry.plugins", "find_plugin"),
+}
+"""Why: *Decisions* in docs/architecture.md."""
+
+
+@pytest.mark.parametrize("path", python_files("s3prl_mtl/balancing"), ids=relative)
+def test_balancing_knows_little_of_other_subpackages(path: Path) -> None:
+    for module, name in imports(path):
+        head, _, rest = module.partition(".")
+        if head == "s3prl_mtl" and rest.split(".")[0] not in ("balancing", "errors"):
+            assert (module, name) in ALLOWED_IN_BALANCING
+
+
 def test_every_public_name_can_be_imported() -> None:
     for name in s3prl_mtl.__all__:
         assert getattr(s3prl_mtl, name) is not None

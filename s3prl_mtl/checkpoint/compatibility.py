@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from s3prl_mtl.checkpoint.contents import RunCheckpoint
-from s3prl_mtl.config import resolve_plain
+from s3prl_mtl.config import RunConfig, resolve_plain
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.task_names import TaskPackageMissing
 from s3prl_mtl.upstreams import Featurizer, Upstream
@@ -81,18 +81,16 @@ def check_resume(saved: RunCheckpoint, config: Mapping[str, Any], past: Path | N
     _check_unchanged({"balancer": {"name": "sum"}, **saved.config}, config, keys)
 
 
-def warn_of_schedule(saved: RunCheckpoint, config: Mapping[str, Any]) -> None:
+def warn_of_schedule(saved: RunCheckpoint, config: RunConfig) -> None:
     """Warn if a linear decay has another end than the run that is resumed.
 
     Args:
         saved: the checkpoint.
         config: of the resumed run.
     """
-    schedule = _value(resolve_plain(config), "scheduler")
-    before, now = (
-        _value(resolve_plain(settings), "runner.total_steps") for settings in (saved.config, config)
-    )
-    if not schedule or before == now:
+    before = _value(resolve_plain(saved.config), "runner.total_steps")
+    now = config.runner.total_steps
+    if not config.scheduler or before == now:
         return
     finished = f"The run was finished at step {saved.step}. " if saved.step >= before else ""
     logger.warning(

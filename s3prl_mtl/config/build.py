@@ -18,7 +18,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 
 from s3prl_mtl.balancing.factory import balancer_settings, parse_balancer
 from s3prl_mtl.config.checks import check_finite, check_values, refusal
-from s3prl_mtl.config.conflicts import (
+from s3prl_mtl.config.contradictions import (
     check_sampling,
     refuse_contradictions,
     refuse_different_runs,

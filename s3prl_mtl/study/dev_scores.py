@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from s3prl_mtl.config import TaskConfig
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.registry.plugins import load_task
@@ -64,9 +65,9 @@ def read_dev_scores(run: Path, last_step: int | None = None) -> dict[str, DevSco
             values.setdefault(key, {})[entry["step"]] = entry["value"]
     scores = {}
     for task in config["downstream"]:
-        block = config.get(task) or {}
-        metric = selecting_metric(task, block.get("package"), block.get("folder"))
-        split = (block.get("dev_splits") or ["dev"])[0]
+        block = TaskConfig.from_plain(config.get(task) or {})
+        metric = selecting_metric(task, block.package, block.folder)
+        split = (block.dev_splits or ["dev"])[0]
         found = values.get((task, split, metric.name))
         if found:
             scores[task] = DevScores(metric, split, found)

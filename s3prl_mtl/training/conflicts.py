@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
@@ -11,7 +11,10 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from s3prl_mtl.training.microbatch import MicroBatch, by_task
+from s3prl_mtl.balancing import Balancer, GradientBalancer
+from s3prl_mtl.config.schema import RunnerConfig
+from s3prl_mtl.data.epoch_reader import Batch
+from s3prl_mtl.training.microbatch import MicroBatch, MicroBatcher, by_task
 from s3prl_mtl.training.probe import gradients_of, loss_of, unchanged
 from s3prl_mtl.training.run import Run
 from s3prl_mtl.upstreams import Upstream
@@ -67,23 +70,29 @@ class Gramians:
 
 
 class ConflictMeter:
-    """Measure the gradients of the tasks on batches of a step, without an update.
+    """Measure the gradients of the tasks in the steps of a run.
 
-    The training is the same to the last bit with and without it. A pass has the batches of one
-    task in a micro-batch of the step, so that it needs no more memory on a GPU than the step. The
-    gradients of the tasks of a rank are kept in the memory of the CPU, float32 (tasks, shared
-    values); they are summed over the ranks one parameter at a time.
+    A balancer of gradients has them after the passes of a step. For others they are measured on
+    the batches of the step, before it. The training is the same to the last bit with and without
+    that. A pass has the batches of one task in a micro-batch of the step, so that it needs no more
+    memory on a GPU than the step. The gradients of the tasks of a rank are kept in the memory of
+    the CPU, float32 (tasks, shared values); they are summed over the ranks one parameter at a time.
 
     Args:
         run: the run.
-        every: measure every so many steps; 0 for never.
-        accumulate: batches of every share of a task in a step.
+        balancer: of its steps.
+        settings: of the training loop: how often to measure.
+
+    Attributes:
+        gramians: of the current step, the same on all ranks; None if they were not measured.
     """
 
-    def __init__(self, run: Run, every: int, accumulate: int) -> None:
+    def __init__(self, run: Run, balancer: Balancer, settings: RunnerConfig) -> None:
         self.run = run
-        self.every = every
-        self.accumulate = accumulate
+        self.balancer = balancer
+        self.every = settings.log_conflicts
+        self.accumulate = settings.gradient_accumulate_steps
+        self.gramians: Gramians | None = None
         self._warned = False
 
     @property
@@ -91,12 +100,30 @@ class ConflictMeter:
         """Whether several tasks share trained parameters."""
         return len(self.run.names) > 1 and bool(self.run.shared)
 
-    def is_due(self, step: int) -> bool:
-        """Whether to measure in a step, counted from 1."""
-        return self.every > 0 and step % self.every == 0 and self.has_pairs
+    @property
+    def _is_due(self) -> bool:
+        """Whether to measure in the current step."""
+        return self.every > 0 and (self.run.step + 1) % self.every == 0 and self.has_pairs
 
-    def measure(self, micro_batches: Sequence[MicroBatch]) -> Gramians | None:
-        """Measure on micro-batches of this rank; every rank must call it.
+    def measure_draws(self, batcher: MicroBatcher, draws: Sequence[Sequence[Batch]]) -> None:
+        """Measure before a step on its batches, if it is due; every rank must call it."""
+        self.gramians = None
+        if self._is_due and not isinstance(self.balancer, GradientBalancer):
+            self.gramians = self._measure(batcher.divide(draws))
+
+    def measure_balancer(self, tasks: Collection[str]) -> None:
+        """Measure the gradients that the balancer has summed over the ranks, if the step is due.
+
+        Args:
+            tasks: those that take part in the step.
+        """
+        if self._is_due and isinstance(self.balancer, GradientBalancer):
+            in_order = [task for task in self.run.names if task in tasks]
+            rows = self.balancer.gradients_of(in_order)
+            self.gramians = None if rows is None else self._from_rows(rows, in_order)
+
+    def _measure(self, micro_batches: Sequence[MicroBatch]) -> Gramians | None:
+        """Measure on micro-batches of this rank.
 
         Returns:
             the same on all ranks, of the tasks that take part in the step; None if a rank has too
@@ -119,13 +146,8 @@ class ConflictMeter:
         found = self._collect(self._parts(rows, buffer), self.run.names)
         return found.of([task for task in self.run.names if any(t[task] for t in totals)])
 
-    def from_rows(self, rows: Tensor, tasks: Sequence[str]) -> Gramians:
-        """Use gradients that a balancer has summed over the ranks.
-
-        Args:
-            rows: (tasks, shared values).
-            tasks: names of the rows.
-        """
+    def _from_rows(self, rows: Tensor, tasks: Sequence[str]) -> Gramians:
+        """Use gradients over all ranks, (tasks, shared values)."""
         sizes = [parameter.numel() for parameter in self.run.shared]
         return self._collect(iter(rows.split(sizes, dim=1)), tasks)
 

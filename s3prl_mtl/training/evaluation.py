@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -133,32 +132,6 @@ class Evaluator:
                 self._log(report)
         in_order = sorted((entry for entries in collected for entry in entries), key=lambda e: e[0])
         return [report for _, report in in_order]
-
-    @torch.no_grad()
-    def try_out(self, splits: Sequence[tuple[str, str]]) -> None:
-        """Run encoder and head on one batch of each split of this rank's tasks.
-
-        Raises:
-            UserError: a split cannot be read, or its loss is not finite.
-        """
-        self.run.encoder.set_training(False)
-        for name, split in splits:
-            if name not in self.run.tasks:
-                continue
-            task = self.run.tasks[name]
-            task.expert.train(False)
-            reader = EpochReader(name, task.expert, split, seed=self.run.seed, training=False)
-            for batch in islice(reader, 1):
-                features = self.run.encoder.inputs(task.expert, split, batch.wavs, batch.others)
-                loss = task.expert(split, features, *batch.others, records=defaultdict(list))
-                if isinstance(loss, torch.Tensor | float) and not math.isfinite(loss):
-                    raise UserError(
-                        f"The loss of {name} is not finite in the first batch of {split}.",
-                        where=f"split {split!r} of {name}",
-                        fix="Check the weights (-k, -i) and the utterances of the split.",
-                        code="non-finite",
-                    )
-                logger.info("%s %s: passed", name, split)
 
     def _by_audio(self, splits: Sequence[tuple[str, str]]) -> list[list[EvaluatedSplit]]:
         """The splits of this rank's tasks, in groups with the same utterances on the same ranks.

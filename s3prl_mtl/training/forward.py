@@ -8,6 +8,9 @@ from torch import Tensor
 
 from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.nn import SpecAugment
+from s3prl_mtl.training.microbatch import MicroBatch
+from s3prl_mtl.training.run import Run
+from s3prl_mtl.training.sync_step import StepSync
 from s3prl_mtl.training.task import Records, Task
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder, input_kind
 
@@ -56,3 +59,19 @@ def forward(
         split = tasks[batch.task].train_split
         losses.append(expert(split, own, *batch.others, records=records[batch.task]))
     return losses
+
+
+def forward_pass(
+    run: Run, micro_batch: MicroBatch, sync: StepSync, records: Mapping[str, Records]
+) -> dict[str, Tensor]:
+    """Encode a micro-batch and run the heads; this rank's summand in the mean loss of each task.
+
+    Raises:
+        OutOfMemory: on all ranks, if one ran out of memory.
+    """
+    losses: list[Tensor] = []
+    if not sync.out_of_memory:
+        with run.world.doing("computing the forward pass"), sync.catching_memory_errors():
+            batches = sync.batches_of(micro_batch)
+            losses = forward(batches, run.tasks, run.encoder, run.specaug, records)
+    return sync.share_counts(micro_batch, losses, run.stop_asked())

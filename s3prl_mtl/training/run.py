@@ -8,6 +8,7 @@ from functools import cached_property
 
 from torch import nn
 
+from s3prl_mtl.data.task_sampling import TasksOf, depends_on_sizes, task_sampling
 from s3prl_mtl.distributed.shares import Placement
 from s3prl_mtl.distributed.world import Group, World
 from s3prl_mtl.nn import SpecAugment
@@ -83,6 +84,20 @@ class Run:
         self.encoder.set_training(training)
         for task in self.tasks.values():
             task.expert.train(training)
+
+    def task_sampling(self, rule: str) -> TasksOf:
+        """The rule for the tasks of a step; counts training utterances if it depends on them.
+
+        Every rank must call it.
+        """
+        sizes: dict[str, int | None] = dict.fromkeys(self.names)
+        if depends_on_sizes(rule):
+            own = {name: task.training_utterances() for name, task in self.tasks.items()}
+            for part in self.world.all_gather(own):
+                sizes |= part
+        return self.world.run_on_all_ranks(
+            lambda: task_sampling(rule, self.names, sizes, self.seed)
+        )
 
     def blocks(self) -> list[Block]:
         """The encoder with its featurizer, then the heads of this rank."""

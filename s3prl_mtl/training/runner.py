@@ -20,7 +20,6 @@ from s3prl_mtl.config import Config, resolve
 from s3prl_mtl.data.randomness import seed_all
 from s3prl_mtl.data.sampling import derived_seed
 from s3prl_mtl.data.task_sampling import tasks_of_steps
-from s3prl_mtl.data.workers import default_workers
 from s3prl_mtl.distributed.shares import Placement
 from s3prl_mtl.distributed.sync import check_in_sync, resync_parameters
 from s3prl_mtl.distributed.world import Group, RankLost, World
@@ -34,9 +33,9 @@ from s3prl_mtl.tracking.recorder import Recorder, Results
 from s3prl_mtl.tracking.trackers import TrackedRun, find_trackers, start_trackers
 from s3prl_mtl.training.build import build_experts, build_upstream, check_layouts
 from s3prl_mtl.training.device import pick_device, use_tf32
+from s3prl_mtl.training.dry_run import try_splits, try_step
 from s3prl_mtl.training.evaluation import Evaluator, Interrupted, share_buffers
 from s3prl_mtl.training.initial_weights import load_initial_encoder, load_initial_weights
-from s3prl_mtl.training.pass_limit import PassLimit
 from s3prl_mtl.training.placement import choose_placement, write_placement
 from s3prl_mtl.training.preflight import check_splits
 from s3prl_mtl.training.publishing import Publisher
@@ -93,15 +92,7 @@ class MultiTaskRunner:
         """Task and split of the last evaluations that could not be scored, with the reason."""
         self._resumed = resume
         self._signals: StopSignals | None = None
-        if balancer is None:
-            balancer = world.run_on_all_ranks(
-                lambda: make_balancer(
-                    settings.balancer, settings.downstream, settings.seed, self.device
-                )
-            )
-        rule = settings.runner.sampling
-        steps = tasks_of_steps(rule, settings.downstream)
-        world.run_on_all_ranks(partial(check_steps, balancer, steps, rule))
+        balancer = self._choose_balancer(balancer)
         seed_all(settings.seed)
 
         # Before minutes are spent on the corpora.
@@ -116,12 +107,7 @@ class MultiTaskRunner:
             settings, world, resume, self.encoder, specaug, self.folder
         )
         self.tasks, groups = self._build_tasks(placement)
-        self._sources: dict[str, Source] = {}
-        if resume is None:
-            experts = {name: task.expert for name, task in self.tasks.items()}
-            self._sources = world.run_on_all_ranks(
-                lambda: load_initial_weights(settings, self.upstream, self.featurizer, experts)
-            )
+        self._sources = self._load_initial_weights() if resume is None else {}
         self.run = Run(
             names=settings.downstream,
             seed=settings.seed,
@@ -133,34 +119,10 @@ class MultiTaskRunner:
             specaug=specaug,
             stop_asked=self.stop_asked,
         )
-        balancer = balancer.to(self.device)
-        optimizer = make_optimizer(
-            parameter_groups(self.run, balancer, settings)
-            if settings.optimizer.get("groups")
-            else self.run.trained_parameters(balancer).values(),
-            settings.optimizer,
-        )
-        total_steps = settings.runner.total_steps
-        self.training_step = TrainingStep(
-            self.run,
-            balancer,
-            optimizer,
-            make_scheduler(optimizer, settings.scheduler, total_steps),
-            clipping=settings.runner.gradient_clipping,
-            accumulate=settings.runner.gradient_accumulate_steps,
-            limit=PassLimit(settings.runner.max_pass_seconds, self.device),
-            num_workers=default_workers(world.local_size)
-            if settings.runner.num_workers is None
-            else settings.runner.num_workers,
-            sampling=settings.runner.sampling,
-            log_conflicts=settings.runner.log_conflicts,
-        )
+        self.training_step = self._build_step(balancer.to(self.device))
         self.run_state = RunState(self.source_config, self.run, self.training_step)
         if resume is not None:
-            self.run.step = resume.step
-            if not resume.upstream:
-                world.run_on_all_ranks(lambda: load_initial_encoder(settings, self.upstream))
-            world.run_on_all_ranks(lambda: self.run_state.restore_weights(resume))
+            self._restore_weights(resume)
         for block in self.run.blocks():
             check_in_sync(block.group, block.name, block.parameters)
         self.evaluator = Evaluator(self.run)
@@ -168,6 +130,19 @@ class MultiTaskRunner:
         # Each rank has its own random seed; that of the first is the one of a single process.
         if world.rank > 0:
             seed_all(derived_seed("rank", settings.seed, world.rank))
+
+    def _choose_balancer(self, given: Balancer | None) -> Balancer:
+        """The given balancer or that of the config; refuse one that the steps do not suit."""
+        config, world = self.config, self.world
+        balancer = given
+        if balancer is None:
+            balancer = world.run_on_all_ranks(
+                lambda: make_balancer(config.balancer, config.downstream, config.seed, self.device)
+            )
+        rule = config.runner.sampling
+        steps = tasks_of_steps(rule, config.downstream)
+        world.run_on_all_ranks(partial(check_steps, balancer, steps, rule))
+        return balancer
 
     def _build_encoder(self) -> SharedEncoder:
         config = self.config
@@ -211,6 +186,30 @@ class MultiTaskRunner:
         }
         return tasks, {name: group for name, group in groups.items() if group is not None}
 
+    def _load_initial_weights(self) -> dict[str, Source]:
+        """Load the weights of `init_ckpt` and `init_upstream_ckpt`; their sources by part."""
+        experts = {name: task.expert for name, task in self.tasks.items()}
+        return self.world.run_on_all_ranks(
+            lambda: load_initial_weights(self.config, self.upstream, self.featurizer, experts)
+        )
+
+    def _build_step(self, balancer: Balancer) -> TrainingStep:
+        config = self.config
+        optimizer = make_optimizer(
+            parameter_groups(self.run, balancer, config)
+            if config.optimizer.get("groups")
+            else self.run.trained_parameters(balancer).values(),
+            config.optimizer,
+        )
+        scheduler = make_scheduler(optimizer, config.scheduler, config.runner.total_steps)
+        return TrainingStep(self.run, balancer, optimizer, scheduler, config.runner)
+
+    def _restore_weights(self, saved: RunCheckpoint) -> None:
+        self.run.step = saved.step
+        if not saved.upstream:
+            self.world.run_on_all_ranks(lambda: load_initial_encoder(self.config, self.upstream))
+        self.world.run_on_all_ranks(lambda: self.run_state.restore_weights(saved))
+
     # ------------------------------------------------------------------------- training
 
     def train(self, signals: StopSignals | None = None) -> Results:
@@ -241,7 +240,7 @@ class MultiTaskRunner:
             self.evaluated_step = self._resumed.training.evaluated_step
             self.run_state.restore_training(self._resumed.training)
             if world.is_lead:
-                warn_of_schedule(self._resumed, self.source_config)
+                warn_of_schedule(self._resumed, self.config)
             self._resumed = None
         self._signals = signals
         reevaluate = self.splits("dev_splits") if self._evaluation_is_pending() else []
@@ -443,9 +442,9 @@ class MultiTaskRunner:
         self.world.run_on_all_ranks(lambda: check_splits(self.config, self.tasks))
         self._log_summary()
         logger.info("Trying a training step.")
-        self.world.run_on_all_ranks(self.training_step.try_out)
+        self.world.run_on_all_ranks(lambda: try_step(self.training_step))
         logger.info("Trying one batch of %d evaluation splits.", len(splits))
-        self.world.run_on_all_ranks(lambda: self.evaluator.try_out(splits))
+        self.world.run_on_all_ranks(lambda: try_splits(self.run, splits))
 
     # ----------------------------------------------------------------------- evaluation
 
@@ -569,7 +568,7 @@ def evaluate_checkpoint(
     runner = MultiTaskRunner(config, folder, resume=saved, world=world)
     runner._signals = signals
     wanted = list(splits) or runner.splits("test_splits")
-    sources = dict.fromkeys(config["downstream"], name_in_run(path, folder))
+    sources = dict.fromkeys(runner.config.downstream, name_in_run(path, folder))
     runner.evaluate(wanted, recorder, sources=sources)
     return wanted, runner.unscored
 

@@ -15,6 +15,9 @@ from s3prl_mtl.balancing.torchjd_methods import torchjd_methods
 from s3prl_mtl.checkpoint import files as checkpoints
 from s3prl_mtl.distributed.world import World
 from s3prl_mtl.tracking.recorder import read_metrics
+from s3prl_mtl.training import step as training_step
+from s3prl_mtl.training.microbatch import MicroBatch
+from s3prl_mtl.training.run import Run
 from s3prl_mtl.training.runner import MultiTaskRunner
 from tests.balancing.balancers import FixedWeights, LearnedWeights, PCGrad
 from tests.comparison import assert_same
@@ -196,14 +199,13 @@ def one_task_steps(world: World, config: dict[str, Any], folder: Path) -> list[l
     """The tasks of each pass of the encoder in a step with PCGrad."""
     runner = MultiTaskRunner(config, folder, world=world, balancer=PCGrad(config["downstream"]))
     passes: list[list[str]] = []
-    step = runner.training_step
-    forward = step._forward
+    forward_pass = training_step.forward_pass
 
-    def note(micro_batch: Any, *rest: Any) -> Any:
+    def note(run: Run, micro_batch: MicroBatch, *rest: Any) -> Any:
         passes.append([batch.task for batch in micro_batch.batches])
-        return forward(micro_batch, *rest)
+        return forward_pass(run, micro_batch, *rest)
 
-    step._forward = note  # type: ignore[method-assign]
+    training_step.forward_pass = note  # in this process, which ends with the function
     runner.train_step()
     return passes
 

@@ -21,8 +21,10 @@ from s3prl_mtl.checkpoint.contents import RunCheckpoint
 from s3prl_mtl.checkpoint.restore import encoder_weights
 from s3prl_mtl.config import Config, build_config, parse_tasks
 from s3prl_mtl.tracking.recorder import Recorder, read_metrics, read_results
+from s3prl_mtl.training import step as training_step
 from s3prl_mtl.training.forward import forward
 from s3prl_mtl.training.runner import MultiTaskRunner
+from s3prl_mtl.training.update import clip_gradients, update_parameters
 from s3prl_mtl.upstreams import HiddenStates
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
 from tests.comparison import assert_same
@@ -31,6 +33,7 @@ from tests.training_summaries import summaries
 
 SMALL_HEADS = Path(__file__).parents[2] / "run_scripts" / "demo.yaml"
 NINE = ["asr", "pr", "sf", "ks", "ic", "sid", "er", "sv", "sd"]
+UNCLIPPED = {"runner__total_steps": 3, "runner__gradient_clipping": 1e9}
 
 
 @pytest.fixture
@@ -106,13 +109,12 @@ def test_a_step_in_several_passes_has_the_gradients_of_one_pass(
 ):
     gradients = {}
     for seconds in (None, 1.5):
-        config = make_config("ks,er", runner__total_steps=3, runner__max_pass_seconds=seconds)
+        config = make_config("ks,er", **UNCLIPPED, runner__max_pass_seconds=seconds)
         runner = MultiTaskRunner(config, tmp_path / str(seconds))
         step = runner.training_step
         step.run.set_training(False)
         monkeypatch.setattr(step.run, "set_training", lambda training: None)
-        monkeypatch.setattr(step, "_update", lambda norm: None)
-        step.clipping = math.inf
+        monkeypatch.setattr(training_step, "update_parameters", lambda *_: None)
         runner.train_step()
         assert (step.run.skips.steps_in_parts > 0) == (seconds is not None)
         gradients[seconds] = {
@@ -123,8 +125,10 @@ def test_a_step_in_several_passes_has_the_gradients_of_one_pass(
     torch.testing.assert_close(gradients[1.5], gradients[None], rtol=1e-4, atol=1e-6)
 
 
-def test_accumulated_batches_give_the_mean_of_their_gradients(make_config, tmp_path: Path):
-    shared = {"runner__total_steps": 3, "optimizer__name": "SGD", "scheduler": None}
+def test_accumulated_batches_give_the_mean_of_their_gradients(
+    make_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shared = {**UNCLIPPED, "optimizer__name": "SGD", "scheduler": None}
     updates = []
     for batch in range(2):
         runner = MultiTaskRunner(make_config("er", **shared), tmp_path / f"batch{batch}")
@@ -138,8 +142,7 @@ def test_accumulated_batches_give_the_mean_of_their_gradients(make_config, tmp_p
     step = both.training_step
     step.run.set_training(False)
     step.run.set_training = lambda training: None
-    step.clipping = math.inf
-    step._update = lambda norm: None
+    monkeypatch.setattr(training_step, "update_parameters", lambda *_: None)
     both.train_step()
     grad = both.tasks["er"].expert.projector.weight.grad
     torch.testing.assert_close(grad, (updates[0] + updates[1]) / 2, rtol=1e-4, atol=1e-7)
@@ -282,7 +285,9 @@ def test_a_step_with_a_non_finite_gradient_is_skipped_and_counted(
         parameter.grad = torch.full_like(parameter, math.nan)
     states = runner.training_step.optimizer.state
     steps = {parameter: int(state["step"]) for parameter, state in states.items()}
-    runner.training_step._update(runner.training_step._clip())
+    step = runner.training_step
+    norm = clip_gradients(runner.run, step.balancer, limit=1.0)
+    update_parameters(runner.run, step.optimizer, step.scheduler, norm)
     assert runner.run.skips.skipped_steps == 1
     assert all(int(state["step"]) == steps.get(p, 0) for p, state in states.items())
     assert_same(weights, dict(runner.tasks["er"].expert.state_dict()))
