@@ -56,6 +56,8 @@ def balanced_steps(
         balancer = kind(tasks) if isinstance(kind, type) else make_balancer(kind, tasks, seed=3)
         runner = MultiTaskRunner(config, folder, world=world, balancer=balancer)
         without_dropout(runner)
+        if "er" in runner.tasks:  # its gradient conflicts with those of others in the encoder
+            next(runner.tasks["er"].expert.parameters()).data.neg_()
         if not config["distributed"]["placement"]:
             give_batches(runner, range(world.rank, 4, world.size), as_one=world.size == 1)
         runner.training_step.micro_batcher.parts = parts
