@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from s3prl_mtl.data.workers import exit_summary
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.study.commands import Command
 from s3prl_mtl.study.plan import StudyRun
@@ -262,12 +263,11 @@ def failure_of(folder: Path, code: int) -> str:
     found = re.findall(r"^error: (.*)$", last, re.MULTILINE)
     if found:
         return str(found[-1])
-    if code < 0:
-        return f"ended by {signal.Signals(-code).name}"
     if code == 0:
         return "stopped by a signal before its last step"
     lines = [line for line in last.splitlines() if line.strip()]
-    return f"exit code {code}: {lines[-1].strip()}" if len(lines) > 1 else f"exit code {code}"
+    reason = exit_summary(code)
+    return f"{reason}: {lines[-1].strip()}" if code > 0 and len(lines) > 1 else reason
 
 
 def visible_gpus() -> list[str]:
