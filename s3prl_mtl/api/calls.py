@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, ParamSpec, TypeVar
 
 from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.fileio.paths import expand_home
 from s3prl_mtl.registry.task_names import split_specs
 from s3prl_mtl.training.signals import EXIT_SIGNALS, STOP_SIGNALS
 
@@ -52,9 +53,9 @@ def callable_from_python(function: Callable[P, R]) -> Callable[P, R]:
                     code="unknown-key",
                 )
         _check_types(function, signature.bind_partial(*args, **kwargs).arguments)
-        home = {name: expanded(value) for name, value in kwargs.items()}
+        home = {name: expand_home(value) for name, value in kwargs.items()}
         with _handlers_put_back():
-            return function(*map(expanded, args), **home)
+            return function(*map(expand_home, args), **home)
 
     return call
 
@@ -123,15 +124,6 @@ def _handlers_put_back() -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:
                 signal.signal(number, handler)
-
-
-def expanded(value: Any) -> Any:
-    """A path, or each of a list, with `~` expanded; anything else unchanged."""
-    if isinstance(value, list):
-        return [expanded(entry) for entry in value]
-    if isinstance(value, Path):
-        return Path(os.path.expanduser(value))
-    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def output_folder(path: PathLike, where: str) -> Path:

@@ -9,12 +9,12 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol, cast
 
 from s3prl_mtl.cli.parser import Parser, unknown_word
 from s3prl_mtl.cli.versions import ShowVersions
 from s3prl_mtl.errors import RankLost, SharedMistake, UserError, error_summary
+from s3prl_mtl.fileio.paths import expand_home
 from s3prl_mtl.tracking.console import MESSAGES, log_warnings_once, show_log, show_message
 from s3prl_mtl.training.signals import Stopped
 
@@ -90,16 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _expand_home(arguments: argparse.Namespace) -> None:
     """Expand `~` in every flag: the shell leaves it in `--data=~/x` and in quotes."""
     for name, value in vars(arguments).items():
-        if isinstance(value, list):
-            setattr(arguments, name, [_expanded(entry) for entry in value])
-        else:
-            setattr(arguments, name, _expanded(value))
-
-
-def _expanded(value: object) -> object:
-    if isinstance(value, Path):
-        return Path(os.path.expanduser(value))
-    return os.path.expanduser(value) if isinstance(value, str) else value
+        setattr(arguments, name, expand_home(value))
 
 
 def _failure(error: Exception) -> int:

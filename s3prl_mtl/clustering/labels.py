@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from s3prl_mtl.data import SAMPLE_RATE
 from s3prl_mtl.data.unit_labels import read_dictionary, write_dictionary, write_km, write_tsv
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.atomic import atomic_path, remove_partials
+from s3prl_mtl.fileio.paths import require_absent
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +77,12 @@ def check_outputs(out: Path, split: str, *, fits: bool) -> None:
         )
     names = [f"{split}.tsv", f"{split}.km", *([CENTERS, DICTIONARY] if fits else [])]
     for path in (out / name for name in names):
-        if os.path.lexists(path):
-            raise UserError(
-                f"{path} exists and is not overwritten.",
-                where=str(out),
-                fix="Name another folder, or remove the file. To label another split with the "
-                f"same clusters: --centers {out / CENTERS} --split NAME.",
-                code="file-exists",
-            )
+        require_absent(
+            path,
+            where=str(out),
+            fix="Name another folder, or remove the file. To label another split with the same "
+            f"clusters: --centers {out / CENTERS} --split NAME.",
+        )
 
 
 def settings_of(name: str, features: FrameFeatures, upstream: dict[str, Any]) -> dict[str, Any]:

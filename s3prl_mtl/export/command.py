@@ -22,6 +22,7 @@ from s3prl_mtl.export.formats import WRAPPERS, Options, check_format
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.export.staging import atomic_output, remove_stale
 from s3prl_mtl.fileio.atomic import write_reason
+from s3prl_mtl.fileio.paths import require_absent
 
 logger = logging.getLogger(__name__)
 
@@ -128,13 +129,7 @@ def _refuse_existing(path: Path, chosen: Format) -> None:
     # The file of an ONNX export may have a second one beside it.
     places = [path, Path(f"{path}.data")] if chosen.write is onnx_file.write else [path]
     for found in places:
-        if os.path.lexists(found):
-            raise UserError(
-                f"{found} exists; exports do not overwrite.",
-                where=f"-o {found}",
-                fix="Choose another name, or remove it first.",
-                code="file-exists",
-            )
+        require_absent(found, f"-o {found}")
 
 
 def _refuse_other_kinds(saved: SavedRun, format: str) -> None:

@@ -18,6 +18,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.command import write_errors
 from s3prl_mtl.export.pretraining_head import PARTS, with_head_of_fairseq
 from s3prl_mtl.export.saved_run import SavedRun
+from s3prl_mtl.fileio.paths import require_absent
 from s3prl_mtl.upstreams import Hubert, Upstream, load_upstream, write_fairseq_checkpoint
 from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
 from s3prl_mtl.upstreams.hubert.transformers_format import HUGGING_FACE, folder_of
@@ -250,13 +251,7 @@ def _outputs(out: Path, alphas: Sequence[Alpha]) -> list[Path]:
         words = [alpha.text.replace(":", "-") for alpha in alphas]
         outputs = [out.with_name(f"{out.stem}-{word}{out.suffix}") for word in words]
     for path in outputs:
-        if os.path.lexists(path):
-            raise UserError(
-                f"{path} exists and is not overwritten.",
-                where=f"-o {out}",
-                fix="Choose another name, or remove it first.",
-                code="file-exists",
-            )
+        require_absent(path, f"-o {out}")
     return outputs
 
 

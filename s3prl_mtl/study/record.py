@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from s3prl_mtl.checkpoint.files import states_files
 from s3prl_mtl.fileio.atomic import replace_text
+from s3prl_mtl.fileio.paths import move_aside
 from s3prl_mtl.study.plan import StudyRun
 from s3prl_mtl.training.run_dir import read_finished
 
@@ -156,13 +157,8 @@ def adopt(runs: Sequence[StudyRun], out: Path) -> None:
 def set_aside(run: StudyRun, out: Path) -> Path:
     """Move the folder of an outdated run away, and return where."""
     place = out / OUTDATED / run.name
-    number = 1
-    while os.path.lexists(place):
-        number += 1
-        place = (out / OUTDATED / run.name).with_name(f"{Path(run.name).name}-{number}")
     place.parent.mkdir(parents=True, exist_ok=True)
-    (out / run.name).rename(place)
-    return place
+    return move_aside(out / run.name, place)
 
 
 def _last_change(folder: Path) -> float:
