@@ -87,7 +87,7 @@ class Finding:
     cause: str = field(default="", repr=False)
 
     @property
-    def verdict(self) -> str:
+    def result(self) -> str:
         """The outcome, as `check-task` prints it."""
         if not self.checked:
             return "not checked"
@@ -96,7 +96,7 @@ class Finding:
         return {True: "holds", False: "does not hold", None: "not applicable"}[self.holds]
 
     def __str__(self) -> str:
-        return f"{self.clause.number}. {self.clause.text} {self.verdict.upper()}: {self.why}"
+        return f"{self.clause.number}. {self.clause.text} {self.result.upper()}: {self.why}"
 
 
 def violation(clause: Clause, error: BaseException) -> Finding:
