@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from downstream_plugins.ssl.corpus import UnitLabelledAudio
-from downstream_plugins.ssl.masked_prediction import class_logits, summed_loss, without_twins
+from downstream_plugins.ssl.masked_prediction import class_logits, summed_loss, without_duplicates
 from s3prl_mtl import Mask, MaskedUtterance, Metric, TaskExpert, Upstream
 from s3prl_mtl.data import SAMPLE_RATE, Finding, Manifest
 from s3prl_mtl.errors import UserError
@@ -393,7 +393,7 @@ class MaskedPrediction(TaskExpert):
             targets = to_device(classes[number], states.device)
             part = parts[number] if len(parts) > 1 else parts[0]
             logits = class_logits(part, embeddings, self.logit_temp)
-            more, right = summed_loss(without_twins(logits, targets, embeddings), targets)
+            more, right = summed_loss(without_duplicates(logits, targets, embeddings), targets)
             loss, correct = loss + more, correct + right
         return loss, correct
 
