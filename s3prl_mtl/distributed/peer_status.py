@@ -46,30 +46,30 @@ class PeerStatus:
 
     Args:
         rank: of the other one.
-        beat: its last heartbeat; None before the first.
+        heartbeat: its last heartbeat; None before the first.
         changed: when its counter was first seen as it is now, by this process's monotonic clock.
     """
 
     rank: int
-    beat: Heartbeat | None
+    heartbeat: Heartbeat | None
     changed: float
 
     @property
     def counter(self) -> int | None:
-        return None if self.beat is None else self.beat.counter
+        return None if self.heartbeat is None else self.heartbeat.counter
 
     @property
     def has_failed(self) -> bool:
-        return self.beat is not None and self.beat.failed is not None
+        return self.heartbeat is not None and self.heartbeat.failed is not None
 
     @property
     def is_origin(self) -> bool:
-        return self.beat is not None and self.beat.origin
+        return self.heartbeat is not None and self.heartbeat.origin
 
     @property
     def is_busy(self) -> bool:
         """It works or hangs, while others wait for it."""
-        return self.beat is not None and not self.beat.waiting and not self.has_failed
+        return self.heartbeat is not None and not self.heartbeat.waiting and not self.has_failed
 
     @property
     def silent_seconds(self) -> float:
@@ -78,7 +78,11 @@ class PeerStatus:
 
     @property
     def name(self) -> str:
-        where = "" if self.beat is None else f" (host {self.beat.host}, process {self.beat.pid})"
+        where = (
+            ""
+            if self.heartbeat is None
+            else f" (host {self.heartbeat.host}, process {self.heartbeat.pid})"
+        )
         return f"rank {self.rank}{where}"
 
     def state(self, is_silent: bool) -> PeerState:
@@ -87,26 +91,26 @@ class PeerStatus:
         Args:
             is_silent: it has missed heartbeats.
         """
-        if self.beat is None:
+        if self.heartbeat is None:
             return "absent"
         if self.has_failed:
             return "failed"
         if is_silent:
-            return "left" if self.beat.left else "silent"
+            return "left" if self.heartbeat.left else "silent"
         return "stalled"
 
     def describe(self, is_silent: bool) -> str:
         """Why others wait for it, as the predicate of a sentence; arguments as for `state`."""
-        if self.beat is None:
+        if self.heartbeat is None:
             return "has never sent a heartbeat"
-        step, what = self.beat.step, self.beat.what
+        step, what = self.heartbeat.step, self.heartbeat.what
         texts: dict[PeerState, str] = {
-            "failed": f"failed at step {step}: {(self.beat.failed or '').rstrip('.')}",
+            "failed": f"failed at step {step}: {(self.heartbeat.failed or '').rstrip('.')}",
             "left": f"ended at step {step}",
             "silent": "was killed, is frozen or is disconnected: no heartbeat for at least "
             f"{format_seconds(self.silent_seconds)}, the last one at step {step} while {what}",
             "stalled": f"is stalled: at step {step} it has been {what} for "
-            f"{format_seconds(self.beat.since)}",
+            f"{format_seconds(self.heartbeat.since)}",
         }
         return texts[self.state(is_silent)]
 
