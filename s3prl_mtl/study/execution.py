@@ -22,7 +22,7 @@ from s3prl_mtl.study.plan import StudyRun
 from s3prl_mtl.study.record import (
     LOCK,
     OUTPUT,
-    RunState,
+    RunStatus,
     adopt,
     begin,
     lock,
@@ -106,7 +106,7 @@ class Execution:
         self._started: list[_Started] = []
         self._attempted: set[str] = set()
 
-    def execute(self, only: Sequence[StudyRun] | None = None) -> dict[str, RunState]:
+    def execute(self, only: Sequence[StudyRun] | None = None) -> dict[str, RunStatus]:
         """Execute all runs that are not done, or some of them.
 
         Returns:
@@ -144,7 +144,7 @@ class Execution:
                 os.close(started.lock)
 
     def _start(
-        self, wanted: Sequence[StudyRun], states: Mapping[str, RunState], places: int
+        self, wanted: Sequence[StudyRun], states: Mapping[str, RunStatus], places: int
     ) -> None:
         """Start runs until so many are running."""
         for run in wanted:
@@ -160,7 +160,7 @@ class Execution:
                     "trained anew.",
                     *(run.name, set_aside(run, self.out)),
                 )
-            held = _lock_patiently(self.out / run.name)
+            held = _lock_with_retry(self.out / run.name)
             if held is None:
                 continue
             self._attempted.add(run.name)
@@ -247,7 +247,7 @@ class Execution:
             self._end(started, code)
 
 
-def _lock_patiently(folder: Path) -> int | None:
+def _lock_with_retry(folder: Path) -> int | None:
     """Lock the folder of a run; a process that asks for its state may hold it for a moment."""
     deadline = time.monotonic() + PROBE_SECONDS
     while (held := lock(folder, LOCK)) is None and time.monotonic() < deadline:

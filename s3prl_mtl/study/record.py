@@ -51,7 +51,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class RunState:
+class RunStatus:
     """The state of a run.
 
     Attributes:
@@ -69,14 +69,14 @@ class RunState:
     record: Record | None = None
 
 
-def survey(runs: Sequence[StudyRun], out: Path) -> dict[str, RunState]:
+def survey(runs: Sequence[StudyRun], out: Path) -> dict[str, RunStatus]:
     """The state of every run, by name. Nothing is written.
 
     Args:
         runs: each after those that it needs.
         out: the folder of the study.
     """
-    states: dict[str, RunState] = {}
+    states: dict[str, RunStatus] = {}
     for run in runs:
         folder = out / run.name
         record = read_record(folder)
@@ -91,13 +91,13 @@ def survey(runs: Sequence[StudyRun], out: Path) -> dict[str, RunState]:
         steps = states_files(folder)
         step = int(steps[-1].stem.removeprefix("states-")) if steps else 0
         if is_locked(folder):
-            state = RunState("running", step=step, record=record)
+            state = RunStatus("running", step=step, record=record)
         elif finished is not None and not outdated and None not in ids.values():
-            state = RunState("done", finished.id, finished.step, record=record)
+            state = RunStatus("done", finished.id, finished.step, record=record)
         elif record is not None and record.failure is not None and not outdated:
-            state = RunState("failed", step=step, record=record)
+            state = RunStatus("failed", step=step, record=record)
         else:
-            state = RunState("waiting", step=step, outdated=outdated, record=record)
+            state = RunStatus("waiting", step=step, outdated=outdated, record=record)
         states[run.name] = state
     return states
 
@@ -122,7 +122,7 @@ def write_record(record: Record, folder: Path) -> None:
     replace_text(folder / RECORD, json.dumps(asdict(record)) + "\n")
 
 
-def begin(run: StudyRun, out: Path, states: Mapping[str, RunState]) -> None:
+def begin(run: StudyRun, out: Path, states: Mapping[str, RunStatus]) -> None:
     """Record the start of a run. Call with its lock held.
 
     Args:
