@@ -103,7 +103,7 @@ def fit_centers(
     if second is None:
         return np.asarray(initial.cluster_centers_, dtype=np.float32)
     model = make_kmeans(clusters, seed, init=initial.cluster_centers_, n_init=1)
-    for buffer in _then([first, second], buffers):
+    for buffer in _drain([first, second], buffers):
         random.shuffle(buffer)
         for start in range(0, len(buffer), BATCH_FRAMES):
             model.partial_fit(buffer[start : start + BATCH_FRAMES])
@@ -124,7 +124,7 @@ def _buffers(frames: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         yield np.concatenate(held)
 
 
-def _then(first: list[np.ndarray], rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+def _drain(first: list[np.ndarray], rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     """The buffers in hand, released one by one, then the others."""
     while first:
         yield first.pop(0)
