@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the result on each clause of the contract as soon as it is checked.
+    """Print the result of each clause of the contract as soon as it is checked.
 
     Exit with 1 if a clause fails, with 3 if none fails and some were not checked.
     """

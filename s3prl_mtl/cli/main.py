@@ -137,7 +137,7 @@ MODES = {
 
 COMMANDS = {
     **MODES,
-    "study": "Run the paper's experiments, or show how far they are.",
+    "study": "Run the paper's experiments, or show their progress.",
     "select": "Compare rules that choose one checkpoint for all tasks.",
     "demo": "Run a small study on a synthetic corpus, in ten minutes.",
     "predict": "Print the predictions of a run for audio files, as JSON lines.",
@@ -159,7 +159,7 @@ COMMANDS = {
     "new-task": "Write the package of a new task.",
     "check-task": "Check a task against the contract (docs/plugins.md).",
 }
-"""What each command does. Except for `MODES`, its module is `check_task` for `check-task`.
+"""A summary of each command. Its module, except for `MODES`, is `check_task` for `check-task`.
 
 A module is imported when its command is chosen, and imports torch and others when it runs: help
 and mistakes are shown at once.
