@@ -54,7 +54,7 @@ class TextTable(TableCorpus):
         text = " ".join(self.rule(row.text("text")).replace(WORD_BOUNDARY, " ").split())
         if not text:
             raise UserError(
-                f"Nothing is left of the text {row.values['text']!r}.",
+                f"The text {row.values['text']!r} is empty after normalisation.",
                 where=row.source,
                 fix="Leave the row out, or choose another rule (`datarc.text`).",
                 code="corpus-malformed",

@@ -189,7 +189,7 @@ class SpeakerDiarization(TaskExpert):
     def chunk_outputs(
         self, features: Sequence[Tensor], lengths_samples: Sequence[int]
     ) -> list[Tensor]:
-        """For each chunk the probability that a speaker speaks in a frame, (frames, speakers)."""
+        """The probability that a speaker speaks in a frame, (frames, speakers), for each chunk."""
         frames = [math.ceil(samples / self.frame_shift) for samples in lengths_samples]
         matched = [match_length(f, n) for f, n in zip(features, frames, strict=True)]
         probabilities = self.model(pad_features(matched)[0]).float().sigmoid().cpu()

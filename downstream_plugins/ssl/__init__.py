@@ -191,7 +191,7 @@ class MaskedPrediction(TaskExpert):
             self.starts_from = f"random weights: the encoder has {different[0]}"
 
     def _different_classes(self, theirs: Sequence[Sequence[str]]) -> list[str]:
-        """What the label sets of the encoder's pre-training have in place of the head's."""
+        """Differences of the label sets of the encoder's pre-training from those of the head."""
         ours = self.labels["dictionaries"]
         if len(theirs) != len(ours):
             return [f"{len(theirs)} label sets, not {len(ours)}"]

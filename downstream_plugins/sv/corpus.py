@@ -236,7 +236,7 @@ class VoxCeleb1Verification(Corpus):
         if split != "dev":
             raise UserError(
                 f"sv: the split {split!r} has no trials.",
-                fix="Take dev or test.",
+                fix="Use dev or test.",
                 code="unknown-name",
             )
         if self.dev_trials is not None:
