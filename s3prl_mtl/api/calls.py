@@ -1,4 +1,4 @@
-"""Functions that may be called from a notebook: named mistakes, signal handlers put back."""
+"""Wrap the functions of commands for Python: checked arguments, restored signal handlers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Override = str | Mapping[str, Any]
 
 
 def callable_from_python(function: Callable[P, R]) -> Callable[P, R]:
-    """Make the function of a command fit for a program that goes on after it.
+    """Wrap the function of a command for programs that continue after the call.
 
     An unknown argument is a `UserError` with the nearest name, and so is a value of another type
     than the annotation has; `~` is expanded in paths, and the process has the signal handlers of

@@ -335,7 +335,7 @@ def _lines(
 
 
 def fingerprint(settings: PredictSettings, tasks: LoadedTasks) -> dict[str, Any]:
-    """All that lines depend on besides the files."""
+    """Everything that the lines depend on, except the audio files."""
     from s3prl_mtl.checkpoint.files import locate
 
     return {

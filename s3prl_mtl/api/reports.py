@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PAPER_FOLDER = "paper-report"
-"""Where the report of the paper's numbers is written by default."""
+"""Default folder of the report of the paper's numbers."""
 
 
 @callable_from_python
@@ -258,7 +258,7 @@ def _average(run: Path, count: int, out: PathLike | None) -> Selection:
 
 @dataclass(frozen=True)
 class MeasuredAffinity:
-    """How a step on one task changes the losses of the others.
+    """The effect of a step on one task on the losses of the others.
 
     Attributes:
         affinity: the matrix with its standard errors.

@@ -623,7 +623,7 @@ def _override_text(override: Override) -> str:
     for key, value in override.items():
         if ",," in str(value):
             raise UserError(
-                "Two commas separate the settings of a study.",
+                "The value contains two commas in a row, which separate settings.",
                 where=f"override, {key}",
                 fix="Put the value into a config file.",
                 code="invalid-value",

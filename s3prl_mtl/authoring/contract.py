@@ -67,11 +67,11 @@ def clause(
 
 @dataclass(frozen=True)
 class Finding:
-    """Whether a task keeps a clause of the contract.
+    """The result of checking a clause of the contract on a task.
 
     Args:
         clause: the clause.
-        holds: None if the clause does not apply to the task, or was not checked.
+        holds: whether the task keeps the clause; None if it does not apply or was not checked.
         why: what was observed.
         checked: False if the clause could not be checked: there is no corpus, the expert cannot be
             built, or the check fails for the same reason as that of an earlier clause.

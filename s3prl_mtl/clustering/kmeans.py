@@ -18,7 +18,7 @@ from s3prl_mtl.fileio.atomic import atomic_path
 BATCH_FRAMES = 10_000
 
 FORMAT = 1
-"""Of the file of centres."""
+"""Version of the file of centres."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _buffers(frames: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 def _drain(first: list[np.ndarray], rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The buffers in hand, released one by one, then the others."""
+    """Yield the first buffers, dropping each from the list, then the rest."""
     while first:
         yield first.pop(0)
     yield from rest
@@ -151,7 +151,7 @@ def read_centers(path: str | os.PathLike[str]) -> Centers:
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            "There is no such file of centres.",
+            "The file of centres does not exist.",
             where=f"--centers {path}",
             fix="Give the centers.npz that `s3prl-mtl cluster` wrote.",
             code="file-missing",

@@ -34,7 +34,7 @@ def _silent(name: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Fit:
-    """How centres are found.
+    """Settings of k-means.
 
     Args:
         clusters: their number.
@@ -69,7 +69,7 @@ def check_outputs(out: Path, split: str, *, fits: bool) -> None:
         )
     if fits and (out / CENTERS).exists() and not list(out.glob("*.km")):
         raise UserError(
-            f"{out} has centres, but no labels: labelling was interrupted, or is going on.",
+            f"{out} has centres, but no labels: labelling was interrupted, or is in progress.",
             where=str(out),
             fix=f"Label the same audio with them: --centers {out / CENTERS} in place of the other "
             "flags of k-means. Or remove the file.",
@@ -143,14 +143,14 @@ def check_centers(path: Path, settings: dict[str, Any], out: Path) -> Centers:
         out: the folder of the labels, which may have centres.
 
     Raises:
-        UserError: they are of other features, of another encoder, or not those in the folder.
+        UserError: they are of other features or another encoder, or differ from those in `out`.
     """
     centers = read_centers(path)
     if (out / CENTERS).is_file():
         present = read_centers(out / CENTERS).centers
         if not np.array_equal(centers.centers, present):
             raise UserError(
-                "The labels in the folder are of other centres.",
+                "The folder contains labels of other cluster centres.",
                 where=f"--centers {path}, {out / CENTERS}",
                 fix="Name another folder, or label with its own centres: "
                 f"--centers {out / CENTERS}.",
@@ -165,7 +165,7 @@ def check_centers(path: Path, settings: dict[str, Any], out: Path) -> Centers:
                 if name in centers.settings
             ]
             raise UserError(
-                f"The centres are of {what}.",
+                f"The cluster centres were made with {what}.",
                 where=f"--centers {path}",
                 fix="Give the features and the encoder that the centres were made with: "
                 f"{', '.join(made_with)}.",
@@ -223,7 +223,7 @@ def write_labels(
 def _check_dictionary(path: Path, clusters: int) -> None:
     if path.exists() and read_dictionary(path) != [str(number) for number in range(clusters)]:
         raise UserError(
-            f"The dictionary is not that of {clusters} clusters.",
+            f"The dictionary does not match {clusters} clusters.",
             where=str(path),
             fix="Write the labels to a folder of their own.",
             code="conflicting-options",

@@ -295,7 +295,7 @@ class MovedFiles:
 
     @property
     def without_result(self) -> str:
-        """For errors about a file that was not found: where it was looked for."""
+        """The searched place, for errors about a file that was not found."""
         return f"no file of its name, or several, below {self.root}"
 
 

@@ -66,7 +66,7 @@ class LoaderPool:
         after a timeout."""
         weakref.finalize(self, _end, self._reading).atexit = False
         self._position: Any = None
-        """Where the iterator continues."""
+        """The position at which the iterator continues."""
         self._deaths = WorkerDeaths("The training splits", "runner.num_workers (--num_workers)")
 
     def draw(self) -> list[Batch]:

@@ -412,7 +412,7 @@ def _saved_rows(folder: Path) -> Iterator[Row]:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if state.get("_indices_data_files") or state.get("_indices_files"):
             raise UserError(
-                "The data set is a selection of its files.",
+                "The data set has an indices mapping, as after `select`, `filter` or `shuffle`.",
                 where=str(folder),
                 fix="Save `dataset.flatten_indices()`.",
                 code="not-supported",
@@ -451,7 +451,7 @@ def _hub_rows(path: Path) -> Iterator[Row]:
             f"The data set cannot be loaded: {error_summary(error)}.",
             where=str(path),
             fix="Check its name, configuration and split, and the network. Data sets with a script "
-            "of their own are not supported: take their conversion to Parquet.",
+            "of their own are not supported: use their conversion to Parquet.",
             code="download-failed",
         ) from error
     batches = (

@@ -1,4 +1,4 @@
-"""Batches of a loader worker in one piece of shared memory for each type of their tensors.
+"""Pack the tensors of a batch into one block of shared memory per dtype.
 
 torch opens a file of shared memory for every tensor that a worker sends: a batch of some tasks has
 over a hundred.
@@ -17,10 +17,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """A value whose tensors are packed together.
+    """A batch with its tensors concatenated by dtype.
 
     Args:
-        content: the pickled value, with numbers in place of its tensors.
+        content: the pickled batch, with numbers in place of its tensors.
         places: dtype, first element and shape of each tensor.
         values: the elements of all tensors of each dtype.
     """

@@ -23,7 +23,7 @@ SILENT_HEARTBEATS = 3
 """Missed heartbeats after which a rank is silent: killed, frozen or disconnected."""
 
 MAXIMUM_STALL_SECONDS = 60.0
-"""How long a rank waits for the others before its log names those that it waits for."""
+"""Longest wait of a rank for the others before it logs their names."""
 
 ANSWER_SECONDS = 5.0
 """Timeout of the store for one small message over one connection."""

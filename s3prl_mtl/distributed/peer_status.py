@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 PeerState = Literal["absent", "failed", "left", "silent", "stalled"]
-"""Why others wait for a rank: it has never sent a heartbeat; it reported an error; it closed its
-watch; it sends no heartbeats any more (killed, frozen or disconnected); it works or hangs."""
+"""State of a rank that others wait for: no heartbeat yet; reported an error; closed its watch; no
+heartbeats any more (killed, frozen or disconnected); working or hanging."""
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What one rank tells the others, as JSON under one key of the store."""
+    """Message of a rank to the others, as JSON under one key of the store."""
 
     counter: int
     """Grows with every heartbeat. Clocks of machines differ: only its change shows life."""
@@ -86,7 +86,7 @@ class PeerStatus:
         return f"rank {self.rank}{where}"
 
     def state(self, is_silent: bool) -> PeerState:
-        """Why others wait for it.
+        """The reason why others wait for it.
 
         Args:
             is_silent: it has missed heartbeats.
@@ -100,7 +100,7 @@ class PeerStatus:
         return "stalled"
 
     def describe(self, is_silent: bool) -> str:
-        """Why others wait for it, as the predicate of a sentence; arguments as for `state`."""
+        """The same as the predicate of a sentence; arguments as for `state`."""
         if self.heartbeat is None:
             return "has never sent a heartbeat"
         step, what = self.heartbeat.step, self.heartbeat.what
@@ -117,7 +117,7 @@ class PeerStatus:
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a collective operation failed.
+    """The cause of a failed collective operation.
 
     Args:
         text: a sentence for each rank at fault, or about the failure itself if there is none.

@@ -154,9 +154,9 @@ class World(Group):
         handle = dist.group.WORLD if size > 1 else None
         super().__init__(range(size), rank, handle, watch)
         self.local_rank = local_rank
-        """Which of the processes of this machine this is."""
+        """The number of this process among those of its machine."""
         self.local_size = 1
-        """How many of them this machine has."""
+        """The number of processes on this machine."""
         self.restarted = False
         """Whether torchrun restarted these processes after a failure."""
         self._timeout: timedelta | None = None

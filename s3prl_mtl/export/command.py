@@ -99,9 +99,9 @@ def export(
     for flag, given in (("--private", private), ("--revision", revision)):
         if given and push is None:
             raise UserError(
-                f"{flag} is of an upload.",
+                f"{flag} requires --push.",
                 where=flag,
-                fix="Name the repository: --push USER/NAME.",
+                fix="Give the repository: --push USER/NAME.",
                 code="missing-option",
             )
     # An absolute path has a name; `.` and `..` have none.

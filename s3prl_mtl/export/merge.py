@@ -27,7 +27,7 @@ from s3prl_mtl.upstreams.strict_loading import mismatch
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".ckpt", ".pt")
-"""Of a checkpoint of a run, and of a fairseq file."""
+"""Suffixes of a checkpoint of a run, and of a fairseq file."""
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,7 @@ def _weights(alpha: Alpha, encoder: _Encoder, by_layer: bool) -> dict[str, float
     """The weight of each parameter.
 
     Raises:
-        UserError: one weight for each layer, and the encoder does not tell its layers.
+        UserError: weights by layer, and the layers of the encoder's parameters are unknown.
     """
     if not by_layer:
         return dict.fromkeys(encoder.state, alpha.first)
@@ -307,7 +307,7 @@ def _weights(alpha: Alpha, encoder: _Encoder, by_layer: bool) -> dict[str, float
     layers = module.parameter_layers() if module is not None else None
     if layers is None:
         raise UserError(
-            "The encoder does not tell which parameters are of which layer.",
+            "The layers of the encoder's parameters are unknown.",
             where=f"--by_layer, {encoder.where}",
             fix="Leave out --by_layer: one alpha for all layers.",
             code="not-supported",

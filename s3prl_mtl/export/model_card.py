@@ -44,7 +44,7 @@ TASK_TYPES = {
 }
 """Types of tasks in the metadata; another package's task has its own name."""
 NOT_RECORDED = "platform"
-"""Of the versions: the machine is not a property of the model."""
+"""Key of the versions that is left out: the machine is not a property of the model."""
 
 
 def model_card(run: SavedRun, states: int, repository: str | None = None) -> str:
@@ -335,7 +335,7 @@ def _hub_dataset(sizes: CorpusSizes) -> str | None:
 
 
 def _incomplete(sizes: CorpusSizes | None, split: str) -> str:
-    """How much of the published split the corpus has, if not all; else empty."""
+    """The share of the published split in the corpus; empty if it is complete."""
     for found in sizes.splits if sizes is not None else ():
         published = found.official.utterances if found.official is not None else None
         if found.split == split and published and found.utterances < COMPLETE * published:

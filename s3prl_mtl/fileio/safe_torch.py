@@ -150,7 +150,7 @@ def safe_load(path: Path, *, kind: str, verify: bool = False) -> Any:
                 f"The {kind} contains {foreign.group(1)!r}, which is not part of such files. "
                 "It was refused, and nothing in it was executed.",
                 where=where,
-                fix="Take the file from its publisher.",
+                fix="Use the file from its publisher.",
                 code="torch-file-refused",
             ) from None
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
@@ -159,7 +159,7 @@ def safe_load(path: Path, *, kind: str, verify: bool = False) -> Any:
         raise UserError(
             f"The {kind} was refused, and nothing in it was executed: {reason}",
             where=where,
-            fix="Take the file from its publisher.",
+            fix="Use the file from its publisher.",
             code="torch-file-refused",
         ) from None
     except (

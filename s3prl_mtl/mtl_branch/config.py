@@ -175,7 +175,7 @@ def _optimizer(values: object, file: Path) -> dict[str, Any]:
         raise UserError(
             f"The optimizer {name!r} has a built-in schedule, which is not supported.",
             where=f"optimizer.name in {file}",
-            fix="Take `name: AdamW`, and linear_schedule_with_warmup as the scheduler.",
+            fix="Use `name: AdamW`, and linear_schedule_with_warmup as the scheduler.",
             code="not-supported",
         )
     return settings

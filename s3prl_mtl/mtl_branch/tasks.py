@@ -250,14 +250,14 @@ def task_of(block: BranchBlock) -> str:
         raise UserError(
             f"The expert `ctc` takes the corpora libriphone (pr) and snips (sf), not {name!r}.",
             where=f"{block.path}.corpus.name in {block.file}",
-            fix="Take s3prl's own expert: -d s3prl:ctc.",
+            fix="Use s3prl's own expert: -d s3prl:ctc.",
             code="not-supported",
         )
     if not isinstance(folder, str) or folder not in _TASKS:
         raise UserError(
             f"The expert {folder!r} is not that of one of the nine tasks.",
             where=f"{block.path}.folder in {block.file}",
-            fix=f"Take s3prl's own expert: -d s3prl:{folder}, and leave this block out.",
+            fix=f"Use s3prl's own expert: -d s3prl:{folder}, and leave this block out.",
             code="not-supported",
         )
     return _TASKS[folder]
@@ -303,7 +303,7 @@ def read_task(task: str, block: BranchBlock, evaluated: Sequence[str]) -> Settin
         raise UserError(
             f"The task {task!r} has no head {chosen!r} here.",
             where=f"{block.path}.{part}.select in {block.file}",
-            fix=f"Take {' or '.join(heads)}; or take s3prl's own expert, which has all of its "
+            fix=f"Use {' or '.join(heads)}; or use s3prl's own expert, which has all of its "
             f"heads: -d s3prl:{folder}, and leave this block out.",
             code="unknown-name",
         )

@@ -38,9 +38,9 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 FOREIGN_SECONDS = 2.0
-"""Between two looks at the runs of other processes."""
+"""Interval between checks of the runs of other processes."""
 PROBE_SECONDS = 2.0
-"""How long a lock may be held by a process that only asks for it."""
+"""Maximum time that a process which queries the status holds a lock."""
 
 Commands = Callable[[StudyRun], Sequence[Command]]
 
@@ -156,8 +156,8 @@ class Execution:
                 continue
             if states[run.name].outdated:
                 logger.info(
-                    "%s started from runs that were trained again since: it is kept as %s and "
-                    "trained anew.",
+                    "%s is outdated: runs that it depends on were trained again. Moved it to %s; "
+                    "training it again.",
                     *(run.name, set_aside(run, self.out)),
                 )
             held = _lock_with_retry(self.out / run.name)
@@ -248,7 +248,7 @@ class Execution:
 
 
 def _lock_with_retry(folder: Path) -> int | None:
-    """Lock the folder of a run; a process that asks for its state may hold it for a moment."""
+    """Lock the folder of a run; retry while another process queries its status."""
     deadline = time.monotonic() + PROBE_SECONDS
     while (held := lock(folder, LOCK)) is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -256,7 +256,7 @@ def _lock_with_retry(folder: Path) -> int | None:
 
 
 def failure_of(folder: Path, code: int) -> str:
-    """Why the last command of a run failed, in a line: its error message, or how it ended."""
+    """The failure of the last command of a run, on one line: its error message or exit code."""
     path = folder / OUTPUT
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     last = text.rpartition("\n$ ")[2]

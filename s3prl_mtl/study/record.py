@@ -1,4 +1,4 @@
-"""What a study knows of a run: a lock, a record beside the run's own files, and their state."""
+"""Locks, records and status of the runs of a study."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Record:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """The state of a run.
+    """Status of a run.
 
     Attributes:
         status: one of `Status`.
@@ -135,17 +135,17 @@ def begin(run: StudyRun, out: Path, states: Mapping[str, RunStatus]) -> None:
     if record is None:
         record = Record({need: str(states[need].id) for need in run.needs})
     elif record.since is not None:
-        # The process that started it was killed: its last sign of life is the newest file.
+        # The process that started it was killed; its newest file tells when.
         record = record.ended(_last_change(folder))
     if not states_files(folder):
-        # Nothing to resume. `train -a` would read the settings of the file under those of the
-        # command, which says all of them.
+        # No checkpoint to resume. `train -a` would merge this config with the flags of the command,
+        # which are complete.
         (folder / "config.yaml").unlink(missing_ok=True)
     write_record(replace(record, since=time.time(), failure=None), folder)
 
 
 def adopt(runs: Sequence[StudyRun], out: Path) -> None:
-    """Record for runs that were finished by hand what they started from: what is there now."""
+    """Record the present dependencies of runs that finished outside the study."""
     states = survey(runs, out)
     for run in runs:
         state = states[run.name]

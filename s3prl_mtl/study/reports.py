@@ -24,7 +24,7 @@ from s3prl_mtl.study.study_results import PlannedRun, StudyFolder
 from s3prl_mtl.training.run_record import RunRecord
 
 STYLES = {"a": "dashed", "b1": "strong", "b2": "faint", "c": "plain", "d": "dotted"}
-"""Of curves, by scenario."""
+"""Styles of curves, by scenario."""
 
 
 def paper_report() -> ReportFiles:

@@ -92,7 +92,7 @@ def summary(states: Mapping[str, RunStatus], left: float | None) -> str:
 
 
 def reason(run: StudyRun, states: Mapping[str, RunStatus]) -> str:
-    """Why a run failed, or what it waits for."""
+    """The failure of a run, or the runs that it waits for."""
     state = states[run.name]
     if state.status == "failed":
         return state.record.failure or "" if state.record is not None else ""
