@@ -203,7 +203,7 @@ class Libri2Mix(Corpus):
             findings.append(
                 Finding(
                     f"{len(silent)} of {len(recordings)} recordings of split {split!r} have no "
-                    "segment: nobody speaks in their labels.",
+                    "segment: their labels contain no speech.",
                     where=f"{folder / 'segments'}: {silent[0]}",
                     fix="Complete the segments, unless these recordings are silent.",
                     code="corpus-incomplete",

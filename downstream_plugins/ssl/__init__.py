@@ -219,7 +219,7 @@ class MaskedPrediction(TaskExpert):
         """The utterances of a split.
 
         Raises:
-            UserError: the labels have another rate than those that the head is trained on.
+            UserError: the rate of the labels differs from that of the head's training labels.
         """
         cuts = super().cuts(split)
         # Of a split, all labels of a label set have one rate.
@@ -228,7 +228,7 @@ class MaskedPrediction(TaskExpert):
             if not math.isclose(rate, self.labels["label_rate"]):
                 assert isinstance(self.corpus, UnitLabelledAudio)
                 raise UserError(
-                    "ssl: the labels have another rate than those that the head is trained on: "
+                    "ssl: the rate of the labels differs from that of the head's training labels: "
                     f"{rate:g} per second, not {self.labels['label_rate']:g}.",
                     where=str(self.corpus.labels(split, name)),
                     fix="Label all splits with the same centres (s3prl-mtl cluster --centers).",
@@ -245,8 +245,8 @@ class MaskedPrediction(TaskExpert):
             first = int(np.argmax(different))
             findings.append(
                 Finding(
-                    f"{int(different.sum())} of {len(cuts)} files have another length than "
-                    f"{split}.tsv says; their labels are of other audio.",
+                    f"{int(different.sum())} of {len(cuts)} files differ in length from "
+                    f"{split}.tsv; their labels belong to other audio.",
                     where=f"{cuts[first].id}: {cuts.durations[first]:.2f} s, listed with "
                     f"{listed[first]:.2f} s",
                     fix="Make the lists and labels again from this audio (s3prl-mtl cluster).",

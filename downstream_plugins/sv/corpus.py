@@ -173,7 +173,7 @@ class VoxCeleb1Verification(Corpus):
         return trial_findings(self.trials(split), split, speaker_of)
 
     def _list_findings(self) -> list[Finding]:
-        """Differences between the training files and the list of all utterances, if it is there."""
+        """Differences between the training files and the list of all utterances, if it exists."""
         every = every_utterance(self.root)
         if every is None:
             return []

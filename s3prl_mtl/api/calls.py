@@ -78,7 +78,7 @@ def _check_types(function: Callable[..., Any], arguments: Mapping[str, Any]) -> 
     for name, value in arguments.items():
         if not any(_is_of(value, kind) for kind in _alternatives(hints[name])):
             raise UserError(
-                f"{name}={value!r} is of the type {type(value).__name__}.",
+                f"{name}={value!r} has the type {type(value).__name__}.",
                 where=f"{function.__name__}()",
                 fix=f"Its type is {_shown(hints[name])}.",
                 code="wrong-type",

@@ -18,15 +18,15 @@ Check = Callable[[TaskHarness], str]
 
 
 class Violated(Exception):
-    """The clause does not hold; the message says why."""
+    """The clause does not hold; the message has the reason."""
 
 
 class Doubtful(Exception):
-    """The clause holds, but probably not as its author wants; the message says why."""
+    """The clause holds, but probably not as its author wants; the message has the reason."""
 
 
 class NotApplicable(Exception):
-    """The clause does not apply to the task, or cannot be checked; the message says why."""
+    """The clause does not apply to the task, or cannot be checked; the message has the reason."""
 
 
 @dataclass(frozen=True)

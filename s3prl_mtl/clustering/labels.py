@@ -182,7 +182,7 @@ def write_labels(
     centers: Centers,
     progress: Progress = _silent,
 ) -> np.ndarray:
-    """Write `<split>.tsv` and `<split>.km`, and `dict.km.txt` unless it is there.
+    """Write `<split>.tsv` and `<split>.km`, and `dict.km.txt` unless it exists.
 
     Files without a frame are left out, which is logged.
 
@@ -213,7 +213,7 @@ def write_labels(
                 counts += np.bincount(labels, minlength=len(counts))
                 write_km(file, labels)
                 progress("labelling", done, total)
-        # The labels are the last: where they are, the others are, too.
+        # Labels last: their presence shows that the other files are complete.
         if not (out / DICTIONARY).exists():
             write_dictionary(out / DICTIONARY, counts.tolist())
         write_tsv(out / f"{split}.tsv", used.root, used.files)

@@ -93,7 +93,7 @@ def texts_of(row: Row, column: str) -> list[str]:
 
 
 def table_path(path: str | os.PathLike[str]) -> Path:
-    """The absolute path of a table; a data set `hf:...` as it is."""
+    """The absolute path of a table; a data set `hf:...` unchanged."""
     return Path(path) if os.fspath(path).startswith(HUB) else absolute(path)
 
 
@@ -159,9 +159,7 @@ def _delimited_rows(path: Path, delimiter: str) -> Iterator[Row]:
             twice = [name for name in header if header.count(name) > 1]
             if twice or not all(header):
                 raise malformed(
-                    f"The column {twice[0]!r} is there twice."
-                    if twice
-                    else "A column has no name.",
+                    f"The column {twice[0]!r} occurs twice." if twice else "A column has no name.",
                     f"{path}, line 1",
                 )
             if len(header) == 1 and (others := {",", ";", "\t"} & set(header[0])):
@@ -340,7 +338,7 @@ def _kaldi_rows(folder: Path, names: set[str]) -> Iterator[Row]:
             key, *rest = line.split(None, 1)
             if key in found:
                 raise UserError(
-                    f"{key!r} is there twice.",
+                    f"{key!r} occurs twice.",
                     where=f"{folder / name}, lines {found[key][1]} and {number}",
                     code="corpus-duplicates",
                 )

@@ -68,7 +68,7 @@ class PeerStatus:
 
     @property
     def is_busy(self) -> bool:
-        """It works or hangs, while others wait for it."""
+        """Whether it works or hangs while others wait for it."""
         return self.heartbeat is not None and not self.heartbeat.waiting and not self.has_failed
 
     @property

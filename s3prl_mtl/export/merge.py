@@ -87,7 +87,7 @@ def merge(
     first = _Encoder.open_tuned(tuned[0])
     if outputs[0].suffix == ".ckpt" and first.run is None:
         raise UserError(
-            f"{tuned[0]} is not a run: a .ckpt has the heads of a run.",
+            f"{tuned[0]} is not a run: a .ckpt file contains the heads of a run.",
             where=f"-o {out}",
             fix="Write a fairseq file: name it .pt.",
             code="conflicting-options",

@@ -31,7 +31,7 @@ class FoldResult:
 
     @property
     def mean(self) -> float | None:
-        """None where folds are missing: a mean over some of them is another quantity."""
+        """The mean; None where folds are missing, since a partial mean is another quantity."""
         found = self._complete()
         return statistics.fmean(found) if found else None
 

@@ -91,7 +91,7 @@ class Rounds:
 
     @property
     def runs(self) -> list[StudyRun]:
-        """Those of the present round; empty after the last one."""
+        """The runs of the current round; empty after the last one."""
         return [run for _, _, run in self._present()]
 
     @property

@@ -127,7 +127,7 @@ def read_settings(out: Path, file: str = FILE) -> StudySettings | None:
         return StudySettings(**{**values, "plan": Plan(**values["plan"])})
     except (ValueError, KeyError, TypeError) as cause:
         raise UserError(
-            f"The file does not describe a study: {cause}.",
+            f"The file is not a valid study: {cause}.",
             where=str(path),
             fix="Choose another folder.",
             code="file-malformed",

@@ -241,7 +241,7 @@ class MLflow(Tracker):
                 if cause.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
                 # The folder was moved, or the server is another one.
-                logger.warning("MLflow does not have the run %s; a new one begins.", self._id)
+                logger.warning("MLflow has no run %s; starting a new one.", self._id)
                 (run.folder / "mlflow-id.txt").unlink()
                 self._id = kept_id(run, "mlflow", lambda: self._create(run))
                 is_new = True
