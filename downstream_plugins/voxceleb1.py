@@ -97,7 +97,7 @@ class VoxCelebFiles:
         return dict(sorted(located.items()))
 
     def notes(self) -> list[str]:
-        """One line: how many files are where."""
+        """A line with the number of files and speakers in each folder."""
         counts = [
             f"{len(place.index)} files of {len(place.speakers)} speakers in {place.folder}"
             for place in self.places

@@ -116,7 +116,7 @@ class SpeechRecognition(TranscriptionExpert):
     def chunk_outputs(
         self, features: Sequence[Tensor], lengths_samples: Sequence[int]
     ) -> list[tuple[Tensor, ...]]:
-        """As of every transcription; with a language model the log-probabilities (T_i, V)."""
+        """Those of the base class; with a language model, the log-probabilities (T_i, V)."""
         if self.search is None:
             return super().chunk_outputs(features, lengths_samples)
         logits, lengths = self._logits(features)
@@ -124,7 +124,7 @@ class SpeechRecognition(TranscriptionExpert):
         return [(rows[:n].clone(),) for rows, n in zip(frames, lengths.tolist(), strict=True)]
 
     def transcribe(self, *frames: Tensor, start: float = 0.0) -> dict[str, Any]:
-        """As of every transcription; with a language model its best transcript.
+        """The transcript of the base class; with a language model, its best transcript.
 
         With `nbest` above 1 the prediction has `nbest`: different transcripts, best first, each
         with `text` and `score`.

@@ -30,7 +30,7 @@ EXTRA = "lm"
 
 @dataclass(frozen=True)
 class DecoderSettings:
-    """How to decode with a language model. The defaults are SUPERB's.
+    """Settings of decoding with a language model. The defaults are SUPERB's.
 
     Args:
         lm: an n-gram model: an ARPA file, also compressed (`.gz`), or a binary of KenLM.

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from downstream_plugins.asr.pseudo_labels import PseudoLabels, read_pseudo_labels
+from downstream_plugins.asr.pseudo_labels import PseudoLabelFile
 from downstream_plugins.librispeech import (
     layout_problems,
     published,
@@ -20,7 +20,6 @@ from downstream_plugins.librispeech import (
     speaker_of,
 )
 from s3prl_mtl.data import Corpus, Finding, Official, Utterance, absolute
-from s3prl_mtl.errors import UserError
 
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
 WORD_BOUNDARY = "|"
@@ -59,13 +58,8 @@ class LibriSpeech(Corpus):
     ) -> None:
         self.root = absolute(libri_root)
         self.sets = {"train": tuple(train), "dev": tuple(dev), "test": tuple(test)}
-        self.pseudo_labels = None if pseudo_labels is None else absolute(pseudo_labels)
-        self.pseudo_confidence = pseudo_confidence
-        added = {}
-        if self.pseudo_labels is not None:
-            check_confidence(pseudo_confidence)
-            added = {"pseudo_labels": self.pseudo_labels, "pseudo_confidence": pseudo_confidence}
-        super().__init__({"libri_root": self.root, **self.sets, **added})
+        self.pseudo = PseudoLabelFile(pseudo_labels, pseudo_confidence)
+        super().__init__({"libri_root": self.root, **self.sets, **self.pseudo.settings})
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -75,11 +69,7 @@ class LibriSpeech(Corpus):
         return tuple(dict.fromkeys((*asked, *unpacked)))
 
     def problems(self) -> list[str]:
-        problems = layout_problems(self, self.root, self.sets)
-        if self.pseudo_labels is not None:
-            expected = "the output of `s3prl-mtl predict`"
-            problems += self.missing_file(self.pseudo_labels, expected, "pseudo_labels")
-        return problems
+        return layout_problems(self, self.root, self.sets) + self.pseudo.problems(self)
 
     def split_sets(self, split: str) -> tuple[str, ...]:
         """SUPERB's rule: `train` consists of the configured sets; other splits are single sets."""
@@ -88,7 +78,7 @@ class LibriSpeech(Corpus):
     def utterances(self, split: str) -> list[Utterance]:
         self.check_split(split)
         transcribed = self._transcribed(split)
-        return transcribed + (self._pseudo(transcribed).utterances if split == "train" else [])
+        return transcribed + (self.pseudo.read(transcribed).utterances if split == "train" else [])
 
     def _transcribed(self, split: str) -> list[Utterance]:
         return [
@@ -96,17 +86,8 @@ class LibriSpeech(Corpus):
             for t in read_sets(self.root, self.split_sets(split))
         ]
 
-    def _pseudo(self, transcribed: Sequence[Utterance]) -> PseudoLabels:
-        if self.pseudo_labels is None:
-            return PseudoLabels([])
-        known = (utterance.path for utterance in transcribed)
-        return read_pseudo_labels(self.pseudo_labels, self.pseudo_confidence, known)
-
     def notes(self) -> list[str]:
-        if self.pseudo_labels is None:
-            return []
-        read = self._pseudo(self._transcribed("train"))
-        return [read.summary(self.pseudo_labels, self.pseudo_confidence)]
+        return self.pseudo.notes(lambda: self._transcribed("train"))
 
     def findings(self, split: str) -> list[Finding]:
         return set_findings(self, self.root, self.split_sets(split))
@@ -118,7 +99,7 @@ class LibriSpeech(Corpus):
         return {"symbols": build_symbols(texts)}
 
     def official(self, split: str) -> Official | None:
-        if split == "train" and self.pseudo_labels is not None:
+        if split == "train" and self.pseudo.path is not None:
             return None
         return published(self.split_sets(split))
 
@@ -127,17 +108,6 @@ class LibriSpeech(Corpus):
 
     def shared_speakers(self, first: str, second: str) -> Literal["allowed", "warning", "error"]:
         return "warning" if "train" in (first, second) else "allowed"
-
-
-def check_confidence(value: object) -> None:
-    """Raise `UserError` unless the value is a number from 0 to 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise UserError(
-            f"{value!r} is not a confidence.",
-            where="asr.downstream_expert.datarc.pseudo_confidence",
-            fix="Set a number from 0 (take all) to 1.",
-            code="invalid-value",
-        )
 
 
 def spell(text: str) -> list[str]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s3prl_mtl.data import Utterance, absolute, read_lines
+from s3prl_mtl.data import Corpus, Utterance, absolute, read_lines
 from s3prl_mtl.errors import UserError
 
 TASK = "asr"
@@ -37,50 +37,86 @@ class PseudoLabels:
     failed: int = 0
     repeated: int = 0
 
-    def summary(self, path: Path, confidence: float) -> str:
-        """A line for the log."""
-        reasons = {
-            f"below the confidence {confidence:g}": self.below,
-            "without words": self.empty,
-            "with an error": self.failed,
-            "already transcribed": self.repeated,
-        }
-        left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
-        used = f"{len(self.utterances)} pseudo-labelled utterances of {path}"
-        return f"{used}; left out: {left_out or 'none'}."
 
-
-def read_pseudo_labels(path: Path, confidence: float, known: Iterable[Path]) -> PseudoLabels:
-    """Read the utterances of at least this confidence.
+class PseudoLabelFile:
+    """The file of pseudo labels of a corpus, if it has one.
 
     Args:
-        path: the file.
-        confidence: the threshold, from 0 to 1; 0 takes all.
-        known: audio files with a transcript, which are left out.
+        path: of the file, or None.
+        confidence: the smallest confidence of a transcript that is used, from 0 (all) to 1.
 
     Raises:
-        UserError: the file cannot be read, or a line is not of this form.
+        UserError: there is a file, and the confidence is not such a number.
     """
-    used: dict[Path, Utterance] = {}
-    known = set(known)
-    below = empty = failed = repeated = 0
-    for number, line in read_lines(path):
-        where = f"{path}, line {number}"
-        audio, answer = _parse(line, where)
-        file = absolute(path.parent / os.path.expanduser(audio))
-        if answer is None:
-            failed += 1
-        elif not answer["text"].strip():
-            empty += 1
-        elif confidence > 0 and _confidence(answer, where) < confidence:
-            below += 1
-        elif file in known or file in used:
-            repeated += 1
-        else:
-            text = " ".join(answer["text"].upper().split())
-            # Not the stem alone, which may be that of a transcribed utterance.
-            used[file] = Utterance(f"pseudo:{file}", file, {"text": text}, source=where)
-    return PseudoLabels(list(used.values()), below, empty, failed, repeated)
+
+    def __init__(self, path: str | os.PathLike[str] | None, confidence: float) -> None:
+        self.path = None if path is None else absolute(path)
+        self.confidence = confidence
+        self.settings: dict[str, Any] = {}
+        if self.path is None:
+            return
+        self.settings = {"pseudo_labels": self.path, "pseudo_confidence": confidence}
+        is_number = isinstance(confidence, int | float) and not isinstance(confidence, bool)
+        if not is_number or not 0 <= confidence <= 1:
+            raise UserError(
+                f"{confidence!r} is not a confidence.",
+                where=f"{TASK}.downstream_expert.datarc.pseudo_confidence",
+                fix="Set a number from 0 (take all) to 1.",
+                code="invalid-value",
+            )
+
+    def problems(self, corpus: Corpus) -> list[str]:
+        """The problem that the file is missing."""
+        if self.path is None:
+            return []
+        return corpus.missing_file(self.path, "the output of `s3prl-mtl predict`", "pseudo_labels")
+
+    def read(self, transcribed: Sequence[Utterance]) -> PseudoLabels:
+        """Read the file.
+
+        Args:
+            transcribed: utterances with a transcript, whose audio files are left out.
+
+        Raises:
+            UserError: the file cannot be read, or a line is not of this form.
+        """
+        if self.path is None:
+            return PseudoLabels([])
+        used: dict[Path, Utterance] = {}
+        known = {utterance.path for utterance in transcribed}
+        below = empty = failed = repeated = 0
+        for number, line in read_lines(self.path):
+            where = f"{self.path}, line {number}"
+            audio, answer = _parse(line, where)
+            file = absolute(self.path.parent / os.path.expanduser(audio))
+            if answer is None:
+                failed += 1
+            elif not answer["text"].strip():
+                empty += 1
+            elif self.confidence > 0 and _confidence(answer, where) < self.confidence:
+                below += 1
+            elif file in known or file in used:
+                repeated += 1
+            else:
+                text = " ".join(answer["text"].upper().split())
+                # Not the stem alone, which may be that of a transcribed utterance.
+                used[file] = Utterance(f"pseudo:{file}", file, {"text": text}, source=where)
+        return PseudoLabels(list(used.values()), below, empty, failed, repeated)
+
+    def notes(self, transcribed: Callable[[], Sequence[Utterance]]) -> list[str]:
+        """A line for the log: the numbers of lines that are used and left out."""
+        if self.path is None:
+            return []
+        read = self.read(transcribed())
+        reasons = {
+            f"below the confidence {self.confidence:g}": read.below,
+            "without words": read.empty,
+            "with an error": read.failed,
+            "already transcribed": read.repeated,
+        }
+        left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+        used = f"{len(read.utterances)} pseudo-labelled utterances of {self.path}"
+        return [f"{used}; left out: {left_out or 'none'}."]
 
 
 def _parse(line: str, where: str) -> tuple[str, dict[str, Any] | None]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from downstream_plugins.asr.corpus import WORD_BOUNDARY, build_symbols, check_confidence
-from downstream_plugins.asr.pseudo_labels import PseudoLabels, read_pseudo_labels
-from s3prl_mtl.data import Row, TableCorpus, TextRule, Utterance, absolute
+from downstream_plugins.asr.corpus import WORD_BOUNDARY, build_symbols
+from downstream_plugins.asr.pseudo_labels import PseudoLabelFile
+from s3prl_mtl.data import Row, TableCorpus, TextRule, Utterance
 from s3prl_mtl.errors import UserError
 
 
@@ -35,44 +35,26 @@ class TextTable(TableCorpus):
     ) -> None:
         where = f"{self.task}.downstream_expert.datarc.text"
         self.rule = TextRule.from_settings(text or {}, where)
-        self.pseudo_labels = None if pseudo_labels is None else absolute(pseudo_labels)
-        self.pseudo_confidence = pseudo_confidence
-        added: dict[str, Any] = {}
-        if self.pseudo_labels is not None:
-            check_confidence(pseudo_confidence)
-            added = {"pseudo_labels": self.pseudo_labels, "pseudo_confidence": pseudo_confidence}
-        super().__init__(manifests, text=dict(text or {}), **added)
+        self.pseudo = PseudoLabelFile(pseudo_labels, pseudo_confidence)
+        super().__init__(manifests, text=dict(text or {}), **self.pseudo.settings)
 
     def problems(self) -> list[str]:
-        problems = super().problems()
-        if self.pseudo_labels is not None:
-            expected = "the output of `s3prl-mtl predict`"
-            problems += self.missing_file(self.pseudo_labels, expected, "pseudo_labels")
-        return problems
+        return super().problems() + self.pseudo.problems(self)
 
     def utterances(self, split: str) -> list[Utterance]:
         transcribed = super().utterances(split)
-        if self.pseudo_labels is None or split != self.splits[0]:
-            return transcribed
-        return transcribed + self._predicted(transcribed).utterances
+        is_training = split == self.splits[0]
+        return transcribed + (self.pseudo.read(transcribed).utterances if is_training else [])
 
     def notes(self) -> list[str]:
-        if self.pseudo_labels is None:
-            return []
-        read = self._predicted(super().utterances(self.splits[0]))
-        return [read.summary(self.pseudo_labels, self.pseudo_confidence)]
-
-    def _predicted(self, transcribed: Sequence[Utterance]) -> PseudoLabels:
-        assert self.pseudo_labels is not None
-        known = (utterance.path for utterance in transcribed)
-        return read_pseudo_labels(self.pseudo_labels, self.pseudo_confidence, known)
+        return self.pseudo.notes(lambda: super(TextTable, self).utterances(self.splits[0]))
 
     def labels_of(self, row: Row) -> dict[str, Any]:
         # The boundary of words is a blank wherever it occurs.
         text = " ".join(self.rule(row.text("text")).replace(WORD_BOUNDARY, " ").split())
         if not text:
             raise UserError(
-                f"Nothing is left of the text {row.values['text']!r}.",
+                f"The text {row.values['text']!r} is empty after normalisation.",
                 where=row.source,
                 fix="Leave the row out, or choose another rule (`datarc.text`).",
                 code="corpus-malformed",

@@ -87,7 +87,7 @@ class IEMOCAP(Corpus):
             raise UserError(
                 f"er: there is no fold {test_fold!r}.",
                 where="er's `datarc.test_fold`",
-                fix=f"Take one of {', '.join(folds)}.",
+                fix=f"Use one of {', '.join(folds)}.",
                 code="unknown-name",
             )
         if not 0 < valid_ratio < 1:

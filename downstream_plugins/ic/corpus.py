@@ -124,7 +124,7 @@ class FluentSpeechCommands(Corpus):
                 f"{len(others)} of {len(rows)} lines of the table of {split} have another speaker "
                 "than the folder of their path.",
                 where=f"{self._table(split)}, line {number}: {row[SPEAKER]}, {row['path']}",
-                fix="Take the table of the corpus: were its columns sorted separately?",
+                fix="Use the table of the corpus: were its columns sorted separately?",
             )
         ]
 

@@ -257,7 +257,7 @@ class SpeechCommands(Corpus):
                 Finding(
                     f"{len(others)} folders are not words of {self.title} and are ignored.",
                     where=str(root / others[0]),
-                    fix="Take version 0.01, which has 30 words, or remove these folders.",
+                    fix="Use version 0.01, which has 30 words, or remove these folders.",
                     code="corpus-malformed",
                 )
             )

@@ -71,7 +71,7 @@ class SpeakerDiarization(TaskExpert):
         self.speakers = speakers
         if self.datarc.get("num_speakers", speakers) != speakers:
             raise UserError(
-                f"The head of sd is for {speakers} speakers in a recording, the settings say "
+                f"The head of sd is for {speakers} speakers in a recording, the settings have "
                 f"{self.datarc['num_speakers']}.",
                 where=self.key_path("datarc", "num_speakers"),
                 fix=f"Set it to {speakers}.",
@@ -98,7 +98,7 @@ class SpeakerDiarization(TaskExpert):
         if not any(self._frame_labels(cut).any() for cut in cuts):
             findings.append(
                 Finding(
-                    f"Nobody speaks in split {split!r}, according to its segments: its error rate "
+                    f"Split {split!r} contains no speech according to its segments: its error rate "
                     "is undefined.",
                     where=f"split {split!r} of sd",
                     fix="Check that `segments` and `wav.scp` name the same recordings.",
@@ -189,7 +189,7 @@ class SpeakerDiarization(TaskExpert):
     def chunk_outputs(
         self, features: Sequence[Tensor], lengths_samples: Sequence[int]
     ) -> list[Tensor]:
-        """For each chunk the probability that a speaker speaks in a frame, (frames, speakers)."""
+        """The probability that a speaker speaks in a frame, (frames, speakers), for each chunk."""
         frames = [math.ceil(samples / self.frame_shift) for samples in lengths_samples]
         matched = [match_length(f, n) for f, n in zip(features, frames, strict=True)]
         probabilities = self.model(pad_features(matched)[0]).float().sigmoid().cpu()

@@ -203,7 +203,7 @@ class Libri2Mix(Corpus):
             findings.append(
                 Finding(
                     f"{len(silent)} of {len(recordings)} recordings of split {split!r} have no "
-                    "segment: nobody speaks in their labels.",
+                    "segment: their labels contain no speech.",
                     where=f"{folder / 'segments'}: {silent[0]}",
                     fix="Complete the segments, unless these recordings are silent.",
                     code="corpus-incomplete",
@@ -240,7 +240,7 @@ class Libri2Mix(Corpus):
                         f"{len(differ)} of {len(speakers)} utterances of split {split!r} have "
                         "another speaker in spk2utt than in utt2spk.",
                         where=f"{folder / 'spk2utt'}: {differ[0]}",
-                        fix="Take both from one preparation of the corpus, or remove spk2utt.",
+                        fix="Use both from one preparation of the corpus, or remove spk2utt.",
                         certain=True,
                     )
                 )
@@ -433,7 +433,7 @@ def _segment_findings(
         Finding(
             f"{len(wrong)} of {len(lines)} segments {what}.",
             where=f"{path}, line {wrong[0].number}: {wrong[0].utterance} of {wrong[0].recording}",
-            fix="Take segments, wav.scp and reco2dur from one preparation of the corpus.",
+            fix="Use segments, wav.scp and reco2dur from one preparation of the corpus.",
             certain=certain,
         )
         for wrong, what, certain in cases
@@ -468,7 +468,7 @@ def _rttm_findings(path: Path, lines: Sequence[_SegmentLine]) -> list[Finding]:
             f"{len(differ)} of {len({*stated, *spoken})} recordings have other times of speech in "
             "rttm than in segments. Those of segments are used.",
             where=f"{path}: {differ[0]}",
-            fix="Take both from one preparation of the corpus, or remove rttm.",
+            fix="Use both from one preparation of the corpus, or remove rttm.",
         )
     ]
 

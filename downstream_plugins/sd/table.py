@@ -26,7 +26,7 @@ Spoken = list[tuple[str, float, float]]
 """Speaker, start and end in seconds."""
 
 OVER_SECONDS = 0.5
-"""Of a segment that ends after its recording: times in files are rounded."""
+"""Tolerance for segments that end after their recording: times in files are rounded."""
 
 
 class RecordingTable(TableCorpus):

@@ -91,7 +91,7 @@ class SlotFilling(TranscriptionExpert):
         }
 
     def findings(self, split: str, cuts: Manifest) -> list[Finding]:
-        """Those of a transcription, and an evaluated split without any slot."""
+        """Findings of the base class, and an evaluated split without slots."""
         findings = super().findings(split, cuts)
         symbols = (symbol for labels in cuts.labels() for symbol in self.symbols_of(labels))
         if not any(symbol in self.slot_symbols for symbol in symbols):

@@ -37,7 +37,7 @@ PUBLISHED = {
     "valid": Official(2800, speakers=4),
     "test": Official(2800, speakers=4),
 }
-"""Of SUPERB's speakers."""
+"""Sizes of the splits of SUPERB's speakers."""
 _PUNCTUATION = frozenset("?!.,;-")
 
 

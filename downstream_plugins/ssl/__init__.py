@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from downstream_plugins.ssl.corpus import UnitLabelledAudio
-from downstream_plugins.ssl.masked_prediction import class_logits, summed_loss, without_twins
+from downstream_plugins.ssl.masked_prediction import class_logits, summed_loss, without_duplicates
 from s3prl_mtl import Mask, MaskedUtterance, Metric, TaskExpert, Upstream
 from s3prl_mtl.data import SAMPLE_RATE, Finding, Manifest
 from s3prl_mtl.errors import UserError
@@ -191,7 +191,7 @@ class MaskedPrediction(TaskExpert):
             self.starts_from = f"random weights: the encoder has {different[0]}"
 
     def _different_classes(self, theirs: Sequence[Sequence[str]]) -> list[str]:
-        """What the label sets of the encoder's pre-training have in place of the head's."""
+        """Differences of the label sets of the encoder's pre-training from those of the head."""
         ours = self.labels["dictionaries"]
         if len(theirs) != len(ours):
             return [f"{len(theirs)} label sets, not {len(ours)}"]
@@ -219,7 +219,7 @@ class MaskedPrediction(TaskExpert):
         """The utterances of a split.
 
         Raises:
-            UserError: the labels have another rate than those that the head is trained on.
+            UserError: the rate of the labels differs from that of the head's training labels.
         """
         cuts = super().cuts(split)
         # Of a split, all labels of a label set have one rate.
@@ -228,7 +228,7 @@ class MaskedPrediction(TaskExpert):
             if not math.isclose(rate, self.labels["label_rate"]):
                 assert isinstance(self.corpus, UnitLabelledAudio)
                 raise UserError(
-                    "ssl: the labels have another rate than those that the head is trained on: "
+                    "ssl: the rate of the labels differs from that of the head's training labels: "
                     f"{rate:g} per second, not {self.labels['label_rate']:g}.",
                     where=str(self.corpus.labels(split, name)),
                     fix="Label all splits with the same centres (s3prl-mtl cluster --centers).",
@@ -245,8 +245,8 @@ class MaskedPrediction(TaskExpert):
             first = int(np.argmax(different))
             findings.append(
                 Finding(
-                    f"{int(different.sum())} of {len(cuts)} files have another length than "
-                    f"{split}.tsv says; their labels are of other audio.",
+                    f"{int(different.sum())} of {len(cuts)} files differ in length from "
+                    f"{split}.tsv; their labels belong to other audio.",
                     where=f"{cuts[first].id}: {cuts.durations[first]:.2f} s, listed with "
                     f"{listed[first]:.2f} s",
                     fix="Make the lists and labels again from this audio (s3prl-mtl cluster).",
@@ -393,7 +393,7 @@ class MaskedPrediction(TaskExpert):
             targets = to_device(classes[number], states.device)
             part = parts[number] if len(parts) > 1 else parts[0]
             logits = class_logits(part, embeddings, self.logit_temp)
-            more, right = summed_loss(without_twins(logits, targets, embeddings), targets)
+            more, right = summed_loss(without_duplicates(logits, targets, embeddings), targets)
             loss, correct = loss + more, correct + right
         return loss, correct
 

@@ -168,6 +168,6 @@ class UnitLabelledAudio(Corpus):
 
 
 def _line_offsets(path: Path) -> list[int]:
-    """Where each line of a file begins, in bytes."""
+    """The byte offset of each line of a file."""
     with path.open("rb") as file:
         return [0, *accumulate(len(line) for line in file)][:-1]

@@ -23,7 +23,7 @@ def class_logits(projected: Tensor, embeddings: Tensor, temperature: float) -> T
     return frames @ F.normalize(embeddings.float(), dim=-1, eps=1e-8).t() / temperature
 
 
-def without_twins(logits: Tensor, targets: Tensor, embeddings: Tensor) -> Tensor:
+def without_duplicates(logits: Tensor, targets: Tensor, embeddings: Tensor) -> Tensor:
     """Logits with minus infinity at other classes whose embedding equals the target's, as in
     fairseq.
 
@@ -33,9 +33,9 @@ def without_twins(logits: Tensor, targets: Tensor, embeddings: Tensor) -> Tensor
         embeddings: (classes, width).
     """
     _, kind = torch.unique(embeddings.detach(), dim=0, return_inverse=True)
-    twins = kind[targets][:, None] == kind
-    twins.scatter_(1, targets[:, None], False)
-    return logits.masked_fill(twins, -torch.inf)
+    duplicates = kind[targets][:, None] == kind
+    duplicates.scatter_(1, targets[:, None], False)
+    return logits.masked_fill(duplicates, -torch.inf)
 
 
 def summed_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

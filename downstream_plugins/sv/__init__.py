@@ -150,7 +150,7 @@ class SpeakerVerification(TaskExpert):
             logger.warning(
                 "sv: the columns of objective.W of a head of s3prl belong to the speakers in the "
                 "order in which its file system listed them; here they are sorted. Scores do not "
-                "depend on it; training has to learn the columns anew."
+                "depend on it; training has to learn the columns again."
             )
         return head
 

@@ -173,7 +173,7 @@ class VoxCeleb1Verification(Corpus):
         return trial_findings(self.trials(split), split, speaker_of)
 
     def _list_findings(self) -> list[Finding]:
-        """Differences between the training files and the list of all utterances, if it is there."""
+        """Differences between the training files and the list of all utterances, if it exists."""
         every = every_utterance(self.root)
         if every is None:
             return []
@@ -236,7 +236,7 @@ class VoxCeleb1Verification(Corpus):
         if split != "dev":
             raise UserError(
                 f"sv: the split {split!r} has no trials.",
-                fix="Take dev or test.",
+                fix="Use dev or test.",
                 code="unknown-name",
             )
         if self.dev_trials is not None:

@@ -1,4 +1,4 @@
-"""Functions that may be called from a notebook: named mistakes, signal handlers put back."""
+"""Wrap the functions of commands for Python: checked arguments, restored signal handlers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, ParamSpec, TypeVar
 
 from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.fileio.paths import expand_home
 from s3prl_mtl.registry.task_names import split_specs
 from s3prl_mtl.training.signals import EXIT_SIGNALS, STOP_SIGNALS
 
@@ -31,7 +32,7 @@ Override = str | Mapping[str, Any]
 
 
 def callable_from_python(function: Callable[P, R]) -> Callable[P, R]:
-    """Make the function of a command fit for a program that goes on after it.
+    """Wrap the function of a command for programs that continue after the call.
 
     An unknown argument is a `UserError` with the nearest name, and so is a value of another type
     than the annotation has; `~` is expanded in paths, and the process has the signal handlers of
@@ -52,9 +53,9 @@ def callable_from_python(function: Callable[P, R]) -> Callable[P, R]:
                     code="unknown-key",
                 )
         _check_types(function, signature.bind_partial(*args, **kwargs).arguments)
-        home = {name: expanded(value) for name, value in kwargs.items()}
+        home = {name: expand_home(value) for name, value in kwargs.items()}
         with _handlers_put_back():
-            return function(*map(expanded, args), **home)
+            return function(*map(expand_home, args), **home)
 
     return call
 
@@ -77,7 +78,7 @@ def _check_types(function: Callable[..., Any], arguments: Mapping[str, Any]) -> 
     for name, value in arguments.items():
         if not any(_is_of(value, kind) for kind in _alternatives(hints[name])):
             raise UserError(
-                f"{name}={value!r} is of the type {type(value).__name__}.",
+                f"{name}={value!r} has the type {type(value).__name__}.",
                 where=f"{function.__name__}()",
                 fix=f"Its type is {_shown(hints[name])}.",
                 code="wrong-type",
@@ -123,15 +124,6 @@ def _handlers_put_back() -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:
                 signal.signal(number, handler)
-
-
-def expanded(value: Any) -> Any:
-    """A path, or each of a list, with `~` expanded; anything else unchanged."""
-    if isinstance(value, list):
-        return [expanded(entry) for entry in value]
-    if isinstance(value, Path):
-        return Path(os.path.expanduser(value))
-    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def output_folder(path: PathLike, where: str) -> Path:

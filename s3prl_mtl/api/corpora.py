@@ -184,6 +184,7 @@ def manifest(
     from s3prl_mtl.config import build_config, parse_tasks, resolve
     from s3prl_mtl.data.tables import write_table
     from s3prl_mtl.fileio.atomic import replace_text
+    from s3prl_mtl.fileio.paths import require_absent
     from s3prl_mtl.training.preflight import choose_root, corpus_problems
 
     task = parse_tasks(name, flag="TASK")[0]
@@ -208,13 +209,8 @@ def manifest(
         )
     corpus = expert.make_corpus(datarc)  # type: ignore[attr-defined]
     for split in corpus.splits:
-        if (folder / f"{split}.csv").exists():
-            raise UserError(
-                f"{folder / f'{split}.csv'} exists and is not overwritten.",
-                where=f"--out {folder}",
-                fix="Give another folder, or remove it first.",
-                code="file-exists",
-            )
+        fix = "Give another folder, or remove it first."
+        require_absent(folder / f"{split}.csv", f"--out {folder}", fix)
     folder.mkdir(parents=True, exist_ok=True)
     tables, counts, settings = {}, {}, {}
     for split in corpus.splits:

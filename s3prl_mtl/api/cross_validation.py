@@ -25,7 +25,7 @@ SET_HERE = {
 
 
 class FoldNotTrained(UserError):
-    """The training of a fold did not end in order; the same call goes on with it.
+    """The training of a fold failed or was interrupted; the same call resumes it.
 
     Attributes:
         exit_code: of its process, which has shown the reason.

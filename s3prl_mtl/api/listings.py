@@ -1,4 +1,4 @@
-"""What is installed: tasks, upstreams and balancers."""
+"""Lists of installed tasks, upstreams and balancers."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _state(name: str, expert: Any, found: Mapping[str, Plugin]) -> str:
 
 
 def _data_state(name: str, expert: Any, data: PathLike | None) -> tuple[str, list[str]]:
-    """Whether the corpus of a task is present, and its problems."""
+    """The state of the corpus of a task, and its problems."""
     from s3prl_mtl.config import build_config, resolve
 
     check = getattr(expert, "problems", None)
@@ -275,7 +275,7 @@ def balancers() -> list[ListedBalancer]:
 
 
 def _combines(entry: object) -> str:
-    """What a balancer combines; empty for a factory, which does not say it."""
+    """The quantity that a balancer combines; empty for a factory, where it is unknown."""
     from s3prl_mtl.balancing.base import GradientBalancer
 
     if not inspect.isclass(entry):

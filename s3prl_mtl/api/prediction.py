@@ -126,7 +126,7 @@ def predict(
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError(
-            "`predict` is a single process, which starts others itself.",
+            "`predict` starts its own processes and cannot run under torchrun.",
             where="torchrun",
             fix="Without torchrun: --device cuda:0,cuda:1.",
             code="launch-invalid",
@@ -275,7 +275,7 @@ def _listed(path: Path) -> list[Path]:
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
-    """The files, and all audio files below the folders; a folder without any stays as it is."""
+    """The files, and all audio files below the folders; a folder without audio is kept."""
     from s3prl_mtl.data import list_audio
 
     files: list[Path] = []
@@ -335,7 +335,7 @@ def _lines(
 
 
 def fingerprint(settings: PredictSettings, tasks: LoadedTasks) -> dict[str, Any]:
-    """All that lines depend on besides the files."""
+    """Everything that the lines depend on, except the audio files."""
     from s3prl_mtl.checkpoint.files import locate
 
     return {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 import os
@@ -15,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from s3prl_mtl.api.calls import PathLike, callable_from_python, listed, output_folder
 from s3prl_mtl.errors import UserError, nearest
+from s3prl_mtl.fileio.paths import require_absent
+from s3prl_mtl.fileio.text_tables import csv_text
 
 if TYPE_CHECKING:
     from s3prl_mtl.study.dev_scores import DevScores
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PAPER_FOLDER = "paper-report"
-"""Where the report of the paper's numbers is written by default."""
+"""Default folder of the report of the paper's numbers."""
 
 
 @callable_from_python
@@ -250,13 +250,7 @@ def _average(run: Path, count: int, out: PathLike | None) -> Selection:
     from s3prl_mtl.study.selection import average_checkpoints
 
     path = Path(out) if out else run / f"average-{count}.ckpt"
-    if path.exists():
-        raise UserError(
-            f"{path} exists and is not overwritten.",
-            where=f"--out {path}",
-            fix="Choose another name, or remove it first.",
-            code="file-exists",
-        )
+    require_absent(path, f"--out {path}")
     averaged, files = average_checkpoints(run, count)
     checkpoints.save(averaged, path)
     return Selection([], read_dev_scores(run), path, files)
@@ -264,7 +258,7 @@ def _average(run: Path, count: int, out: PathLike | None) -> Selection:
 
 @dataclass(frozen=True)
 class MeasuredAffinity:
-    """How a step on one task changes the losses of the others.
+    """The effect of a step on one task on the losses of the others.
 
     Attributes:
         affinity: the matrix with its standard errors.
@@ -284,11 +278,7 @@ class MeasuredAffinity:
 
     def csv(self) -> str:
         """The records as comma-separated values."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.records())
-        return text.getvalue()
+        return csv_text(FIELDS, self.records())
 
     def scaled(self) -> tuple[list[list[float]], str]:
         """The affinities in a unit that leaves two digits of the largest one between two tasks.

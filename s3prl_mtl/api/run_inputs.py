@@ -117,7 +117,7 @@ def _fractions(shares: str | Mapping[str, float] | None) -> dict[str, float]:
             task = ""
         if twice:
             raise UserError(
-                f"{entry!r} is the second fraction of {task}.",
+                f"The fraction of {task} is given twice: {entry!r}.",
                 where="--fraction",
                 fix="Give each task once.",
                 code="conflicting-options",
@@ -227,7 +227,7 @@ def _floats(texts: Sequence[str]) -> list[float] | None:
 
 
 def forget_listings_if_asked(arguments: argparse.Namespace, config: Config, world: World) -> None:
-    """With `--rescan`, make every corpus be listed at its next use."""
+    """With `--rescan`, mark every corpus to be listed at its next use."""
     if arguments.rescan:
         # On every machine: the cache may be local. The ranks wait for each other.
         first = world.local_rank == 0
@@ -248,7 +248,7 @@ def refuse_pairs(arguments: argparse.Namespace) -> None:
     ):
         if given:
             raise UserError(
-                f"{first} and {second} both say {what}.",
+                f"{first} and {second} both set {what}.",
                 where=f"{first} and {second}",
                 fix="Give one of them.",
                 code="conflicting-options",

@@ -31,7 +31,7 @@ from s3prl_mtl.study.commands import commands_of, script
 from s3prl_mtl.study.execution import Execution, lock_study, visible_gpus
 from s3prl_mtl.study.learning_rates import check_rates, read_learning_rates
 from s3prl_mtl.study.plan import Plan, StudyRun, names_of
-from s3prl_mtl.study.record import RunState, started, survey
+from s3prl_mtl.study.record import RunStatus, started, survey
 from s3prl_mtl.study.settings import (
     SWEEP_FILE,
     StudySettings,
@@ -66,7 +66,7 @@ class PlannedStudy:
     jobs: int | None
     saved: StudySettings | None = None
 
-    def states(self) -> dict[str, RunState]:
+    def states(self) -> dict[str, RunStatus]:
         """The state of each run by its name, such as `a/seed0/ks`: `done`, `waiting`, ..."""
         return survey(self.settings.plan.runs, self.out)
 
@@ -458,7 +458,7 @@ def _checked_files(plan: PlannedStudy) -> StudySettings:
 
 
 def _check_runs(
-    runs: Sequence[StudyRun], states: Mapping[str, RunState], settings: StudySettings
+    runs: Sequence[StudyRun], states: Mapping[str, RunStatus], settings: StudySettings
 ) -> None:
     """Check the runs that are not done."""
     from s3prl_mtl.study.preflight import check_runs
@@ -503,7 +503,7 @@ def _execute(plan: PlannedStudy, device: str | None, alone: bool) -> StudyResult
     )
 
 
-def _check_needs(run: StudyRun, states: Mapping[str, RunState]) -> None:
+def _check_needs(run: StudyRun, states: Mapping[str, RunStatus]) -> None:
     missing = [need for need in run.needs if states[need].status != "done"]
     if missing:
         raise UserError(
@@ -623,7 +623,7 @@ def _override_text(override: Override) -> str:
     for key, value in override.items():
         if ",," in str(value):
             raise UserError(
-                "Two commas separate the settings of a study.",
+                "The value contains two commas in a row, which separate settings.",
                 where=f"override, {key}",
                 fix="Put the value into a config file.",
                 code="invalid-value",

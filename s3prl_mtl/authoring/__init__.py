@@ -1,4 +1,4 @@
-"""For authors of tasks: start a package (`new_task`) and check a task's contract (`check_task`)."""
+"""Create the package of a task (`new_task`), and check its contract (`check_task`)."""
 
 from __future__ import annotations
 

@@ -18,15 +18,15 @@ Check = Callable[[TaskHarness], str]
 
 
 class Violated(Exception):
-    """The clause does not hold; the message says why."""
+    """The clause does not hold; the message has the reason."""
 
 
 class Doubtful(Exception):
-    """The clause holds, but probably not as its author wants; the message says why."""
+    """The clause holds, but probably not as its author wants; the message has the reason."""
 
 
 class NotApplicable(Exception):
-    """The clause does not apply to the task, or cannot be checked; the message says why."""
+    """The clause does not apply to the task, or cannot be checked; the message has the reason."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ def clause(
 
 @dataclass(frozen=True)
 class Finding:
-    """Whether a task keeps a clause of the contract.
+    """The result of checking a clause of the contract on a task.
 
     Args:
         clause: the clause.
-        holds: None if the clause does not apply to the task, or was not checked.
+        holds: whether the task keeps the clause; None if it does not apply or was not checked.
         why: what was observed.
         checked: False if the clause could not be checked: there is no corpus, the expert cannot be
             built, or the check fails for the same reason as that of an earlier clause.
@@ -87,7 +87,7 @@ class Finding:
     cause: str = field(default="", repr=False)
 
     @property
-    def verdict(self) -> str:
+    def result(self) -> str:
         """The outcome, as `check-task` prints it."""
         if not self.checked:
             return "not checked"
@@ -96,7 +96,7 @@ class Finding:
         return {True: "holds", False: "does not hold", None: "not applicable"}[self.holds]
 
     def __str__(self) -> str:
-        return f"{self.clause.number}. {self.clause.text} {self.verdict.upper()}: {self.why}"
+        return f"{self.clause.number}. {self.clause.text} {self.result.upper()}: {self.why}"
 
 
 def violation(clause: Clause, error: BaseException) -> Finding:

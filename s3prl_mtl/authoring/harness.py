@@ -302,7 +302,7 @@ class TaskHarness:
     # ------------------------------------------------------------------------- forward
 
     def inputs(self, expert: Any, split: str, batch: Batch) -> list[Any]:
-        """What the expert's `forward` gets for the waveforms of a batch.
+        """The inputs of the expert's `forward` for the waveforms of a batch.
 
         Returns:
             Features (frames_i, WIDTH); hidden states (LAYERS, frames_i, WIDTH) if the expert wants
@@ -316,7 +316,7 @@ class TaskHarness:
         return inputs
 
     def prediction_inputs(self, expert: Any, wavs: Sequence[Any]) -> list[Tensor]:
-        """What the expert's `predict` gets for waveforms: nothing is masked."""
+        """The inputs of the expert's `predict` for waveforms, without masks."""
         hidden = self.encoder.hidden_states(wavs)
         return layers(hidden) if wants_hidden_states(expert) else self.encoder.weighted(hidden)
 
@@ -328,7 +328,7 @@ class TaskHarness:
         records: Records | None = None,
         inputs: list[Any] | None = None,
     ) -> Any:
-        """What the expert's `forward` returns for a batch."""
+        """The output of the expert's `forward` for a batch."""
         task = self.task(expert)
         inputs = self.inputs(expert, split, batch) if inputs is None else inputs
         evaluated = split != task.train_split

@@ -133,7 +133,7 @@ def supports_workers(harness: TaskHarness) -> str:
 
 
 class OneWorkerReader(EpochReader):
-    """Reads with one worker, which is not restarted if it dies."""
+    """Reader with one worker, which is not restarted if it dies."""
 
     def read_by_worker(self, harness: TaskHarness, method: str) -> list[str]:
         """Digests of the batches that one worker reads.

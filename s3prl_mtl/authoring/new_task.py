@@ -50,7 +50,7 @@ KINDS = {
         "label_space": '{"symbols": sorted(set("".join(self.words())))}',
     },
 }
-"""What differs between the packages of the kinds of tasks: words of the templates."""
+"""Values of the templates' variables for each kind of task."""
 
 
 def new_task(

@@ -22,10 +22,10 @@ from s3prl_mtl.authoring.contract import failure_summary
 from s3prl_mtl.distributed.world import OtherRankFailed, RankLost, World
 
 START_METHOD = "spawn"
-"""How the processes of the ranks start."""
+"""Start method of the processes of the ranks."""
 
 EXIT_TIMEOUT_SECONDS = 5.0
-"""How long to wait for the other ranks after one has died."""
+"""Timeout of the other ranks after one has died."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class RankResult:
 
 @dataclass(frozen=True)
 class RankSettings:
-    """What a process needs to become a rank.
+    """Settings of the process of a rank.
 
     Args:
-        rank, size: which of how many.
+        rank, size: its rank, and the number of ranks.
         port: of the rendezvous on 127.0.0.1.
         start_method: of the processes that the rank starts.
     """

@@ -17,7 +17,7 @@ from s3prl_mtl.checkpoint.contents import RunCheckpoint, TaskCheckpoint
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
 from s3prl_mtl.fileio.safe_torch import to_plain
-from s3prl_mtl.mtl_branch.block import Block, Notes
+from s3prl_mtl.mtl_branch.block import BranchBlock, Notes
 from s3prl_mtl.mtl_branch.config import translate
 from s3prl_mtl.mtl_branch.tasks import task_of
 from s3prl_mtl.upstreams.hubert.config import HubertConfig
@@ -135,7 +135,7 @@ def _task(name: str, settings: Mapping[str, Any], path: Path) -> str:
             where=f"Config.{name} in {path}",
             code="checkpoint-incomplete",
         )
-    return task_of(Block(settings[name], f"Config.{name}", path, Notes()))
+    return task_of(BranchBlock(settings[name], f"Config.{name}", path, Notes()))
 
 
 def _config(settings: dict[str, Any], path: Path) -> dict[str, Any]:

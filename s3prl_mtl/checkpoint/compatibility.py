@@ -188,7 +188,7 @@ def check_selection(
     raise UserError(
         f"The checkpoint has {saved} layer weights; this run has {expected}.",
         where=where,
-        fix=f"Take -s {by_count[saved]}."
+        fix=f"Use -s {by_count[saved]}."
         if saved in by_count
         else "Name the upstream that the checkpoint was trained with.",
         code="checkpoint-mismatch",

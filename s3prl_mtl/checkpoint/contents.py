@@ -181,7 +181,7 @@ class TrainingState:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All but `streams`, which a file has in its tasks."""
+        """All fields except `streams`, which a file stores by task."""
         return {
             "EvaluatedStep": self.evaluated_step,
             "Optimizer": self.optimizer.to_dict(),
@@ -248,7 +248,7 @@ class RunCheckpoint:
         tasks: Mapping[str, TaskCheckpoint],
         training: TrainingState | None = None,
     ) -> RunCheckpoint:
-        """A checkpoint of modules with their weights as they are."""
+        """A checkpoint of modules with their current weights."""
         return cls(
             step=step,
             skips=skips,

@@ -16,6 +16,7 @@ from s3prl_mtl.checkpoint.branch import from_branch, is_of_branch
 from s3prl_mtl.checkpoint.contents import FORMAT, RunCheckpoint
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.atomic import atomic_path, remove_partials, write_reason
+from s3prl_mtl.fileio.paths import move_aside
 from s3prl_mtl.fileio.safe_torch import DamagedFile, safe_load
 from s3prl_mtl.upstreams.strict_loading import non_finite_weight
 
@@ -223,13 +224,8 @@ def load_newest(
 
 def _set_aside(path: Path) -> Path:
     """Rename a damaged file to an unused name."""
-    aside = path.with_name(f"{path.name}.damaged")
-    number = 1
-    while os.path.lexists(aside):
-        number += 1
-        aside = path.with_name(f"{path.name}.damaged-{number}")
     try:
-        path.rename(aside)
+        return move_aside(path, path.with_name(f"{path.name}.damaged"))
     except OSError as error:
         # Under its name it would be kept as the newest, and undamaged ones deleted.
         raise UserError(
@@ -238,4 +234,3 @@ def _set_aside(path: Path) -> Path:
             fix="Make the folder writable, or move the file away.",
             code="file-unwritable",
         ) from error
-    return aside

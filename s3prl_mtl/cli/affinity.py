@@ -34,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache_dir", metavar="DIR", help="downloads and scanned corpora")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1")
     parser.add_argument(
-        "-o", "--out", type=Path, metavar="DIR", help="for affinity.csv and affinity.png (RUN)"
+        "-o",
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of affinity.csv and affinity.png (RUN)",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="comma-separated values, fractions")
@@ -67,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _table(found: MeasuredAffinity) -> Table:
-    """How much of the loss of the column a step on the task of the row removes."""
+    """The relative decrease of the loss of each column after a step on the task of each row."""
     from rich.table import Table
 
     from s3prl_mtl.api.reports import shown_affinity

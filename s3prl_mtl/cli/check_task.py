@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the verdict on each clause of the contract as soon as it is checked.
+    """Print the result of each clause of the contract as soon as it is checked.
 
     Exit with 1 if a clause fails, with 3 if none fails and some were not checked.
     """
@@ -84,10 +84,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _show(finding: Finding) -> None:
     """Print a finding: what holds on one line, anything else with the text of the clause."""
-    clause, verdict = finding.clause, finding.verdict
-    head = Text(verdict.ljust(14), style=f"bold {_COLOURS[verdict]}")
+    clause, result = finding.clause, finding.result
+    head = Text(result.ljust(14), style=f"bold {_COLOURS[result]}")
     head.append(f" {clause.number:2}. {clause.title}: ", style="not bold default")
-    if verdict in ("warning", "does not hold"):
+    if result in ("warning", "does not hold"):
         OUTPUT.print(head.append(finding.why))
         OUTPUT.print(Padding(Text(f"Clause: {clause.text}", style="dim"), (0, 0, 0, _INDENT)))
     else:

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     audio.add_argument("--cache_dir", metavar="DIR", help="downloads and scanned corpora")
     add_rescan(audio)
     audio.add_argument(
-        "--split", default="train", metavar="NAME", help="of the files (%(default)s)"
+        "--split", default="train", metavar="NAME", help="name of the files (%(default)s)"
     )
     features = parser.add_argument_group("features")
     features.add_argument(
@@ -40,14 +40,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(features)
     kmeans = parser.add_argument_group("k-means")
     kmeans.add_argument(
-        "--centers", type=Path, metavar="FILE", help="label with these; nothing is clustered"
-    )
-    kmeans.add_argument("--clusters", type=int, default=100, metavar="K", help="(%(default)s)")
-    kmeans.add_argument(
-        "--fraction", type=float, default=1.0, metavar="F", help="of the files to cluster"
+        "--centers", type=Path, metavar="FILE", help="label with these centres; skip k-means"
     )
     kmeans.add_argument(
-        "--memory", type=int, default=1024, metavar="MIB", help="of frames at once (%(default)s)"
+        "--clusters", type=int, default=100, metavar="K", help="number of clusters (%(default)s)"
+    )
+    kmeans.add_argument(
+        "--fraction", type=float, default=1.0, metavar="F", help="fraction of the files to cluster"
+    )
+    kmeans.add_argument(
+        "--memory",
+        type=int,
+        default=1024,
+        metavar="MIB",
+        help="memory for frames, in MiB (%(default)s)",
     )
     kmeans.add_argument("--seed", type=int, default=0)
 

@@ -16,14 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=Path,
         default=Path(".demo"),
-        help="for corpus and study (default: .demo); an interrupted demo is resumed there",
+        help="folder of corpus and study (default: .demo); an interrupted demo is resumed",
     )
     parser.add_argument(
         "--full",
         action="store_true",
         help="leave each task out in turn, not only one: 28 trainings in place of 12",
     )
-    parser.add_argument("--steps", type=int, metavar="N", help="of every training, for tests")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of every training, for tests")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -24,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the folder of the runs, one for each fold",
     )
     parser.add_argument(
-        "--setting", metavar="KEY", default=SETTING, help=f"that selects the fold ({SETTING})"
+        "--setting", metavar="KEY", default=SETTING, help=f"setting of the fold ({SETTING})"
     )
     parser.add_argument(
-        "--values", metavar="NAME,...", default=FOLDS, help=f"of the setting ({FOLDS})"
+        "--values", metavar="NAME,...", default=FOLDS, help=f"values of the setting ({FOLDS})"
     )
     parser.add_argument("flags", metavar="FLAG", nargs="*", help="after --: the flags of train")
 

@@ -9,12 +9,12 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol, cast
 
 from s3prl_mtl.cli.parser import Parser, unknown_word
 from s3prl_mtl.cli.versions import ShowVersions
 from s3prl_mtl.errors import RankLost, SharedMistake, UserError, error_summary
+from s3prl_mtl.fileio.paths import expand_home
 from s3prl_mtl.tracking.console import MESSAGES, log_warnings_once, show_log, show_message
 from s3prl_mtl.training.signals import Stopped
 
@@ -90,16 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _expand_home(arguments: argparse.Namespace) -> None:
     """Expand `~` in every flag: the shell leaves it in `--data=~/x` and in quotes."""
     for name, value in vars(arguments).items():
-        if isinstance(value, list):
-            setattr(arguments, name, [_expanded(entry) for entry in value])
-        else:
-            setattr(arguments, name, _expanded(value))
-
-
-def _expanded(value: object) -> object:
-    if isinstance(value, Path):
-        return Path(os.path.expanduser(value))
-    return os.path.expanduser(value) if isinstance(value, str) else value
+        setattr(arguments, name, expand_home(value))
 
 
 def _failure(error: Exception) -> int:
@@ -146,7 +137,7 @@ MODES = {
 
 COMMANDS = {
     **MODES,
-    "study": "Run the paper's experiments, or show how far they are.",
+    "study": "Run the paper's experiments, or show their progress.",
     "select": "Compare rules that choose one checkpoint for all tasks.",
     "demo": "Run a small study on a synthetic corpus, in ten minutes.",
     "predict": "Print the predictions of a run for audio files, as JSON lines.",
@@ -168,7 +159,7 @@ COMMANDS = {
     "new-task": "Write the package of a new task.",
     "check-task": "Check a task against the contract (docs/plugins.md).",
 }
-"""What each command does. Except for `MODES`, its module is `check_task` for `check-task`.
+"""A summary of each command. Its module, except for `MODES`, is `check_task` for `check-task`.
 
 A module is imported when its command is chosen, and imports torch and others when it runs: help
 and mistakes are shown at once.

@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kind",
         choices=["classification", "regression", "frames", "ctc"],
         default="classification",
-        help="of the head: a class or a number for each utterance, a class for each frame, or a "
-        "transcript (default: %(default)s)",
+        help="output of the head: a class or a number for each utterance, a class for each frame, "
+        "or a transcript (default: %(default)s)",
     )
 
 

@@ -24,14 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stdin", action="store_true", help="read raw audio: 16 bit, little endian, mono"
     )
-    parser.add_argument("--rate", type=int, default=16_000, help="of --stdin, in Hz (16000)")
+    parser.add_argument(
+        "--rate", type=int, default=16_000, help="sample rate of --stdin, in Hz (16000)"
+    )
     parser.add_argument("--task", metavar="TASKS", help="asr,ks,... (default: all of the run)")
     parser.add_argument(
         "-o",
         "--out",
         type=Path,
         metavar="FILE",
-        help="write here, with absolute paths; after an interruption the same command continues",
+        help="output file, with absolute paths; to resume it, repeat the command",
     )
     parser.add_argument("--rttm", type=Path, metavar="FILE", help="write speaker segments (sd)")
     parser.add_argument(
@@ -60,9 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_chunking(parser: argparse.ArgumentParser) -> None:
     """Add the lengths of chunks: the arguments of `chunking_of`."""
     parser.add_argument(
-        "--chunk_seconds", type=int, help="longer audio is read in chunks of this length (40)"
+        "--chunk_seconds", type=int, help="length of the chunks of longer audio (40)"
     )
-    parser.add_argument("--overlap_seconds", type=int, help="of neighbouring chunks (4)")
+    parser.add_argument("--overlap_seconds", type=int, help="overlap of neighbouring chunks (4)")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from pathlib import Path
 
 from s3prl_mtl.cli.parser import call
+from s3prl_mtl.fileio.text_tables import csv_text
 from s3prl_mtl.tracking.console import OUTPUT
 
 
@@ -31,9 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.csv:
         records = call(results, arguments)
         fields = ["run", "task", "split", "metric", "value", "step", "checkpoint"]
-        writer = csv.DictWriter(sys.stdout, fields, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
+        sys.stdout.write(csv_text(fields, records))
     elif len(runs) > 1:
         OUTPUT.print(comparison_table(runs, everything))
     else:

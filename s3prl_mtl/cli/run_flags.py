@@ -43,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     what = parser.add_argument_group("what to run")
     what.add_argument(
-        "-m", "--mode", choices=["train", "evaluate"], default="train", help="without a command"
+        "-m",
+        "--mode",
+        choices=["train", "evaluate"],
+        default="train",
+        help="mode without a command",
     )
     what.add_argument("-u", "--upstream", metavar="NAME", help="the encoder, such as hubert")
     what.add_argument("-k", "--upstream_ckpt", metavar="PATH", help="its checkpoint file")
@@ -93,13 +97,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--checkpoint_activations",
         action="store_true",
-        help="keep less in memory, compute more",
+        help="less memory, more computation",
     )
     how.add_argument(
         "--max_pass_seconds",
         type=float,
         metavar="S",
-        help="of audio in one pass of a step (default: what fits into the GPU)",
+        help="seconds of audio in one pass of a step (default: as fit into the GPU)",
     )
     how.add_argument(
         "--num_workers",
@@ -127,7 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     combine.add_argument(
         "--balancer",
         metavar="NAME[:OPTION=VALUE,...]",
-        help="how tasks are combined: fixed:asr=1,ks=0.3 (`s3prl-mtl balancers` lists them)",
+        help="method of combining tasks: fixed:asr=1,ks=0.3 (`s3prl-mtl balancers` lists them)",
     )
     combine.add_argument(
         "--auto_loss_weights",
@@ -166,9 +170,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="give each rank a share of every task, or few tasks",
     )
     several.add_argument(
-        "--placement", metavar="RANK:TASKS;...", help='by hand: "0:asr;1:pr,ks" (--parallel task)'
+        "--placement",
+        metavar="RANK:TASKS;...",
+        help='tasks of each rank: "0:asr;1:pr,ks" (--parallel task)',
     )
-    several.add_argument("--backend", choices=["gloo", "nccl"], help="of torch.distributed")
+    several.add_argument("--backend", choices=["gloo", "nccl"], help="backend of torch.distributed")
     several.add_argument(
         "--timeout",
         metavar="SECONDS",

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         metavar="CKPT",
         type=Path,
-        help="of average:K (default RUN/average-K.ckpt)",
+        help="output of average:K (default RUN/average-K.ckpt)",
     )
     parser.add_argument("--json", action="store_true", help="a list of objects, fractions")
 

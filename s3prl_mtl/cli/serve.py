@@ -14,14 +14,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", metavar="TASKS", help="asr,ks,... (default: all of the run)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
-    parser.add_argument("--max_megabytes", type=float, default=100.0, help="of a request (100)")
-    parser.add_argument("--max_seconds", type=float, default=3600.0, help="of its audio (3600)")
     parser.add_argument(
-        "--timeout", type=float, default=600.0, help="seconds until a request is answered (600)"
+        "--port", type=int, default=8000, help="port to listen on; 0: a free one (8000)"
     )
     parser.add_argument(
-        "--max_waiting", type=int, default=8, help="requests that wait for another one (8)"
+        "--max_megabytes", type=float, default=100.0, help="maximum size of a request (100)"
+    )
+    parser.add_argument(
+        "--max_seconds", type=float, default=3600.0, help="maximum length of its audio (3600)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=600.0, help="maximum seconds of a request (600)"
+    )
+    parser.add_argument(
+        "--max_waiting", type=int, default=8, help="maximum number of waiting requests (8)"
     )
     add_chunking(parser)
     parser.add_argument(

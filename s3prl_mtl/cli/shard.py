@@ -14,7 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, metavar="OUT", help="a new folder")
     parser.add_argument("--shard_size", type=int, default=1000, help="files of an archive")
     parser.add_argument(
-        "--url", help="where the archives will be read, such as s3://bucket/speech (default: OUT)"
+        "--url",
+        help="address of the archives for readers, such as s3://bucket/speech (default: OUT)",
     )
 
 

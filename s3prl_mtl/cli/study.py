@@ -33,39 +33,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--scenario",
         metavar="NAMES",
-        help="of a,b1,b2,c,d (default a,b1,b2,c); those that they start from are added",
+        help="scenarios a,b1,b2,c,d (default a,b1,b2,c); their dependencies are added",
     )
     what.add_argument(
         "--seeds", metavar="N", help="number of seeds, from 0; or a list: 3,5 (default 1)"
     )
-    what.add_argument("--alphas", metavar="A,...", help="of scenario d (default 0.25,0.5,0.75)")
+    what.add_argument(
+        "--alphas", metavar="A,...", help="weights of scenario d (default 0.25,0.5,0.75)"
+    )
     what.add_argument(
         "--leave_out", metavar="TASKS", help="leave out only these tasks in turn, not all"
     )
 
     how = parser.add_argument_group("settings of the runs")
-    how.add_argument("--steps", type=int, metavar="N", help="of every run (default: by its config)")
+    how.add_argument(
+        "--steps", type=int, metavar="N", help="steps of every run (default: by its config)"
+    )
     how.add_argument(
         "-c",
         "--config",
         metavar="YAML",
         action="append",
-        help="of every run, a file or packaged settings",
+        help="config of every run, a file or packaged settings",
     )
     how.add_argument(
         "--frozen_config",
         metavar="YAML",
         action="append",
-        help="of runs with a frozen encoder, before -c; {task} is its task, none is no file "
-        "(default superb/{task}, where there is one)",
+        help="config of runs with a frozen encoder, before -c; {task} is the task, none: no "
+        "file (default superb/{task}, if it exists)",
     )
     how.add_argument(
         "--joint_config",
         metavar="YAML",
         action="append",
-        help="of runs that train the encoder, before -c",
+        help="config of runs that train the encoder, before -c",
     )
-    how.add_argument("-o", "--override", metavar="KEY=VALUE,,...", help="of every run")
+    how.add_argument("-o", "--override", metavar="KEY=VALUE,,...", help="settings of every run")
     how.add_argument(
         "--learning-rates",
         metavar="FILE",
@@ -80,10 +84,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--precision", choices=["fp32", "tf32", "bf16"])
     how.add_argument(
-        "--balancer", metavar="NAME[:OPTION=VALUE,...]", help="of runs that train the encoder"
+        "--balancer",
+        metavar="NAME[:OPTION=VALUE,...]",
+        help="balancer of runs that train the encoder",
     )
     how.add_argument(
-        "--log_conflicts", type=int, metavar="K", help="in runs that train the encoder"
+        "--log_conflicts",
+        type=int,
+        metavar="K",
+        help="interval of comparing gradients, in runs that train the encoder",
     )
 
     where = parser.add_argument_group("this machine")
@@ -97,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jobs",
         type=int,
         metavar="N",
-        help="runs at once (default: as before; at first one a GPU, without GPU one)",
+        help="number of parallel runs (default: as before; initially one per GPU, or one)",
     )
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--status", action="store_true", help="show the state of the study")
@@ -116,7 +125,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="find the learning rates of frozen runs on dev, up to --steps, and write "
         "OUT/learning_rates.yaml; with --status, show its state",
     )
-    parser.add_argument("--rates", metavar="R,...", help="of --lr-sweep (default 1e-5 to 1e-1)")
+    parser.add_argument(
+        "--rates", metavar="R,...", help="learning rates of --lr-sweep (default 1e-5 to 1e-1)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -115,7 +115,7 @@ def parse_features(text: str) -> int | None:
     found = LAYER.fullmatch(text)
     if text != MFCC and found is None:
         raise UserError(
-            f"There are no features {text!r}.",
+            f"Unknown features {text!r}.",
             where=f"--features {text}",
             fix="Give mfcc, or layer:N with the number of a hidden state.",
             code="invalid-value",

@@ -18,7 +18,7 @@ from s3prl_mtl.fileio.atomic import atomic_path
 BATCH_FRAMES = 10_000
 
 FORMAT = 1
-"""Of the file of centres."""
+"""Version of the file of centres."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def fit_centers(
     if second is None:
         return np.asarray(initial.cluster_centers_, dtype=np.float32)
     model = make_kmeans(clusters, seed, init=initial.cluster_centers_, n_init=1)
-    for buffer in _then([first, second], buffers):
+    for buffer in _drain([first, second], buffers):
         random.shuffle(buffer)
         for start in range(0, len(buffer), BATCH_FRAMES):
             model.partial_fit(buffer[start : start + BATCH_FRAMES])
@@ -124,8 +124,8 @@ def _buffers(frames: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         yield np.concatenate(held)
 
 
-def _then(first: list[np.ndarray], rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The buffers in hand, released one by one, then the others."""
+def _drain(first: list[np.ndarray], rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield the first buffers, dropping each from the list, then the rest."""
     while first:
         yield first.pop(0)
     yield from rest
@@ -151,7 +151,7 @@ def read_centers(path: str | os.PathLike[str]) -> Centers:
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            "There is no such file of centres.",
+            "The file of centres does not exist.",
             where=f"--centers {path}",
             fix="Give the centers.npz that `s3prl-mtl cluster` wrote.",
             code="file-missing",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from s3prl_mtl.data import SAMPLE_RATE
 from s3prl_mtl.data.unit_labels import read_dictionary, write_dictionary, write_km, write_tsv
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.atomic import atomic_path, remove_partials
+from s3prl_mtl.fileio.paths import require_absent
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def _silent(name: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Fit:
-    """How centres are found.
+    """Settings of k-means.
 
     Args:
         clusters: their number.
@@ -69,7 +69,7 @@ def check_outputs(out: Path, split: str, *, fits: bool) -> None:
         )
     if fits and (out / CENTERS).exists() and not list(out.glob("*.km")):
         raise UserError(
-            f"{out} has centres, but no labels: labelling was interrupted, or is going on.",
+            f"{out} has centres, but no labels: labelling was interrupted, or is in progress.",
             where=str(out),
             fix=f"Label the same audio with them: --centers {out / CENTERS} in place of the other "
             "flags of k-means. Or remove the file.",
@@ -77,14 +77,12 @@ def check_outputs(out: Path, split: str, *, fits: bool) -> None:
         )
     names = [f"{split}.tsv", f"{split}.km", *([CENTERS, DICTIONARY] if fits else [])]
     for path in (out / name for name in names):
-        if os.path.lexists(path):
-            raise UserError(
-                f"{path} exists and is not overwritten.",
-                where=str(out),
-                fix="Name another folder, or remove the file. To label another split with the "
-                f"same clusters: --centers {out / CENTERS} --split NAME.",
-                code="file-exists",
-            )
+        require_absent(
+            path,
+            where=str(out),
+            fix="Name another folder, or remove the file. To label another split with the same "
+            f"clusters: --centers {out / CENTERS} --split NAME.",
+        )
 
 
 def settings_of(name: str, features: FrameFeatures, upstream: dict[str, Any]) -> dict[str, Any]:
@@ -145,14 +143,14 @@ def check_centers(path: Path, settings: dict[str, Any], out: Path) -> Centers:
         out: the folder of the labels, which may have centres.
 
     Raises:
-        UserError: they are of other features, of another encoder, or not those in the folder.
+        UserError: they are of other features or another encoder, or differ from those in `out`.
     """
     centers = read_centers(path)
     if (out / CENTERS).is_file():
         present = read_centers(out / CENTERS).centers
         if not np.array_equal(centers.centers, present):
             raise UserError(
-                "The labels in the folder are of other centres.",
+                "The folder contains labels of other cluster centres.",
                 where=f"--centers {path}, {out / CENTERS}",
                 fix="Name another folder, or label with its own centres: "
                 f"--centers {out / CENTERS}.",
@@ -167,7 +165,7 @@ def check_centers(path: Path, settings: dict[str, Any], out: Path) -> Centers:
                 if name in centers.settings
             ]
             raise UserError(
-                f"The centres are of {what}.",
+                f"The cluster centres were made with {what}.",
                 where=f"--centers {path}",
                 fix="Give the features and the encoder that the centres were made with: "
                 f"{', '.join(made_with)}.",
@@ -184,7 +182,7 @@ def write_labels(
     centers: Centers,
     progress: Progress = _silent,
 ) -> np.ndarray:
-    """Write `<split>.tsv` and `<split>.km`, and `dict.km.txt` unless it is there.
+    """Write `<split>.tsv` and `<split>.km`, and `dict.km.txt` unless it exists.
 
     Files without a frame are left out, which is logged.
 
@@ -215,7 +213,7 @@ def write_labels(
                 counts += np.bincount(labels, minlength=len(counts))
                 write_km(file, labels)
                 progress("labelling", done, total)
-        # The labels are the last: where they are, the others are, too.
+        # Labels last: their presence shows that the other files are complete.
         if not (out / DICTIONARY).exists():
             write_dictionary(out / DICTIONARY, counts.tolist())
         write_tsv(out / f"{split}.tsv", used.root, used.files)
@@ -225,7 +223,7 @@ def write_labels(
 def _check_dictionary(path: Path, clusters: int) -> None:
     if path.exists() and read_dictionary(path) != [str(number) for number in range(clusters)]:
         raise UserError(
-            f"The dictionary is not that of {clusters} clusters.",
+            f"The dictionary does not match {clusters} clusters.",
             where=str(path),
             fix="Write the labels to a folder of their own.",
             code="conflicting-options",

@@ -121,7 +121,7 @@ def file_size(path: str | os.PathLike[str]) -> int | None:
 
 
 def open_file(path: str | os.PathLike[str]) -> bytes | BinaryIO:
-    """What soundfile opens for a file: its path, or its content if it is in an archive.
+    """The argument of soundfile for a file: its path, or its content if it is in an archive.
 
     Raises:
         OSError: the archive cannot be read.

@@ -161,7 +161,7 @@ def describe(path: str | os.PathLike[str], file: soundfile.SoundFile) -> Recordi
 
 
 def cut_short(file: soundfile.SoundFile) -> str | None:
-    """How much an open file is truncated according to its header, or None.
+    """Describe the truncation of an open file according to its header, or None.
 
     Headers of wav, aiff and au state the number of bytes of audio, or "unknown" in files written
     to a pipe; these count as complete.
@@ -173,7 +173,7 @@ def cut_short(file: soundfile.SoundFile) -> str | None:
 
 
 def libsndfile_reason(error: soundfile.LibsndfileError, path: str | os.PathLike[str] | None) -> str:
-    """Why libsndfile cannot read a file.
+    """The reason why libsndfile cannot read a file.
 
     Args:
         error: the exception of libsndfile.

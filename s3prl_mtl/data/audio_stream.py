@@ -83,7 +83,7 @@ def pcm_blocks(stream: BinaryIO, sample_rate: int) -> Iterator[Tensor]:
 
 
 def _read_full(stream: BinaryIO, size: int) -> bytes:
-    """As many bytes, fewer only at the end: an unbuffered stream returns what has arrived."""
+    """Read exactly `size` bytes, fewer only at the end; unbuffered streams may return fewer."""
     data = stream.read(size)
     while data and len(data) < size and (more := stream.read(size - len(data))):
         data += more

@@ -17,7 +17,7 @@ from s3prl_mtl.data.manifest import Manifest
 from s3prl_mtl.data.manifest_cache import MAXIMUM_SKIPPED
 from s3prl_mtl.data.randomness import RandomStream
 from s3prl_mtl.data.sampling import BatchPlan, Draw, derived_seed, plan_batches
-from s3prl_mtl.data.transport import Parcel, pack
+from s3prl_mtl.data.transport import PackedBatch, pack
 from s3prl_mtl.data.workers import StopSignalGuard, block_sigterm
 from s3prl_mtl.errors import UserError
 
@@ -277,7 +277,7 @@ class EpochLoader(DataLoader[Any]):
 
     def _batches(self, reading: Iterator[Any]) -> Iterator[Any]:
         for sent in reading:
-            loaded = sent.unpack() if isinstance(sent, Parcel) else sent
+            loaded = sent.unpack() if isinstance(sent, PackedBatch) else sent
             self.batches_read += 1
             if isinstance(loaded, UserError):
                 raise loaded
@@ -320,7 +320,7 @@ class _EpochDataset(Dataset[Any]):
         self.source = source
         self.epoch = epoch
 
-    def __getitem__(self, batch: Sequence[Draw]) -> Loaded | UserError | Parcel:
+    def __getitem__(self, batch: Sequence[Draw]) -> Loaded | UserError | PackedBatch:
         try:
             loaded = self.source.load(self.epoch, batch)
         except UserError as error:

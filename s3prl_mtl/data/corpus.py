@@ -215,7 +215,7 @@ class Corpus(ABC):
         return False
 
     def shared_speakers(self, first: str, second: str) -> Literal["allowed", "warning", "error"]:
-        """What a speaker in two splits is."""
+        """The severity of a speaker in two splits."""
         return "allowed"
 
     def fingerprint(self, split: str, utterances: Sequence[Utterance] | None = None) -> str:
@@ -279,7 +279,7 @@ class Corpus(ABC):
 
 
 def _absence(path: Path) -> str:
-    """That a file or folder does not exist, and what is there instead."""
+    """Describe a missing file or folder, and similar names nearby."""
     if path.is_symlink():
         return f"is a link to {os.readlink(path)}, which does not exist"
     folder = next((parent for parent in path.parents if parent.is_dir()), None)

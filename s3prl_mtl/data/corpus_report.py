@@ -81,7 +81,7 @@ class CorpusSizes:
 
     @classmethod
     def from_plain(cls, content: Mapping[str, Any]) -> CorpusSizes:
-        """From what `dataclasses.asdict` gives."""
+        """Build an object from the output of `dataclasses.asdict`."""
 
         def counts(split: Mapping[str, Any]) -> SplitCounts:
             official = split["official"]

@@ -175,7 +175,7 @@ def audio_stem(name: str) -> str:
 
 
 class AudioIndex:
-    """The audio files below a folder, found whatever their format is.
+    """Index of the audio files below a folder, independent of their format.
 
     Corpora are often converted: a list names `a/1.wav`, the disk has `a/1.flac`. Files are found
     by their path without the suffix. Of several files of one stem, the file that the list names is
@@ -295,7 +295,7 @@ class MovedFiles:
 
     @property
     def without_result(self) -> str:
-        """For errors about a file that was not found: where it was looked for."""
+        """The searched place, for errors about a file that was not found."""
         return f"no file of its name, or several, below {self.root}"
 
 

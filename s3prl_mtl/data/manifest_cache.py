@@ -165,7 +165,7 @@ def _report(corpus: Corpus, split: str, total: int, found: Scan) -> None:
 
 
 def _remedy(skipped: Sequence[tuple[str, str]]) -> str:
-    """What to do about unusable files, by the reasons of the scan."""
+    """The remedy for unusable files, by the reasons of the scan."""
     reasons = [reason for _, reason in skipped]
     undecodable = sum(UNDECODABLE in reason for reason in reasons)
     missing = sum(reason.startswith(MISSING) and UNDECODABLE not in reason for reason in reasons)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from s3prl_mtl.data.batching import BatchSource
 from s3prl_mtl.data.epoch_reader import Batch
 from s3prl_mtl.data.streams import Round, TaskStream
-from s3prl_mtl.data.transport import Parcel, pack
+from s3prl_mtl.data.transport import PackedBatch, pack
 from s3prl_mtl.data.workers import (
     StopSignalGuard,
     WorkerDeaths,
@@ -66,7 +66,7 @@ class LoaderPool:
         after a timeout."""
         weakref.finalize(self, _end, self._reading).atexit = False
         self._position: Any = None
-        """Where the iterator continues."""
+        """The position at which the iterator continues."""
         self._deaths = WorkerDeaths("The training splits", "runner.num_workers (--num_workers)")
 
     def draw(self) -> list[Batch]:
@@ -117,7 +117,7 @@ class LoaderPool:
                 self._deaths.add(error, self.num_workers)
                 continue
             self._deaths.count = 0
-            return sent.unpack() if isinstance(sent, Parcel) else sent
+            return sent.unpack() if isinstance(sent, PackedBatch) else sent
 
     def _offered(self) -> dict[str, BatchSource]:
         """The sources of the tasks that have one."""
@@ -157,7 +157,9 @@ class _DrawDataset(Dataset[Any]):
     def __init__(self, sources: Mapping[str, BatchSource]) -> None:
         self.sources = sources
 
-    def __getitem__(self, rounds: Sequence[Round]) -> _Draw | Parcel | UserError | ExceptionWrapper:
+    def __getitem__(
+        self, rounds: Sequence[Round]
+    ) -> _Draw | PackedBatch | UserError | ExceptionWrapper:
         if get_worker_info() is None:
             return {read.task: (read, self._items(read)) for read in rounds}
         draw = {}

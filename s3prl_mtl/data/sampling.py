@@ -234,7 +234,7 @@ def _check_limits(size: int | None, seconds: float | None, sliding: bool) -> Non
 
 
 def _bounds(durations: np.ndarray, seconds: float, size: int | None) -> np.ndarray:
-    """Where batches begin that have as many utterances as fit, and the end of the last."""
+    """The first utterance of each batch, filled greedily, and the end of the last one."""
     ends = np.cumsum(durations)
     bounds = [0]
     while bounds[-1] < len(durations):

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 _PROBED_FRAMES = 1024
 _PROBED_PLACES = (0.25, 0.5, 1.0)
-"""Where a file is read: fractions of its length."""
+"""Places at which a file is read, as fractions of its length."""
 
 MAXIMUM_OVER = 0.01
 """Largest fraction of samples above 1 in a file of floating-point samples."""
@@ -62,7 +62,7 @@ _CONTENTS = {
     b"\x1f\x8b": "it is packed by gzip; unpack it",
     b"nist_1a": "it is a SPHERE file that libsndfile cannot read; convert it with `sph2pipe`",
 }
-"""How files begin that are found in place of audio."""
+"""First bytes of files that are commonly found in place of audio."""
 
 
 MISSING = "missing"
@@ -86,7 +86,7 @@ class Scan:
 
 
 class _Unusable(Exception):
-    """Why a file cannot be used; internal to this module."""
+    """An unusable file, with the reason; internal to this module."""
 
 
 def scan(
@@ -140,7 +140,7 @@ def scan(
 
 
 def _check(cut: Cut, accept: Callable[[Tensor], bool]) -> bool | str:
-    """Whether the waveform is accepted, or why it cannot be decoded."""
+    """Whether the waveform is accepted, or the reason why it cannot be decoded."""
     try:
         return accept(load_waveform(cut))
     except UnreadableAudio as error:
@@ -197,7 +197,7 @@ def _probe(path: Path) -> _Probed:
 
 
 def _instead(path: Path) -> str:
-    """What is there instead of a missing file."""
+    """Describe what is in the place of a missing file."""
     if path.is_symlink():
         return f"it is a link to {os.readlink(path)}, which does not exist"
     if path.is_dir():
@@ -254,7 +254,7 @@ def _names_in(folder: Path, modified: int) -> dict[str, list[str]]:
 
 
 def _content(path: Path) -> str | None:
-    """What a file that is not audio holds instead; None if unknown."""
+    """Describe the content of a file that is not audio; None if unknown."""
     if not path.is_file():
         return None  # In an archive, which has audio only.
     with path.open("rb") as file:
@@ -292,7 +292,7 @@ def _looks_wrong(file: soundfile.SoundFile, samples: np.ndarray) -> bool:
 
 
 def sample_problem(samples: np.ndarray) -> str | None:
-    """Why the samples of a file cannot be speech within [-1, 1], or None.
+    """The reason why the samples of a file cannot be speech within [-1, 1], or None.
 
     Args:
         samples: (frames, channels), float.

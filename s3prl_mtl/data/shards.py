@@ -144,7 +144,7 @@ def _recording(path: Path) -> Recording | None:
         with soundfile.SoundFile(path) as file:
             return describe(path, file)
     except (soundfile.LibsndfileError, TypeError) as error:
-        logger.warning("%s is copied as it is: %s", path, error)
+        logger.warning("Copying %s unchanged: %s", path, error)
         return None
 
 

@@ -1,4 +1,4 @@
-"""A corpus of one's own: a table of utterances for each split."""
+"""Corpus of own data: a table of utterances for each split."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class TableCorpus(Corpus):
         """The checked table of a split.
 
         Raises:
-            UserError: as :func:`read_table`; a column or value is missing, a name is there twice.
+            UserError: as :func:`read_table`; a column or value is missing, a name is listed twice.
         """
         self.check_split(split)
         if split not in self._tables:
@@ -105,7 +105,7 @@ class TableCorpus(Corpus):
         """
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the tables: loader workers get the expert with its corpus, and read none."""
+        """Exclude the tables, which loader workers do not need."""
         return {**vars(self), "_tables": {}}
 
     def utterances(self, split: str) -> list[Utterance]:
@@ -223,7 +223,7 @@ def listed_values(path: Path | None) -> list[str]:
     """The lines of a file of classes; empty without a file.
 
     Raises:
-        UserError: the file cannot be read or has no lines, or a class is there twice.
+        UserError: the file cannot be read or has no lines, or a class is listed twice.
     """
     if path is None:
         return []
@@ -232,7 +232,7 @@ def listed_values(path: Path | None) -> list[str]:
         name = line.strip()
         if name in lines:
             raise UserError(
-                f"The class {name!r} is there twice.",
+                f"The class {name!r} is listed twice.",
                 where=f"{path}, lines {lines[name]} and {number}",
                 code="corpus-malformed",
             )

@@ -93,7 +93,7 @@ def texts_of(row: Row, column: str) -> list[str]:
 
 
 def table_path(path: str | os.PathLike[str]) -> Path:
-    """The absolute path of a table; a data set `hf:...` as it is."""
+    """The absolute path of a table; a data set `hf:...` unchanged."""
     return Path(path) if os.fspath(path).startswith(HUB) else absolute(path)
 
 
@@ -159,9 +159,7 @@ def _delimited_rows(path: Path, delimiter: str) -> Iterator[Row]:
             twice = [name for name in header if header.count(name) > 1]
             if twice or not all(header):
                 raise malformed(
-                    f"The column {twice[0]!r} is there twice."
-                    if twice
-                    else "A column has no name.",
+                    f"The column {twice[0]!r} occurs twice." if twice else "A column has no name.",
                     f"{path}, line 1",
                 )
             if len(header) == 1 and (others := {",", ";", "\t"} & set(header[0])):
@@ -340,7 +338,7 @@ def _kaldi_rows(folder: Path, names: set[str]) -> Iterator[Row]:
             key, *rest = line.split(None, 1)
             if key in found:
                 raise UserError(
-                    f"{key!r} is there twice.",
+                    f"{key!r} occurs twice.",
                     where=f"{folder / name}, lines {found[key][1]} and {number}",
                     code="corpus-duplicates",
                 )
@@ -412,7 +410,7 @@ def _saved_rows(folder: Path) -> Iterator[Row]:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if state.get("_indices_data_files") or state.get("_indices_files"):
             raise UserError(
-                "The data set is a selection of its files.",
+                "The data set has an indices mapping, as after `select`, `filter` or `shuffle`.",
                 where=str(folder),
                 fix="Save `dataset.flatten_indices()`.",
                 code="not-supported",
@@ -451,7 +449,7 @@ def _hub_rows(path: Path) -> Iterator[Row]:
             f"The data set cannot be loaded: {error_summary(error)}.",
             where=str(path),
             fix="Check its name, configuration and split, and the network. Data sets with a script "
-            "of their own are not supported: take their conversion to Parquet.",
+            "of their own are not supported: use their conversion to Parquet.",
             code="download-failed",
         ) from error
     batches = (

@@ -1,4 +1,4 @@
-"""Which tasks take part in a training step (`--sampling`)."""
+"""Sampling of the tasks of a training step (`--sampling`)."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class TextRule:
-    """What becomes of a transcript.
+    """Normalisation of transcripts.
 
     Args:
         case: `upper`, `lower` or `keep`.

@@ -1,4 +1,4 @@
-"""Batches of a loader worker in one piece of shared memory for each type of their tensors.
+"""Pack the tensors of a batch into one block of shared memory per dtype.
 
 torch opens a file of shared memory for every tensor that a worker sends: a batch of some tasks has
 over a hundred.
@@ -16,11 +16,11 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """A value whose tensors are packed together.
+class PackedBatch:
+    """A batch with its tensors concatenated by dtype.
 
     Args:
-        content: the pickled value, with numbers in place of its tensors.
+        content: the pickled batch, with numbers in place of its tensors.
         places: dtype, first element and shape of each tensor.
         values: the elements of all tensors of each dtype.
     """
@@ -34,7 +34,7 @@ class Parcel:
         return _Unpickler(self).load()
 
 
-def pack(value: Any) -> Parcel:
+def pack(value: Any) -> PackedBatch:
     """Pack the tensors of a value that can be pickled."""
     file = io.BytesIO()
     pickler = _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL)
@@ -48,7 +48,7 @@ def pack(value: Any) -> Parcel:
         parts.setdefault(tensor.dtype, []).append(tensor.detach().reshape(-1))
         sizes[tensor.dtype] = first + tensor.numel()
     values = {dtype: torch.cat(flat) for dtype, flat in parts.items()}
-    return Parcel(file.getvalue(), places, values)
+    return PackedBatch(file.getvalue(), places, values)
 
 
 class _Pickler(pickle.Pickler):
@@ -65,10 +65,10 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, parcel: Parcel) -> None:
-        super().__init__(io.BytesIO(parcel.content))
-        self.parcel = parcel
+    def __init__(self, packed: PackedBatch) -> None:
+        super().__init__(io.BytesIO(packed.content))
+        self.packed = packed
 
     def persistent_load(self, number: int) -> Tensor:
-        dtype, first, shape = self.parcel.places[number]
-        return self.parcel.values[dtype][first : first + shape.numel()].view(shape)
+        dtype, first, shape = self.packed.places[number]
+        return self.packed.values[dtype][first : first + shape.numel()].view(shape)

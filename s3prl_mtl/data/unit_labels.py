@@ -197,7 +197,7 @@ def read_km(path: str | os.PathLike[str]) -> list[np.ndarray]:
             raise UserError(
                 "The line has no labels."
                 if not digits
-                else "The line has other words than labels.",
+                else "The line has entries that are not labels.",
                 where=f"{path}, line {number}",
                 fix="Write the numbers of the classes, separated by blanks, one line a file.",
                 code="corpus-malformed",
@@ -230,7 +230,7 @@ def read_dictionary(path: str | os.PathLike[str]) -> list[str]:
             )
         if words[0] in classes:
             raise UserError(
-                f"The class {words[0]!r} is in line {classes[words[0]]}, too.",
+                f"The class {words[0]!r} is in line {classes[words[0]]} already.",
                 where=f"{path}, line {number}",
                 fix="Give the dictionary that was written with the labels.",
                 code="corpus-malformed",

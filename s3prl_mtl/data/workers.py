@@ -10,7 +10,6 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 from s3prl_mtl.errors import UserError
@@ -168,7 +167,8 @@ def worker_deaths_raise(current: Callable[[], Any]) -> Iterator[None]:
         for worker in () if raised else getattr(current(), "_workers", ()):
             if worker.exitcode:  # neither running nor ended by itself
                 raised = True  # once: another death must not interrupt the clean-up
-                raise RuntimeError(f"DataLoader worker (pid {worker.pid}): {_ending(worker)}")
+                reason = exit_summary(worker.exitcode)
+                raise RuntimeError(f"DataLoader worker (pid {worker.pid}): {reason}")
 
     if threading.current_thread() is not threading.main_thread():
         check()
@@ -185,6 +185,6 @@ def worker_deaths_raise(current: Callable[[], Any]) -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
 
 
-def _ending(worker: BaseProcess) -> str:
-    code = worker.exitcode or 0
+def exit_summary(code: int) -> str:
+    """The exit code of a process in words."""
     return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -19,11 +19,11 @@ from s3prl_mtl.distributed.peer_status import Fault, Heartbeat, PeerStatus, form
 
 logger = logging.getLogger(__name__)
 
-SILENT_BEATS = 3
+SILENT_HEARTBEATS = 3
 """Missed heartbeats after which a rank is silent: killed, frozen or disconnected."""
 
 MAXIMUM_STALL_SECONDS = 60.0
-"""How long a rank waits for the others before its log names those that it waits for."""
+"""Longest wait of a rank for the others before it logs their names."""
 
 ANSWER_SECONDS = 5.0
 """Timeout of the store for one small message over one connection."""
@@ -58,7 +58,7 @@ class Watch:
             a restart: give it a prefix.
         rank: this one.
         world_size: how many ranks there are, at least 2.
-        beat_seconds: between two heartbeats.
+        heartbeat_seconds: between two heartbeats.
         stall_seconds: how long this rank waits for others before it logs which ones, and again
             after each further interval of this length.
 
@@ -72,7 +72,7 @@ class Watch:
         rank: int,
         world_size: int,
         *,
-        beat_seconds: float = 2.0,
+        heartbeat_seconds: float = 2.0,
         stall_seconds: float = MAXIMUM_STALL_SECONDS,
     ) -> None:
         self.step = 0
@@ -80,9 +80,9 @@ class Watch:
         self.rank = rank
         self._store = store
         self._others = [other for other in range(world_size) if other != rank]
-        self._beat_seconds = beat_seconds
+        self._heartbeat_seconds = heartbeat_seconds
         self._stall_seconds = stall_seconds
-        self._answer_seconds = max(ANSWER_SECONDS, SILENT_BEATS * beat_seconds)
+        self._answer_seconds = max(ANSWER_SECONDS, SILENT_HEARTBEATS * heartbeat_seconds)
         self._host = socket.gethostname()
         self._activity = Activity("starting", False, time.monotonic())
         self._failed: str | None = None
@@ -193,7 +193,10 @@ class Watch:
             return self._store_is_lost()
         first = {rank: seen.counter for rank, seen in self._peers.items()}
         rounds = 0
-        while rounds < SILENT_BEATS or time.monotonic() - began < SILENT_BEATS * self._beat_seconds:
+        while (
+            rounds < SILENT_HEARTBEATS
+            or time.monotonic() - began < SILENT_HEARTBEATS * self._heartbeat_seconds
+        ):
             if not self._await_beat():
                 return self._store_is_lost()
             rounds += 1
@@ -234,7 +237,7 @@ class Watch:
             if at_once:
                 self._wake.set()
             came = self._beaten.wait_for(
-                lambda: self._done >= target, self._answer_seconds + self._beat_seconds
+                lambda: self._done >= target, self._answer_seconds + self._heartbeat_seconds
             )
         return came and self._lost is None
 
@@ -243,7 +246,7 @@ class Watch:
     def _run(self) -> None:
         while not self._closing:
             self._beat()
-            self._wake.wait(self._beat_seconds)
+            self._wake.wait(self._heartbeat_seconds)
             self._wake.clear()
         self._beat()
 
@@ -294,7 +297,7 @@ class Watch:
 
     def _tell(self) -> None:
         activity = self._activity
-        beat = Heartbeat(
+        heartbeat = Heartbeat(
             counter=self._begun,
             step=self.step,
             what=activity.what,
@@ -306,10 +309,10 @@ class Watch:
             origin=self._origin,
             left=self._closing,
         )
-        self._store.set(_key(self.rank), beat.to_json())
+        self._store.set(_key(self.rank), heartbeat.to_json())
 
     def _hear_of_stop(self) -> None:
-        # `set` does not wait for an answer, `check` does: after it, the store has the beat.
+        # `set` does not wait for an answer, `check` does: after it, the store has the heartbeat.
         if self._own_stop is not None and not self._stop_told:
             self._store.set("stop", self._own_stop)
             self._stop_told = True
@@ -325,20 +328,20 @@ class Watch:
         present = [
             rank
             for rank in self._others
-            if self._peers[rank].beat is not None or self._store.check([_key(rank)])
+            if self._peers[rank].heartbeat is not None or self._store.check([_key(rank)])
         ]
         texts = self._store.multi_get([_key(rank) for rank in present]) if present else []
         now = time.monotonic()
         for rank, text in zip(present, texts, strict=True):
-            beat = Heartbeat.from_json(text)
-            if beat.counter != self._peers[rank].counter:
-                self._peers[rank] = PeerStatus(rank, beat, now)
+            heartbeat = Heartbeat.from_json(text)
+            if heartbeat.counter != self._peers[rank].counter:
+                self._peers[rank] = PeerStatus(rank, heartbeat, now)
 
     def _warn_of_a_long_wait(self) -> None:
         activity = self._activity
         lasted = time.monotonic() - activity.since
         # Before the warning is due: only several looks show that a rank is silent.
-        looks_after = min(self._stall_seconds / 2, SILENT_BEATS * self._beat_seconds)
+        looks_after = min(self._stall_seconds / 2, SILENT_HEARTBEATS * self._heartbeat_seconds)
         if not activity.waiting or lasted < looks_after:
             return
         self._look()
@@ -350,8 +353,8 @@ class Watch:
         wait = format_seconds(lasted)
         nobody = True
         for seen in self._peers.values():
-            is_silent = seen.silent_seconds > SILENT_BEATS * self._beat_seconds
-            if is_silent or seen.beat is None or seen.has_failed or seen.is_busy:
+            is_silent = seen.silent_seconds > SILENT_HEARTBEATS * self._heartbeat_seconds
+            if is_silent or seen.heartbeat is None or seen.has_failed or seen.is_busy:
                 nobody = False
                 logger.warning(
                     "Waiting for %s for %s: it %s.", seen.name, wait, seen.describe(is_silent)
@@ -365,4 +368,4 @@ class Watch:
 
 
 def _key(rank: int) -> str:
-    return f"beat/{rank}"
+    return f"heartbeat/{rank}"

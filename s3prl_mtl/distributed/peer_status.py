@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 PeerState = Literal["absent", "failed", "left", "silent", "stalled"]
-"""Why others wait for a rank: it has never sent a heartbeat; it reported an error; it closed its
-watch; it sends no heartbeats any more (killed, frozen or disconnected); it works or hangs."""
+"""State of a rank that others wait for: no heartbeat yet; reported an error; closed its watch; no
+heartbeats any more (killed, frozen or disconnected); working or hanging."""
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What one rank tells the others, as JSON under one key of the store."""
+    """Message of a rank to the others, as JSON under one key of the store."""
 
     counter: int
     """Grows with every heartbeat. Clocks of machines differ: only its change shows life."""
@@ -46,30 +46,30 @@ class PeerStatus:
 
     Args:
         rank: of the other one.
-        beat: its last heartbeat; None before the first.
+        heartbeat: its last heartbeat; None before the first.
         changed: when its counter was first seen as it is now, by this process's monotonic clock.
     """
 
     rank: int
-    beat: Heartbeat | None
+    heartbeat: Heartbeat | None
     changed: float
 
     @property
     def counter(self) -> int | None:
-        return None if self.beat is None else self.beat.counter
+        return None if self.heartbeat is None else self.heartbeat.counter
 
     @property
     def has_failed(self) -> bool:
-        return self.beat is not None and self.beat.failed is not None
+        return self.heartbeat is not None and self.heartbeat.failed is not None
 
     @property
     def is_origin(self) -> bool:
-        return self.beat is not None and self.beat.origin
+        return self.heartbeat is not None and self.heartbeat.origin
 
     @property
     def is_busy(self) -> bool:
-        """It works or hangs, while others wait for it."""
-        return self.beat is not None and not self.beat.waiting and not self.has_failed
+        """Whether it works or hangs while others wait for it."""
+        return self.heartbeat is not None and not self.heartbeat.waiting and not self.has_failed
 
     @property
     def silent_seconds(self) -> float:
@@ -78,42 +78,46 @@ class PeerStatus:
 
     @property
     def name(self) -> str:
-        where = "" if self.beat is None else f" (host {self.beat.host}, process {self.beat.pid})"
+        where = (
+            ""
+            if self.heartbeat is None
+            else f" (host {self.heartbeat.host}, process {self.heartbeat.pid})"
+        )
         return f"rank {self.rank}{where}"
 
     def state(self, is_silent: bool) -> PeerState:
-        """Why others wait for it.
+        """The reason why others wait for it.
 
         Args:
             is_silent: it has missed heartbeats.
         """
-        if self.beat is None:
+        if self.heartbeat is None:
             return "absent"
         if self.has_failed:
             return "failed"
         if is_silent:
-            return "left" if self.beat.left else "silent"
+            return "left" if self.heartbeat.left else "silent"
         return "stalled"
 
     def describe(self, is_silent: bool) -> str:
-        """Why others wait for it, as the predicate of a sentence; arguments as for `state`."""
-        if self.beat is None:
+        """The same as the predicate of a sentence; arguments as for `state`."""
+        if self.heartbeat is None:
             return "has never sent a heartbeat"
-        step, what = self.beat.step, self.beat.what
+        step, what = self.heartbeat.step, self.heartbeat.what
         texts: dict[PeerState, str] = {
-            "failed": f"failed at step {step}: {(self.beat.failed or '').rstrip('.')}",
+            "failed": f"failed at step {step}: {(self.heartbeat.failed or '').rstrip('.')}",
             "left": f"ended at step {step}",
             "silent": "was killed, is frozen or is disconnected: no heartbeat for at least "
             f"{format_seconds(self.silent_seconds)}, the last one at step {step} while {what}",
             "stalled": f"is stalled: at step {step} it has been {what} for "
-            f"{format_seconds(self.beat.since)}",
+            f"{format_seconds(self.heartbeat.since)}",
         }
         return texts[self.state(is_silent)]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a collective operation failed.
+    """The cause of a failed collective operation.
 
     Args:
         text: a sentence for each rank at fault, or about the failure itself if there is none.

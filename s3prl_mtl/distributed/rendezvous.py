@@ -12,7 +12,7 @@ import torch.distributed as dist
 from s3prl_mtl.errors import UserError
 
 PATIENCE_SECONDS = 1.0
-"""How long the first rank waits for answers to a plan before it publishes another one."""
+"""Timeout of the answers to a plan, after which the first rank publishes another one."""
 _POLL_SECONDS = 0.02
 
 

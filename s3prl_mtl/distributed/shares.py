@@ -74,7 +74,7 @@ class Placement:
         return self.shares[task].get(rank, ())
 
     def to_plain(self) -> dict[str, Any]:
-        """As plain values for JSON and checkpoints."""
+        """The plain values for JSON and checkpoints."""
         tasks = {
             task: {str(rank): list(shares) for rank, shares in by_rank.items()}
             for task, by_rank in self.shares.items()

@@ -59,7 +59,7 @@ def resync_parameters(group: Group, what: str, tensors: Iterable[Tensor]) -> Non
     prints = group.all_gather(fingerprint(held))
     if len(set(prints)) > 1:
         logger.warning(
-            "The weights of %s have drifted apart between the ranks; those of rank %d are kept.",
+            "The weights of %s differ between the ranks; using those of rank %d.",
             *(what, group.ranks[0]),
         )
         for tensor in held:

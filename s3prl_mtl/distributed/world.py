@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from s3prl_mtl.distributed import DEFAULT_TIMEOUT_SECONDS
-from s3prl_mtl.distributed.health import SILENT_BEATS, Watch, watch_intervals
+from s3prl_mtl.distributed.health import SILENT_HEARTBEATS, Watch, watch_intervals
 from s3prl_mtl.distributed.rendezvous import rendezvous
 from s3prl_mtl.errors import RankLost, SharedMistake, UserError
 
@@ -154,9 +154,9 @@ class World(Group):
         handle = dist.group.WORLD if size > 1 else None
         super().__init__(range(size), rank, handle, watch)
         self.local_rank = local_rank
-        """Which of the processes of this machine this is."""
+        """The number of this process among those of its machine."""
         self.local_size = 1
-        """How many of them this machine has."""
+        """The number of processes on this machine."""
         self.restarted = False
         """Whether torchrun restarted these processes after a failure."""
         self._timeout: timedelta | None = None
@@ -213,8 +213,8 @@ class World(Group):
         found.set_timeout(timeout)
         store, again = rendezvous(found, rank, size, timeout_seconds)
         # Finding out which rank is stalled takes some heartbeats, within the timeout.
-        beat_seconds, stall_seconds = watch_intervals(timeout_seconds)
-        collectives = timedelta(seconds=timeout_seconds - 2 * SILENT_BEATS * beat_seconds)
+        heartbeat_seconds, stall_seconds = watch_intervals(timeout_seconds)
+        collectives = timedelta(seconds=timeout_seconds - 2 * SILENT_HEARTBEATS * heartbeat_seconds)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if over_gpus else "gloo",
             store=dist.PrefixStore("ranks", store),
@@ -226,7 +226,7 @@ class World(Group):
             dist.PrefixStore("watch", store),
             rank,
             size,
-            beat_seconds=beat_seconds,
+            heartbeat_seconds=heartbeat_seconds,
             stall_seconds=stall_seconds,
         )
         watch.start()

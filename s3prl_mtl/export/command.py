@@ -22,6 +22,7 @@ from s3prl_mtl.export.formats import WRAPPERS, Options, check_format
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.export.staging import atomic_output, remove_stale
 from s3prl_mtl.fileio.atomic import write_reason
+from s3prl_mtl.fileio.paths import require_absent
 
 logger = logging.getLogger(__name__)
 
@@ -98,9 +99,9 @@ def export(
     for flag, given in (("--private", private), ("--revision", revision)):
         if given and push is None:
             raise UserError(
-                f"{flag} is of an upload.",
+                f"{flag} requires --push.",
                 where=flag,
-                fix="Name the repository: --push USER/NAME.",
+                fix="Give the repository: --push USER/NAME.",
                 code="missing-option",
             )
     # An absolute path has a name; `.` and `..` have none.
@@ -128,13 +129,7 @@ def _refuse_existing(path: Path, chosen: Format) -> None:
     # The file of an ONNX export may have a second one beside it.
     places = [path, Path(f"{path}.data")] if chosen.write is onnx_file.write else [path]
     for found in places:
-        if os.path.lexists(found):
-            raise UserError(
-                f"{found} exists; exports do not overwrite.",
-                where=f"-o {found}",
-                fix="Choose another name, or remove it first.",
-                code="file-exists",
-            )
+        require_absent(found, f"-o {found}")
 
 
 def _refuse_other_kinds(saved: SavedRun, format: str) -> None:

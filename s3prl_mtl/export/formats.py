@@ -57,9 +57,9 @@ def check_format(format: str, options: Options | None = None) -> None:
     given = [f"--{name}" for name in ("layer", "task") if getattr(chosen, name) is not None]
     if given and (format not in WRAPPERS or len(given) > 1):
         raise UserError(
-            f"The format {format} has all hidden states."
+            f"The format {format} contains all hidden states."
             if format not in WRAPPERS
-            else "Both choose what the encoder returns.",
+            else "Both select the output of the encoder.",
             where=" and ".join(given),
             fix="Leave it out." if format not in WRAPPERS else "Give one of them.",
             code="conflicting-options",

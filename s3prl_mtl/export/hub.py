@@ -83,7 +83,7 @@ def _import_hub(repository: str) -> Any:
 
 @contextmanager
 def _hub_errors(repository: str, files: list[Path] | None) -> Iterator[None]:
-    """Raise a `UserError` for whatever huggingface_hub refuses."""
+    """Raise a `UserError` for errors of huggingface_hub."""
     from huggingface_hub import errors
 
     try:

@@ -18,6 +18,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.command import write_errors
 from s3prl_mtl.export.pretraining_head import PARTS, with_head_of_fairseq
 from s3prl_mtl.export.saved_run import SavedRun
+from s3prl_mtl.fileio.paths import require_absent
 from s3prl_mtl.upstreams import Hubert, Upstream, load_upstream, write_fairseq_checkpoint
 from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
 from s3prl_mtl.upstreams.hubert.transformers_format import HUGGING_FACE, folder_of
@@ -26,7 +27,7 @@ from s3prl_mtl.upstreams.strict_loading import mismatch
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".ckpt", ".pt")
-"""Of a checkpoint of a run, and of a fairseq file."""
+"""Suffixes of a checkpoint of a run, and of a fairseq file."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def merge(
     first = _Encoder.open_tuned(tuned[0])
     if outputs[0].suffix == ".ckpt" and first.run is None:
         raise UserError(
-            f"{tuned[0]} is not a run: a .ckpt has the heads of a run.",
+            f"{tuned[0]} is not a run: a .ckpt file contains the heads of a run.",
             where=f"-o {out}",
             fix="Write a fairseq file: name it .pt.",
             code="conflicting-options",
@@ -250,13 +251,7 @@ def _outputs(out: Path, alphas: Sequence[Alpha]) -> list[Path]:
         words = [alpha.text.replace(":", "-") for alpha in alphas]
         outputs = [out.with_name(f"{out.stem}-{word}{out.suffix}") for word in words]
     for path in outputs:
-        if os.path.lexists(path):
-            raise UserError(
-                f"{path} exists and is not overwritten.",
-                where=f"-o {out}",
-                fix="Choose another name, or remove it first.",
-                code="file-exists",
-            )
+        require_absent(path, f"-o {out}")
     return outputs
 
 
@@ -304,7 +299,7 @@ def _weights(alpha: Alpha, encoder: _Encoder, by_layer: bool) -> dict[str, float
     """The weight of each parameter.
 
     Raises:
-        UserError: one weight for each layer, and the encoder does not tell its layers.
+        UserError: weights by layer, and the layers of the encoder's parameters are unknown.
     """
     if not by_layer:
         return dict.fromkeys(encoder.state, alpha.first)
@@ -312,7 +307,7 @@ def _weights(alpha: Alpha, encoder: _Encoder, by_layer: bool) -> dict[str, float
     layers = module.parameter_layers() if module is not None else None
     if layers is None:
         raise UserError(
-            "The encoder does not tell which parameters are of which layer.",
+            "The layers of the encoder's parameters are unknown.",
             where=f"--by_layer, {encoder.where}",
             fix="Leave out --by_layer: one alpha for all layers.",
             code="not-supported",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from s3prl_mtl.data.corpus_report import COMPLETE, CorpusSizes, SplitCounts
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.export.saved_run import SavedRun
 from s3prl_mtl.export.task_inputs import input_of, shared_weights
+from s3prl_mtl.fileio.text_tables import markdown_table
 from s3prl_mtl.tracking.results_table import Result
 from s3prl_mtl.training.run_record import RunRecord, flat
 from s3prl_mtl.upstreams.hubert.transformers_format import HUGGING_FACE
@@ -43,7 +44,7 @@ TASK_TYPES = {
 }
 """Types of tasks in the metadata; another package's task has its own name."""
 NOT_RECORDED = "platform"
-"""Of the versions: the machine is not a property of the model."""
+"""Key of the versions that is left out: the machine is not a property of the model."""
 
 
 def model_card(run: SavedRun, states: int, repository: str | None = None) -> str:
@@ -250,7 +251,7 @@ class _Card:
         )
         conditions = {task: self.record.conditions(task) for task in self.tasks}
         notes = "".join(f"\n- {task}: {said}" for task, said in conditions.items() if said)
-        return text + _table(header, rows) + (f"\n{notes}" if notes else "")
+        return text + markdown_table(header, rows) + (f"\n{notes}" if notes else "")
 
     def _corpora(self) -> str:
         if not self.corpora:
@@ -264,7 +265,7 @@ class _Card:
                 rows.append([task, self._corpus(task), split.split, *_counts(split, used)])
         header = ["task", "corpus", "split", "utterances", "hours", "speakers", "classes"]
         note = "\n\nThe layout on disk decides the name of a corpus; `of N` is its published size."
-        return _table(header, rows) + note
+        return markdown_table(header, rows) + note
 
     def _layer_weights(self) -> str:
         kinds: dict[str, list[str]] = {}
@@ -296,7 +297,7 @@ class _Card:
         )
         return (
             f"{text} {learned} (`{self.run.feature_selection}`). `output` is that of "
-            "`model(..., output_hidden_states=True)`.\n\n" + _table(header, rows)
+            "`model(..., output_hidden_states=True)`.\n\n" + markdown_table(header, rows)
         )
 
     def _settings(self) -> str:
@@ -334,7 +335,7 @@ def _hub_dataset(sizes: CorpusSizes) -> str | None:
 
 
 def _incomplete(sizes: CorpusSizes | None, split: str) -> str:
-    """How much of the published split the corpus has, if not all; else empty."""
+    """The share of the published split in the corpus; empty if it is complete."""
     for found in sizes.splits if sizes is not None else ():
         published = found.official.utterances if found.official is not None else None
         if found.split == split and published and found.utterances < COMPLETE * published:
@@ -367,14 +368,5 @@ def _tag(text: str) -> str:
 
 def _details(title: str, entries: Mapping[str, str]) -> str:
     rows = [[f"`{name}`", value] for name, value in entries.items()]
-    table = _table(["name", "value"], rows)
+    table = markdown_table(["name", "value"], rows)
     return f"<details><summary>{title}</summary>\n\n{table}\n\n</details>"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())

@@ -1,4 +1,4 @@
-"""The head of masked prediction of a run, as that of its encoder in fairseq's files."""
+"""Convert the masked-prediction head of a run to the parameters of fairseq's HuBERT."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class DamagedFile(UserError):
 
 
 class StandIn:
-    """Holds the attributes of an object instead of its class."""
+    """Stand-in for the class of an object, with its attributes only."""
 
     def __init__(self, *arguments: object) -> None:
         self.__dict__["_arguments"] = arguments
@@ -55,7 +55,7 @@ class NumpyType(StandIn):
     """``numpy.dtype`` of a number."""
 
     def __setstate__(self, state: object) -> None:
-        """Ignore byte order and fields: the code of :data:`_NUMBERS` says all that is used."""
+        """Ignore byte order and fields: the code of :data:`_NUMBERS` is sufficient."""
 
 
 def _number(kind: object, content: object) -> object:
@@ -150,7 +150,7 @@ def safe_load(path: Path, *, kind: str, verify: bool = False) -> Any:
                 f"The {kind} contains {foreign.group(1)!r}, which is not part of such files. "
                 "It was refused, and nothing in it was executed.",
                 where=where,
-                fix="Take the file from its publisher.",
+                fix="Use the file from its publisher.",
                 code="torch-file-refused",
             ) from None
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
@@ -159,7 +159,7 @@ def safe_load(path: Path, *, kind: str, verify: bool = False) -> Any:
         raise UserError(
             f"The {kind} was refused, and nothing in it was executed: {reason}",
             where=where,
-            fix="Take the file from its publisher.",
+            fix="Use the file from its publisher.",
             code="torch-file-refused",
         ) from None
     except (
@@ -335,7 +335,7 @@ _PythonPickler: Any = pickle._Pickler
 
 
 class _NamingPickler(_PythonPickler):
-    """Writes the stand-ins under the names of the original ones.
+    """Pickle stand-ins under the names of the original classes.
 
     An ordinary pickler imports a class to check its name, which would require fairseq.
     """

@@ -17,7 +17,7 @@ from s3prl_mtl.fileio.atomic import replace_text
 
 
 def read_yaml(path: str | Path, where: str) -> dict[str, Any]:
-    """Read a YAML file with a mapping at its top level; interpolations stay as they are.
+    """Read a YAML file with a mapping at its top level; interpolations are not resolved.
 
     Numbers such as `1e-4` are floats, unlike with plain PyYAML.
 

@@ -21,7 +21,7 @@ OVERLAP_SECONDS = 4
 
 @dataclass(frozen=True)
 class Chunking:
-    """How recordings are cut; whole seconds, which are whole numbers of frames and samples.
+    """Division of recordings into chunks of whole seconds (whole numbers of frames and samples).
 
     Args:
         seconds: length of a chunk. Recordings up to this length are not cut.

@@ -35,7 +35,7 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """What a prediction depends on besides the audio and the device.
+    """Settings of a prediction, except the audio and the device.
 
     Args:
         run: the folder of a run, or a checkpoint.

@@ -77,7 +77,7 @@ def load_run(
     transcribing: Transcribing = GREEDY,
     trust_remote_code: bool = False,
 ) -> TrainedRun:
-    """As :func:`load`; `where` names the caller, for errors."""
+    """Load a run as :func:`load` does; `where` names the caller, for errors."""
     if isinstance(tasks, str):
         raise TypeError(f"tasks is a list of names: load(run, tasks=[{tasks!r}])")
     place = pick_device(device)

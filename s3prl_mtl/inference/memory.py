@@ -1,4 +1,4 @@
-"""Memory that was freed goes back to the system."""
+"""Return freed memory to the operating system."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.atomic import drop_incomplete_line, replace_text
+from s3prl_mtl.fileio.paths import require_absent
 
 PART = ".part"
 """Ends the name of the file while it grows."""
@@ -44,13 +45,7 @@ class PredictionFile:
         self._settings_file = path.with_name(path.name + SETTINGS)
         self._files = files
         self.done = 0
-        if os.path.lexists(path):
-            raise UserError(
-                f"{path} exists and is not overwritten.",
-                where=f"--out {path}",
-                fix="Choose another name, or remove it first.",
-                code="file-exists",
-            )
+        require_absent(path, f"--out {path}")
         if not resumable and self._part.exists():
             raise self._refused("exists, and audio of a stream cannot be continued", "file-exists")
         try:

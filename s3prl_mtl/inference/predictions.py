@@ -82,7 +82,7 @@ def own_join(expert: object) -> bool:
 def chunk_outputs(
     expert: Any, features: Sequence[Tensor], lengths_samples: Sequence[int], label: str
 ) -> list[Any]:
-    """What an expert keeps of each chunk of a recording: its `chunk_outputs`, or its answers.
+    """The outputs of an expert for each chunk of a recording: `chunk_outputs`, or its answers.
 
     Args:
         expert: it has `predict`.

@@ -17,7 +17,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.inference.files import FilePredictor, Line, LoadedTasks, PredictSettings
 
 WAITING = 256
-"""Batches behind one that still runs, such as a long file: their lines are kept until it ends."""
+"""Maximum number of batches whose lines wait for an earlier batch, such as a long file."""
 
 
 class DevicePool:
@@ -118,7 +118,7 @@ def _receive(connection: Connection) -> Any:
         message = connection.recv()
     except (EOFError, ConnectionError) as cause:
         raise UserError(
-            "A process of `predict` has ended, by a signal or before it began.",
+            "A worker process of `predict` was killed, or could not start.",
             where="--device",
             fix="If memory was short, lower --batch_seconds or name fewer devices. In Python, call "
             '`predict` below `if __name__ == "__main__":`. The same command continues `--out`.',

@@ -148,7 +148,7 @@ class TrainedRun:
     def chunk_outputs(
         self, waveforms: Sequence[Tensor], tasks: Sequence[str]
     ) -> list[dict[str, Any]]:
-        """What the heads keep of chunks of recordings, to be joined by :meth:`join_chunks`.
+        """The outputs of the heads for chunks of recordings, for :meth:`join_chunks`.
 
         Args:
             waveforms: (samples,) of each chunk, at 16 kHz.
@@ -275,7 +275,7 @@ class TrainedRun:
             raise UserError(
                 f"The answers of {task} have no `embedding`.",
                 where=f"task {task}",
-                fix="Take `sv`.",
+                fix="Use `sv`.",
                 code="not-supported",
             )
         return torch.tensor(answer[name]["embedding"])

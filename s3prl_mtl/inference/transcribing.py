@@ -18,7 +18,7 @@ from s3prl_mtl.tasks.ctc import TranscriptionExpert
 
 @dataclass(frozen=True)
 class Transcribing:
-    """How the transcription tasks of a run predict.
+    """Prediction settings of the transcription tasks of a run.
 
     Args:
         decoder: settings that replace those of the run, for tasks that have a decoder; None leaves

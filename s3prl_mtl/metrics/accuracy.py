@@ -26,7 +26,7 @@ def accuracy(references: Tensor | Iterable[object], hypotheses: Tensor | Iterabl
     if len(expected) != len(found):
         raise ValueError(f"{len(expected)} references, but {len(found)} hypotheses")
     if not expected:
-        raise UserError("The accuracy of no items is undefined.", code="undefined-metric")
+        raise UserError("The accuracy is undefined without items.", code="undefined-metric")
     pairs = zip(expected, found, strict=True)
     return sum(reference == hypothesis for reference, hypothesis in pairs) / len(expected)
 

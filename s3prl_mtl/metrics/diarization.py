@@ -107,7 +107,7 @@ def frame_accuracy(reference: ArrayLike, hypothesis: ArrayLike) -> float:
     """
     expected, found = _same_shape(reference, hypothesis)
     if expected.size == 0:
-        raise UserError("The accuracy of no frames is undefined.", code="undefined-metric")
+        raise UserError("The accuracy is undefined without frames.", code="undefined-metric")
     return float((expected == found).mean())
 
 

@@ -35,7 +35,7 @@ def token_error_rate(
     total = sum(len(reference) for reference in references)
     if total == 0:
         raise UserError(
-            "An error rate needs references, but these are all empty.",
+            "The error rate is undefined: all references are empty.",
             fix="Check the transcripts of the split that is scored.",
             code="undefined-metric",
         )

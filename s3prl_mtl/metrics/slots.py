@@ -57,7 +57,7 @@ def _slot_pairs(
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references, but {len(hypotheses)} hypotheses")
     if not references:
-        raise UserError("Slot scores of no utterances are undefined.", code="undefined-metric")
+        raise UserError("Slot scores are undefined without utterances.", code="undefined-metric")
     for reference, hypothesis in zip(references, hypotheses, strict=True):
         # Slots are nested only in hypotheses.
         yield _by_name(find_slots(reference, strip_nested=False)), _by_name(find_slots(hypothesis))

@@ -22,7 +22,7 @@ class Notes:
         return [f"{', '.join(keys)}: {reason}" for reason, keys in self._by_reason.items()]
 
 
-class Block:
+class BranchBlock:
     """A mapping of a config file; a key that is neither taken nor dropped is unknown.
 
     Args:
@@ -45,7 +45,7 @@ class Block:
             )
         self._values = {str(key): value for key, value in values.items()}
         self._asked = list(self._values)
-        self._parts: list[Block] = []
+        self._parts: list[BranchBlock] = []
         self.path = path
         self.file = file
         self.notes = notes
@@ -62,10 +62,10 @@ class Block:
         self._asked.append(key)
         return self._values.pop(key, default)
 
-    def part(self, key: str) -> Block:
+    def part(self, key: str) -> BranchBlock:
         """Remove and return the mapping of a key; an empty one if the key is absent."""
         values = self.take(key)
-        block = Block({} if values is None else values, self._at(key), self.file, self.notes)
+        block = BranchBlock({} if values is None else values, self._at(key), self.file, self.notes)
         self._parts.append(block)
         return block
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.fileio.deferred_log import DeferredLog
-from s3prl_mtl.mtl_branch.block import Block, Notes
+from s3prl_mtl.mtl_branch.block import BranchBlock, Notes
 from s3prl_mtl.mtl_branch.corpora import look_in
 from s3prl_mtl.mtl_branch.tasks import read_task, split_of, task_of
 
@@ -46,10 +46,10 @@ def translate(
     }
     runner = dict(_mapping(values.get("runner") or {}, "runner", file))
     names: dict[str, str] = {}
-    loops: dict[str, Block] = {}
+    loops: dict[str, BranchBlock] = {}
     for key in blocks:
         try:
-            task = task_of(Block(values[key], key, file, Notes()))
+            task = task_of(BranchBlock(values[key], key, file, Notes()))
         except UserError as mistake:
             notes.add(key, f"the block is left out: {mistake}")
             continue
@@ -57,7 +57,7 @@ def translate(
             notes.add(key, f"the block is left out: {names[task]!r} is the task {task!r} too.")
             continue
         names[task] = key
-        block = Block(values[key], key, file, notes)
+        block = BranchBlock(values[key], key, file, notes)
         block.take("folder")
         if task != key:
             notes.add(key, f"it is the task {task!r} here.")
@@ -97,7 +97,7 @@ def _is_task(key: str, value: object) -> bool:
     )
 
 
-def _splits(loop: Block, key: str, task: str) -> dict[str, list[str]]:
+def _splits(loop: BranchBlock, key: str, task: str) -> dict[str, list[str]]:
     """The dev and test splits of `eval_dataloaders`, by key of the task's block."""
     listed = loop.take("eval_dataloaders") or []
     if not isinstance(listed, list):
@@ -175,7 +175,7 @@ def _optimizer(values: object, file: Path) -> dict[str, Any]:
         raise UserError(
             f"The optimizer {name!r} has a built-in schedule, which is not supported.",
             where=f"optimizer.name in {file}",
-            fix="Take `name: AdamW`, and linear_schedule_with_warmup as the scheduler.",
+            fix="Use `name: AdamW`, and linear_schedule_with_warmup as the scheduler.",
             code="not-supported",
         )
     return settings

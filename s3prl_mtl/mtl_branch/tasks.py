@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_mtl.errors import UserError
-from s3prl_mtl.mtl_branch.block import Block, Notes
+from s3prl_mtl.mtl_branch.block import BranchBlock, Notes
 
 OWN_METRIC = "each task has its own metrics, the first one chooses the best checkpoint."
 ONE_CORPUS = "the folders of the corpus have fixed names."
@@ -19,7 +19,7 @@ HEADS = ("Wav2Letter", "FrameLevel", "UtteranceLevel", "RNNs", "DeepModel")
 Settings = dict[str, Any]
 
 
-def _asr(block: Block, evaluated: Sequence[str]) -> Settings:
+def _asr(block: BranchBlock, evaluated: Sequence[str]) -> Settings:
     datarc: Settings = {}
     part = block.part("datarc")
     datarc["libri_root"] = part.path_of("libri_root")
@@ -41,7 +41,7 @@ def _asr(block: Block, evaluated: Sequence[str]) -> Settings:
     return {"datarc": datarc, **({"decoder": decoder} if decoder else {}), "modelrc": head}
 
 
-def _decoder(block: Block) -> Settings:
+def _decoder(block: BranchBlock) -> Settings:
     """The settings of a decoder with a language model; none for greedy decoding."""
     kind = str(block.take("decoder_type", "None"))
     if kind != "kenlm":
@@ -62,7 +62,7 @@ def _decoder(block: Block) -> Settings:
     return settings
 
 
-def _ctc(block: Block, corpus: Block, datarc: Settings) -> Settings:
+def _ctc(block: BranchBlock, corpus: BranchBlock, datarc: Settings) -> Settings:
     """The settings of pr and sf, which share an expert in the branch."""
     corpus.keep(datarc, "num_workers")
     corpus.move(datarc, bucketing="bucketed", batch_size="train_batch_size")
@@ -75,7 +75,7 @@ def _ctc(block: Block, corpus: Block, datarc: Settings) -> Settings:
     return {"datarc": datarc, "model": {**settings, **_head(model, "project_dim")}}
 
 
-def _pr(block: Block, _evaluated: Sequence[str]) -> Settings:
+def _pr(block: BranchBlock, _evaluated: Sequence[str]) -> Settings:
     corpus = block.part("corpus")
     corpus.take("name")
     datarc: Settings = {"libri_root": corpus.path_of("path")}
@@ -86,7 +86,7 @@ def _pr(block: Block, _evaluated: Sequence[str]) -> Settings:
     return _ctc(block, corpus, datarc)
 
 
-def _sf(block: Block, _evaluated: Sequence[str]) -> Settings:
+def _sf(block: BranchBlock, _evaluated: Sequence[str]) -> Settings:
     corpus = block.part("corpus")
     corpus.take("name")
     datarc: Settings = {"snips_root": corpus.path_of("path")}
@@ -96,7 +96,7 @@ def _sf(block: Block, _evaluated: Sequence[str]) -> Settings:
     return _ctc(block, corpus, datarc)
 
 
-def _ks(block: Block, _evaluated: Sequence[str]) -> Settings:
+def _ks(block: BranchBlock, _evaluated: Sequence[str]) -> Settings:
     datarc: Settings = {}
     part = block.part("datarc")
     for key in ("speech_commands_root", "speech_commands_test_root"):
@@ -107,21 +107,21 @@ def _ks(block: Block, _evaluated: Sequence[str]) -> Settings:
     return {"datarc": datarc, "modelrc": _head(block.part("modelrc"), "projector_dim")}
 
 
-def _ic(block: Block, _evaluated: Sequence[str]) -> Settings:
+def _ic(block: BranchBlock, _evaluated: Sequence[str]) -> Settings:
     part = block.part("datarc")
     datarc: Settings = {"file_path": part.path_of("file_path")}
     part.keep(datarc, "num_workers", "train_batch_size", "eval_batch_size", "max_timestep")
     return {"datarc": datarc, "modelrc": _head(block.part("modelrc"), "projector_dim")}
 
 
-def _sid(block: Block, _evaluated: Sequence[str]) -> Settings:
+def _sid(block: BranchBlock, _evaluated: Sequence[str]) -> Settings:
     part = block.part("datarc")
     datarc: Settings = {key: part.path_of(key) for key in ("file_path", "meta_data")}
     part.keep(datarc, "num_workers", "train_batch_size", "eval_batch_size", "max_timestep")
     return {"datarc": datarc, "modelrc": _head(block.part("modelrc"), "projector_dim")}
 
 
-def _er(block: Block, _evaluated: Sequence[str]) -> Settings:
+def _er(block: BranchBlock, _evaluated: Sequence[str]) -> Settings:
     part = block.part("datarc")
     datarc: Settings = {"root": part.path_of("root")}
     part.keep(datarc, "num_workers", "train_batch_size", "eval_batch_size", "max_timestep")
@@ -131,7 +131,7 @@ def _er(block: Block, _evaluated: Sequence[str]) -> Settings:
     return {"datarc": datarc, "modelrc": _head(block.part("modelrc"), "projector_dim")}
 
 
-def _sv(block: Block, _evaluated: Sequence[str]) -> Settings:
+def _sv(block: BranchBlock, _evaluated: Sequence[str]) -> Settings:
     part = block.part("datarc")
     datarc: Settings = {"file_path": part.path_of("file_path")}
     part.part("vad_config").expect("min_sec", (32_000,), "utterances under 2 s are left out.")
@@ -153,7 +153,7 @@ def _sv(block: Block, _evaluated: Sequence[str]) -> Settings:
     return {"datarc": datarc, "modelrc": modelrc}
 
 
-def _sd(block: Block, _evaluated: Sequence[str]) -> Settings:
+def _sd(block: BranchBlock, _evaluated: Sequence[str]) -> Settings:
     datarc: Settings = {}
     part = block.part("datarc")
     part.keep(datarc, "chunk_size", "frame_shift", "num_speakers")
@@ -186,7 +186,7 @@ def _sd(block: Block, _evaluated: Sequence[str]) -> Settings:
     return {"datarc": datarc, "modelrc": modelrc}
 
 
-def _head(model: Block, width: str) -> Settings:
+def _head(model: BranchBlock, width: str) -> Settings:
     """The settings of the head that `select` names."""
     settings: Settings = {}
     model.keep(settings, width, "select")
@@ -220,7 +220,7 @@ _TASKS = {
     "sv_voxceleb1": "sv",
     "diarization": "sd",
 }
-_READERS: dict[str, Callable[[Block, Sequence[str]], Settings]] = {
+_READERS: dict[str, Callable[[BranchBlock, Sequence[str]], Settings]] = {
     "asr": _asr,
     "pr": _pr,
     "sf": _sf,
@@ -233,7 +233,7 @@ _READERS: dict[str, Callable[[Block, Sequence[str]], Settings]] = {
 }
 
 
-def task_of(block: Block) -> str:
+def task_of(block: BranchBlock) -> str:
     """Our name of the task of a block, from the expert that its `folder` names; takes the key.
 
     Raises:
@@ -250,14 +250,14 @@ def task_of(block: Block) -> str:
         raise UserError(
             f"The expert `ctc` takes the corpora libriphone (pr) and snips (sf), not {name!r}.",
             where=f"{block.path}.corpus.name in {block.file}",
-            fix="Take s3prl's own expert: -d s3prl:ctc.",
+            fix="Use s3prl's own expert: -d s3prl:ctc.",
             code="not-supported",
         )
     if not isinstance(folder, str) or folder not in _TASKS:
         raise UserError(
             f"The expert {folder!r} is not that of one of the nine tasks.",
             where=f"{block.path}.folder in {block.file}",
-            fix=f"Take s3prl's own expert: -d s3prl:{folder}, and leave this block out.",
+            fix=f"Use s3prl's own expert: -d s3prl:{folder}, and leave this block out.",
             code="not-supported",
         )
     return _TASKS[folder]
@@ -276,7 +276,7 @@ def single_task_of(arguments: Mapping[str, Any], config: Mapping[str, Any], file
     """
     corpus = (config.get("downstream_expert") or {}).get("corpus") or {}
     values = {"folder": arguments.get("downstream"), "corpus": corpus}
-    return task_of(Block(values, "Args.downstream", file, Notes()))
+    return task_of(BranchBlock(values, "Args.downstream", file, Notes()))
 
 
 def split_of(task: str, split: str) -> str:
@@ -284,7 +284,7 @@ def split_of(task: str, split: str) -> str:
     return _SPLITS.get(task, {}).get(split, split)
 
 
-def read_task(task: str, block: Block, evaluated: Sequence[str]) -> Settings:
+def read_task(task: str, block: BranchBlock, evaluated: Sequence[str]) -> Settings:
     """The `downstream_expert` of a task; settings that the file leaves out keep their default.
 
     Args:
@@ -303,7 +303,7 @@ def read_task(task: str, block: Block, evaluated: Sequence[str]) -> Settings:
         raise UserError(
             f"The task {task!r} has no head {chosen!r} here.",
             where=f"{block.path}.{part}.select in {block.file}",
-            fix=f"Take {' or '.join(heads)}; or take s3prl's own expert, which has all of its "
+            fix=f"Use {' or '.join(heads)}; or use s3prl's own expert, which has all of its "
             f"heads: -d s3prl:{folder}, and leave this block out.",
             code="unknown-name",
         )

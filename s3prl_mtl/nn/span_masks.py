@@ -17,7 +17,7 @@ Selection = Literal["static", "uniform", "normal", "poisson"]
 
 @dataclass(frozen=True)
 class SpanMasking:
-    """How many spans are masked, and how long they are; names and meanings are fairseq's.
+    """Number and length of masked spans, with the names and meanings of fairseq.
 
     Spans may overlap unless `no_overlap`, and end at the end of the sequence: the masked share is
     below `prob`.

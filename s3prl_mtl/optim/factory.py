@@ -25,7 +25,7 @@ _SUPPLIED = {"self", "params", "optimizer", "last_epoch", "verbose"}
 def linear_schedule_with_warmup(
     optimizer: Optimizer, total_steps: int, num_warmup_steps: int = 0, num_hold_steps: int = 0
 ) -> LambdaLR:
-    """From 0 to the full rate over the warm-up, hold it, then linearly to 0 at `total_steps`.
+    """Warm up from 0 to the full rate, hold it, then decay linearly to 0 at `total_steps`.
 
     A parameter group may have its own `num_warmup_steps`, and a `first_step` where it begins.
     """

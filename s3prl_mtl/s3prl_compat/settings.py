@@ -152,7 +152,7 @@ def _no_settings(task: str, home: Path) -> UserError:
         fix = f"Choose one of its files: -d {task}={files[0]}."
     elif home.parent == installed_root():
         fix = (
-            "s3prl's published package contains no config files. Take the expert's from s3prl's "
+            "s3prl's published package contains no config files. Use the expert's from s3prl's "
             f"repository (s3prl/downstream/{home.name}) and give it with "
             f'-o "{task}.config=FILE", or -d {PREFIX}{home.name}=FILE.'
         )

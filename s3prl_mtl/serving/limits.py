@@ -15,7 +15,7 @@ TOO_LARGE = "request-too-large"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes.
+    """Limits of a server.
 
     Args:
         max_megabytes: of a request.

@@ -1,4 +1,4 @@
-"""The commands of a run of a study: those that are executed are those that are printed."""
+"""Command lines of the runs of a study, to execute or to print."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Command:
     creates: Path | None = None
 
     def __str__(self) -> str:
-        """For a shell."""
+        """The command line, quoted for a shell."""
         line = shlex.join(["s3prl-mtl", *self.words])
         return f"test -e {shlex.quote(str(self.creates))} || {line}" if self.creates else line
 

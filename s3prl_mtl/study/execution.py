@@ -15,13 +15,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from s3prl_mtl.data.workers import exit_summary
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.study.commands import Command
 from s3prl_mtl.study.plan import StudyRun
 from s3prl_mtl.study.record import (
     LOCK,
     OUTPUT,
-    RunState,
+    RunStatus,
     adopt,
     begin,
     lock,
@@ -37,9 +38,9 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 FOREIGN_SECONDS = 2.0
-"""Between two looks at the runs of other processes."""
+"""Interval between checks of the runs of other processes."""
 PROBE_SECONDS = 2.0
-"""How long a lock may be held by a process that only asks for it."""
+"""Maximum time that a process which queries the status holds a lock."""
 
 Commands = Callable[[StudyRun], Sequence[Command]]
 
@@ -105,7 +106,7 @@ class Execution:
         self._started: list[_Started] = []
         self._attempted: set[str] = set()
 
-    def execute(self, only: Sequence[StudyRun] | None = None) -> dict[str, RunState]:
+    def execute(self, only: Sequence[StudyRun] | None = None) -> dict[str, RunStatus]:
         """Execute all runs that are not done, or some of them.
 
         Returns:
@@ -143,7 +144,7 @@ class Execution:
                 os.close(started.lock)
 
     def _start(
-        self, wanted: Sequence[StudyRun], states: Mapping[str, RunState], places: int
+        self, wanted: Sequence[StudyRun], states: Mapping[str, RunStatus], places: int
     ) -> None:
         """Start runs until so many are running."""
         for run in wanted:
@@ -155,11 +156,11 @@ class Execution:
                 continue
             if states[run.name].outdated:
                 logger.info(
-                    "%s started from runs that were trained again since: it is kept as %s and "
-                    "trained anew.",
+                    "%s is outdated: runs that it depends on were trained again. Moved it to %s; "
+                    "training it again.",
                     *(run.name, set_aside(run, self.out)),
                 )
-            held = _lock_patiently(self.out / run.name)
+            held = _lock_with_retry(self.out / run.name)
             if held is None:
                 continue
             self._attempted.add(run.name)
@@ -246,8 +247,8 @@ class Execution:
             self._end(started, code)
 
 
-def _lock_patiently(folder: Path) -> int | None:
-    """Lock the folder of a run; a process that asks for its state may hold it for a moment."""
+def _lock_with_retry(folder: Path) -> int | None:
+    """Lock the folder of a run; retry while another process queries its status."""
     deadline = time.monotonic() + PROBE_SECONDS
     while (held := lock(folder, LOCK)) is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -255,19 +256,18 @@ def _lock_patiently(folder: Path) -> int | None:
 
 
 def failure_of(folder: Path, code: int) -> str:
-    """Why the last command of a run failed, in a line: its error message, or how it ended."""
+    """The failure of the last command of a run, on one line: its error message or exit code."""
     path = folder / OUTPUT
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     last = text.rpartition("\n$ ")[2]
     found = re.findall(r"^error: (.*)$", last, re.MULTILINE)
     if found:
         return str(found[-1])
-    if code < 0:
-        return f"ended by {signal.Signals(-code).name}"
     if code == 0:
         return "stopped by a signal before its last step"
     lines = [line for line in last.splitlines() if line.strip()]
-    return f"exit code {code}: {lines[-1].strip()}" if len(lines) > 1 else f"exit code {code}"
+    reason = exit_summary(code)
+    return f"{reason}: {lines[-1].strip()}" if code > 0 and len(lines) > 1 else reason
 
 
 def visible_gpus() -> list[str]:

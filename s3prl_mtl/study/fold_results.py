@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from s3prl_mtl.fileio.atomic import replace_text
+from s3prl_mtl.fileio.text_tables import markdown_table
 from s3prl_mtl.tasks.metric import Metric
 from s3prl_mtl.training.run_record import RunRecord
 
@@ -30,7 +31,7 @@ class FoldResult:
 
     @property
     def mean(self) -> float | None:
-        """None where folds are missing: a mean over some of them is another quantity."""
+        """The mean; None where folds are missing, since a partial mean is another quantity."""
         found = self._complete()
         return statistics.fmean(found) if found else None
 
@@ -84,8 +85,6 @@ def fold_table(folders: Mapping[str, Path]) -> Table:
 
 def write_fold_results(out: Path, folders: Mapping[str, Path]) -> Path:
     """Write the table as `table.md`, and return its path."""
-    header, rows = _rows(folders)
-    lines = [header, ["---"] * len(header), *rows]
     path = out / "table.md"
-    replace_text(path, "".join("| " + " | ".join(line) + " |\n" for line in lines))
+    replace_text(path, markdown_table(*_rows(folders)) + "\n")
     return path

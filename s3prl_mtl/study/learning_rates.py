@@ -17,7 +17,7 @@ from s3prl_mtl.fileio.yaml_files import read_yaml
 from s3prl_mtl.study.commands import Command, commands_of
 from s3prl_mtl.study.dev_scores import DevScores, read_dev_scores, selecting_metric
 from s3prl_mtl.study.plan import Plan, StudyRun
-from s3prl_mtl.study.record import RunState, survey
+from s3prl_mtl.study.record import RunStatus, survey
 from s3prl_mtl.study.settings import StudySettings
 
 FILE = "learning_rates.yaml"
@@ -27,7 +27,7 @@ ROUNDS = (4, 2, 1)
 """The part of the steps after which the rates are compared: a quarter, half, all."""
 
 Execute = Callable[
-    [Sequence[StudyRun], Callable[[StudyRun], list[Command]]], Mapping[str, RunState]
+    [Sequence[StudyRun], Callable[[StudyRun], list[Command]]], Mapping[str, RunStatus]
 ]
 """Executes runs with the commands of each, and returns their states."""
 
@@ -91,7 +91,7 @@ class Rounds:
 
     @property
     def runs(self) -> list[StudyRun]:
-        """Those of the present round; empty after the last one."""
+        """The runs of the current round; empty after the last one."""
         return [run for _, _, run in self._present()]
 
     @property
@@ -107,7 +107,7 @@ class Rounds:
             if self._parts
         ]
 
-    def end(self, states: Mapping[str, RunState]) -> None:
+    def end(self, states: Mapping[str, RunStatus]) -> None:
         """End the present round: keep the better rates.
 
         Raises:

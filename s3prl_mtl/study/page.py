@@ -92,7 +92,7 @@ def scrolled(content: str, label: str) -> str:
 
 
 def notice(text: str, more: str = "") -> str:
-    """A paragraph that stands out.
+    """A highlighted paragraph.
 
     Args:
         text: plain text.

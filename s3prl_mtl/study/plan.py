@@ -104,7 +104,7 @@ class StudyRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Which runs a study has.
+    """The runs of a study.
 
     Args:
         specs: the tasks, as after `-d`.

@@ -1,4 +1,4 @@
-"""What a study knows of a run: a lock, a record beside the run's own files, and their state."""
+"""Locks, records and status of the runs of a study."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from s3prl_mtl.checkpoint.files import states_files
 from s3prl_mtl.fileio.atomic import replace_text
+from s3prl_mtl.fileio.paths import move_aside
 from s3prl_mtl.study.plan import StudyRun
 from s3prl_mtl.training.run_dir import read_finished
 
@@ -50,8 +51,8 @@ class Record:
 
 
 @dataclass(frozen=True)
-class RunState:
-    """The state of a run.
+class RunStatus:
+    """Status of a run.
 
     Attributes:
         status: one of `Status`.
@@ -68,14 +69,14 @@ class RunState:
     record: Record | None = None
 
 
-def survey(runs: Sequence[StudyRun], out: Path) -> dict[str, RunState]:
+def survey(runs: Sequence[StudyRun], out: Path) -> dict[str, RunStatus]:
     """The state of every run, by name. Nothing is written.
 
     Args:
         runs: each after those that it needs.
         out: the folder of the study.
     """
-    states: dict[str, RunState] = {}
+    states: dict[str, RunStatus] = {}
     for run in runs:
         folder = out / run.name
         record = read_record(folder)
@@ -90,13 +91,13 @@ def survey(runs: Sequence[StudyRun], out: Path) -> dict[str, RunState]:
         steps = states_files(folder)
         step = int(steps[-1].stem.removeprefix("states-")) if steps else 0
         if is_locked(folder):
-            state = RunState("running", step=step, record=record)
+            state = RunStatus("running", step=step, record=record)
         elif finished is not None and not outdated and None not in ids.values():
-            state = RunState("done", finished.id, finished.step, record=record)
+            state = RunStatus("done", finished.id, finished.step, record=record)
         elif record is not None and record.failure is not None and not outdated:
-            state = RunState("failed", step=step, record=record)
+            state = RunStatus("failed", step=step, record=record)
         else:
-            state = RunState("waiting", step=step, outdated=outdated, record=record)
+            state = RunStatus("waiting", step=step, outdated=outdated, record=record)
         states[run.name] = state
     return states
 
@@ -121,7 +122,7 @@ def write_record(record: Record, folder: Path) -> None:
     replace_text(folder / RECORD, json.dumps(asdict(record)) + "\n")
 
 
-def begin(run: StudyRun, out: Path, states: Mapping[str, RunState]) -> None:
+def begin(run: StudyRun, out: Path, states: Mapping[str, RunStatus]) -> None:
     """Record the start of a run. Call with its lock held.
 
     Args:
@@ -134,17 +135,17 @@ def begin(run: StudyRun, out: Path, states: Mapping[str, RunState]) -> None:
     if record is None:
         record = Record({need: str(states[need].id) for need in run.needs})
     elif record.since is not None:
-        # The process that started it was killed: its last sign of life is the newest file.
+        # The process that started it was killed; its newest file tells when.
         record = record.ended(_last_change(folder))
     if not states_files(folder):
-        # Nothing to resume. `train -a` would read the settings of the file under those of the
-        # command, which says all of them.
+        # No checkpoint to resume. `train -a` would merge this config with the flags of the command,
+        # which are complete.
         (folder / "config.yaml").unlink(missing_ok=True)
     write_record(replace(record, since=time.time(), failure=None), folder)
 
 
 def adopt(runs: Sequence[StudyRun], out: Path) -> None:
-    """Record for runs that were finished by hand what they started from: what is there now."""
+    """Record the present dependencies of runs that finished outside the study."""
     states = survey(runs, out)
     for run in runs:
         state = states[run.name]
@@ -156,13 +157,8 @@ def adopt(runs: Sequence[StudyRun], out: Path) -> None:
 def set_aside(run: StudyRun, out: Path) -> Path:
     """Move the folder of an outdated run away, and return where."""
     place = out / OUTDATED / run.name
-    number = 1
-    while os.path.lexists(place):
-        number += 1
-        place = (out / OUTDATED / run.name).with_name(f"{Path(run.name).name}-{number}")
     place.parent.mkdir(parents=True, exist_ok=True)
-    (out / run.name).rename(place)
-    return place
+    return move_aside(out / run.name, place)
 
 
 def _last_change(folder: Path) -> float:

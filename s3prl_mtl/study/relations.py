@@ -1,4 +1,4 @@
-"""Which task helps which: what leaving one task out does to the others.
+"""Relations between tasks: the effect of leaving one task out on the others.
 
 The effect of a task on a metric is the relative change of the error from (b-1), all tasks, to
 (b-2), all but this one. Positive: the error grows without the task, so that the task helps. The
@@ -18,7 +18,7 @@ from s3prl_mtl.study.results import Column, Results, Row, equal_means
 
 @dataclass(frozen=True)
 class Effect:
-    """What leaving out a task does to a metric of another task.
+    """The effect of leaving out a task on a metric of another task.
 
     Attributes:
         helper: the task that is left out.
@@ -111,7 +111,7 @@ def chance(seeds: int) -> float:
 
 
 def expected_by_chance(found: Sequence[Effect]) -> float:
-    """How many effects would exceed the spread if no task had an effect."""
+    """The expected number of effects above the spread if no task had an effect."""
     return sum(chance(effect.seeds) for effect in found if effect.spread is not None)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
+from s3prl_mtl.fileio.text_tables import markdown_table
 from s3prl_mtl.study import page
 from s3prl_mtl.study.figures import Curve
 from s3prl_mtl.study.page import Section
@@ -24,7 +24,7 @@ from s3prl_mtl.study.study_results import PlannedRun, StudyFolder
 from s3prl_mtl.training.run_record import RunRecord
 
 STYLES = {"a": "dashed", "b1": "strong", "b2": "faint", "c": "plain", "d": "dotted"}
-"""Of curves, by scenario."""
+"""Styles of curves, by scenario."""
 
 
 def paper_report() -> ReportFiles:
@@ -154,14 +154,9 @@ def _run_results(report: ReportFiles, record: RunRecord) -> Section:
         [r.task, r.split, r.title, r.shown(r.first), r.shown(r.last), r.last.source]
         for r in record.results
     ]
-    report.files["table.md"] = _markdown(header, rows)
+    report.files["table.md"] = markdown_table(header, rows) + "\n"
     body = page.notice(f"{record.problem.capitalize()}.") if record.problem else ""
     body += page.table(header, rows, "results") if rows else ""
     conditions = {task: record.conditions(task) for task in record.tasks}
     body += page.bullets(f"{task}: {text}." for task, text in conditions.items() if text)
     return Section("results", "Results", f'<div class="results run">{body}</div>')
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)

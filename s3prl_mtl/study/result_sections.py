@@ -138,7 +138,7 @@ def _relations_body(report: ReportFiles, results: Results, found: Sequence[Effec
 
 
 def spread_remark(found: Sequence[Effect]) -> str:
-    """How many effects exceed the spread, and how many would by chance."""
+    """The number of effects above the spread, observed and expected by chance."""
     known = [effect for effect in found if effect.spread is not None]
     clear = sum(effect.clear is True for effect in known)
     by_chance = expected_by_chance(found)
@@ -204,7 +204,7 @@ def _shown_spread(effect: Effect | None) -> str:
 def ranking_rows(
     results: Results, found: Sequence[Effect], tasks: Sequence[str]
 ) -> list[list[str]]:
-    """For each primary task its heading, the tasks that help it, and those that hurt it."""
+    """The heading of each primary task, the tasks that help it, and those that hurt it."""
     rows = []
     for task in tasks:
         ranked = ranking(found, task)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from s3prl_mtl.tasks.metric import Metric
 
 NAMES = {"a": "(a)", "b1": "(b-1)", "b2": "(b-2)", "c": "(c)", "d": "(d)"}
-"""Of the scenarios, in tables."""
+"""Names of the scenarios in tables."""
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def conflicts_section(
 
 
 def settings_section(records: Mapping[str, RunRecord]) -> list[Section]:
-    """What all runs share, and for each run what is its own."""
+    """The settings that all runs share, and those that differ."""
     if not records:
         return []
     settings = [dict(flat(record.config)) for record in records.values()]

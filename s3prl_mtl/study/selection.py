@@ -42,7 +42,7 @@ References = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Choice:
-    """What a rule chooses.
+    """The choice of a rule.
 
     Attributes:
         rule: its name.
@@ -198,7 +198,7 @@ def _gains(
     missing = [task for task in scores if task not in references]
     if missing:
         raise UserError(
-            f"The gain over scenario (a) is not known of {', '.join(missing)}.",
+            f"The gain over scenario (a) is unknown for {', '.join(missing)}.",
             where=f"--by {rule}",
             fix="Name the runs of their heads on the frozen encoder: --reference OUT/a/seed0.",
             code="missing-option",
@@ -220,7 +220,7 @@ def parse_average(rule: str) -> int | None:
         return None
     if not count.isdigit() or int(count) < 1:
         raise UserError(
-            f"{rule!r} does not say how many checkpoints.",
+            f"{rule!r} has no number of checkpoints.",
             where=f"--by {rule}",
             fix="For example average:5.",
             code="invalid-value",

@@ -127,7 +127,7 @@ def read_settings(out: Path, file: str = FILE) -> StudySettings | None:
         return StudySettings(**{**values, "plan": Plan(**values["plan"])})
     except (ValueError, KeyError, TypeError) as cause:
         raise UserError(
-            f"The file does not describe a study: {cause}.",
+            f"The file is not a valid study: {cause}.",
             where=str(path),
             fix="Choose another folder.",
             code="file-malformed",
@@ -203,7 +203,7 @@ def refuse_changes(old: StudySettings, new: StudySettings, started: Collection[S
         if not set(before) <= set(after):
             every = [*before, *(value for value in after if value not in before)]
             raise UserError(
-                f"The study was started with {flag} {_shown(before)}: they can be added to, not "
+                f"The study was started with {flag} {_shown(before)}: values can be added, not "
                 "removed.",
                 where=flag,
                 fix=f"Name all of them: {flag} {_shown(tuple(every))}; or choose another folder.",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from s3prl_mtl.fileio.atomic import replace_text
 from s3prl_mtl.study.plan import StudyRun, depth
-from s3prl_mtl.study.record import RunState
+from s3prl_mtl.study.record import RunStatus
 from s3prl_mtl.training.run_dir import FINISHED
 
 FOLDER = "slurm"
@@ -65,7 +65,7 @@ cd {folder}
 
 
 def write_slurm(
-    runs: Sequence[StudyRun], states: Mapping[str, RunState], out: Path, jobs: int | None
+    runs: Sequence[StudyRun], states: Mapping[str, RunStatus], out: Path, jobs: int | None
 ) -> Path:
     """Write the scripts for all runs that are not done.
 

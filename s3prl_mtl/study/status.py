@@ -14,7 +14,7 @@ from rich.table import Table
 
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.study.plan import StudyRun
-from s3prl_mtl.study.record import RunState
+from s3prl_mtl.study.record import RunStatus
 from s3prl_mtl.tracking.console import OUTPUT
 from s3prl_mtl.tracking.recorder import read_metrics
 
@@ -24,7 +24,7 @@ Kind = tuple[bool, int]
 
 def show_status(
     runs: Sequence[StudyRun],
-    states: Mapping[str, RunState],
+    states: Mapping[str, RunStatus],
     out: Path,
     jobs: int | None,
     steps: int | None,
@@ -47,7 +47,7 @@ def show_status(
 
 def status_table(
     runs: Sequence[StudyRun],
-    states: Mapping[str, RunState],
+    states: Mapping[str, RunStatus],
     out: Path,
     totals: Mapping[str, int | None],
 ) -> Table:
@@ -79,7 +79,7 @@ def status_table(
     return table
 
 
-def summary(states: Mapping[str, RunState], left: float | None) -> str:
+def summary(states: Mapping[str, RunStatus], left: float | None) -> str:
     """The number of runs in each state, and the time left."""
     counts = Counter(state.status for state in states.values())
     shown = [f"{counts[name]} {name}" for name in ("done", "running", "waiting", "failed")]
@@ -91,8 +91,8 @@ def summary(states: Mapping[str, RunState], left: float | None) -> str:
     return f"{line} About {show_seconds(left)} left."
 
 
-def reason(run: StudyRun, states: Mapping[str, RunState]) -> str:
-    """Why a run failed, or what it waits for."""
+def reason(run: StudyRun, states: Mapping[str, RunStatus]) -> str:
+    """The failure of a run, or the runs that it waits for."""
     state = states[run.name]
     if state.status == "failed":
         return state.record.failure or "" if state.record is not None else ""
@@ -113,7 +113,7 @@ def reason(run: StudyRun, states: Mapping[str, RunState]) -> str:
 
 def time_left(
     runs: Sequence[StudyRun],
-    states: Mapping[str, RunState],
+    states: Mapping[str, RunStatus],
     out: Path,
     jobs: int,
     steps: int | None,
@@ -185,7 +185,7 @@ def _seconds_per_step(
     return None
 
 
-def spent(state: RunState) -> float:
+def spent(state: RunStatus) -> float:
     """Seconds that a run has taken so far."""
     record = state.record
     if record is None:
@@ -194,7 +194,7 @@ def spent(state: RunState) -> float:
     return record.seconds + (time.time() - record.since if running and record.since else 0.0)
 
 
-def reached(folder: Path, state: RunState) -> int:
+def reached(folder: Path, state: RunStatus) -> int:
     """The last step that a run has logged, or that of its newest checkpoint."""
     if state.status != "running":
         return state.step

@@ -12,7 +12,7 @@ from s3prl_mtl.errors import UserError
 from s3prl_mtl.registry.plugins import load_task, same_package, split_name
 from s3prl_mtl.study.paper import PACKAGE, paper_headings, paper_titles, published_values
 from s3prl_mtl.study.plan import SCENARIOS, StudyRun
-from s3prl_mtl.study.record import RunState, survey
+from s3prl_mtl.study.record import RunStatus, survey
 from s3prl_mtl.study.results import Cell, Column, Results, Row
 from s3prl_mtl.study.settings import StudySettings, read_settings
 from s3prl_mtl.study.status import reason
@@ -179,7 +179,7 @@ class StudyFolder:
         return {task: found[task] for task in self.tasks if found.get(task)}
 
 
-def _problem(run: StudyRun, states: Mapping[str, RunState], record: RunRecord) -> str | None:
+def _problem(run: StudyRun, states: Mapping[str, RunStatus], record: RunRecord) -> str | None:
     state = states[run.name]
     if state.status == "done":
         return record.problem

@@ -1,1 +1,1 @@
-"""For authors of tasks: base classes, metrics, settings, checks of an expert's class."""
+"""Base classes of tasks, their metrics and settings, and checks of an expert's class."""

@@ -129,10 +129,10 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
         self.starts_from = "random weights"
         """Source of the head's weights in a new run, for the log."""
         self.fraction = 1.0
-        """Of the training utterances to train on; the runner sets it, as the next two."""
+        """Fraction of the training utterances to use; the runner sets this and the next two."""
         self.perturbation: Perturbation | None = None
         self.perturbs_training = True
-        """Whether training batches are perturbed, or evaluated splits."""
+        """Whether training batches are perturbed, as opposed to evaluated splits."""
         self._split_cuts: dict[str, Manifest] = {}
         self.register_buffer("best_score", torch.full((1,), worst))
         self.build_head()
@@ -428,7 +428,7 @@ class TaskExpert(CheckedSettings, nn.Module, ABC):
 
     @classmethod
     def conditions(cls, settings: Mapping[str, Any]) -> str:
-        """What published results of the task differ in, for reports: the split, the scoring.
+        """Conditions in which published results of the task differ, for reports: split, scoring.
 
         Args:
             settings: the block `downstream_expert` of a config.

@@ -154,7 +154,7 @@ class ClassificationExpert(TaskExpert):
     def chunk_outputs(
         self, features: Sequence[Tensor], lengths_samples: Sequence[int]
     ) -> list[tuple[Tensor, ...]]:
-        """For each chunk the probabilities (answers,) for each question."""
+        """The probabilities (answers,) of each question, for each chunk."""
         scores = [score.double().softmax(dim=-1).cpu() for score in self._scores(features)]
         return list(zip(*scores, strict=True))
 

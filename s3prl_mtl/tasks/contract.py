@@ -11,7 +11,7 @@ from s3prl_mtl.tasks.metric import add_settings_file, check_name, settings_file
 
 
 def missing_parts(expert_class: type) -> str | None:
-    """What the class lacks of the contract, as a sentence; None if nothing."""
+    """The part of the contract that the class lacks, as a sentence; None if complete."""
     if not issubclass(expert_class, nn.Module):
         return "It is not a torch.nn.Module."
     methods = [

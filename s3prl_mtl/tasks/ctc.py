@@ -49,7 +49,7 @@ class TimedSymbol:
 
     @property
     def times(self) -> dict[str, float]:
-        """Start and end as they are printed."""
+        """Start and end in the printed format."""
         return {"start": round(self.start, 3), "end": round(self.end, 3)}
 
 

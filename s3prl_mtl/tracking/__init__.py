@@ -1,4 +1,4 @@
-"""Where numbers go: metrics.jsonl, results.json, trackers, the terminal."""
+"""Outputs of metrics: metrics.jsonl, results.json, trackers, the terminal."""
 
 from s3prl_mtl.tracking.trackers import TrackedRun, Tracker
 

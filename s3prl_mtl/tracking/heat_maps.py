@@ -76,7 +76,7 @@ def _draw_one(
 
 
 def colour(value: float, limit: float) -> tuple[int, ...]:
-    """From white at 0 to blue or red at the limit."""
+    """The colour of a value: white at 0, blue or red at the limit."""
     if not math.isfinite(value):
         return UNDEFINED
     full = POSITIVE if value > 0 else NEGATIVE

@@ -226,7 +226,7 @@ class Recorder:
             except Exception as cause:  # of whatever program
                 del self._trackers[name]
                 logger.warning(
-                    "The tracker %s fails and gets no more numbers; metrics.jsonl has all: %s",
+                    "The tracker %s failed and gets no further metrics (metrics.jsonl does): %s",
                     name,
                     error_summary(cause),
                 )
@@ -272,7 +272,7 @@ def _replace(path: Path, text: str) -> None:
 
 def _unwritable(path: Path, cause: OSError) -> UserError:
     return UserError(
-        f"The numbers of the run cannot be written: {cause.strerror or cause}.",
+        f"The metrics of the run cannot be written: {cause.strerror or cause}.",
         where=str(path),
         fix="Free space there or make it writable, then resume from the last checkpoint with -a.",
         code="file-unwritable",

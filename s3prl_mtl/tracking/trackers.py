@@ -36,7 +36,7 @@ NO_TRACKER = "none"
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker knows of a run.
+    """The run that a tracker records.
 
     Attributes:
         folder: the run directory; its name is that of the run.
@@ -51,7 +51,7 @@ class TrackedRun:
 
 
 class Tracker(ABC):
-    """Take the numbers of a run, on its first rank.
+    """Record the metrics of a run, on its first rank.
 
     A package adds its own by an entry point in the group `s3prl_mtl.trackers`.
 
@@ -70,16 +70,16 @@ class Tracker(ABC):
 
     @abstractmethod
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Take numbers of a step; NaN and infinity occur.
+        """Record metrics of a step, which may be NaN or infinite.
 
         A later call may be of the same step, and of one that an interrupted run had taken before.
         """
 
     def log_image(self, step: int, name: str, image: Image) -> None:  # noqa: B027
-        """Take a figure; by default it is left out. The run directory has it too."""
+        """Record a figure, which is also in the run directory. By default, do nothing."""
 
     def summarize(self, results: Mapping[str, float]) -> None:  # noqa: B027
-        """Take the finite numbers of the last evaluation of each split; before :meth:`finish`."""
+        """Record the finite metrics of the last evaluation of each split, before :meth:`finish`."""
 
     @abstractmethod
     def finish(self, failed: bool) -> None:
@@ -215,8 +215,8 @@ class MLflow(Tracker):
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     }
-    """Of requests, unless the environment has others: with those of MLflow a run would wait minutes
-    for a server that is out of reach, all its other processes with it."""
+    """Limits of requests that the environment does not set. With MLflow's own, all processes of a
+    run would wait minutes for an unreachable server."""
 
     def __init__(self, run: TrackedRun) -> None:
         super().__init__(run)
@@ -241,7 +241,7 @@ class MLflow(Tracker):
                 if cause.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
                 # The folder was moved, or the server is another one.
-                logger.warning("MLflow does not have the run %s; a new one begins.", self._id)
+                logger.warning("MLflow has no run %s; starting a new one.", self._id)
                 (run.folder / "mlflow-id.txt").unlink()
                 self._id = kept_id(run, "mlflow", lambda: self._create(run))
                 is_new = True
@@ -305,9 +305,9 @@ def find_trackers(text: str) -> dict[str, Callable[[TrackedRun], Tracker]]:
             found[name] = find_plugin(TRACKERS, name).load()
         elif name == NO_TRACKER:
             raise UserError(
-                f"{NO_TRACKER!r} stands alone.",
+                f"{NO_TRACKER!r} cannot be combined with other trackers.",
                 where=f"--track {text}",
-                fix="Leave it out, or the others.",
+                fix="Remove it, or the others.",
                 code="conflicting-options",
             )
         else:

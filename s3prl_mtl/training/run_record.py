@@ -1,4 +1,4 @@
-"""What reports and model cards need of the folder of a run."""
+"""Read the folder of a run for reports and model cards."""
 
 from __future__ import annotations
 

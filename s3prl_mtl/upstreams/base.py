@@ -15,7 +15,7 @@ from s3prl_mtl.errors import UserError
 
 @dataclass(frozen=True)
 class Mask:
-    """What an encoder hides of an utterance, before its first Transformer layer.
+    """Masked frames and channels of an utterance, before the first Transformer layer.
 
     Args:
         frames: bool (T,), on the CPU; these frames become the encoder's mask embedding.

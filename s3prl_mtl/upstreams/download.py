@@ -38,7 +38,7 @@ def official_checkpoint(name: str, cache_dir: str | os.PathLike[str] | None = No
 
 
 def download(url: str, cache_dir: Path) -> Path:
-    """Download a checkpoint to ``cache_dir/checkpoints`` unless it is there.
+    """Download a checkpoint to ``cache_dir/checkpoints`` unless it exists.
 
     Data is appended to ``<name>.part``; an interrupted download resumes if the server still has
     the same version of the file. The final name appears after the length and the checksums have

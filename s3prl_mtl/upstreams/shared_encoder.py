@@ -110,7 +110,7 @@ class SharedEncoder:
         return self.inputs_of_kind(input_kind(expert), hidden, masks)
 
     def inputs_of_kind(self, kind: InputKind, hidden: HiddenStates, masks: Masks) -> list[Any]:
-        """What experts of a kind take of each utterance: its features ``(frames_i, D)``, the hidden
+        """The inputs of experts of a kind for each utterance: features ``(frames_i, D)``, hidden
         states of all layers ``(L, frames_i, D)``, or a :class:`MaskedUtterance` (None without a
         mask)."""
         if kind == "features":
@@ -124,7 +124,7 @@ class SharedEncoder:
 
 
 def input_kind(expert: Any) -> InputKind:
-    """What an expert's `forward` takes of each utterance."""
+    """The kind of input of an expert's `forward`."""
     if draws_masks(expert):
         return "masked"
     return "hidden_states" if wants_hidden_states(expert) else "features"

@@ -403,7 +403,7 @@ def by_number(findings: list[Finding]) -> dict[int, Finding]:
 
 
 def numbers(findings: dict[int, Finding], holds: bool | None) -> set[int]:
-    """The numbers of the clauses with a verdict."""
+    """The numbers of the clauses with a result."""
     return {number for number, finding in findings.items() if finding.holds is holds}
 
 
@@ -530,7 +530,7 @@ def test_a_summed_loss_is_a_warning(loss: str, install, monkeypatch: pytest.Monk
 def test_a_mean_over_utterances_or_frames_is_no_violation(loss: str, install):
     install(COMPLETE.replace("nn.functional.cross_entropy(logits, labels)", loss), CONFIG)
     findings = check_task("tones", lines=[19, 20])
-    assert [finding.verdict for finding in findings] == ["holds"] * 3
+    assert [finding.result for finding in findings] == ["holds"] * 3
 
 
 def test_padding_is_checked_where_all_utterances_have_the_same_length(install):
@@ -604,7 +604,7 @@ def test_without_corpora_the_clauses_that_need_none_are_checked(monkeypatch: pyt
     assert numbers(read, True) == {3}
     for finding in [*fixed.values(), *read.values()]:
         assert finding.checked == (finding.holds is True)
-        assert finding.checked or (finding.verdict == "not checked" and "--data" in finding.why)
+        assert finding.checked or (finding.result == "not checked" and "--data" in finding.why)
 
 
 def test_a_violation_is_found_without_corpora(install, monkeypatch: pytest.MonkeyPatch):

@@ -120,7 +120,7 @@ def test_every_kind_keeps_the_contract_and_trains_a_step(
     # The slow test checks all.
     lines = [2, 3, 9, 11, 18, 19, 20]
     findings = check_task(name, data=tiny_corpus, overrides=settings, batches=1, lines=lines)
-    assert [str(finding) for finding in findings if finding.verdict != "holds"] == []
+    assert [str(finding) for finding in findings if finding.result != "holds"] == []
     flags = ["-u", "hubert_tiny", "-d", name, "--data", str(tiny_corpus), "--steps", "1"]
     settings += ",,runner.test_last=false,,device=cpu"
     assert main(["train", *flags, "-p", str(tmp_path / "run"), "-o", settings]) == 0

@@ -23,12 +23,12 @@ def test_a_value_is_unpacked_as_it_was_packed() -> None:
     labels = torch.arange(6).view(2, 3)
     shared = torch.tensor(3.0)
     value = Item(waveforms, ([labels, labels.t()], np.ones(3), {"text": "a", "n": shared}, None))
-    parcel = pickle.loads(pickle.dumps(pack(value)))
-    assert {dtype: len(values) for dtype, values in parcel.values.items()} == {
+    packed = pickle.loads(pickle.dumps(pack(value)))
+    assert {dtype: len(values) for dtype, values in packed.values.items()} == {
         torch.float32: 13,
         torch.int64: 12,
     }
-    found = parcel.unpack()
+    found = packed.unpack()
     torch.testing.assert_close(found.waveforms, waveforms, rtol=0, atol=0)
     (straight, turned), array, others, nothing = found.others
     assert torch.equal(straight, labels) and torch.equal(turned, labels.t())

@@ -24,7 +24,7 @@ from s3prl_mtl.distributed.peer_status import Heartbeat
 from tests.forked import FORKED
 from tests.launcher import until
 
-BEAT_SECONDS = 0.2
+HEARTBEAT_SECONDS = 0.2
 DEADLINE_SECONDS = 60.0
 LOST = RuntimeError("Connection closed by peer [127.0.0.1]:4711")
 
@@ -36,7 +36,7 @@ def client(port: int) -> PrefixStore:
 
 def live_as(rank: int, world_size: int, port: int, orders: Connection) -> None:
     """A rank that does what it is told, and otherwise blocks where it is."""
-    watch = Watch(client(port), rank, world_size, beat_seconds=BEAT_SECONDS)
+    watch = Watch(client(port), rank, world_size, heartbeat_seconds=HEARTBEAT_SECONDS)
     watch.start()
     with ExitStack() as activities:
         orders.send("started")
@@ -109,7 +109,11 @@ class Job:
             port = self.server.port
         self.store = client(port)
         watch = Watch(
-            self.store, 0, world_size, beat_seconds=BEAT_SECONDS, stall_seconds=stall_seconds
+            self.store,
+            0,
+            world_size,
+            heartbeat_seconds=HEARTBEAT_SECONDS,
+            stall_seconds=stall_seconds,
         )
         watch.start()
         self.undo.callback(watch.close)
@@ -148,7 +152,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[tuple[Any, ...]]:
 def test_a_killed_rank_is_named_with_its_process(job: Job) -> None:
     watch, (victim, witness) = job.start(3)
     victim.ask("step", 7)
-    until(lambda: Heartbeat.from_json(job.store.get("beat/1")).step == 7)
+    until(lambda: Heartbeat.from_json(job.store.get("heartbeat/1")).step == 7)
     victim.kill()
     fault = watch.find_fault(LOST)
     assert fault.ranks == {1: "silent"}
@@ -166,7 +170,7 @@ def test_a_frozen_rank_is_named_as_silent(job: Job) -> None:
 
 def test_a_rank_that_never_joined_is_named(job: Job) -> None:
     job.start(1)
-    lonely = Watch(client(job.server.port), 1, 3, beat_seconds=BEAT_SECONDS)
+    lonely = Watch(client(job.server.port), 1, 3, heartbeat_seconds=HEARTBEAT_SECONDS)
     lonely.start()
     job.undo.callback(lonely.close)
     assert lonely.find_fault(LOST).ranks == {2: "absent"}
@@ -229,7 +233,7 @@ def test_a_long_wait_of_all_ranks_names_none_of_them(
 ) -> None:
     watch, (other,) = job.start(2, stall_seconds=1.0)
     other.ask("enter", "waiting for the other ranks", True)
-    until(lambda: Heartbeat.from_json(job.store.get("beat/1")).waiting)
+    until(lambda: Heartbeat.from_json(job.store.get("heartbeat/1")).waiting)
     with watch.doing("waiting for the other ranks", waiting=True):
         until(lambda: warnings(caplog))
     assert warnings(caplog)[0][:2] == (0, "waiting for the other ranks")
@@ -238,13 +242,13 @@ def test_a_long_wait_of_all_ranks_names_none_of_them(
 def test_short_waits_and_long_work_are_not_reported(
     job: Job, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watch, _ = job.start(2, stall_seconds=4 * BEAT_SECONDS)
-    began = Heartbeat.from_json(job.store.get("beat/0")).counter
+    watch, _ = job.start(2, stall_seconds=4 * HEARTBEAT_SECONDS)
+    began = Heartbeat.from_json(job.store.get("heartbeat/0")).counter
     with watch.doing("in the backward pass"):
         # Many waits, each far shorter than the limit, together far longer; and long work between.
-        while Heartbeat.from_json(job.store.get("beat/0")).counter < began + 12:
+        while Heartbeat.from_json(job.store.get("heartbeat/0")).counter < began + 12:
             with watch.doing("waiting for the other ranks", waiting=True):
-                job.store.check(["beat/0"])
+                job.store.check(["heartbeat/0"])
     assert warnings(caplog) == []
 
 
@@ -300,8 +304,8 @@ def test_the_activity_before_a_context_is_restored_after_it(job: Job) -> None:
     watch, _ = job.start(1)
 
     def told() -> tuple[str, bool]:
-        beat = Heartbeat.from_json(job.store.get("beat/0"))
-        return beat.what, beat.waiting
+        heartbeat = Heartbeat.from_json(job.store.get("heartbeat/0"))
+        return heartbeat.what, heartbeat.waiting
 
     with watch.doing("in the backward pass"):
         with pytest.raises(ZeroDivisionError), watch.doing("waiting", waiting=True):
@@ -316,8 +320,8 @@ def test_a_rank_sends_heartbeats_while_its_main_thread_blocks_in_the_store(job: 
     blocked = threading.Thread(target=lambda: job.store.get("comes late"))
     blocked.start()
     reader = client(job.server.port)
-    first = Heartbeat.from_json(reader.get("beat/0")).counter
-    until(lambda: Heartbeat.from_json(reader.get("beat/0")).counter > first + 3)
+    first = Heartbeat.from_json(reader.get("heartbeat/0")).counter
+    until(lambda: Heartbeat.from_json(reader.get("heartbeat/0")).counter > first + 3)
     assert blocked.is_alive()
     reader.set("comes late", "now")
     blocked.join(DEADLINE_SECONDS)
@@ -337,7 +341,7 @@ def test_a_dead_store_is_logged_once(job: Job, caplog: pytest.LogCaptureFixture)
 def test_a_store_that_comes_back_is_used_again(
     job: Job, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "RETRY_SECONDS", BEAT_SECONDS)
+    monkeypatch.setattr(health, "RETRY_SECONDS", HEARTBEAT_SECONDS)
     host, port = job.host()
     watch, _ = job.start(1, port=port)
     host.kill()
@@ -347,7 +351,7 @@ def test_a_store_that_comes_back_is_used_again(
     assert [args[0] for args in warnings(caplog)] == [0, 0]
     watch.step = 5
     reader = client(port)
-    until(lambda: Heartbeat.from_json(reader.get("beat/0")).step == 5)
+    until(lambda: Heartbeat.from_json(reader.get("heartbeat/0")).step == 5)
 
 
 def test_a_store_that_does_not_answer_hangs_no_rank(
@@ -371,8 +375,8 @@ def test_an_interpreter_with_a_watch_ends_cleanly(job: Job, frozen: bool) -> Non
         "from s3prl_mtl.distributed import health\n"
         "health.ANSWER_SECONDS = 1.0\n"
         f"store = TCPStore('127.0.0.1', {port}, is_master=False)\n"
-        "health.Watch(store, 0, 2, beat_seconds=1e-4).start()\n"
-        "store.wait(['beat/0'])\n"
+        "health.Watch(store, 0, 2, heartbeat_seconds=1e-4).start()\n"
+        "store.wait(['heartbeat/0'])\n"
         f"{'' if frozen else '# '}os.kill({host.pid}, signal.SIGSTOP)\n"
     )
     ended = subprocess.run(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from downstream_plugins.ssl import MaskedPrediction
-from downstream_plugins.ssl.masked_prediction import class_logits, without_twins
+from downstream_plugins.ssl.masked_prediction import class_logits, without_duplicates
 from s3prl_mtl.upstreams import Featurizer
 from s3prl_mtl.upstreams.hubert.fairseq_file import load_hubert
 from s3prl_mtl.upstreams.shared_encoder import SharedEncoder
@@ -76,7 +76,7 @@ class Case:
             embeddings = self.expert.target_glu(embeddings)
             targets = torch.cat(list(self.others[0]), dim=1)[index, rows]
             logits = class_logits(parts[index % len(parts)], embeddings, self.expert.logit_temp)
-            logits = without_twins(logits, targets, embeddings)
+            logits = without_duplicates(logits, targets, embeddings)
             positive = logits.gather(1, targets[:, None])
             others = logits.scatter(1, targets[:, None], -torch.inf)
             found.append(torch.cat([positive, others], dim=1))

@@ -14,7 +14,7 @@ import pytest
 from s3prl_mtl.study.commands import commands_of
 from s3prl_mtl.study.execution import Execution
 from s3prl_mtl.study.plan import Plan, StudyRun
-from s3prl_mtl.study.record import RunState, survey
+from s3prl_mtl.study.record import RunStatus, survey
 from s3prl_mtl.study.settings import StudySettings
 from s3prl_mtl.training.signals import STOP_SIGNALS, StopSignals
 
@@ -73,7 +73,7 @@ class FakeStudy:
 
     def execute(
         self, jobs: int = 1, devices: Sequence[str] = (), only: Sequence[StudyRun] | None = None
-    ) -> dict[str, RunState]:
+    ) -> dict[str, RunStatus]:
         """Execute the study, and return the states at the end."""
         self.file.unlink(missing_ok=True)
         with StopSignals() as signals:

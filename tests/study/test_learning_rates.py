@@ -12,7 +12,7 @@ from s3prl_mtl.cli.main import main
 from s3prl_mtl.study.commands import Command, commands_of
 from s3prl_mtl.study.learning_rates import FILE, Rounds, read_learning_rates, runs_so_far, sweep
 from s3prl_mtl.study.plan import Plan, StudyRun
-from s3prl_mtl.study.record import RunState
+from s3prl_mtl.study.record import RunStatus
 from s3prl_mtl.study.settings import SWEEP_FILE, StudySettings, write_settings
 from s3prl_mtl.training.run_dir import mark_finished
 from tests.mistakes import user_error
@@ -29,7 +29,7 @@ class Trainer:
         self.rounds: list[tuple[int, list[float]]] = []
         self.words: list[tuple[str, ...]] = []
 
-    def __call__(self, runs: Sequence[StudyRun], commands) -> Mapping[str, RunState]:
+    def __call__(self, runs: Sequence[StudyRun], commands) -> Mapping[str, RunStatus]:
         states = {}
         found = []
         for run in runs:
@@ -40,7 +40,7 @@ class Trainer:
             rate = float(override.split("optimizer.lr=")[1].split(",,")[0])
             found.append(rate)
             value = self.score(rate, run.steps)
-            states[run.name] = RunState("failed" if value is None else "done")
+            states[run.name] = RunStatus("failed" if value is None else "done")
             if value is not None:
                 self._write(self.out / run.name, run, value)
         self.rounds.append((runs[0].steps or 0, found))

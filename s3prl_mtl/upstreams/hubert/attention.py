@@ -29,7 +29,7 @@ class SelfAttention(nn.Module):
         self.out_proj = make_linear(width, width)
 
     def projections(self) -> list[nn.Linear]:
-        """Of queries, keys, values and outputs."""
+        """The projections of queries, keys, values and outputs."""
         return [self.q_proj, self.k_proj, self.v_proj, self.out_proj]
 
     def forward(self, x: Tensor, segments: Segments, projections: Sequence[Pair]) -> Tensor:

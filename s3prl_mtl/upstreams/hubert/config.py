@@ -16,7 +16,7 @@ BASE_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 ACTIVATIONS = ("gelu", "gelu_accurate", "gelu_fast", "relu", "tanh", "linear", "swish")
 MAX_CONV_LAYERS = 64
 SPECIAL_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>"]
-"""Of fairseq's dictionaries, before the classes."""
+"""First symbols of fairseq's dictionaries, before the classes."""
 
 
 @dataclass(frozen=True)

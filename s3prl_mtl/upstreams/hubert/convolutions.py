@@ -176,7 +176,7 @@ class ConvolutionalFrontEnd(nn.Module):
 
 
 def starts(lengths: list[int]) -> list[int]:
-    """Where each part of a sequence begins."""
+    """The start of each part of a sequence."""
     return list(accumulate(lengths[:-1], initial=0))
 
 

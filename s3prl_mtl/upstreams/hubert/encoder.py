@@ -217,7 +217,7 @@ def build_hubert(
         state_dict,
         "the HuBERT that the settings describe",
         where,
-        fix="Take a complete HuBERT checkpoint from pre-training.",
+        fix="Use a complete HuBERT checkpoint from pre-training.",
     )
     return model
 

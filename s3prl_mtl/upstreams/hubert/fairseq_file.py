@@ -291,7 +291,7 @@ def make_header(config: HubertConfig) -> dict[str, Any]:
 
 
 def _entries_of_fairseq(symbols: Sequence[list[str] | None]) -> dict[str, Any]:
-    """What fairseq requires beside settings and parameters, with a dictionary for each list."""
+    """Entries that fairseq requires besides settings and parameters, with a dictionary per list."""
     return {
         "args": None,
         "criterion": None,

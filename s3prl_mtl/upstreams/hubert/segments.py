@@ -1,6 +1,6 @@
-"""Where the utterances of a batch lie in its packed frames, for operations across frames.
+"""Positions of the utterances of a batch in its packed frames, for operations across frames.
 
-Frame-wise operations of the encoder work on packed frames ``(sum T, D)`` and know nothing of
+Frame-wise operations of the encoder work on packed frames ``(sum T, D)`` independent of
 utterances. Attention works on padded groups of utterances of similar length on a CPU, and on
 offsets on a GPU; the positional convolution works on one signal with zeros between utterances:
 

@@ -153,7 +153,7 @@ def their_parameters(config: HubertConfig, state: Mapping[str, Tensor]) -> dict[
 
 
 def folder_of(path: Path) -> Path | None:
-    """The folder of transformers that a path is, or whose weights it is; None for other paths."""
+    """The folder of a transformers model, given it or its weights file; otherwise None."""
     if path.is_dir():
         return path if (path / SETTINGS).is_file() else None
     in_folder = path.name in WEIGHT_FILES and (path.parent / SETTINGS).is_file()
@@ -195,11 +195,11 @@ def read_transformers_folder(folder: Path) -> tuple[HubertConfig, dict[str, Tens
         # transformers has it only if the model masks frames in training.
         generator = torch.Generator().manual_seed(0)
         state["mask_emb"] = torch.rand(config.encoder_embed_dim, generator=generator)
-        outside.append(f"no {_MASK}: a random one takes its place")
-    # What is left fits no name: the encoder refuses it.
+        outside.append(f"no {_MASK} (initialised at random)")
+    # Keep unmatched parameters: the encoder refuses them.
     state |= inner
     if outside:
-        logger.info("Not of the encoder in %s: %s.", folder, ", ".join(outside))
+        logger.info("Differences of %s from the encoder: %s.", folder, ", ".join(outside))
     return config, {
         name: value.float() if value.is_floating_point() else value for name, value in state.items()
     }
@@ -267,7 +267,7 @@ def _read_normalize(folder: Path) -> bool:
     path = folder / PREPROCESSING
     if not path.is_file():
         raise UserError(
-            "The folder does not say whether waveforms are normalised.",
+            "The folder does not define whether waveforms are normalised.",
             where=str(path),
             fix='Write this file: {"do_normalize": true, "sampling_rate": 16000}, or false.',
             code="file-missing",

@@ -111,6 +111,6 @@ def _refuse_code(source: Any) -> None:
         raise UserError(
             f"A setting in the checkpoint is code and was not executed: {str(source)[:80]!r}.",
             where="settings of the encoder",
-            fix="Take the file from its publisher.",
+            fix="Use the file from its publisher.",
             code="torch-file-refused",
         )
