@@ -189,7 +189,7 @@ def check_steps(balancer: Balancer, steps: Sequence[Sequence[str]], rule: str) -
             f"With the sampling {rule!r} each step has one task: the balancer has nothing to "
             "combine.",
             where="balancer and runner.sampling",
-            fix="Take --sampling all, or the balancer sum, fixed or uncertainty.",
+            fix="Use --sampling all, or the balancer sum, fixed or uncertainty.",
             code="conflicting-options",
         )
     from s3prl_mtl.balancing import torchjd_balancers  # slow to import

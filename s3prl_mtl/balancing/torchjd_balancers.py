@@ -61,7 +61,7 @@ def check_steps(balancer: Balancer, steps: Sequence[Sequence[str]], rule: str) -
         return
     method, tasks, fewest = balancer.held.method, balancer.tasks, min(steps, key=len)
     never = [task for task in tasks if not any(task in own for own in steps)]
-    what, fix = "", "Take --sampling all, or another balancer such as uncertainty."
+    what, fix = "", "Use --sampling all, or another balancer such as uncertainty."
     if method.compares_tasks:
         what = f"{method.name} learns only in steps with every task."
     elif EPOCH_STEPS in method.options and never:

@@ -320,7 +320,7 @@ def resolve(config: Mapping[str, Any]) -> RunConfig:
         raise UserError(
             f"The config lacks {', '.join(missing)}.",
             where=", ".join(missing),
-            fix="Take a complete config, such as the config.yaml of a run.",
+            fix="Use a complete config, such as the config.yaml of a run.",
             code="missing-option",
         )
     names = [entry.name for entry in fields(Settings)]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from rich.table import Table
 from rich.text import Text
 
+from s3prl_mtl.fileio.text_tables import csv_text
 from s3prl_mtl.study.numbers import PLUS_MINUS, shown_cell, shown_value
 from s3prl_mtl.study.relations import Effect
 from s3prl_mtl.study.results import NAMES, Column, Results, Row
@@ -184,7 +183,7 @@ def csv_table(results: Results) -> str:
                 cell.published,
             ]
             records.append(dict(zip(FIELDS, values, strict=True)))
-    return _csv(FIELDS, records)
+    return csv_text(FIELDS, records)
 
 
 EFFECT_FIELDS = ("left_out", "task", "metric", "effect", "spread", "exceeds_spread")
@@ -200,15 +199,7 @@ def csv_effects(found: Sequence[Effect]) -> str:
             *(effect.value, effect.spread, effect.clear),
         )
         records.append(dict(zip(EFFECT_FIELDS, values, strict=True)))
-    return _csv(EFFECT_FIELDS, records)
-
-
-def _csv(fields: Sequence[str], records: Sequence[Mapping[str, object]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
+    return csv_text(EFFECT_FIELDS, records)
 
 
 def terminal_table(results: Results) -> Table:

@@ -515,7 +515,7 @@ def test_a_summed_loss_is_a_warning(loss: str, install, monkeypatch: pytest.Monk
     monkeypatch.setattr(authoring, "CONTRACT", clauses)
     assert main(["check-task", "tones"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"{found[20].verdict} 20." in shown and counts(shown, "tones") == [2, 0, 0, 1]
+    assert f"{found[20].result} 20." in shown and counts(shown, "tones") == [2, 0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -579,8 +579,8 @@ def test_the_command_exits_with_1_if_a_clause_does_not_hold(
     with pytest.raises(SystemExit) as stop:
         main(["check-task", "tones"])
     assert stop.value.code == 1
-    verdict = Finding(clauses[1], False, "").verdict
-    assert f"{verdict} 12." in " ".join(capsys.readouterr().out.split())
+    result = Finding(clauses[1], False, "").result
+    assert f"{result} 12." in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_corpus_that_is_missing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
