@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Demo, 10 minutes on two cores: synthesise a spoken corpus in the layouts of nine real ones, and run
+# Demo, 5 to 10 minutes on two cores: synthesise a spoken corpus in the layouts of nine real ones, and run
 # the paper's experiments with a small HuBERT: each head on the frozen encoder (a), all tasks with the
 # encoder trained (b-1), all but one (b-2), and the head of that one on the resulting encoder (c).
 # Ends with the table and the path of report.html.
