@@ -103,6 +103,20 @@ def add_trust(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_encoder_settings(parser: argparse._ActionsContainer) -> None:
+    """Add the flags for the features and the precision of the encoder."""
+    parser.add_argument(
+        "-s",
+        "--upstream_feature_selection",
+        metavar="FEATURES",
+        choices=["hidden_states", "layer_results", "last_hidden_state"],
+        help="hidden_states or layer_results (weighted sums of layers), or last_hidden_state",
+    )
+    parser.add_argument(
+        "--precision", choices=["fp32", "tf32", "bf16"], help="number format of the encoder"
+    )
+
+
 def unknown_word(kind: str, word: str, known: Sequence[str], otherwise: str) -> UserError:
     """The error for an unknown flag or command.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from s3prl_mtl.cli.parser import add_manifest, add_rescan, add_trust, call
+from s3prl_mtl.cli.parser import add_encoder_settings, add_manifest, add_rescan, add_trust, call
 from s3prl_mtl.distributed import DEFAULT_TIMEOUT_SECONDS
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.settings import packaged_settings
@@ -58,12 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--data", metavar="DIR", help="folder of the corpora (or $SUPERB_DATA)")
     add_manifest(what)
-    what.add_argument(
-        "-s",
-        "--upstream_feature_selection",
-        choices=["hidden_states", "layer_results", "last_hidden_state"],
-        help="layers in the weighted sum of features",
-    )
+    add_encoder_settings(what)
     # A flag of the branch, which freezes the encoder by default; here the encoder is trained.
     train = what.add_mutually_exclusive_group()
     train.add_argument(
@@ -93,7 +88,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--override", metavar="KEY=VALUE,,...", help='"config.optimizer.lr=1e-4,,args.seed=1"'
     )
     how.add_argument("--steps", type=int, help="total steps")
-    how.add_argument("--precision", choices=["fp32", "tf32", "bf16"])
     how.add_argument(
         "--checkpoint_activations",
         action="store_true",

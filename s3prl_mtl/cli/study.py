@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from s3prl_mtl.cli.parser import call
+from s3prl_mtl.cli.parser import add_encoder_settings, call
 from s3prl_mtl.cli.report import show_report
 from s3prl_mtl.errors import UserError
 from s3prl_mtl.tracking.console import OUTPUT
@@ -76,13 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="optimizer.lr of runs with a frozen encoder, by task: {ks: 1e-3, ...}",
     )
-    how.add_argument(
-        "-s",
-        "--upstream_feature_selection",
-        choices=["hidden_states", "layer_results", "last_hidden_state"],
-        help="layers in the weighted sum of features",
-    )
-    how.add_argument("--precision", choices=["fp32", "tf32", "bf16"])
+    add_encoder_settings(how)
     how.add_argument(
         "--balancer",
         metavar="NAME[:OPTION=VALUE,...]",

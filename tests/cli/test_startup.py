@@ -90,6 +90,12 @@ def test_a_call_without_words_shows_every_command_in_80_columns(capsys, monkeypa
     assert max(map(len, lines)) <= 80
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_fits_80_columns(command: str, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, command_parser(command).format_help().splitlines())) <= 80
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_train_and_evaluate_are_the_modes_of_run_mtl(mode: str) -> None:
     words = ["-e", "run", "--seed", "3"]
