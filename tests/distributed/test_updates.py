@@ -96,14 +96,11 @@ def assert_same_update(first, second, names=None) -> None:
         ours = second[1][name] - second[0][name]
         expected = after[name] - before[name]
         assert torch.equal(second[0][name], before[name]), name
-        if expected.norm() == 0:
-            assert ours.norm() == 0, name
-            continue
         # Differences of float32 weights are rounded; biases with a true gradient of zero (those of
-        # keys in attention) are rounding errors only.
+        # keys in attention) are rounding errors only, or zero by chance.
         rounding = 2**-23 * before[name].norm() + 1e-7 * whole
         error = (ours - expected).norm()
-        assert error <= 1e-5 * expected.norm() + rounding, f"{name}: {error / expected.norm()}"
+        assert error <= 1e-5 * expected.norm() + rounding, f"{name}: {error} of {expected.norm()}"
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
